@@ -1,0 +1,34 @@
+"""BioMedLM in JAX: a GPT trained on PubMed, from raw text to a checked Hugging Face release.
+
+The public names below are imported on first use, so `import biomedlm_jax` stays instant:
+
+    load(path)                     -> (model, tokenizer), from a run or a Hugging Face directory
+    pretrain(config, workdir)      -> trains, checkpoints and resumes
+    export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
+    GPT, GPTConfig                 -> model(tokens_BxL) -> logits_BxLxV
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "GPT": "model.gpt",
+    "GPTConfig": "model.config",
+    "load": "interop.huggingface",
+    "export_hf": "interop.huggingface",
+    "import_hf": "interop.huggingface",
+    "verify_hf": "interop.huggingface",
+    "pretrain": "training.loop",
+}
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__
