@@ -1,0 +1,127 @@
+"""Devices: the mesh, the one table from logical to mesh axes, shardings, multi-host start."""
+
+import contextlib
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Every array axis of the library has one of these names; nothing else knows the mesh's axes.
+RULES = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",  # the width of a weight: gathered just before use
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "length": None,
+}
+
+
+def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+    """Arrange `devices` (all by default) as a mesh of data x fsdp x tensor; one size may be -1.
+
+    `data` replicates the parameters, `fsdp` shards them and the batch, `tensor` splits heads,
+    MLP and vocabulary. Raises ValueError if the sizes do not make exactly the devices there are.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"mesh {asked}: sizes are at least 1, and at most one is -1 (the rest)")
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    if free:
+        sizes[free[0]] = len(devices) // known
+    if int(np.prod(list(sizes.values()))) != len(devices):
+        raise ValueError(
+            f"mesh {asked} does not make the {len(devices)} devices there are; choose sizes whose "
+            f"product is {len(devices)}, or set one of them to -1"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def spec(*axes: str | None) -> PartitionSpec:
+    """The PartitionSpec of an array whose axes have these logical names (None: replicated)."""
+    return PartitionSpec(*(None if axis is None else RULES[axis] for axis in axes))
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """The NamedSharding of an array whose axes have these logical names."""
+    return NamedSharding(mesh, spec(*axes))
+
+
+def tree_shardings(abstract, mesh: Mesh):
+    """Shardings for a tree of abstract nnx variables and arrays, from their logical axes.
+
+    Leaves without axis names (counters, keys) are replicated.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def of(leaf):
+        if isinstance(leaf, nnx.Variable):
+            names = leaf.get_metadata().get("out_sharding")
+            return leaf.replace(sharding(mesh, *names) if names else replicated)
+        return replicated
+
+    return jax.tree.map(of, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin an activation's sharding inside jit; without a mesh of several devices, do nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """How many parts the batch axis is cut into."""
+    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+
+
+def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
+    """Raise ValueError unless the batch, and the model's sharded axes, divide over the mesh."""
+    shards = batch_shards(mesh) * accumulation
+    if batch_size % shards:
+        raise ValueError(
+            f"training.batch_size={batch_size} does not divide over data x fsdp x accumulation = "
+            f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} = {shards}; "
+            f"choose a multiple of {shards}"
+        )
+    if model is None:
+        return
+    sizes = {
+        "heads": ("tensor", model.heads),
+        "mlp_width": ("tensor", model.mlp_width),
+        "width": ("fsdp", model.width),
+        "padded vocabulary": ("tensor", model.padded_vocab_size),
+    }
+    for name, (axis, size) in sizes.items():
+        if size % mesh.shape[axis]:
+            divisors = [n for n in range(1, size + 1) if size % n == 0]
+            raise ValueError(
+                f"mesh.{axis}={mesh.shape[axis]} does not divide the model's {name} of {size}; "
+                f"choose one of {divisors[:24]}"
+            )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh):
+    """Make `mesh` the one that `constrain` sees."""
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def start_processes(coordinator: str, *, process_id: int, process_count: int) -> None:
+    """Join `process_count` processes, the first of which listens at `coordinator` (host:port).
+
+    On CPUs the processes exchange arrays through gloo. Call it before any other use of jax.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, process_count, process_id)

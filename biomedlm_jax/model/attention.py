@@ -1,0 +1,54 @@
+"""attend(): causal scaled dot-product attention by a named implementation, never another."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+IMPLEMENTATIONS = ("xla",)
+
+
+def choose(name: str) -> str:
+    """The implementation that `name` stands for; `auto` picks by platform.
+
+    Raises ValueError for an unknown name.
+    """
+    if name == "auto":
+        return "xla"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"model.attention={name!r}; choose auto or one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    return name
+
+
+def attend(
+    query_BxHxLxK: jax.Array,
+    key_BxHxSxK: jax.Array,
+    value_BxHxSxK: jax.Array,
+    *,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention in float32 over the keys up to each query, returned as [B, H, L, K].
+
+    The logits are divided by sqrt(K). With more keys than queries the queries are the last ones.
+    """
+    L, S, K = query_BxHxLxK.shape[2], key_BxHxSxK.shape[2], query_BxHxLxK.shape[3]
+    scaled_BxHxLxK = query_BxHxLxK * (1 / math.sqrt(K))
+    logits_BxHxLxS = jnp.einsum(
+        "BHLK,BHSK->BHLS", scaled_BxHxLxK, key_BxHxSxK, preferred_element_type=jnp.float32
+    )
+    visible_LxS = jnp.arange(S) <= jnp.arange(S - L, S)[:, None]
+    logits_BxHxLxS = jnp.where(visible_LxS, logits_BxHxLxS, jnp.finfo(jnp.float32).min)
+    weights_BxHxLxS = jax.nn.softmax(logits_BxHxLxS, axis=-1).astype(value_BxHxSxK.dtype)
+    weights_BxHxLxS = dropout(weights_BxHxLxS, dropout_rate, dropout_key)
+    return jnp.einsum("BHLS,BHSK->BHLK", weights_BxHxLxS, value_BxHxSxK)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zero each element with probability `rate` and scale the rest up; without a key, x itself."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
