@@ -1,0 +1,216 @@
+"""documents.py: every format yields the same texts, and nothing that is wrong passes silently."""
+
+import gzip
+import json
+import os
+import random
+import re
+import tracemalloc
+
+import pytest
+import zstandard
+
+from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
+
+# Line separators that only `str.splitlines` believes in, the end of a line of JSON, the last plane.
+TEXTS = ["plain", "é 漢字 🧬 \U0010ffff", "a\u2028b\x0bc\x85d\re\nf\n", "  kept  ", "x" * 300_000]
+
+
+def lines(texts, **extra) -> bytes:
+    return b"".join(json.dumps({"text": text, **extra}).encode() + b"\n" for text in texts)
+
+
+def zstd_frames(data: bytes) -> bytes:
+    """Several frames, cut within lines, with one to be skipped in between (as pzstd writes)."""
+    compress = zstandard.ZstdCompressor().compress
+    skippable = (0x184D2A50).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"abc"
+    return compress(data[:50]) + skippable + compress(data[50:777]) + compress(data[777:])
+
+
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".GZ": lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:]),
+    ".Zst": zstd_frames,
+}
+
+
+def texts_of(*paths, **options) -> list[str]:
+    return [document.text for document in read_documents(paths, **options)]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_jsonl_reads_back_what_was_written(tmp_path, suffix):
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](lines(TEXTS)))
+    read = list(read_documents([path]))
+    assert [document.text for document in read] == TEXTS
+    assert [document.source for document in read] == [f"{path}:{n}" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_text_file_is_one_document(tmp_path, suffix):
+    text = "\r\n".join(TEXTS)
+    path = tmp_path / f"a.txt{suffix}"
+    path.write_bytes(COMPRESS[suffix](text.encode()))
+    (document,) = read_documents([path])
+    assert (document.text, document.source) == (text, f"{path}:1")
+
+
+def test_raw_unicode_byte_order_mark_blank_lines_and_a_missing_last_newline(tmp_path):
+    path = tmp_path / "a.json-lines"
+    raw = b"\n  \n".join(json.dumps({"text": t}, ensure_ascii=False).encode() for t in TEXTS)
+    path.write_bytes(b"\xef\xbb\xbf" + raw + b"\r\n\xef\xbb\xbf" + raw)  # as `cat` joins them
+    assert texts_of(path) == TEXTS * 2
+    plain = tmp_path / "a.txt"
+    plain.write_bytes(b"\xef\xbb\xbfabc")
+    assert texts_of(plain) == ["abc"]
+
+
+def test_fields_are_dotted_and_joined_without_the_empty_ones(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records = [{"title": "T", "meta": {"a": {"b": body}}, "abstract": ""} for body in ("B", " ")]
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert texts_of(path, text_field="title, abstract, meta.a.b") == ["T\n\nB", "T"]
+    assert texts_of(path, text_field="meta.a.b") == ["B"]
+
+
+def test_subsets_of_the_pile(tmp_path):
+    path = tmp_path / "pile.jsonl.zst"
+    names = ["PubMed Central", "Github", "PubMed Abstracts", "Github"]
+    data = b"".join(lines([name], meta={"pile_set_name": name}) for name in names)
+    path.write_bytes(zstd_frames(data))
+    skipped = Skipped()
+    wanted = ["PubMed Abstracts", "PubMed Central"]
+    assert texts_of(path, subsets=wanted, skipped=skipped) == names[0:3:2]
+    assert skipped == Skipped(subsets={"Github": 2})
+    assert texts_of(path, subsets="Github") == ["Github"] * 2
+    with pytest.raises(
+        ValueError, match=r"no documents of the subsets Pubmed .*4 of other.*Github"
+    ):
+        texts_of(path, subsets=["Pubmed"])
+
+
+BAD = {
+    b'{"text": "abc': r"got '{.text.: .abc', which is no JSON object \(Unterminated",
+    b"[1]": "got JSON of type list; a line is one object",
+    b'{"body": "b", "id": 1}': r"no field 'text' \(--text_field\) but \['body', 'id'\]",
+    b'{"text": null}': "got NoneType in the field 'text'; it holds a string",
+    b'{"text": "\xff"}': "can't decode byte 0xff",
+    b'{"text": "\\ud83e"}': "surrogates not allowed",
+    b"[" * 100_000: "recursion",
+    b'{"text": ' + b"1" * 5000 + b"}": "integer string conversion",
+}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, bad):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(["one"]) + bad + b"\n" + lines(["", "two"]))
+    with pytest.raises(ValueError, match=re.escape(f"{path}:2: ") + ".*" + BAD[bad]) as error:
+        texts_of(path)
+    assert str(error.value).endswith("--on_error=skip")
+    skipped = Skipped()
+    assert texts_of(path, on_error="skip", skipped=skipped) == ["one", "two"]
+    assert skipped == Skipped(bad=1, empty=1, examples=[str(error.value)])
+
+
+def test_a_missing_subset_is_a_bad_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(["one"], meta={}))
+    with pytest.raises(
+        ValueError, match=r"a.jsonl:1: got no field 'meta.pile_set_name' \(--subset_"
+    ):
+        texts_of(path, subsets=["PubMed Central"])
+
+
+def test_five_examples_are_enough(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"{\n" * 9 + lines(["one"]))
+    skipped = Skipped()
+    assert texts_of(tmp_path, on_error="skip", skipped=skipped) == ["one"]
+    assert (skipped.bad, len(skipped.examples)) == (9, 5)
+    assert str(skipped).startswith("9 bad lines, the first: ")
+
+
+@pytest.mark.parametrize("suffix", list(COMPRESS)[1:])
+def test_a_stream_that_was_cut_off_never_passes_for_a_short_one(tmp_path, suffix):
+    rng = random.Random(0)
+    texts = [rng.randbytes(2000).hex() for _ in range(300)]  # more than one buffer, compressed
+    whole = COMPRESS[suffix](lines(texts))
+    path = tmp_path / f"a.jsonl{suffix}"
+    (tmp_path / "b.jsonl").write_bytes(lines(["next file"]))
+    kept = {}
+    for cut in (0, 1, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"a\.jsonl\S*:\d+: the compressed stream is broken"):
+            texts_of(path)
+        skipped = Skipped()
+        *head, last = texts_of(tmp_path, on_error="skip", skipped=skipped)
+        assert (head, last, skipped.bad) == (texts[: len(head)], "next file", 1)
+        kept[cut] = len(head)
+    assert kept[0] == kept[1] == 0
+    assert 100 < kept[len(whole) // 2] < 200
+    path.write_bytes(lines(texts))
+    with pytest.raises(ValueError, match=":1: the compressed stream is broken"):
+        texts_of(path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
+    rng = random.Random(0)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](lines(rng.randbytes(10_000).hex() for _ in range(400))))
+    tracemalloc.start()
+    count = sum(1 for _ in read_documents([path]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 400
+    assert peak < 2_000_000  # of 8 million bytes
+
+
+def test_input_files_are_sorted_within_each_path_and_listed_once(tmp_path):
+    for name in ("b.txt", "d/c.jsonl.gz", "d/a.txt", ".hidden.txt", ".git/x.txt", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "b.txt")
+    names = [os.path.relpath(path, tmp_path) for path in input_files([tmp_path])]
+    assert names == ["b.txt", "d/a.txt", "d/c.jsonl.gz"]
+    paths = [tmp_path / "d/c.jsonl.gz", tmp_path / "**/*.txt", str(tmp_path)]
+    names = [os.path.relpath(path, tmp_path) for path in input_files(paths)]
+    assert names == ["d/c.jsonl.gz", "b.txt", "d/a.txt"]
+    assert input_files(str(tmp_path / "b.txt")) == [tmp_path / "b.txt"]
+    odd = tmp_path / "a[1].txt"
+    odd.touch()
+    assert input_files([odd]) == [odd]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.txt", "no such file or directory: .*missing.txt"),
+        ("*.jsonl", r"no file to read in .*\*\.jsonl; the known formats are .txt, .jsonl"),
+        ("empty", "no file to read in .*empty; the known formats are"),
+        ("a.csv", r"cannot tell the format of .*a\.csv from its name; the known formats are"),
+        ("a.*", "cannot tell the format of .*a.csv from its name"),
+        ("blank.txt", "no documents in 1 file.* 1 empty texts"),
+    ],
+)
+def test_input_that_is_not_there(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        texts_of(tmp_path / name)
+
+
+def test_arguments_are_checked_before_reading(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match="no input; name at least one"):
+        read_documents([])
+    with pytest.raises(ValueError, match="got on_error='ignore'; it is one of raise, skip"):
+        read_documents([tmp_path], on_error="ignore")
+    with pytest.raises(ValueError, match=r"got the field name 'a\.'"):
+        read_documents([tmp_path], text_field="a.")
+    with pytest.raises(ValueError, match=r"a\.txt is plain text, which has no subsets"):
+        read_documents([tmp_path], subsets=["PubMed Central"])
