@@ -21,8 +21,15 @@ COMMANDS = {
     "bench": "measure this library beside PyTorch",
 }
 
-USER_ERRORS = (ValueError, KeyError, AttributeError, TypeError, FileNotFoundError, FileExistsError,
-               NotADirectoryError, IsADirectoryError, PermissionError, ModuleNotFoundError)
+# What a user can cause. Anything else is our defect and keeps its traceback.
+INPUT_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 
 
 def overview() -> str:
@@ -31,3 +38,62 @@ def overview() -> str:
     lines = ["biomedlm: BioMedLM in JAX. Usage: biomedlm COMMAND [--flags]", ""]
     lines += [f"  {name:{width}}  {line}" for name, line in COMMANDS.items()]
     return "\n".join([*lines, "", "biomedlm COMMAND --help shows the flags of one command."])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 2 bad input, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("help", "--help", "-h"):
+        print(overview())
+        return 0
+    name, arguments = argv[0], argv[1:]
+    if name == "--version":
+        from biomedlm_jax import __version__
+
+        print(f"biomedlm_jax {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _fail("", f"unknown command {name!r}; the commands are {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"biomedlm_jax.commands.{name.replace('-', '_')}")
+    if any(argument in ("--help", "-h", "-help") for argument in arguments):
+        print(f"{command.__doc__}\nFlags:\n{command.FLAGS.get_help()}")
+        return 0
+    try:
+        _parse(command.FLAGS, name, arguments)
+    except Exception as error:  # absl and ml_collections raise many kinds while they parse
+        return _fail(name, error)
+    try:
+        command.run(command.FLAGS)
+    except INPUT_ERRORS as error:
+        return _fail(name, error)
+    except KeyboardInterrupt:
+        print(f"biomedlm {name}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(command_flags, name: str, arguments: list[str]) -> None:
+    from absl import flags
+
+    # ml_collections reads the overrides (--config.a.b=1) from sys.argv; grain wants the global
+    # flags marked as parsed.
+    sys.argv = [f"biomedlm {name}", *arguments]
+    rest = command_flags(sys.argv)[1:]
+    if rest:
+        raise ValueError(
+            f"got {rest[0]!r} without a flag; every value needs its flag, as in --name=value"
+        )
+    flags.FLAGS(sys.argv[:1])
+
+
+def _fail(name: str, error: Exception | str) -> int:
+    if os.environ.get("BIOMEDLM_TRACEBACK") and isinstance(error, Exception):
+        raise error
+    # A KeyError prints as the repr of its message; the message itself reads better.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"biomedlm {name}".rstrip() + f": error: {' '.join(str(text).split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -183,8 +183,13 @@ class GPT(nnx.Module):
             raise ValueError(
                 f"got {L} tokens; the model has {config.context_length} positions: cut the text"
             )
-        embed_key, block_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        x_BxLxD = self.wte[...].astype(config.dtype)[tokens_BxL]
+        embed_key = block_key = None
+        if dropout_key is not None:
+            embed_key, block_key = jax.random.split(dropout_key)
+        # The table's width is gathered before the lookup: a lookup in columns would have to be
+        # replicated before it could be cut into rows again.
+        wte_VxD = constrain(self.wte[...].astype(config.dtype), "vocab", None)
+        x_BxLxD = constrain(wte_VxD[tokens_BxL], "batch", "length", None)
         x_BxLxD += self.wpe[:L].astype(config.dtype)
         x_BxLxD = dropout(x_BxLxD, config.embedding_dropout, embed_key)
 

@@ -1,0 +1,137 @@
+"""A training step of this library beside transformers' GPT-2 with torch's AdamW.
+
+Both sides train the same model on the same tokens with the same number of threads; rounds
+alternate, so that a busy machine slows both.
+"""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.training.metrics import flops_per_token, peak_flops
+from biomedlm_jax.training.optimizer import make_optimizer
+from biomedlm_jax.training.state import abstract_state, compile_step, init_state, train_step
+
+OPTIMIZER = {
+    "learning_rate": 1.6e-4,
+    "warmup_steps": 100,
+    "final_lr_fraction": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "epsilon": 1e-8,
+    "weight_decay": 1.6e-5,
+    "clip_norm": 1.0,
+}
+
+
+def measure_train(
+    config: GPTConfig,
+    *,
+    batch_size: int,
+    loss_chunks: int = 1,
+    rounds: int = 5,
+    steps: int = 4,
+    peers: tuple[str, ...] = ("torch sdpa", "torch eager"),
+) -> dict:
+    """Median seconds per step of each side, over `rounds` alternating rounds of `steps` steps.
+
+    `peers` name PyTorch variants: "torch ATTENTION [compile]". Returns a dictionary with the
+    figures, the versions and the machine; `ratio` is the peer's time over ours (above 1: faster).
+    """
+    length = config.context_length
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length))
+    sides = {"biomedlm_jax": _ours(config, tokens, loss_chunks)}
+    for peer in peers:
+        sides[peer] = _torch(config, tokens, *peer.split()[1:])
+    seconds = {name: [] for name in sides}
+    first_losses = {name: step() for name, step in sides.items()}  # compiles, too
+    for step in sides.values():
+        step()
+    for _ in range(rounds):
+        for name, step in sides.items():
+            for _ in range(steps):
+                began = time.perf_counter()
+                step()
+                seconds[name].append(time.perf_counter() - began)
+    ours = statistics.median(seconds["biomedlm_jax"])
+    flops = flops_per_token(config) * batch_size * length
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return {
+        "parameters": config.parameter_count,
+        "shape": f"{config.layers} layers, width {config.width}, length {length}, "
+        f"batch {batch_size}, vocabulary {config.vocab_size:,}, {config.dtype.__name__}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "flax", "torch", "transformers")
+        },
+        "sides": {
+            name: {
+                "median_seconds": statistics.median(times),
+                "fastest_seconds": min(times),
+                "tokens_per_second": batch_size * length / statistics.median(times),
+                "flops_per_second": flops / statistics.median(times),
+                "mfu": flops / statistics.median(times) / peak if peak else None,
+                "first_loss": first_losses[name],
+                "ratio": statistics.median(times) / ours,
+            }
+            for name, times in seconds.items()
+        },
+    }
+
+
+def _ours(config: GPTConfig, tokens: np.ndarray, loss_chunks: int):
+    mesh = meshes.make_mesh()
+    tx, _ = make_optimizer(steps=1000, **OPTIMIZER)
+    with meshes.use(mesh):
+        abstract = abstract_state(config, tx, mesh)
+        state = init_state(config, tx, mesh, seed=0)
+        update = compile_step(
+            train_step, mesh=mesh, abstract=abstract, tx=tx, seed=0, loss_chunks=loss_chunks
+        )
+    batch = jax.device_put(tokens.astype(np.int32), meshes.sharding(mesh, "batch", "length"))
+
+    def step() -> float:
+        nonlocal state
+        with meshes.use(mesh):
+            state, metrics = update(state, batch)
+        return float(metrics["loss"])
+
+    return step
+
+
+def _torch(config: GPTConfig, tokens: np.ndarray, attention: str, compiled: str = ""):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model_config = GPT2Config(**config.to_hf())
+    model_config._attn_implementation = attention
+    model = GPT2LMHeadModel(model_config).to(device).train()
+    if compiled:
+        model = torch.compile(model)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1.6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=device == "cuda"
+    )
+    batch = torch.from_numpy(tokens).to(device)
+    half = config.dtype == jax.numpy.bfloat16
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            loss = model(batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step

@@ -1,0 +1,166 @@
+"""Orbax checkpoints: the model, the optimizer and the data position, restored onto any mesh.
+
+`<run>/checkpoints/<step>/` holds three items: `model` (the GPT), `optimizer` (moments and step)
+and `data` (JSON: the position in the token stream). A model alone is a checkpoint without the
+other two.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from biomedlm_jax.mesh import make_mesh
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.training.state import TrainState, abstract_model
+
+FOLDER = "checkpoints"
+
+
+def steps(run_directory: str | Path) -> list[int]:
+    """The steps of the finished checkpoints of a run, ascending.
+
+    Orbax alone takes an empty folder named `7` for the latest checkpoint; here a checkpoint counts
+    only with the metadata that Orbax writes last.
+    """
+    folder = Path(run_directory) / FOLDER
+    done = folder.glob("*/_CHECKPOINT_METADATA")
+    return sorted(int(path.parent.name) for path in done if path.parent.name.isdigit())
+
+
+def latest_step(run_directory: str | Path) -> int | None:
+    """The newest finished checkpoint, or None."""
+    found = steps(run_directory)
+    return found[-1] if found else None
+
+
+class Checkpointer:
+    """Writes a run's checkpoints in the background and restores the newest. Close it."""
+
+    def __init__(self, run_directory: str | Path, *, keep: int, background: bool = True):
+        self.run_directory = Path(run_directory).absolute()
+        for empty in (self.run_directory / FOLDER).glob("[0-9]*"):
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()  # Orbax would count it as a checkpoint
+        self._manager = ocp.CheckpointManager(
+            self.run_directory / FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                enable_async_checkpointing=background,
+                cleanup_tmp_directories=True,
+                step_name_format=ocp.step.standard_name_format(),
+            ),
+        )
+
+    def save(self, state: TrainState, position: dict) -> None:
+        """Start to write `state` under its step; raises if an earlier write failed."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(state.model),
+                optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
+                data=ocp.args.JsonSave(position),
+            ),
+            force=True,
+        )
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
+        """The newest checkpoint laid out as `abstract` says, with its data position; else None."""
+        step = latest_step(self.run_directory)
+        if step is None:
+            return None
+        check_shapes(self.run_directory / FOLDER / str(step) / "model", abstract.model)
+        saved = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(abstract.model),
+                optimizer=ocp.args.StandardRestore(
+                    {"step": abstract.step, "opt": abstract.opt_state}
+                ),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        optimizer = saved["optimizer"]
+        return TrainState(optimizer["step"], saved["model"], optimizer["opt"]), saved["data"]
+
+    def wait(self) -> None:
+        """Block until every checkpoint is on disk; raises if one could not be written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait and release the background threads."""
+        self._manager.close()
+
+
+def check_shapes(item: Path, model: GPT) -> None:
+    """Raise ValueError unless the saved item has exactly this model's tensors.
+
+    Orbax itself would cast another dtype silently.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = _flat(checkpointer.metadata(item).item_metadata.tree)
+    wanted = _flat(model)
+    if saved == wanted:
+        return
+    name = next(n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n))
+    raise ValueError(
+        f"the checkpoint {item.parent} is of another model: {name} is {_say(saved.get(name))} "
+        f"there and {_say(wanted.get(name))} in this config; use the run's own config"
+    )
+
+
+def _flat(tree) -> dict[str, tuple]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    # Orbax's metadata speaks of dictionaries where the model has attributes.
+    return {
+        ".".join(str(getattr(k, "name", getattr(k, "key", k))) for k in path): (
+            tuple(leaf.shape),
+            np.dtype(leaf.dtype).name,
+        )
+        for path, leaf in leaves
+    }
+
+
+def _say(shape_and_dtype) -> str:
+    if shape_and_dtype is None:
+        return "absent"
+    shape, dtype = shape_and_dtype
+    return f"{dtype}{list(shape)}"
+
+
+def save_model(run_directory: str | Path, model: GPT, *, step: int = 0) -> None:
+    """Write `model` alone as a run's checkpoint and wait until it is on disk."""
+    folder = Path(run_directory).absolute() / FOLDER
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(model)))
+
+
+def load_model(
+    run_directory: str | Path,
+    config: GPTConfig,
+    *,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+) -> GPT:
+    """Read a run's model alone, its newest checkpoint by default, laid out on `mesh`.
+
+    Without a mesh it goes onto one device. Raises FileNotFoundError if there is no such
+    checkpoint and ValueError if it is of another config.
+    """
+    found = steps(run_directory)
+    step = step if step is not None else (found[-1] if found else None)
+    if step not in found:
+        raise FileNotFoundError(
+            f"{run_directory} has no finished checkpoint"
+            f"{'' if step is None else f' of step {step}'}; finished are {found or 'none'}"
+        )
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]) if mesh is None else mesh
+    abstract = abstract_model(config, mesh)
+    item = Path(run_directory).absolute() / FOLDER / str(step) / "model"
+    check_shapes(item, abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(item, abstract)

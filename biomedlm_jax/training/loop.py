@@ -1,0 +1,254 @@
+"""pretrain(): one visible loop."""
+
+import contextlib
+import functools
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer
+from biomedlm_jax.corpus.tokens import read_manifest
+from biomedlm_jax.training.checkpoint import Checkpointer, latest_step
+from biomedlm_jax.training.loss import summed_loss
+from biomedlm_jax.training.metrics import (
+    Recorder,
+    Silent,
+    flops_per_token,
+    peak_flops,
+    validation_metrics,
+)
+from biomedlm_jax.training.optimizer import make_optimizer
+from biomedlm_jax.training.run import check_config, open_run
+from biomedlm_jax.training.state import abstract_state, compile_step, init_state, train_step
+
+
+def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
+    """Train the config's GPT on its token rows; called again on the same `workdir`, go on.
+
+    Writes `config.json`, the tokenizer, `checkpoints/`, `metrics.jsonl` and TensorBoard events
+    into `workdir`. Ctrl-C (or SIGTERM) ends the step, saves and raises KeyboardInterrupt.
+    Returns the last validation metrics and the step. Raises ValueError, before anything is
+    compiled or written, if the config, the data or the directory do not fit together.
+    """
+    # ---- Check: everything that can be wrong is said now.
+    workdir = Path(workdir).absolute()
+    model_config = check_config(config)
+    first = jax.process_index() == 0
+    mesh = meshes.make_mesh(**config.mesh)
+    training = config.training
+    meshes.check_fits(
+        mesh, batch_size=training.batch_size, accumulation=training.accumulation, model=model_config
+    )
+    if model_config.context_length % training.loss_chunks:
+        raise ValueError(
+            f"training.loss_chunks={training.loss_chunks} does not divide "
+            f"model.context_length={model_config.context_length}"
+        )
+    tx, schedule = make_optimizer(steps=training.steps, **config.optimizer)
+    manifest = read_manifest(config.data.path)
+    check_tokens(
+        manifest, vocab_size=model_config.vocab_size, length=model_config.context_length
+    )
+    rows = meshes.sharding(mesh, "batch", "length")
+    batches = Batches(
+        config.data.path,
+        split="train",
+        batch_size=training.batch_size,
+        sharding=rows,
+        seed=config.data.seed,
+    )
+    open_run(config, workdir, write=first)
+    if first:
+        save_tokenizer(load_tokenizer(config.data.path), workdir)
+
+    # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
+    with contextlib.ExitStack() as resources:
+        resources.callback(batches.close)
+        resources.enter_context(meshes.use(mesh))
+        abstract = abstract_state(model_config, tx, mesh)
+        checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
+        resources.callback(checkpointer.close)
+        restored = checkpointer.restore(abstract)
+        if restored is None:
+            state = init_state(model_config, tx, mesh, seed=training.seed)
+        else:
+            state, position = restored
+            batches.restore(position)
+        step = begin = int(state.step)
+        recorder = Silent()
+        if first:
+            recorder = Recorder(
+                workdir, first_step=begin, steps=training.steps, **_board(config.logging)
+            )
+        resources.callback(recorder.close)
+        _introduce(recorder, model_config, mesh, manifest, config, begin)
+
+        # ---- Steps.
+        update = compile_step(
+            train_step,
+            mesh=mesh,
+            abstract=abstract,
+            tx=tx,
+            seed=training.seed,
+            accumulation=training.accumulation,
+            loss_chunks=training.loss_chunks,
+        )
+        evaluate = _evaluator(config, manifest, mesh)
+        pace = Pace(model_config, tokens_per_step=training.batch_size * manifest["length"])
+        stop = resources.enter_context(_stop_signals(recorder))
+        result, pending, saved = {}, None, begin
+        while step < training.steps:
+            state, metrics = update(state, next(batches))
+            step += 1
+            # The figures of the step before: fetching them waits for a step already behind us.
+            pending, done = {"step": step, **metrics}, pending
+            if done and done["step"] % config.logging.every == 0:
+                recorder.write(*_figures(done, schedule, pace))
+            stopping = stop(step % config.logging.every == 0)
+            last = stopping or step == training.steps
+            if last:
+                recorder.write(*_figures(pending, schedule, pace))
+            if training.evaluate_every and (
+                step % training.evaluate_every == 0 or step == training.steps
+            ):
+                with pace.paused(state.step):
+                    result = evaluate(state.model)
+                recorder.write(step, result)
+            if step % config.checkpoint.every == 0 or last:
+                with pace.paused(state.step):
+                    checkpointer.save(state, batches.position())
+                saved = step
+            if stopping:
+                break
+        checkpointer.wait()
+        if step < training.steps:
+            recorder.say(f"stopped at step {saved}, saved; the same command goes on from there")
+            raise KeyboardInterrupt
+        recorder.say(f"done: step {step}, {workdir}")
+        return {"step": step, **result}
+
+
+class Pace:
+    """Tokens per second, seconds per step and MFU between two readings, pauses left out."""
+
+    def __init__(self, config, *, tokens_per_step: int):
+        self._tokens = tokens_per_step
+        self._flops = flops_per_token(config)
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak * jax.device_count() if peak else None
+        self._since = self._step = None
+
+    def read(self, step: int) -> dict[str, float]:
+        """Figures of the steps since the last reading; none at the first, which compiled."""
+        now, since, before = time.perf_counter(), self._since, self._step
+        self._since, self._step = now, step
+        if since is None or step == before:
+            return {}
+        seconds = (now - since) / (step - before)
+        speed = self._tokens / seconds
+        figures = {"step_seconds": seconds, "tokens_per_second": speed}
+        if self._peak:
+            figures["mfu"] = speed * self._flops / self._peak
+        return figures
+
+    @contextlib.contextmanager
+    def paused(self, ready: jax.Array):
+        """Leave the time of a `with` block out, once the steps before it (`ready`) are done."""
+        jax.block_until_ready(ready)
+        began = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - began
+
+
+def _figures(done: dict, schedule, pace: Pace) -> tuple[int, dict[str, float]]:
+    step, loss = done["step"], float(done["loss"])
+    if not np.isfinite(loss):
+        raise ValueError(
+            f"the loss of step {step} is {loss}; the last checkpoint is intact. Lower "
+            "optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start a new run"
+        )
+    # `step` updates were done, the last of them with the rate of index step - 1.
+    rate, norm = float(schedule(step - 1)), float(done["grad_norm"])
+    figures = {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+    return step, {**figures, **pace.read(step)}
+
+
+def _evaluator(config: ConfigDict, manifest: dict, mesh):
+    """A function from the model to validation metrics over every process's rows."""
+    training = config.training
+    limit = training.evaluate_batches if training.evaluate_batches > 0 else None
+    loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
+    split = manifest["splits"]["validation"]
+
+    def evaluate(model) -> dict[str, float]:
+        total = count = 0.0
+        rows = meshes.sharding(mesh, "batch", "length")
+        for tokens, weights in validation_batches(
+            config.data.path, batch_size=training.batch_size, sharding=rows, limit=limit
+        ):
+            sums = loss_sums(model, tokens, weights_B=weights)
+            total, count = total + float(sums[0]), count + float(sums[1])
+        return validation_metrics(
+            total / count, tokens=split["tokens"], text_bytes=split["text_bytes"]
+        )
+
+    return evaluate
+
+
+@contextlib.contextmanager
+def _stop_signals(recorder):
+    """Yield a function that says whether to stop; the second signal ends the process at once."""
+    asked = []
+
+    def ask(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        recorder.say("stopping after this step; the state is being saved (again: stop at once)")
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: nobody can send us a signal
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(agree: bool) -> bool:
+        if jax.process_count() == 1:
+            return bool(asked)
+        # All processes must save the same step, so they ask each other, and seldom.
+        return agree and bool(multihost_utils.process_allgather(np.array(bool(asked))).any())
+
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _board(logging: ConfigDict) -> dict:
+    return {"tensorboard": logging.tensorboard}
+
+
+def _introduce(recorder, model_config, mesh, manifest, config, begin: int) -> None:
+    train = manifest["splits"]["train"]
+    tokens = config.training.steps * config.training.batch_size * manifest["length"]
+    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    recorder.say(
+        f"{model_config.parameter_count:,} parameters on {mesh.size} "
+        f"{jax.devices()[0].device_kind} ({sizes}), {np.dtype(model_config.dtype).name}"
+    )
+    recorder.say(
+        f"{config.training.steps:,} steps of {config.training.batch_size} x {manifest['length']} "
+        f"tokens: {tokens / train['tokens']:.2f} passes over {train['tokens']:,} tokens"
+    )
+    if begin:
+        recorder.say(f"resuming after step {begin} of {config.training.steps}")
+
+
+__all__ = ["latest_step", "pretrain"]

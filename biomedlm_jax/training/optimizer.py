@@ -1,0 +1,91 @@
+"""The optimizer: warmup-cosine schedule and decoupled AdamW in optax."""
+
+import optax
+
+
+def warmup_cosine(
+    *, learning_rate: float, warmup_steps: int, steps: int, final_lr_fraction: float
+) -> optax.Schedule:
+    """Linear warmup from 0 (the first step has rate 0), then a cosine to a fraction of the peak.
+
+    Raises ValueError unless 0 <= warmup_steps < steps and the fraction is in [0, 1].
+    """
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup_steps} with training.steps={steps}; "
+            "the warmup must be shorter than the run"
+        )
+    if not 0 <= final_lr_fraction <= 1:
+        raise ValueError(f"optimizer.final_lr_fraction={final_lr_fraction}; it must be in [0, 1]")
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup_steps else learning_rate,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=steps,
+        end_value=learning_rate * final_lr_fraction,
+    )
+
+
+def decoupled_adamw(
+    schedule: optax.Schedule,
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+) -> optax.GradientTransformation:
+    """Composer's `DecoupledAdamW`: each step multiplies p by 1 - (lr_t / lr_0) * weight_decay.
+
+    PyTorch's and optax's AdamW decay by lr_t * weight_decay, so the same rule is theirs with
+    weight_decay / lr_0 (1.6e-5 at lr 1.6e-4 is their 0.1). Every parameter decays, layer norms
+    and biases too: the published run had one parameter group.
+    """
+    return optax.adamw(
+        schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay / learning_rate
+    )
+
+
+def make_optimizer(
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    final_lr_fraction: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of a config's `optimizer` group for a run of `steps`, and its schedule.
+
+    `clip_norm` bounds the global norm of the gradient; 0 leaves it as it is. Raises ValueError
+    for a rate, a norm or an epsilon that cannot be.
+    """
+    for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon)):
+        if value <= 0:
+            raise ValueError(f"optimizer.{name}={value}; it must be above 0")
+    for name, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
+        if value < 0:
+            raise ValueError(f"optimizer.{name}={value}; it must be at least 0")
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"optimizer.{name}={value}; it must be in [0, 1)")
+    schedule = warmup_cosine(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        steps=steps,
+        final_lr_fraction=final_lr_fraction,
+    )
+    adamw = decoupled_adamw(
+        schedule,
+        learning_rate=learning_rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+    )
+    if not clip_norm:
+        return adamw, schedule
+    return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), schedule

@@ -1,0 +1,137 @@
+"""A run's config and directory: read, checked and compared before anything is compiled."""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from biomedlm_jax.model.config import GPTConfig
+
+# Every group of a run's config but `model` (whose schema is GPTConfig) and the types it takes.
+GROUPS = {
+    "data": {"path": str, "seed": int},
+    "mesh": {"data": int, "fsdp": int, "tensor": int},
+    "optimizer": {
+        "learning_rate": float,
+        "warmup_steps": int,
+        "final_lr_fraction": float,
+        "beta1": float,
+        "beta2": float,
+        "epsilon": float,
+        "weight_decay": float,
+        "clip_norm": float,
+    },
+    "training": {
+        "steps": int,
+        "batch_size": int,
+        "accumulation": int,
+        "loss_chunks": int,
+        "seed": int,
+        "evaluate_every": int,
+        "evaluate_batches": int,
+    },
+    "checkpoint": {"every": int, "keep": int},
+    "logging": {"every": int, "tensorboard": bool},
+}
+# A run may be continued with other values of these: they change where and how it is executed.
+FREE = {
+    "model": {"compute_dtype", "attention", "remat", "unroll"},
+    "data": {"path"},
+    "mesh": set(GROUPS["mesh"]),
+    "training": {"loss_chunks", "evaluate_every", "evaluate_batches"},
+    "checkpoint": set(GROUPS["checkpoint"]),
+    "logging": set(GROUPS["logging"]),
+}
+AT_LEAST_ONE = {
+    "training": ("steps", "batch_size", "accumulation", "loss_chunks"),
+    "checkpoint": ("every", "keep"),
+    "logging": ("every",),
+}
+
+
+def check_config(config: ConfigDict) -> GPTConfig:
+    """Check groups, names, types and ranges of a run's config; return its model's.
+
+    Raises ValueError naming the first key that is unknown, missing or of another type.
+    """
+    _check_names("config", config, {"model", *GROUPS})
+    for group, schema in GROUPS.items():
+        _check_names(f"config.{group}", config[group], schema)
+        for name, kind in schema.items():
+            value = config[group][name]
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(
+                    f"config.{group}.{name}={value!r} is a {type(value).__name__}; "
+                    f"it must be {kind.__name__}"
+                )
+    for group, names in AT_LEAST_ONE.items():
+        for name in names:
+            if config[group][name] < 1:
+                raise ValueError(
+                    f"config.{group}.{name}={config[group][name]}; it must be at least 1"
+                )
+    if not config.data.path:
+        raise ValueError(
+            "config.data.path is empty; set --config.data.path=DIR to a directory that "
+            "`biomedlm build-tokens` wrote"
+        )
+    _check_names("config.model", config.model, GPTConfig.__dataclass_fields__)
+    return GPTConfig(**config.model)
+
+
+def _check_names(where: str, got, known) -> None:
+    unknown = sorted(set(got) - set(known))
+    missing = sorted(set(known) - set(got))
+    if unknown:
+        raise ValueError(f"{where} has {unknown}, which is unknown; known are {sorted(known)}")
+    if missing:
+        raise ValueError(f"{where} lacks {missing}; every value stands in the config file")
+
+
+def open_run(config: ConfigDict, workdir: Path, *, write: bool = True) -> None:
+    """Write `config.json` into a new run directory, or check that it is this run's.
+
+    Raises ValueError if the directory holds a run of another config, or something else.
+    """
+    path = workdir / "config.json"
+    new = json.loads(config.to_json())
+    if not path.exists():
+        if workdir.is_dir() and any(workdir.iterdir()):
+            raise ValueError(
+                f"{workdir} holds files but no run (no config.json); choose an empty directory"
+            )
+        if write:
+            workdir.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+        return
+    old = read_config(workdir)
+    for group in ("model", *GROUPS):
+        for name, value in new[group].items():
+            before = old.get(group, {}).get(name)
+            if before != value and name not in FREE.get(group, ()):
+                raise ValueError(
+                    f"{workdir} holds a run with {group}.{name}={before!r}, and the config says "
+                    f"{value!r}; resume it with its own config, or choose another --workdir"
+                )
+    if write:
+        path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(run_directory: str | Path) -> dict:
+    """The `config.json` of a run directory; raises FileNotFoundError or ValueError."""
+    path = Path(run_directory) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{run_directory} is not a run directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if "model" not in config:
+        raise ValueError(f"{path} has no `model` group, so it is not a run's config")
+    return config
+
+
+def read_model_config(run_directory: str | Path, **execution) -> GPTConfig:
+    """The model's config of a run directory; `execution` overrides fields such as the dtype."""
+    return GPTConfig(**{**read_config(run_directory)["model"], **execution})
