@@ -135,3 +135,17 @@ def _torch(config: GPTConfig, tokens: np.ndarray, attention: str, compiled: str 
         return loss.item()
 
     return step
+
+
+def print_table(figures: dict) -> None:
+    """Print the figures of `measure_train` as a table."""
+    print(f"{figures['parameters']:,} parameters: {figures['shape']}")
+    print(figures["machine"], ", ".join(f"{n} {v}" for n, v in figures["versions"].items()))
+    print(f"{'':24} {'s/step':>8} {'fastest':>8} {'tokens/s':>10} {'GFLOP/s':>9} {'ratio':>6}")
+    for name, side in figures["sides"].items():
+        print(
+            f"{name:24} {side['median_seconds']:8.3f} {side['fastest_seconds']:8.3f} "
+            f"{side['tokens_per_second']:10,.0f} {side['flops_per_second'] / 1e9:9,.0f} "
+            f"{side['ratio']:6.2f}" + (f"  MFU {side['mfu']:.1%}" if side["mfu"] else "")
+        )
+    print("ratio: the side's median over that of biomedlm_jax; above 1, biomedlm_jax is faster")

@@ -18,6 +18,9 @@ from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.training.state import TrainState, abstract_model
 
 FOLDER = "checkpoints"
+# Orbax would write a leaf of up to 2 GiB as one chunk and buffer whole files of that size, which
+# doubles the memory that a large model takes while it is saved or read.
+CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**24, 2**26, 2**30
 
 
 def steps(run_directory: str | Path) -> list[int]:
@@ -60,7 +63,7 @@ class Checkpointer:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                model=ocp.args.StandardSave(state.model),
+                model=ocp.args.StandardSave(state.model, save_args=_in_chunks(state.model)),
                 optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
                 data=ocp.args.JsonSave(position),
             ),
@@ -135,8 +138,11 @@ def save_model(run_directory: str | Path, model: GPT, *, step: int = 0) -> None:
     """Write `model` alone as a run's checkpoint and wait until it is on disk."""
     folder = Path(run_directory).absolute() / FOLDER
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    args = ocp.args.PyTreeSave(
+        model, save_args=_in_chunks(model), ocdbt_target_data_file_size=FILE_BYTES
+    )
     with ocp.CheckpointManager(folder, options=options) as manager:
-        manager.save(step, args=ocp.args.Composite(model=ocp.args.StandardSave(model)))
+        manager.save(step, args=ocp.args.Composite(model=args))
 
 
 def load_model(
@@ -162,5 +168,37 @@ def load_model(
     abstract = abstract_model(config, mesh)
     item = Path(run_directory).absolute() / FOLDER / str(step) / "model"
     check_shapes(item, abstract)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(item, abstract)
+    leaves, structure = jax.tree.flatten(abstract)
+    restored = [ocp.PLACEHOLDER] * len(leaves)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        for part in _parts(leaves):
+            wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
+            how = [ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves]
+            args = ocp.args.PyTreeRestore(
+                structure.unflatten(wanted), restore_args=structure.unflatten(how)
+            )
+            got = jax.tree.leaves(checkpointer.restore(item, args=args))
+            for i in part:
+                restored[i] = got[i]
+    return structure.unflatten(restored)
+
+
+def _in_chunks(model: GPT):
+    return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), model)
+
+
+def _parts(leaves: list) -> list[list[int]]:
+    """Indices of leaves to read at once, largest first.
+
+    While it is read a leaf exists twice, in the host's memory and on its device, which are one
+    and the same on a CPU. The largest do so while the others are not there yet.
+    """
+    parts, room = [], 0
+    for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size):
+        size = leaves[i].size * leaves[i].dtype.itemsize
+        if not parts or size > room:
+            parts.append([])
+            room = PART_BYTES
+        parts[-1].append(i)
+        room -= size
+    return parts

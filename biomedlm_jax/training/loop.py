@@ -15,7 +15,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer
 from biomedlm_jax.corpus.tokens import read_manifest
-from biomedlm_jax.training.checkpoint import Checkpointer, latest_step
+from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.loss import summed_loss
 from biomedlm_jax.training.metrics import (
     Recorder,
@@ -53,9 +53,12 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         )
     tx, schedule = make_optimizer(steps=training.steps, **config.optimizer)
     manifest = read_manifest(config.data.path)
-    check_tokens(
-        manifest, vocab_size=model_config.vocab_size, length=model_config.context_length
-    )
+    check_tokens(manifest, vocab_size=model_config.vocab_size, length=model_config.context_length)
+    if training.evaluate_every and not manifest["splits"]["validation"]["rows"]:
+        raise ValueError(
+            f"{config.data.path} has no validation rows; build it with a --validation_fraction, "
+            "or set --config.training.evaluate_every=0"
+        )
     rows = meshes.sharding(mesh, "batch", "length")
     batches = Batches(
         config.data.path,
@@ -85,7 +88,10 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         recorder = Silent()
         if first:
             recorder = Recorder(
-                workdir, first_step=begin, steps=training.steps, **_board(config.logging)
+                workdir,
+                first_step=begin,
+                steps=training.steps,
+                tensorboard=config.logging.tensorboard,
             )
         resources.callback(recorder.close)
         _introduce(recorder, model_config, mesh, manifest, config, begin)
@@ -103,33 +109,30 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         evaluate = _evaluator(config, manifest, mesh)
         pace = Pace(model_config, tokens_per_step=training.batch_size * manifest["length"])
         stop = resources.enter_context(_stop_signals(recorder))
-        result, pending, saved = {}, None, begin
-        while step < training.steps:
+        result, pending, stopping = {}, None, False
+        while step < training.steps and not stopping:
             state, metrics = update(state, next(batches))
             step += 1
-            # The figures of the step before: fetching them waits for a step already behind us.
-            pending, done = {"step": step, **metrics}, pending
-            if done and done["step"] % config.logging.every == 0:
-                recorder.write(*_figures(done, schedule, pace))
+            # The step before: fetching its figures waits for work that is already behind us.
+            if pending and pending["step"] % config.logging.every == 0:
+                recorder.write(*_figures(pending, schedule, pace))
+            pending = {"step": step, **metrics}
             stopping = stop(step % config.logging.every == 0)
             last = stopping or step == training.steps
-            if last:
+            evaluating = _due(step, training.evaluate_every, training.steps)
+            saving = last or _due(step, config.checkpoint.every, training.steps)
+            if evaluating or saving:
                 recorder.write(*_figures(pending, schedule, pace))
-            if training.evaluate_every and (
-                step % training.evaluate_every == 0 or step == training.steps
-            ):
-                with pace.paused(state.step):
-                    result = evaluate(state.model)
-                recorder.write(step, result)
-            if step % config.checkpoint.every == 0 or last:
-                with pace.paused(state.step):
-                    checkpointer.save(state, batches.position())
-                saved = step
-            if stopping:
-                break
+                pending = None
+                with pace.paused():
+                    if evaluating:
+                        result = evaluate(state.model)
+                        recorder.write(step, result)
+                    if saving:
+                        checkpointer.save(state, batches.position())
         checkpointer.wait()
         if step < training.steps:
-            recorder.say(f"stopped at step {saved}, saved; the same command goes on from there")
+            recorder.say(f"stopped at step {step}, saved; the same command goes on from there")
             raise KeyboardInterrupt
         recorder.say(f"done: step {step}, {workdir}")
         return {"step": step, **result}
@@ -159,9 +162,8 @@ class Pace:
         return figures
 
     @contextlib.contextmanager
-    def paused(self, ready: jax.Array):
-        """Leave the time of a `with` block out, once the steps before it (`ready`) are done."""
-        jax.block_until_ready(ready)
+    def paused(self):
+        """Leave the time of a `with` block out; a reading precedes it, so no step is running."""
         began = time.perf_counter()
         yield
         if self._since is not None:
@@ -231,8 +233,9 @@ def _stop_signals(recorder):
             signal.signal(number, handler)
 
 
-def _board(logging: ConfigDict) -> dict:
-    return {"tensorboard": logging.tensorboard}
+def _due(step: int, every: int, steps: int) -> bool:
+    """Whether something done `every` steps (0: never), and after the last, is due now."""
+    return bool(every) and (step % every == 0 or step == steps)
 
 
 def _introduce(recorder, model_config, mesh, manifest, config, begin: int) -> None:
@@ -249,6 +252,3 @@ def _introduce(recorder, model_config, mesh, manifest, config, begin: int) -> No
     )
     if begin:
         recorder.say(f"resuming after step {begin} of {config.training.steps}")
-
-
-__all__ = ["latest_step", "pretrain"]

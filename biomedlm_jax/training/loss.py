@@ -67,7 +67,7 @@ def _forward(vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL, *, 
         target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
         exp_BxCxV = jnp.exp(logits_BxCxV - largest_BxCx1)
         sum_BxCx1 = exp_BxCxV.sum(-1, keepdims=True)
-        losses_BxC = jnp.log(sum_BxCx1[..., 0]) + largest_BxCx1[..., 0] - target_BxC
+        losses_BxC = jnp.log(sum_BxCx1[..., 0]) + (largest_BxCx1[..., 0] - target_BxC)
         total += (losses_BxC * weights_BxC).sum()
         if not gradients:
             return (total, dwte_VxD), None

@@ -1,0 +1,73 @@
+"""Measure this library beside its peers, in alternating rounds, with medians and ratios.
+
+    biomedlm bench --what=train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
+    biomedlm bench --what=tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
+
+`train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`); `tokens`
+times the building of token rows beside the bare tokenizer.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_enum("what", "train", ["train", "tokens"], "What to measure.", flag_values=FLAGS)
+flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)
+flags.DEFINE_integer("rounds", 5, "Alternating rounds.", 1, flag_values=FLAGS)
+for name, default, meaning in (
+    ("steps", 4, "Steps of each side in a round."),
+    ("layers", 6, "Layers."),
+    ("width", 384, "Width."),
+    ("heads", 6, "Heads."),
+    ("length", 256, "Tokens in a row."),
+    ("batch_size", 8, "Rows in a batch."),
+    ("vocab_size", 28_896, "Entries of the vocabulary."),
+    ("loss_chunks", 1, "Parts of the output head's loss."),
+    ("unroll", 1, "Layers per iteration of the scan."),
+):
+    flags.DEFINE_integer(name, default, f"train: {meaning}", 1, flag_values=FLAGS)
+flags.DEFINE_string("dtype", "auto", "train: compute dtype.", flag_values=FLAGS)
+peers = ["torch sdpa", "torch eager"]
+flags.DEFINE_list("peers", peers, "train: torch ATTENTION [compile].", flag_values=FLAGS)
+flags.DEFINE_list("input", [], "tokens: files, directories, globs.", flag_values=FLAGS)
+flags.DEFINE_string("text_field", "text", "tokens: the field of the text.", flag_values=FLAGS)
+flags.DEFINE_string("tokenizer", None, "tokens: the tokenizer's directory.", flag_values=FLAGS)
+
+
+def run(options: flags.FlagValues) -> None:
+    """Measure, print the table, and write the figures where asked."""
+    figures = (_train if options.what == "train" else _tokens)(options)
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _train(options) -> dict:
+    from biomedlm_jax.benchmarks.train import measure_train, print_table
+    from biomedlm_jax.model.config import GPTConfig
+
+    names = ("layers", "width", "heads", "vocab_size", "unroll")
+    rates = ("embedding_dropout", "attention_dropout", "residual_dropout")
+    config = GPTConfig(
+        context_length=options.length,
+        compute_dtype=options.dtype,
+        **{name: options[name].value for name in names},
+        **dict.fromkeys(rates, 0.0),
+    )
+    names = ("batch_size", "loss_chunks", "rounds", "steps")
+    figures = measure_train(
+        config, peers=tuple(options.peers), **{name: options[name].value for name in names}
+    )
+    print_table(figures)
+    return figures
+
+
+def _tokens(options) -> dict:
+    from biomedlm_jax.benchmarks.tokens import run_benchmark
+
+    if not options.input or not options.tokenizer:
+        raise ValueError("bench --what=tokens needs --input and --tokenizer")
+    return run_benchmark(
+        options.input, options.tokenizer, text_field=options.text_field, repeats=options.rounds
+    )

@@ -1,0 +1,96 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.training.loss import cross_entropy, next_token_loss
+
+CONFIG = GPTConfig(
+    vocab_size=300,
+    context_length=16,
+    layers=2,
+    width=32,
+    heads=2,
+    initializer_range=0.3,
+    embedding_dropout=0.0,
+    attention_dropout=0.0,
+    residual_dropout=0.0,
+)
+
+
+def plain_loss(model, tokens_BxL, weights_B=None):
+    """The same loss through log_softmax of the visible logits and jax's own gradients."""
+    logp = jax.nn.log_softmax(model(tokens_BxL)[:, :-1])
+    nll = -jnp.take_along_axis(logp, tokens_BxL[:, 1:, None], -1)[..., 0]
+    weights = jnp.ones(len(nll)) if weights_B is None else weights_B
+    return (nll * weights[:, None]).sum() / (weights.sum() * nll.shape[1])
+
+
+def jit_grad(loss):
+    return jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return GPT(CONFIG, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(1), (4, 16), 0, 300)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 16])
+@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 1.0, 0.5]])
+def test_loss_and_gradients_equal_log_softmaxs(model, tokens, chunks, weights):
+    weights_B = None if weights is None else jnp.array(weights)
+    mine, mine_grad = jit_grad(
+        lambda m: next_token_loss(m, tokens, weights_B=weights_B, chunks=chunks)
+    )(model)
+    theirs, theirs_grad = jit_grad(lambda m: plain_loss(m, tokens, weights_B))(model)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(mine_grad), jax.tree.leaves(theirs_grad), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_loss_equals_torchs_cross_entropy(model, tokens):
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    logits = torch.from_numpy(np.array(jax.jit(GPT.__call__)(model, tokens)))[:, :-1].reshape(
+        -1, 300
+    )
+    targets = torch.from_numpy(np.array(tokens))[:, 1:].reshape(-1).long()
+    theirs = torch.nn.functional.cross_entropy(logits, targets).item()
+    np.testing.assert_allclose(jax.jit(next_token_loss)(model, tokens), theirs, rtol=1e-6)
+
+
+def test_padding_rows_get_no_gradient(model, tokens):
+    _, grad = jit_grad(lambda m: next_token_loss(m, tokens))(model)
+    assert not np.asarray(grad.wte[300:]).any()
+    assert np.asarray(grad.wte[:300]).any()
+
+
+def test_far_logits_do_not_overflow_or_vanish():
+    x = jnp.full((1, 2, 4), 30.0)
+    wte = jnp.concatenate([jnp.full((3, 4), -5.0), jnp.zeros((1, 4))])  # the last row is padding
+    targets, weights = jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2))
+    total = cross_entropy(3, 1, x, wte, targets, weights)
+    np.testing.assert_allclose(total, 2 * np.log(3), rtol=1e-6)
+    far = cross_entropy(3, 1, -1000 * x, wte, targets, weights)
+    np.testing.assert_allclose(far, 2 * np.log(3), rtol=1e-6)
+
+
+def test_bfloat16_gradients_come_close(model, tokens):
+    half = GPT(dataclasses.replace(CONFIG, compute_dtype="bfloat16"), key=jax.random.key(0))
+    (_, a), (_, b) = (jit_grad(lambda m: next_token_loss(m, tokens))(m) for m in (half, model))
+    error = jnp.abs(a.wte[...] - b.wte[...]).max() / jnp.abs(b.wte[...]).max()
+    assert 0 < error < 0.05
+    assert a.wte[...].dtype == jnp.float32
+
+
+def test_chunks_that_do_not_divide(model, tokens):
+    with pytest.raises(ValueError, match=r"loss_chunks=3 does not divide the length 16"):
+        next_token_loss(model, tokens, chunks=3)
