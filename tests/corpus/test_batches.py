@@ -1,0 +1,271 @@
+"""batches.py: one order of rows, on any devices and processes, resumed exactly."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
+from biomedlm_jax.corpus.documents import Document
+from biomedlm_jax.corpus.rows import Rows
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.tokens import build_tokens, read_manifest
+
+LENGTH, BATCH = 8, 16
+TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(TEXTS, vocab_size=280)
+
+
+def build(out: Path, tokenizer, texts=TEXTS, **options) -> Path:
+    documents = [Document(text, "here") for text in texts]
+    options = {"length": LENGTH, "validation_fraction": 0.3, **options}
+    build_tokens(documents, tokenizer, out, **options)
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tokenizer) -> Path:
+    return build(tmp_path_factory.mktemp("batches") / "tokens", tokenizer)
+
+
+def layout(*spec) -> NamedSharding:
+    devices = np.array(jax.devices()[:8]).reshape(2, 2, 2)
+    mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def take(batches: Batches, count: int) -> np.ndarray:
+    return np.stack([np.asarray(batch) for batch in islice(batches, count)])
+
+
+@pytest.fixture
+def make(data):
+    """Make Batches of the data, which are closed in the end."""
+    made = []
+
+    def make(path=data, **options) -> Batches:
+        made.append(Batches(path, **{"batch_size": BATCH, **options}))
+        return made[-1]
+
+    yield make
+    for batches in made:
+        batches.close()
+
+
+@pytest.mark.parametrize(
+    "spec", [("data",), (("data", "fsdp"), None), ("fsdp", "tensor"), (), (None, "data")]
+)
+def test_the_same_rows_on_1_and_on_8_devices(make, spec):
+    sharding = layout(*spec)
+    one, eight = make(seed=3), make(seed=3, sharding=sharding)
+    for _ in range(12):
+        expected, got = next(one), next(eight)
+        assert got.sharding.is_equivalent_to(sharding, 2)
+        assert got.dtype == np.int32
+        assert np.array_equal(got, expected)
+
+
+def test_without_shuffling_the_order_is_that_of_the_file(make, data):
+    rows = np.stack(list(Rows(data, "train")))
+    got = take(make(shuffle=False, passes=2), 100).reshape(-1, LENGTH)
+    assert len(got) == 2 * len(rows) // BATCH * BATCH
+    assert np.array_equal(got, np.concatenate([rows, rows])[: len(got)])
+
+
+def test_every_pass_is_a_permutation_of_its_own(make, data):
+    rows = list(Rows(data, "train"))
+    number = {row.tobytes(): i for i, row in enumerate(np.asarray(rows, np.int32))}
+    assert len(number) == len(rows)
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        stream = take(make(seed=seed), 4 * len(rows) // BATCH + 1).reshape(-1, LENGTH)
+        numbers = [number[row.tobytes()] for row in stream]
+        return [tuple(numbers[p * len(rows) : (p + 1) * len(rows)]) for p in range(4)]
+
+    passes = [order for seed in (0, 1, 2) for order in orders(seed)]
+    assert all(sorted(order) == list(range(len(rows))) for order in passes)
+    assert len(set(passes)) == len(passes)  # neighbouring seeds share no order, either
+    assert orders(0) == passes[:4]
+
+
+def test_resuming_is_exact_at_every_position(make):
+    passes = 2
+    everything = take(make(seed=5, passes=passes), 1000)
+    steps = len(everything)
+    batches, resumed = make(seed=5, passes=passes), make(seed=5, passes=passes)
+    for step in range(steps + 1):
+        # What Grain has read ahead by now is not part of the position.
+        position = json.loads(json.dumps(batches.position()))
+        assert position["step"] == step
+        resumed.restore(position)
+        following = [np.asarray(batch).tolist() for batch in islice(resumed, 2)]
+        assert following == everything[step : step + 2].tolist()
+        assert resumed.position()["step"] == min(step + 2, steps)
+        assert next(batches, None) is not None or step == steps
+    elsewhere = make(seed=5, passes=passes, sharding=layout(("data", "fsdp")))
+    elsewhere.restore({**batches.position(), "step": 3})
+    assert np.array_equal(take(elsewhere, 1000), everything[3:])
+
+
+def test_a_position_of_other_batches_is_refused(make, tokenizer, tmp_path):
+    batches = make(seed=1)
+    next(batches)
+    before = batches.position()
+    other = build(tmp_path / "other", tokenizer, TEXTS[1:])
+    for position, message in (
+        (make(seed=2).position(), r"another seed 2 \(now 1\); .* start a new run"),
+        (make(seed=1, batch_size=8).position(), r"another batch_size 8 \(now 16\)"),
+        (make(seed=1, shuffle=False).position(), "another shuffle False"),
+        (make(seed=1, split="validation").position(), "another split validation"),
+        (make(seed=1, path=other).position(), "another dataset"),
+        ({"step": 1}, "another dataset None"),
+        ({**before, "step": -1}, "at step -1"),
+        ({**before, "step": "1"}, "at step 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            batches.restore(position)
+    assert batches.position() == before
+    assert np.array_equal(take(batches, 3), take(make(seed=1), 4)[1:])
+
+
+@pytest.mark.parametrize("sharding", [None, ("data",), (("data", "fsdp"), "tensor"), ()])
+def test_validation_is_every_row_once(data, sharding):
+    rows = np.stack(list(Rows(data, "validation")))
+    sharding = None if sharding is None else layout(*sharding)
+    batches = list(validation_batches(data, batch_size=BATCH, sharding=sharding))
+    tokens = np.concatenate([np.asarray(batch) for batch, _ in batches])
+    weights = np.concatenate([np.asarray(weights) for _, weights in batches])
+    assert len(tokens) == len(weights) > len(rows)  # the last batch is not full
+    assert np.array_equal(weights, np.arange(len(weights)) < len(rows))
+    assert np.array_equal(tokens[: len(rows)], rows)
+    assert not tokens[len(rows) :].any()
+    for batch, weight in batches:
+        assert (batch.dtype, weight.dtype) == (np.int32, np.float32)
+        if sharding:
+            assert batch.sharding.is_equivalent_to(sharding, 2)
+            assert weight.sharding.spec == PartitionSpec(*sharding.spec[:1])
+    limited = validation_batches(data, batch_size=BATCH, sharding=sharding, limit=1)
+    assert np.array_equal(next(limited)[0], batches[0][0])
+    assert next(limited, None) is None
+
+
+def test_bad_data_is_refused_at_once(make, data, tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        make(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no token rows"):
+        make(tmp_path)
+    with pytest.raises(ValueError, match=r"got batch_size=4096, but .* train rows"):
+        make(batch_size=4096)
+    with pytest.raises(ValueError, match="got batch_size=0"):
+        make(batch_size=0)
+    with pytest.raises(ValueError, match="a batch of 15 rows of 8 tokens does not divide"):
+        make(batch_size=15, sharding=layout("data"))
+    without = build(tmp_path / "without", tokenizer, validation_fraction=0)
+    with pytest.raises(ValueError, match="no validation rows"):
+        validation_batches(without, batch_size=BATCH)
+
+
+def test_check_tokens(data, tokenizer):
+    manifest = read_manifest(data)
+    good = {"vocab_size": 280, "length": LENGTH}
+    check_tokens(manifest, **good)
+    check_tokens(manifest, **good, tokenizer_hash=manifest["tokenizer_hash"])
+    for change, message in (
+        ({"length": 16}, "have length 8, but the model's context is 16"),
+        ({"vocab_size": 279}, "vocabulary of 280 entries, but the model's has 279"),
+        ({"vocab_size": 281}, "set it to 280"),
+        ({"tokenizer_hash": "0" * 64}, "not with 000000000000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_tokens(manifest, **{**good, **change})
+
+
+PROCESS = """
+import json, sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from biomedlm_jax.corpus.batches import Batches, validation_batches
+from biomedlm_jax.corpus.rows import Rows
+
+address, process, path, batch_size = sys.argv[1], *map(json.loads, sys.argv[2:])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(address, 2, process)
+orders = {"blocks": [0, 1, 2, 3], "alternating": [0, 2, 1, 3]}
+found, getitems = {}, Rows.__getitems__
+for name, order in orders.items():
+    mesh = Mesh(np.array(jax.devices())[order], ("data",), axis_types=(AxisType.Auto,))
+    for spec in (("data",), ()):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        batches = Batches(path, batch_size=batch_size, sharding=sharding, seed=3)
+        read = []
+        Rows.__getitems__ = lambda self, i: read.append(len(i)) or getitems(self, i)
+        got = [next(batches) for _ in range(5)]
+        Rows.__getitems__ = getitems
+        position = batches.position()
+        batches.close()
+        gather = lambda x: multihost_utils.process_allgather(x, tiled=True).tolist()
+        validation = validation_batches(path, batch_size=batch_size, sharding=sharding)
+        found[f"{name} {bool(spec)}"] = {
+            "rows": batches._layout.rows.tolist(),
+            "read": sorted(set(read)),
+            "batches": [gather(batch) for batch in got],
+            "validation": [[gather(x), gather(w)] for x, w in validation],
+            "position": position,
+        }
+print(json.dumps(found))
+"""
+
+
+def test_two_processes_read_their_halves_of_the_same_batches(make, data):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(i), json.dumps(str(data)), str(BATCH)],
+            env={**environment, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    results = [process.communicate(timeout=240) for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(error for _, error in results)
+    first, second = (json.loads(output.splitlines()[-1]) for output, _ in results)
+    alone = make(seed=3)
+    expected = take(alone, 5).tolist()
+    validation = [
+        [np.asarray(tokens).tolist(), np.asarray(weights).tolist()]
+        for tokens, weights in validation_batches(data, batch_size=BATCH)
+    ]
+    for name in first:
+        for found in (first[name], second[name]):
+            assert found["batches"] == expected
+            assert found["validation"] == validation
+            assert found["position"] == alone.position()
+            assert found["read"] == [len(found["rows"])]
+    half, quarter = BATCH // 2, BATCH // 4
+    everything = list(range(BATCH))
+    assert (first["blocks True"]["rows"], second["blocks True"]["rows"]) == (
+        everything[:half],
+        everything[half:],
+    )
+    mixed = [*everything[:quarter], *everything[half : half + quarter]]
+    assert first["alternating True"]["rows"] == mixed
+    assert second["alternating True"]["rows"] == sorted({*everything} - {*mixed})
+    assert first["blocks False"]["rows"] == second["blocks False"]["rows"] == everything
