@@ -18,7 +18,7 @@ _PUBLIC = {
     "load": "interop.huggingface",
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",
-    "verify_hf": "interop.huggingface",
+    "verify_hf": "interop.verify",
     "pretrain": "training.loop",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -1,6 +1,6 @@
 """A GPT that trains in seconds, for tests and for a first look.
 
-    biomedlm pretrain --config=configs/tiny.py --config.data.path=TOKENS --workdir=RUN
+biomedlm pretrain --config=configs/tiny.py --config.data.path=TOKENS --workdir=RUN
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The quickstart's run: a GPT of about 1.5M parameters that reads the small world on two cores."""
+"""The quickstart's run: a GPT of about 1M parameters that reads the small world on two cores."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ LENGTH = 128
 
 
 def get_config(tokens: str, *, steps: int) -> ConfigDict:
-    """The run's config for the token rows in `tokens`: 32 x 128 tokens a step."""
+    """The run's config for the token rows in `tokens`: 8 x 128 tokens a step."""
     config = ConfigDict()
     config.model = ConfigDict(
         {
@@ -48,7 +48,7 @@ def get_config(tokens: str, *, steps: int) -> ConfigDict:
     config.training = ConfigDict(
         {
             "steps": steps,
-            "batch_size": 32,
+            "batch_size": 8,
             "accumulation": 1,
             "loss_chunks": 1,
             "seed": 0,

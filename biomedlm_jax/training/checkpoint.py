@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh
 
 from biomedlm_jax.mesh import make_mesh
@@ -19,8 +20,9 @@ from biomedlm_jax.training.state import TrainState, abstract_model
 
 FOLDER = "checkpoints"
 # Orbax would write a leaf of up to 2 GiB as one chunk and buffer whole files of that size, which
-# doubles the memory that a large model takes while it is saved or read.
-CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**24, 2**26, 2**30
+# doubles the memory that a large model takes while it is saved or read. Much smaller chunks would
+# do the same when they are read: glibc keeps freed blocks of less than 32 MiB.
+CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 
 def steps(run_directory: str | Path) -> list[int]:
@@ -103,8 +105,7 @@ def check_shapes(item: Path, model: GPT) -> None:
 
     Orbax itself would cast another dtype silently.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = _flat(checkpointer.metadata(item).item_metadata.tree)
+    saved = _flat(ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree)
     wanted = _flat(model)
     if saved == wanted:
         return
@@ -177,7 +178,8 @@ def load_model(
             args = ocp.args.PyTreeRestore(
                 structure.unflatten(wanted), restore_args=structure.unflatten(how)
             )
-            got = jax.tree.leaves(checkpointer.restore(item, args=args))
+            # Until a leaf is ready, what it is copied from is in memory too.
+            got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(item, args=args)))
             for i in part:
                 restored[i] = got[i]
     return structure.unflatten(restored)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
-from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.corpus.tokens import read_manifest
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.loss import summed_loss
@@ -53,7 +53,13 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         )
     tx, schedule = make_optimizer(steps=training.steps, **config.optimizer)
     manifest = read_manifest(config.data.path)
-    check_tokens(manifest, vocab_size=model_config.vocab_size, length=model_config.context_length)
+    known = workdir / "tokenizer.json"  # a run keeps its tokenizer
+    check_tokens(
+        manifest,
+        vocab_size=model_config.vocab_size,
+        length=model_config.context_length,
+        tokenizer_hash=tokenizer_hash(load_tokenizer(workdir)) if known.exists() else None,
+    )
     if training.evaluate_every and not manifest["splits"]["validation"]["rows"]:
         raise ValueError(
             f"{config.data.path} has no validation rows; build it with a --validation_fraction, "
@@ -68,7 +74,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         seed=config.data.seed,
     )
     open_run(config, workdir, write=first)
-    if first:
+    if first and not known.exists():
         save_tokenizer(load_tokenizer(config.data.path), workdir)
 
     # ---- State: abstract -> shardings -> restored or initialised, never unsharded.

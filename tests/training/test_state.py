@@ -46,7 +46,7 @@ def make_tx():
 
 
 def batch(step: int) -> np.ndarray:
-    return np.random.default_rng(step).integers(0, 300, (16, 32), dtype=np.int32)
+    return np.random.default_rng(step % 2).integers(0, 300, (16, 32), dtype=np.int32)
 
 
 @functools.cache

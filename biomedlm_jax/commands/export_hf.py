@@ -1,0 +1,48 @@
+"""Write a model as a Hugging Face directory, with its tokenizer and a model card, and check it.
+
+    biomedlm export-hf --model=run/ --out=release/
+    biomedlm export-hf --model=run/ --out=for-vllm/ --fold_attention_scale
+
+The directory appears when every tensor has been read back and found equal to the model's.
+"""
+
+from absl import flags as absl_flags
+
+FLAGS = absl_flags.FlagValues()
+MODEL = "run directory or Hugging Face directory"
+absl_flags.DEFINE_string("model", None, MODEL, required=True, flag_values=FLAGS)
+absl_flags.DEFINE_string("out", None, "directory to write", required=True, flag_values=FLAGS)
+STEP = "checkpoint of the run; the newest by default"
+absl_flags.DEFINE_integer("step", None, STEP, lower_bound=0, flag_values=FLAGS)
+absl_flags.DEFINE_bool("overwrite", False, "replace the export in --out", flag_values=FLAGS)
+FOLD = "put the inverse-layer attention scale into the weights, as vLLM and SGLang need it"
+absl_flags.DEFINE_bool("fold_attention_scale", False, FOLD, flag_values=FLAGS)
+SIZE = "cut the weights into files of at most this size"
+absl_flags.DEFINE_string("max_shard_size", "5GB", SIZE, flag_values=FLAGS)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+    """Load, write, read back, and say where."""
+    from biomedlm_jax.interop import directories, huggingface, modelcard, shards
+    from biomedlm_jax.training.checkpoint import latest_step
+
+    kind = directories.HUGGING_FACE
+    directories.check_output(flags.out, kind=kind, overwrite=flags.overwrite)
+    shards.parse_size(flags.max_shard_size)
+    model, tokenizer = huggingface.load(flags.model, step=flags.step)
+    facts = None
+    if directories.kind_of(flags.model) == directories.RUN:
+        step = latest_step(flags.model) if flags.step is None else flags.step
+        facts = modelcard.training_facts(flags.model, step=step)
+    out = huggingface.export_hf(
+        model,
+        tokenizer,
+        flags.out,
+        overwrite=flags.overwrite,
+        fold_attention_scale=flags.fold_attention_scale,
+        max_shard_size=flags.max_shard_size,
+        training_facts=facts,
+    )
+    if model.config.scale_attn_by_inverse_layer_idx and not flags.fold_attention_scale:
+        print(modelcard.BEWARE)
+    print(f"wrote {out}; compare it with transformers: biomedlm verify-hf --model={out}")

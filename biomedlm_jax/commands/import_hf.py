@@ -1,0 +1,22 @@
+"""Turn a Hugging Face directory of a GPT-2 into a run directory.
+
+    biomedlm import-hf --source=BioMedLM/ --out=run/
+
+Reads model.safetensors, safetensors shards, or pytorch_model.bin (which needs torch). The run
+directory can be evaluated, trained on, and exported again.
+"""
+
+from absl import flags as absl_flags
+
+FLAGS = absl_flags.FlagValues()
+SOURCE = "directory with config.json, the weights and the tokenizer"
+absl_flags.DEFINE_string("source", None, SOURCE, required=True, flag_values=FLAGS)
+absl_flags.DEFINE_string("out", None, "run directory to write", required=True, flag_values=FLAGS)
+absl_flags.DEFINE_bool("overwrite", False, "replace the run in --out", flag_values=FLAGS)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+    """Import, telling the licence of the weights."""
+    from biomedlm_jax import import_hf
+
+    print(f"wrote {import_hf(flags.source, flags.out, overwrite=flags.overwrite)}")

@@ -1,0 +1,90 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.interop.weights import named_leaves
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+
+TINY = {"vocab_size": 300, "context_length": 24, "layers": 3, "width": 32, "heads": 4}
+
+
+def make_model(*, seed: int = 0, deviation: float = 0.25, **fields) -> GPT:
+    """A GPT whose every parameter is random, biases and norms too, the vocabulary padding zero."""
+    config = GPTConfig(**{**TINY, **fields})
+    random = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        values = deviation * random.standard_normal(leaf.shape, np.float32)
+        return jax.numpy.asarray(values + (path[-2].name == "scale"))
+
+    abstract = jax.eval_shape(lambda: GPT(config, key=jax.random.key(0)))
+    model = jax.tree_util.tree_map_with_path(fill, abstract)
+    model.wte[...] = model.wte[...].at[config.vocab_size :].set(0)
+    return model
+
+
+def assert_same(one: GPT, other: GPT) -> None:
+    ours, theirs = named_leaves(one), named_leaves(other)
+    assert ours.keys() == theirs.keys()
+    for name, leaf in ours.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(theirs[name]).tobytes(), name
+
+
+def rewrite(directory, change) -> None:
+    """Apply `change(tensors)` to model.safetensors, as a person with a script would."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, file, {"format": "pt"})
+
+
+def edit_config(directory, **changes) -> None:
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.fixture(scope="session", name="make_model")
+def _make_model():
+    return make_model
+
+
+@pytest.fixture(scope="session", name="assert_same")
+def _assert_same():
+    return assert_same
+
+
+@pytest.fixture(name="rewrite")
+def _rewrite():
+    return rewrite
+
+
+@pytest.fixture(name="edit_config")
+def _edit_config():
+    return edit_config
+
+
+@pytest.fixture(scope="session")
+def model() -> GPT:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    organs, ends = (
+        ("cardio", "neuro", "hepato", "gastro"),
+        ("logy", "pathy", "gram", "sis", "scopy"),
+    )
+    words = [organ + end for organ in organs for end in ends]
+    return train_tokenizer([" ".join(words)] * 20, vocab_size=300)
+
+
+@pytest.fixture
+def release(model, tokenizer, tmp_path):
+    """A fresh Hugging Face directory of `model`."""
+    return export_hf(model, tokenizer, tmp_path / "release")

@@ -1,0 +1,241 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from safetensors.numpy import load_file
+
+from biomedlm_jax import cli
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.commands import export_hf as export_command
+from biomedlm_jax.commands import import_hf as import_command
+from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
+from biomedlm_jax.training.checkpoint import save_model
+
+
+def files_of(directory) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.is_file()}
+
+
+def test_export_writes_a_complete_directory(release):
+    assert set(files_of(release)) == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+    tensors = load_file(release / "model.safetensors")
+    assert tensors["transformer.wte.weight"].shape == (300, 32)  # 384 inside
+    assert len(tensors) == 4 + 3 * 12
+
+
+def test_model_comes_back_bit_for_bit(model, tokenizer, release, tmp_path, assert_same):
+    back, back_tokenizer = load(release)
+    assert_same(model, back)
+    assert back.config.architecture() == model.config.architecture()
+    assert back_tokenizer.get_vocab() == tokenizer.get_vocab()
+    run = import_hf(release, tmp_path / "run", notify=lambda line: None)
+    imported, _ = load(run)
+    assert_same(model, imported)
+    export_hf(imported, tokenizer, tmp_path / "again")
+    assert (
+        files_of(tmp_path / "again")["model.safetensors"] == files_of(release)["model.safetensors"]
+    )
+    assert files_of(tmp_path / "again")["config.json"] == files_of(release)["config.json"]
+
+
+def test_shards_hold_the_same(model, tokenizer, release, tmp_path, assert_same):
+    export_hf(model, tokenizer, tmp_path / "sharded", max_shard_size="30KB")
+    shards = sorted((tmp_path / "sharded").glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert not (tmp_path / "sharded" / "model.safetensors").exists()
+    whole = load_file(release / "model.safetensors")
+    parts = {name: t for shard in shards for name, t in load_file(shard).items()}
+    assert {n: t.tobytes() for n, t in parts.items()} == {n: t.tobytes() for n, t in whole.items()}
+    assert_same(model, load(tmp_path / "sharded")[0])
+
+
+def test_load_onto_a_mesh(release, model, tmp_path, assert_same):
+    mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+    run = import_hf(release, tmp_path / "run", notify=lambda line: None)
+    for path in (release, run):
+        loaded, _ = load(path, mesh=mesh)
+        assert loaded.h.mlp.c_fc.kernel.sharding.spec == meshes.spec("layers", "embed", "mlp")
+        assert_same(model, loaded)
+    export_hf(loaded, None, tmp_path / "from-mesh")
+    assert_same(model, load(tmp_path / "from-mesh")[0])
+
+
+def test_folded_export_computes_the_same_function_without_the_flag(
+    model, tokenizer, tmp_path, make_model
+):
+    export_hf(model, tokenizer, tmp_path / "folded", fold_attention_scale=True)
+    config = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert config["scale_attn_by_inverse_layer_idx"] is False
+    folded, _ = load(tmp_path / "folded")
+    tokens = jax.random.randint(jax.random.key(1), (2, 24), 0, 300)
+    forward = jax.jit(lambda model: model(tokens))
+    np.testing.assert_allclose(forward(folded), forward(model), atol=2e-5)
+
+
+def test_import_says_what_it_did(release, tmp_path, rewrite):
+    (release / "README.md").write_text("---\nlicense: bigscience-bloom-rail-1.0\n---\n")
+    for name in ("tokenizer.json", "vocab.json"):
+        (release / name).unlink()
+
+    def halve(tensors):
+        tensors.update({k: v.astype(np.float16) for k, v in tensors.items()})
+        tensors["transformer.h.0.attn.masked_bias"] = np.array(-1e4, np.float16)
+
+    rewrite(release, halve)
+    said = []
+    run = import_hf(release, tmp_path / "run", notify=said.append)
+    assert "bigscience-bloom-rail-1.0, which forbids medical advice" in said[0]
+    assert "left out 1 tensors without use, such as h.0.attn.masked_bias" in said[1]
+    assert said[2] == "converted to float32 from float16"
+    assert "no tokenizer" in said[3]
+    source = json.loads((run / "config.json").read_text())["source"]
+    assert source["licence"] == "bigscience-bloom-rail-1.0"
+    imported, tokenizer = load(run)
+    assert tokenizer is None
+    export_hf(imported, tokenizer, tmp_path / "out")
+    assert "no tokenizer" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_tokenizer_from_vocabulary_and_merges(release, tokenizer, tmp_path):
+    (release / "tokenizer.json").unlink()
+    run = import_hf(release, tmp_path / "run", notify=lambda line: None)
+    assert (run / "tokenizer.json").exists()
+    text = "neuropathy and hepatogram"
+    assert load(run)[1].encode(text).ids == tokenizer.encode(text).ids
+
+
+def test_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, make_model):
+    with pytest.raises(ValueError, match="id 299, and the model's vocabulary ends at 255"):
+        export_hf(make_model(vocab_size=256), tokenizer, tmp_path / "out")
+    with pytest.raises(ValueError, match="eos_token_id is 511"):
+        export_hf(make_model(vocab_size=512), tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n_layer": 4}, "lacks tensors of this model: expected h.3."),
+        ({"n_layer": 2}, "tensors that this model does not: got h.2."),
+        ({"vocab_size": 301}, "got [300, 32], expected [301, 32]"),
+        ({"n_inner": 64}, "h.0.mlp.c_fc.weight: got [32, 128], expected"),
+        ({"model_type": "bert"}, "model_type='bert'"),
+        ({"activation_function": "relu"}, "activation_function='relu'"),
+        ("nan", "nan in tensor ln_f.bias at [0]"),
+    ],
+)
+def test_bad_sources_leave_no_trace(release, tmp_path, changes, said, rewrite, edit_config):
+    if changes == "nan":
+        rewrite(release, lambda t: t["transformer.ln_f.bias"].fill(np.nan))
+    else:
+        edit_config(release, **changes)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        import_hf(release, tmp_path / "run", notify=lambda line: None)
+    assert said in str(caught.value)
+    with pytest.raises(ValueError, match=r"^[^\n]*$"):
+        load(release)
+    assert [p.name for p in tmp_path.iterdir()] == ["release"]
+
+
+def test_export_of_a_broken_model_leaves_no_trace(model, tmp_path, make_model):
+    broken = make_model()
+    broken.ln_f.bias[...] = broken.ln_f.bias[...].at[3].set(np.nan)
+    with pytest.raises(ValueError, match=r"nan in tensor ln_f.bias at \[3\]"):
+        export_hf(broken, None, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_that_does_not_read_back_is_an_error(model, release, tokenizer, monkeypatch):
+    from biomedlm_jax.interop import huggingface
+
+    def write(directory, shapes, get, **options):
+        real(directory, shapes, lambda name: get(name) + np.float32(1e-7), **options)
+
+    before, real = files_of(release), huggingface.write_tensors
+    monkeypatch.setattr(huggingface, "write_tensors", write)
+    with pytest.raises(OSError, match=r"tensor .* does not read back"):
+        export_hf(model, tokenizer, release, overwrite=True)
+    assert files_of(release) == before
+
+
+def test_runs_with_steps(model, tmp_path, release, make_model, assert_same):
+    run = import_hf(release, tmp_path / "run", notify=lambda line: None)
+    later = make_model(seed=5)
+    save_model(run, later, step=7)
+    assert_same(later, load(run)[0])
+    assert_same(model, load(run, step=0)[0])
+    with pytest.raises(FileNotFoundError, match=r"no finished checkpoint of step 3"):
+        load(run, step=3)
+    with pytest.raises(ValueError, match="without steps"):
+        load(release, step=0)
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command as a person would: (exit code, what it printed, what it complained of)."""
+
+    def run(*arguments):
+        saved = [flagsaver.save_flag_values(c.FLAGS) for c in (import_command, export_command)]
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        finally:
+            for module, values in zip((import_command, export_command), saved, strict=True):
+                flagsaver.restore_flag_values(values, module.FLAGS)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_commands_there_and_back(command, release, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    code, said, _ = command("import-hf", f"--source={release}", f"--out={run}")
+    assert code == 0
+    assert "licence of the weights" in said
+    code, said, _ = command("export-hf", f"--model={run}", f"--out={out}")
+    assert code == 0
+    assert "silently ignore" in said
+    assert f"| path | {release} |" in (out / "README.md").read_text()
+    assert files_of(out)["model.safetensors"] == files_of(release)["model.safetensors"]
+    code, _, error = command("export-hf", f"--model={run}", f"--out={out}")
+    assert (code, "exists" in error) == (2, True)
+    arguments = (f"--model={run}", f"--out={out}", "--overwrite", "--fold_attention_scale")
+    code, said, _ = command("export-hf", *arguments)
+    assert code == 0
+    assert "silently ignore" not in said
+    assert load(out)[0].config.scale_attn_by_inverse_layer_idx is False
+
+
+def test_bad_input_is_one_line_and_code_2(command, release, tmp_path, rewrite):
+    run = tmp_path / "run"
+    shutil.copytree(release, tmp_path / "bad")
+    rewrite(tmp_path / "bad", lambda t: t.pop("transformer.h.1.mlp.c_proj.bias"))
+    for arguments, said in [
+        (("import-hf", "--source=nowhere", f"--out={run}"), "no such directory: nowhere"),
+        (("import-hf", f"--source={tmp_path / 'bad'}", f"--out={run}"), "h.1.mlp.c_proj.bias [32]"),
+        (("import-hf", f"--source={release}"), "out"),
+        (("export-hf", f"--model={run}", f"--out={tmp_path / 'o'}"), "no such directory"),
+        (("export-hf", f"--model={release}", f"--out={release}"), "pass --overwrite"),
+        (
+            ("export-hf", f"--model={release}", "--out=o", "--max_shard_size=big"),
+            "max_shard_size='big'",
+        ),
+    ]:
+        code, _, error = command(*arguments)
+        assert code == 2
+        assert error.count("\n") == 1
+        assert said in error
+    assert not run.exists()

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from biomedlm_jax.interop.modelcard import (
+    licence_line,
+    model_card,
+    stated_licence,
+    training_facts,
+)
+from biomedlm_jax.model.config import GPTConfig
+
+SMALL = GPTConfig(vocab_size=300, context_length=24, layers=2, width=32, heads=4)
+
+
+def card(config=SMALL, *, facts=None, folded=False) -> str:
+    return model_card(config, name="small", facts=facts, folded=folded, has_tokenizer=True)
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_card_warns_of_the_attention_scale_when_it_is_on():
+    assert "transformers 4.42 to 4.57 silently ignore that" in plain(card())
+    assert "--fold_attention_scale" in card()
+    off = GPTConfig(**{**vars(SMALL), "scale_attn_by_inverse_layer_idx": False})
+    assert "silently" not in card(off)
+    assert "folded into the query part" in plain(card(off, folded=True))
+
+
+def test_card_says_what_it_is_not_for_and_invents_nothing():
+    assert "not a source of medical advice" in card()
+    assert "No training facts were recorded" in card()
+    assert "license:" not in card()
+
+
+def test_facts_of_a_run_come_from_its_files(tmp_path):
+    data = tmp_path / "tokens"
+    data.mkdir()
+    splits = {"train": {"rows": 100, "tokens": 2400}}
+    manifest = {"splits": splits, "fingerprint": "abc", "separator": "eos"}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    config = {
+        "model": {"context_length": 24},
+        "data": {"path": str(data), "seed": 3},
+        "optimizer": {"learning_rate": 1.6e-4},
+        "training": {"steps": 1000, "batch_size": 8, "seed": 5},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = [{"step": 40, "validation_loss": 2.5}, {"step": 50, "loss": 3.0}]
+    lines += [{"step": 90, "validation_loss": 1.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    facts = training_facts(tmp_path, step=50)
+    assert facts["Steps"]["tokens trained on"] == 50 * 8 * 24
+    assert facts["Steps"]["passes over the data"] == 4.0
+    assert facts["Data"]["fingerprint"] == "abc"
+    assert facts["Validation"] == {"step": 40, "validation_loss": 2.5}
+    text = card(facts=facts)
+    assert "| tokens trained on | 9,600 |" in text
+    assert "| learning_rate | 0.00016 |" in text
+    (data / "manifest.json").unlink()
+    assert "passes over the data" not in training_facts(tmp_path, step=50)["Steps"]
+
+
+def test_licence_travels(tmp_path):
+    assert stated_licence(tmp_path) is None
+    facts = {"Source": {"licence": "bigscience-bloom-rail-1.0"}}
+    (tmp_path / "README.md").write_text(card(facts=facts))
+    assert stated_licence(tmp_path) == "bigscience-bloom-rail-1.0"
+
+
+@pytest.mark.parametrize(
+    ("licence", "config", "said"),
+    [
+        (None, SMALL, "not stated in the source"),
+        ("mit", SMALL, "mit"),
+        (None, GPTConfig(), "bigscience-bloom-rail-1.0, which forbids medical advice"),
+        ("bigscience-bloom-rail-1.0", SMALL, "forbids medical advice"),
+    ],
+)
+def test_licence_line(licence, config, said):
+    assert said in licence_line(licence, config)

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.interop.weights import (
+    TABLE,
+    check_tensors,
+    named_leaves,
+    read_model,
+    tensor_reader,
+    tensor_shapes,
+)
+from biomedlm_jax.model.config import GPTConfig
+
+
+def test_table_names_every_leaf_once(model):
+    leaves = [leaf for parts in TABLE.values() for leaf in parts]
+    assert sorted(leaves) == sorted(named_leaves(model))
+
+
+def test_biomedlm_shapes_hold_exactly_its_parameters():
+    shapes = tensor_shapes(GPTConfig())
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 2_594_247_680
+    assert shapes["wte.weight"] == (28_896, 2_560)
+    assert shapes["h.31.attn.c_attn.weight"] == (2_560, 7_680)
+    assert len(shapes) == 4 + 32 * 12
+
+
+@pytest.mark.parametrize("sizes", [None, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}])
+def test_tensors_and_back_on_any_mesh(model, assert_same, sizes):
+    shapes, read = tensor_shapes(model.config), tensor_reader(model)
+    tensors = {name: read(name) for name in shapes}
+    assert {name: t.shape for name, t in tensors.items()} == shapes
+    mesh = meshes.make_mesh(**sizes) if sizes else None
+    back = read_model(model.config, tensors.__getitem__, mesh=mesh)
+    assert_same(model, back)
+    assert len(back.wte.sharding.device_set) == (8 if sizes else 1)
+    read = tensor_reader(back)
+    assert all(read(name).tobytes() == t.tobytes() for name, t in tensors.items())
+
+
+def test_query_key_value_are_joined_in_that_order(model):
+    joined = tensor_reader(model)("h.1.attn.c_attn.weight")
+    parts = [getattr(model.h.attn.c_attn, part).kernel[1] for part in ("query", "key", "value")]
+    np.testing.assert_array_equal(joined, np.concatenate(parts, axis=1))
+
+
+def test_fold_divides_the_query_alone(model):
+    width = model.config.width
+    for name in ("h.2.attn.c_attn.weight", "h.2.attn.c_attn.bias"):
+        plain, folded = tensor_reader(model)(name), tensor_reader(model, fold=True)(name)
+        np.testing.assert_array_equal(folded[..., :width], plain[..., :width] / np.float32(3))
+        np.testing.assert_array_equal(folded[..., width:], plain[..., width:])
+
+
+def test_each_mismatch_is_one_line_with_names_and_shapes(model):
+    right = tensor_shapes(model.config)
+
+    def complaint(**changes):
+        shapes = {name: shape for name, shape in {**right, **changes}.items() if shape}
+        with pytest.raises(ValueError, match=r"^here ") as caught:
+            check_tensors(shapes, model.config, where="here")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    check_tensors(right, model.config, where="here")
+    assert "h.3.ln_1.weight [32]" in complaint(**{"h.3.ln_1.weight": (32,)})
+    assert "lacks tensors of this model: expected ln_f.bias [32]" in complaint(**{"ln_f.bias": ()})
+    wrong = complaint(**{"wte.weight": (384, 32)})
+    assert "wte.weight: got [384, 32], expected [300, 32]" in wrong
+    none = dict.fromkeys(right, ())
+    assert "and 37 more" in complaint(**none)
