@@ -1,6 +1,6 @@
 """A 10.6M-parameter GPT for two CPU cores: real articles, BioMedLM's vocabulary and architecture.
 
-1,200 steps of 8 x 256 tokens are 2.5 M tokens. What it reaches on full-text articles, and how long
+1,000 steps of 4 x 256 tokens are 1.0 M tokens. What it reaches on full-text articles, and how long
 it takes, stands in docs/benchmarks.md.
 
     biomedlm pretrain --config=configs/gpt_cpu.py --config.data.path=TOKENS --workdir=RUN
@@ -49,13 +49,13 @@ def get_config() -> ConfigDict:
     )
     config.training = ConfigDict(
         {
-            "steps": 1_200,
-            "batch_size": 8,  # rows of 256 tokens
+            "steps": 1_000,
+            "batch_size": 4,  # rows of 256 tokens
             "accumulation": 1,
             "loss_chunks": 1,
             "seed": 17,
             "evaluate_every": 100,
-            "evaluate_batches": 16,
+            "evaluate_batches": 32,
         }
     )
     config.checkpoint = ConfigDict({"every": 200, "keep": 2})

@@ -1,6 +1,7 @@
 """Turn a Hugging Face directory of a GPT-2 into a run directory.
 
     biomedlm import-hf --source=BioMedLM/ --out=run/
+    biomedlm import-hf --source=hf://stanford-crfm/BioMedLM --out=run/      (downloads it)
 
 Reads model.safetensors, safetensors shards, or pytorch_model.bin (which needs torch). The run
 directory can be evaluated, trained on, and exported again.
@@ -9,7 +10,7 @@ directory can be evaluated, trained on, and exported again.
 from absl import flags as absl_flags
 
 FLAGS = absl_flags.FlagValues()
-SOURCE = "directory with config.json, the weights and the tokenizer"
+SOURCE = "directory with config.json, weights and tokenizer, or hf://owner/name to download"
 absl_flags.DEFINE_string("source", None, SOURCE, required=True, flag_values=FLAGS)
 absl_flags.DEFINE_string("out", None, "run directory to write", required=True, flag_values=FLAGS)
 absl_flags.DEFINE_bool("overwrite", False, "replace the run in --out", flag_values=FLAGS)

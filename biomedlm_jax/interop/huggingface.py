@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer
+from biomedlm_jax.interop import hub
 from biomedlm_jax.interop.directories import (
     EXECUTION,
     HUGGING_FACE,
@@ -73,15 +74,17 @@ def import_hf(
 ) -> Path:
     """Turn the Hugging Face directory `source` into the run directory `path`, and return it.
 
-    Reads model.safetensors, safetensors shards, or pytorch_model.bin (through torch), with or
-    without the prefix `transformer.`. Tensors of other float dtypes become float32. `notify` is
-    told the licence of the weights and whatever was converted or left out.
+    A source of `hf://owner/name` is downloaded first; nothing else uses the network. Reads
+    model.safetensors, safetensors shards, or pytorch_model.bin (through torch), with or without
+    the prefix `transformer.`. Tensors of other float dtypes become float32. `notify` is told the
+    licence of the weights and whatever was converted or left out.
 
     Raises:
       FileExistsError: `path` is there and `overwrite` is false, or it is no run directory.
       FileNotFoundError, ValueError: `source` is not exactly a GPT-2 of its config; `path` is as
         it was.
     """
+    source = hub.local(source)
     if kind_of(source) != HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; import-hf reads Hugging Face's")
     config = model_config(source)

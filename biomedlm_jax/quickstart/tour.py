@@ -14,6 +14,7 @@ from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_
 from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.generation.decoding import generate
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
+from biomedlm_jax.interop.modelcard import training_facts
 from biomedlm_jax.quickstart.config import LENGTH, VOCAB_SIZE, get_config
 from biomedlm_jax.quickstart.world import ABSTRACTS, make_world, prompts, write_world
 from biomedlm_jax.training.loop import pretrain
@@ -67,7 +68,8 @@ def take_tour(out: str | Path, *, steps: int, documents: int, seed: int = 0) -> 
             raise ValueError(f"the loss went from {losses[0]:.2f} to {losses[-1]:.2f} only")
     with stage("5  to Hugging Face and back"):
         model, tokenizer = load(out / "run")
-        export_hf(model, tokenizer, out / "hf")
+        facts = training_facts(out / "run", step=config.training.steps)
+        export_hf(model, tokenizer, out / "hf", training_facts=facts)
         import_hf(out / "hf", out / "imported")
         again, _ = load(out / "imported")
         tokens = jax.numpy.array([tokenizer.encode(texts[0]).ids[:LENGTH]])

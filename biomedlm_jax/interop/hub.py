@@ -1,0 +1,35 @@
+"""The Hugging Face Hub, on request: `hf://owner/name` names a repository to download."""
+
+from pathlib import Path
+
+SCHEME = "hf://"
+# What an import reads. A repository may hold other frameworks' copies of the same weights.
+PATTERNS = ["*.json", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
+
+
+def local(source: str | Path) -> Path:
+    """`source` itself, or where `hf://owner/name[@revision]` now lies in the Hub's cache.
+
+    Only the second form uses the network. If the repository has safetensors, its `.bin` files stay
+    where they are. Raises ValueError for a name that is none, or a download that fails.
+    """
+    if not str(source).startswith(SCHEME):
+        return Path(source)
+    import huggingface_hub
+
+    name, _, revision = str(source).removeprefix(SCHEME).partition("@")
+    if name.count("/") != 1:
+        raise ValueError(f"got {source!r}; a repository is named {SCHEME}owner/name[@revision]")
+    try:
+        files = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
+        safe = any(file.endswith(".safetensors") for file in files)
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=PATTERNS,
+                ignore_patterns=["*.bin", "*.bin.index.json"] if safe else ["*/*"],
+            )
+        )
+    except Exception as error:  # the client raises kinds of its own, of httpx and of the system
+        raise ValueError(f"could not download {source}: {error}") from error
