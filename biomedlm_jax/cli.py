@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{command.__doc__}\nFlags:\n{command.FLAGS.get_help()}")
         return 0
     try:
-        _parse(command.FLAGS, name, arguments)
+        _parse(command, name, arguments)
     except Exception as error:  # absl and ml_collections raise many kinds while they parse
         return _fail(name, error)
     try:
@@ -72,13 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(command_flags, name: str, arguments: list[str]) -> None:
+def _parse(command, name: str, arguments: list[str]) -> None:
     from absl import flags
 
+    # A command may take one argument by position: `biomedlm bench train` is --what=train.
+    by_position = getattr(command, "BY_POSITION", None)
+    if by_position and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{by_position}={arguments[0]}", *arguments[1:]]
     # ml_collections reads the overrides (--config.a.b=1) from sys.argv; grain wants the global
     # flags marked as parsed.
     sys.argv = [f"biomedlm {name}", *arguments]
-    rest = command_flags(sys.argv)[1:]
+    rest = command.FLAGS(sys.argv)[1:]
     if rest:
         raise ValueError(
             f"got {rest[0]!r} without a flag; every value needs its flag, as in --name=value"

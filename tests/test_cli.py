@@ -49,6 +49,13 @@ def test_positional_argument(capsys):
     assert "'here'" in one_line(capsys)
 
 
+def test_bench_takes_its_subject_by_position(capsys):
+    assert main(["bench", "tokens"]) == 2
+    assert "bench tokens needs --input and --tokenizer" in one_line(capsys)
+    assert main(["bench", "cooking"]) == 2
+    assert "cooking" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

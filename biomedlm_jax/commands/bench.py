@@ -1,7 +1,7 @@
 """Measure this library beside its peers, in alternating rounds, with medians and ratios.
 
-    biomedlm bench --what=train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
-    biomedlm bench --what=tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
+    biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
+    biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
 
 `train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`); `tokens`
 times the building of token rows beside the bare tokenizer.
@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 FLAGS = flags.FlagValues()
+BY_POSITION = "what"
 flags.DEFINE_enum("what", "train", ["train", "tokens"], "What to measure.", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 5, "Alternating rounds.", 1, flag_values=FLAGS)
@@ -67,7 +68,7 @@ def _tokens(options) -> dict:
     from biomedlm_jax.benchmarks.tokens import run_benchmark
 
     if not options.input or not options.tokenizer:
-        raise ValueError("bench --what=tokens needs --input and --tokenizer")
+        raise ValueError("bench tokens needs --input and --tokenizer")
     return run_benchmark(
         options.input, options.tokenizer, text_field=options.text_field, repeats=options.rounds
     )

@@ -128,14 +128,14 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             evaluating = _due(step, training.evaluate_every, training.steps)
             saving = last or _due(step, config.checkpoint.every, training.steps)
             if evaluating or saving:
-                recorder.write(*_figures(pending, schedule, pace))
+                recorder.write(*_figures(pending, schedule))
                 pending = None
-                with pace.paused():
-                    if evaluating:
-                        result = evaluate(state.model)
-                        recorder.write(step, result)
-                    if saving:
-                        checkpointer.save(state, batches.position())
+                if evaluating:
+                    result = evaluate(state.model)
+                    recorder.write(step, result)
+                if saving:
+                    checkpointer.save(state, batches.position())
+                pace.restart()
         checkpointer.wait()
         if step < training.steps:
             recorder.say(f"stopped at step {step}, saved; the same command goes on from there")
@@ -145,39 +145,40 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 class Pace:
-    """Tokens per second, seconds per step and MFU between two readings, pauses left out."""
+    """Seconds per step, tokens per second and MFU between two readings.
+
+    A reading is taken at one point of the loop only, when a step was dispatched and the one before
+    it fetched: so the steps between two readings are counted right, whether dispatch waits or not.
+    """
 
     def __init__(self, config, *, tokens_per_step: int):
         self._tokens = tokens_per_step
         self._flops = flops_per_token(config)
         peak = peak_flops(jax.devices()[0].device_kind)
         self._peak = peak * jax.device_count() if peak else None
-        self._since = self._step = None
+        self._last = None
 
     def read(self, step: int) -> dict[str, float]:
-        """Figures of the steps since the last reading; none at the first, which compiled."""
-        now, since, before = time.perf_counter(), self._since, self._step
-        self._since, self._step = now, step
-        if since is None or step == before:
+        """Figures of the steps since the last reading; none at the first one."""
+        now, last = time.perf_counter(), self._last
+        self._last = step, now
+        if last is None:
             return {}
-        seconds = (now - since) / (step - before)
+        seconds = (now - last[1]) / (step - last[0])
         speed = self._tokens / seconds
         figures = {"step_seconds": seconds, "tokens_per_second": speed}
         if self._peak:
             figures["mfu"] = speed * self._flops / self._peak
         return figures
 
-    @contextlib.contextmanager
-    def paused(self):
-        """Leave the time of a `with` block out; a reading precedes it, so no step is running."""
-        began = time.perf_counter()
-        yield
-        if self._since is not None:
-            self._since += time.perf_counter() - began
+    def restart(self) -> None:
+        """Forget the last reading, because something else than steps took time since."""
+        self._last = None
 
 
-def _figures(done: dict, schedule, pace: Pace) -> tuple[int, dict[str, float]]:
-    step, loss = done["step"], float(done["loss"])
+def _figures(done: dict, schedule, pace: Pace | None = None) -> tuple[int, dict[str, float]]:
+    step, loss = done["step"], float(done["loss"])  # waits for the step
+    speed = pace.read(step) if pace else {}
     if not np.isfinite(loss):
         raise ValueError(
             f"the loss of step {step} is {loss}; the last checkpoint is intact. Lower "
@@ -186,7 +187,7 @@ def _figures(done: dict, schedule, pace: Pace) -> tuple[int, dict[str, float]]:
     # `step` updates were done, the last of them with the rate of index step - 1.
     rate, norm = float(schedule(step - 1)), float(done["grad_norm"])
     figures = {"loss": loss, "learning_rate": rate, "grad_norm": norm}
-    return step, {**figures, **pace.read(step)}
+    return step, {**figures, **speed}
 
 
 def _evaluator(config: ConfigDict, manifest: dict, mesh):
