@@ -1,7 +1,5 @@
 """Devices: the mesh, the one table from logical to mesh axes, shardings, multi-host start."""
 
-import contextlib
-
 import jax
 import numpy as np
 from flax import nnx
@@ -111,17 +109,25 @@ def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None
             )
 
 
-@contextlib.contextmanager
-def use(mesh: Mesh):
-    """Make `mesh` the one that `constrain` sees."""
-    with jax.set_mesh(mesh):
-        yield mesh
+def one_device() -> Mesh:
+    """The mesh of this process's first device."""
+    return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
 
 
-def start_processes(coordinator: str, *, process_id: int, process_count: int) -> None:
-    """Join `process_count` processes, the first of which listens at `coordinator` (host:port).
+def start_processes(coordinator: str | None, *, process_id: int, process_count: int) -> None:
+    """Join the other processes of a run; call it before any other use of jax.
 
-    On CPUs the processes exchange arrays through gloo. Call it before any other use of jax.
+    With a coordinator (host:port, where process 0 listens) the processes are counted by the
+    caller, and CPUs exchange arrays through gloo; without one, jax finds them in the environment
+    (TPU pod, Slurm). Raises ValueError for numbers that do not fit together.
     """
+    if coordinator is None:
+        jax.distributed.initialize()
+        return
+    if not 0 <= process_id < process_count:
+        raise ValueError(
+            f"got process_id={process_id} with process_count={process_count}; it counts from 0 to "
+            f"{process_count - 1}"
+        )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, process_count, process_id)

@@ -30,8 +30,8 @@ for name, default, meaning in (
 ):
     flags.DEFINE_integer(name, default, f"train: {meaning}", 1, flag_values=FLAGS)
 flags.DEFINE_string("dtype", "auto", "train: compute dtype.", flag_values=FLAGS)
-peers = ["torch sdpa", "torch eager"]
-flags.DEFINE_list("peers", peers, "train: torch ATTENTION [compile].", flag_values=FLAGS)
+peers = ["torch sdpa", "torch sdpa fused"]
+flags.DEFINE_list("peers", peers, "train: torch ATTENTION [fused] [compile].", flag_values=FLAGS)
 flags.DEFINE_list("input", [], "tokens: files, directories, globs.", flag_values=FLAGS)
 flags.DEFINE_string("text_field", "text", "tokens: the field of the text.", flag_values=FLAGS)
 flags.DEFINE_string("tokenizer", None, "tokens: the tokenizer's directory.", flag_values=FLAGS)

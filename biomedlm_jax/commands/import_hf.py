@@ -4,7 +4,7 @@
     biomedlm import-hf --source=hf://stanford-crfm/BioMedLM --out=run/      (downloads it)
 
 Reads model.safetensors, safetensors shards, or pytorch_model.bin (which needs torch). The run
-directory can be evaluated, trained on, and exported again.
+directory can be loaded, compared and exported again.
 """
 
 from absl import flags as absl_flags

@@ -3,8 +3,9 @@
     biomedlm pretrain --config=configs/gpt_cpu.py --config.data.path=TOKENS --workdir=RUN
 
 Every value of the config file can be set on the command line, as in --config.training.steps=200.
-The same command resumes an interrupted run from its last checkpoint. With --coordinator, start it
-once per process, with --process_id from 0 to --process_count - 1.
+The same command resumes an interrupted run from its last checkpoint. On a TPU pod or under Slurm,
+start it on every host with --distributed; elsewhere once per process, with --coordinator and
+--process_id from 0 to --process_count - 1. All of them write into one --workdir.
 """
 
 from absl import flags
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=FLAGS)
+flags.DEFINE_bool("distributed", False, "Find the other hosts.", flag_values=FLAGS)
 flags.DEFINE_string("coordinator", None, "host:port of process 0.", flag_values=FLAGS)
 flags.DEFINE_integer("process_id", 0, "This process among all.", flag_values=FLAGS)
 flags.DEFINE_integer("process_count", 1, "Number of processes.", flag_values=FLAGS)
@@ -23,7 +25,9 @@ def run(options: flags.FlagValues) -> None:
     """Train until the last step, or until Ctrl-C, which saves first."""
     from biomedlm_jax import mesh, pretrain
 
-    if options.coordinator:
+    if options.process_count > 1 and not options.coordinator:
+        raise ValueError("--process_count needs --coordinator=HOST:PORT of process 0")
+    if options.coordinator or options.distributed:
         mesh.start_processes(
             options.coordinator,
             process_id=options.process_id,

@@ -156,7 +156,12 @@ def validation_batches(
 
 
 def check_tokens(
-    manifest: dict, *, vocab_size: int, length: int, tokenizer_hash: str | None = None
+    manifest: dict,
+    *,
+    vocab_size: int,
+    length: int,
+    eos_id: int | None = None,
+    tokenizer_hash: str | None = None,
 ) -> None:
     """Raise ValueError unless a model of this vocabulary and context can train on these rows."""
     if manifest["length"] != length:
@@ -169,6 +174,11 @@ def check_tokens(
             f"the token rows have ids of a vocabulary of {manifest['vocab_size']} entries, but "
             f"the model's has {vocab_size}; set it to {manifest['vocab_size']}, or build the rows "
             "with the model's tokenizer"
+        )
+    if eos_id not in (None, manifest["eos_id"]):
+        raise ValueError(
+            f"the token rows end their texts with id {manifest['eos_id']}, and the model's "
+            f"eos_token_id is {eos_id}; set it to {manifest['eos_id']}"
         )
     if tokenizer_hash not in (None, manifest["tokenizer_hash"]):
         raise ValueError(

@@ -16,6 +16,7 @@ tokens of The Pile's PubMed, once, where BioMedLM was trained for six days.
 
 import hashlib
 import json
+import os
 import shutil
 import time
 import uuid
@@ -71,7 +72,7 @@ def build_tokens(
       ValueError: an argument out of its range, a tokenizer that does not fit a GPT-2, or too
         little text for one row. After any error, or Ctrl-C, `out` is as it was.
     """
-    out, skipped = Path(out), skipped or Skipped()
+    out, skipped = Path(os.path.abspath(out)), skipped or Skipped()
     recipe = _recipe(tokenizer, length, separator, validation_fraction)
     check_output(out, overwrite=overwrite)
     building = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.building")

@@ -29,6 +29,11 @@ def generate(
     An empty prompt starts from the end-of-text token. Temperature 0 takes the likeliest token.
     Raises ValueError if a prompt and its new tokens do not fit the model's positions.
     """
+    if not prompts or max_new_tokens < 1 or temperature < 0:
+        raise ValueError(
+            f"got {len(prompts)} prompts, max_new_tokens={max_new_tokens}, temperature="
+            f"{temperature}; give at least one prompt and one token, and a temperature of 0 or more"
+        )
     end = model.config.eos_token_id
     prompt_ids = [tokenizer.encode(prompt).ids or [end] for prompt in prompts]
     longest = max(len(ids) for ids in prompt_ids)

@@ -22,13 +22,13 @@ def local(source: str | Path) -> Path:
         raise ValueError(f"got {source!r}; a repository is named {SCHEME}owner/name[@revision]")
     try:
         files = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
-        safe = any(file.endswith(".safetensors") for file in files)
+        safe = {"model.safetensors", "model.safetensors.index.json"} & set(files)
         return Path(
             huggingface_hub.snapshot_download(
                 name,
                 revision=revision or None,
                 allow_patterns=PATTERNS,
-                ignore_patterns=["*.bin", "*.bin.index.json"] if safe else ["*/*"],
+                ignore_patterns=["*/*", *(["*.bin", "*.bin.index.json"] if safe else [])],
             )
         )
     except Exception as error:  # the client raises kinds of its own, of httpx and of the system

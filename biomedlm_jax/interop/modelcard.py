@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from biomedlm_jax.interop.directories import read_config
 from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.training.run import read_config
 
 BEWARE = (
     "Layer l (from 0) divides its attention logits by l + 1 (scale_attn_by_inverse_layer_idx). "
@@ -28,13 +28,13 @@ Facts = Mapping[str, Mapping[str, object]]
 def training_facts(run_directory: str | Path, *, step: int) -> dict[str, dict[str, object]]:
     """What a run directory knows about its model at `step`, as sections of names and values.
 
-    Only what is recorded: the run's config, the manifest of its token rows where they still are,
+    Only what is recorded: the run's config, the manifest of its token rows,
     and the last validation figures up to `step`. An imported model has a source instead.
     """
     config = read_config(run_directory)
     if "training" not in config:
         return {"Source": {**config.get("source", {})}}
-    manifest = _manifest(config["data"]["path"])
+    manifest = _manifest(Path(run_directory))
     training = config["training"]
     tokens = step * training["batch_size"] * config["model"]["context_length"]
     rows = manifest.get("splits", {}).get("train", {})
@@ -177,18 +177,16 @@ def _lines(lines: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _manifest(path: str) -> dict:
-    file = Path(path) / "manifest.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # the rows may be on another machine by now
+def _manifest(run_directory: Path) -> dict:
+    file = run_directory / "manifest.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _validation(metrics: Path, step: int) -> dict[str, object]:
     if not metrics.exists():
         return {}
-    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines() if line]
+    # The newline comes last: what follows the last one was cut off in the writing.
+    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
     records = [record for record in map(json.loads, lines) if "validation_loss" in record]
     records = [record for record in records if record["step"] <= step]
     return records[-1] if records else {}

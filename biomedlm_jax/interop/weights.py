@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from biomedlm_jax.mesh import make_mesh
+from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.training.state import abstract_model
@@ -73,7 +73,7 @@ def places(config: GPTConfig) -> dict[str, Place]:
 @functools.lru_cache
 def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every Hugging Face tensor of such a model, vocabulary padding left out."""
-    leaves = named_leaves(abstract_model(config, _one_device()))
+    leaves = named_leaves(abstract_model(config, one_device()))
     shapes = {}
     for name, (parts, layer) in places(config).items():
         shape = leaves[parts[0]].shape[0 if layer is None else 1 :]
@@ -113,7 +113,7 @@ def read_model(
 
     The tensors must have passed `check_tensors`. Without a mesh the model goes onto one device.
     """
-    abstract = abstract_model(config, _one_device() if mesh is None else mesh)
+    abstract = abstract_model(config, one_device() if mesh is None else mesh)
     specs, arrays = named_leaves(abstract), {}
     groups: dict[tuple[str, ...], list[tuple[str, int | None]]] = {}
     for name, (leaves, layer) in places(config).items():
@@ -163,10 +163,6 @@ def named_leaves(model: GPT) -> dict[str, jax.Array]:
 
 def _name(path: tuple) -> str:
     return ".".join(key.name for key in path[:-1])  # the last key is the Param's own
-
-
-def _one_device() -> Mesh:
-    return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
 
 
 def _stack(tensors, read, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

@@ -5,22 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ("xla",)
-
-
-def choose(name: str) -> str:
-    """The implementation that `name` stands for; `auto` picks by platform.
-
-    Raises ValueError for an unknown name.
-    """
-    if name == "auto":
-        return "xla"
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"model.attention={name!r}; choose auto or one of {', '.join(IMPLEMENTATIONS)}"
-        )
-    return name
-
 
 def attend(
     query_BxHxLxK: jax.Array,
@@ -35,10 +19,10 @@ def attend(
     The logits are divided by sqrt(K). With more keys than queries the queries are the last ones.
     """
     L, S, K = query_BxHxLxK.shape[2], key_BxHxSxK.shape[2], query_BxHxLxK.shape[3]
-    scaled_BxHxLxK = query_BxHxLxK * (1 / math.sqrt(K))
     logits_BxHxLxS = jnp.einsum(
-        "BHLK,BHSK->BHLS", scaled_BxHxLxK, key_BxHxSxK, preferred_element_type=jnp.float32
+        "BHLK,BHSK->BHLS", query_BxHxLxK, key_BxHxSxK, preferred_element_type=jnp.float32
     )
+    logits_BxHxLxS *= 1 / math.sqrt(K)
     visible_LxS = jnp.arange(S) <= jnp.arange(S - L, S)[:, None]
     logits_BxHxLxS = jnp.where(visible_LxS, logits_BxHxLxS, jnp.finfo(jnp.float32).min)
     weights_BxHxLxS = jax.nn.softmax(logits_BxHxLxS, axis=-1).astype(value_BxHxSxK.dtype)

@@ -34,6 +34,7 @@ HF_FIXED = {
     "tie_word_embeddings": True,
 }
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATTENTION = ("auto", "xla")  # auto: xla, on every platform
 SAVEABLE = ("query", "key", "value", "attention", "mlp_input")
 
 
@@ -86,6 +87,15 @@ class GPTConfig:
             raise ValueError(
                 f"model.eos_token_id={self.eos_token_id} is not in the vocabulary: "
                 f"it must be at least 0 and below model.vocab_size={self.vocab_size}"
+            )
+        if self.layer_norm_epsilon <= 0 or self.initializer_range < 0:
+            raise ValueError(
+                f"model.layer_norm_epsilon={self.layer_norm_epsilon} must be above 0, and "
+                f"model.initializer_range={self.initializer_range} at least 0"
+            )
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"model.attention={self.attention!r}; choose one of {', '.join(ATTENTION)}"
             )
         if self.compute_dtype not in ("auto", *COMPUTE_DTYPES):
             raise ValueError(

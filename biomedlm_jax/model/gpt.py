@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from biomedlm_jax.mesh import constrain
-from biomedlm_jax.model.attention import attend, choose, dropout
+from biomedlm_jax.model.attention import attend, dropout
 from biomedlm_jax.model.config import GPTConfig
 
 
@@ -154,7 +154,6 @@ class GPT(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, *, key: jax.Array):
-        choose(config.attention)
         block_key, *keys = jax.random.split(key, 4)
         embed = _normal(config.initializer_range)
         wte_VxD = embed(keys[0], (config.vocab_size, config.width))
@@ -188,8 +187,11 @@ class GPT(nnx.Module):
             embed_key, block_key = jax.random.split(dropout_key)
         # The table's width is gathered before the lookup: a lookup in columns would have to be
         # replicated before it could be cut into rows again.
-        wte_VxD = constrain(self.wte[...].astype(config.dtype), "vocab", None)
-        x_BxLxD = constrain(wte_VxD[tokens_BxL], "batch", "length", None)
+        wte_VxD = constrain(self.wte[...], "vocab", None)
+        # Looked up in float32 and then cast: else the gradients of a frequent token's many places
+        # would be summed in bfloat16.
+        x_BxLxD = wte_VxD[tokens_BxL].astype(config.dtype)
+        x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         x_BxLxD += self.wpe[:L].astype(config.dtype)
         x_BxLxD = dropout(x_BxLxD, config.embedding_dropout, embed_key)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -44,7 +45,7 @@ def take_tour(out: str | Path, *, steps: int, documents: int, seed: int = 0) -> 
         world = figures["world"] = write_world(out / "world", seed=seed, documents=documents)
         texts = [d.text for d in read_documents([out / "world" / ABSTRACTS])]
         console.print(f"   {world['documents']:,} abstracts, {world['facts']} facts; one begins:")
-        console.print(f"   [dim]{' '.join(texts[0].split())[:230]}…[/dim]")
+        console.print(f"   [dim]{escape(' '.join(texts[0].split())[:230])}…[/dim]")
     with stage("2  a tokenizer of its own"):
         tokenizer = train_tokenizer(iter(texts), vocab_size=VOCAB_SIZE)
         save_tokenizer(tokenizer, out / "tokenizer")
@@ -83,7 +84,7 @@ def take_tour(out: str | Path, *, steps: int, documents: int, seed: int = 0) -> 
         answers = generate(again, tokenizer, [p["prompt"] for p in asked], max_new_tokens=12)
         for question, answer in zip(asked, answers, strict=True):
             said = answer.strip().split(".")[0]
-            console.print(f"   {question['prompt']} [bold]{said}[/bold]", end="")
+            console.print(f"   {escape(question['prompt'])} [bold]{escape(said)}[/bold]", end="")
             console.print(f"   [dim](the world says: {question['completion'].strip()})[/dim]")
     figures["seconds"]["all"] = round(time.perf_counter() - began, 1)
     _summarise(console, out, figures)

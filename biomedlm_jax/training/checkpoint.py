@@ -5,6 +5,7 @@ and `data` (JSON: the position in the token stream). A model alone is a checkpoi
 other two.
 """
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from biomedlm_jax.mesh import make_mesh
+from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.training.state import TrainState, abstract_model
@@ -45,16 +46,16 @@ def latest_step(run_directory: str | Path) -> int | None:
 class Checkpointer:
     """Writes a run's checkpoints in the background and restores the newest. Close it."""
 
-    def __init__(self, run_directory: str | Path, *, keep: int, background: bool = True):
+    def __init__(self, run_directory: str | Path, *, keep: int):
         self.run_directory = Path(run_directory).absolute()
         for empty in (self.run_directory / FOLDER).glob("[0-9]*"):
             if empty.is_dir() and not any(empty.iterdir()):
-                empty.rmdir()  # Orbax would count it as a checkpoint
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    empty.rmdir()  # Orbax would count it as a checkpoint
         self._manager = ocp.CheckpointManager(
             self.run_directory / FOLDER,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                enable_async_checkpointing=background,
                 cleanup_tmp_directories=True,
                 step_name_format=ocp.step.standard_name_format(),
             ),
@@ -165,8 +166,7 @@ def load_model(
             f"{run_directory} has no finished checkpoint"
             f"{'' if step is None else f' of step {step}'}; finished are {found or 'none'}"
         )
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1]) if mesh is None else mesh
-    abstract = abstract_model(config, mesh)
+    abstract = abstract_model(config, one_device() if mesh is None else mesh)
     item = Path(run_directory).absolute() / FOLDER / str(step) / "model"
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)

@@ -25,17 +25,18 @@ from biomedlm_jax.training.metrics import (
     validation_metrics,
 )
 from biomedlm_jax.training.optimizer import make_optimizer
-from biomedlm_jax.training.run import check_config, open_run
+from biomedlm_jax.training.run import check_config, check_run, write_config, write_json
 from biomedlm_jax.training.state import abstract_state, compile_step, init_state, train_step
 
 
 def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     """Train the config's GPT on its token rows; called again on the same `workdir`, go on.
 
-    Writes `config.json`, the tokenizer, `checkpoints/`, `metrics.jsonl` and TensorBoard events
-    into `workdir`. Ctrl-C (or SIGTERM) ends the step, saves and raises KeyboardInterrupt.
-    Returns the last validation metrics and the step. Raises ValueError, before anything is
-    compiled or written, if the config, the data or the directory do not fit together.
+    Writes `config.json`, the tokenizer, the rows' `manifest.json`, `checkpoints/`, `metrics.jsonl`
+    and TensorBoard events into `workdir`. Ctrl-C (or SIGTERM) ends the step, saves and raises
+    KeyboardInterrupt. Returns the step and, if this call evaluated, the last validation metrics.
+    Raises ValueError, before anything is compiled or written, if the config, the data or the
+    directory do not fit together.
     """
     # ---- Check: everything that can be wrong is said now.
     workdir = Path(workdir).absolute()
@@ -53,12 +54,14 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         )
     tx, schedule = make_optimizer(steps=training.steps, **config.optimizer)
     manifest = read_manifest(config.data.path)
-    known = workdir / "tokenizer.json"  # a run keeps its tokenizer
+    known = (workdir / "tokenizer.json").exists()  # a run keeps its tokenizer
+    tokenizer = load_tokenizer(workdir if known else config.data.path)
     check_tokens(
         manifest,
         vocab_size=model_config.vocab_size,
         length=model_config.context_length,
-        tokenizer_hash=tokenizer_hash(load_tokenizer(workdir)) if known.exists() else None,
+        eos_id=model_config.eos_token_id,
+        tokenizer_hash=tokenizer_hash(tokenizer),
     )
     if training.evaluate_every and not manifest["splits"]["validation"]["rows"]:
         raise ValueError(
@@ -73,15 +76,19 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         sharding=rows,
         seed=config.data.seed,
     )
-    open_run(config, workdir, write=first)
-    if first and not known.exists():
-        save_tokenizer(load_tokenizer(config.data.path), workdir)
+    check_run(config, workdir)
 
     # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
     with contextlib.ExitStack() as resources:
         resources.callback(batches.close)
-        resources.enter_context(meshes.use(mesh))
+        resources.enter_context(jax.set_mesh(mesh))
         abstract = abstract_state(model_config, tx, mesh)
+        _wait_for_all("checked")
+        if first and not known:
+            write_config(config, workdir)
+            write_json(workdir / "manifest.json", manifest)
+            save_tokenizer(tokenizer, workdir)
+        _wait_for_all("written")
         checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
         resources.callback(checkpointer.close)
         restored = checkpointer.restore(abstract)
@@ -90,6 +97,8 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         else:
             state, position = restored
             batches.restore(position)
+            if first:
+                write_config(config, workdir)  # what may change (the mesh, a path) has changed
         step = begin = int(state.step)
         recorder = Silent()
         if first:
@@ -105,7 +114,6 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         # ---- Steps.
         update = compile_step(
             train_step,
-            mesh=mesh,
             abstract=abstract,
             tx=tx,
             seed=training.seed,
@@ -122,6 +130,8 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             # The step before: fetching its figures waits for work that is already behind us.
             if pending and pending["step"] % config.logging.every == 0:
                 recorder.write(*_figures(pending, schedule, pace))
+            elif pending and pace.restarted:
+                pace.read(_figures(pending, schedule)[0])
             pending = {"step": step, **metrics}
             stopping = stop(step % config.logging.every == 0)
             last = stopping or step == training.steps
@@ -171,22 +181,27 @@ class Pace:
             figures["mfu"] = speed * self._flops / self._peak
         return figures
 
+    @property
+    def restarted(self) -> bool:
+        """Whether the next reading has none before it."""
+        return self._last is None
+
     def restart(self) -> None:
         """Forget the last reading, because something else than steps took time since."""
         self._last = None
 
 
 def _figures(done: dict, schedule, pace: Pace | None = None) -> tuple[int, dict[str, float]]:
-    step, loss = done["step"], float(done["loss"])  # waits for the step
+    # Fetching the figures waits for the step.
+    step, loss, norm = done["step"], float(done["loss"]), float(done["grad_norm"])
     speed = pace.read(step) if pace else {}
-    if not np.isfinite(loss):
+    if not (np.isfinite(loss) and np.isfinite(norm)):
         raise ValueError(
-            f"the loss of step {step} is {loss}; the last checkpoint is intact. Lower "
-            "optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start a new run"
+            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is intact. "
+            "Lower optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start a new run"
         )
     # `step` updates were done, the last of them with the rate of index step - 1.
-    rate, norm = float(schedule(step - 1)), float(done["grad_norm"])
-    figures = {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+    figures = {"loss": loss, "learning_rate": float(schedule(step - 1)), "grad_norm": norm}
     return step, {**figures, **speed}
 
 
@@ -238,6 +253,12 @@ def _stop_signals(recorder):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait_for_all(what: str) -> None:
+    """Let no process go on before all are here, so that none sees a half-made run directory."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"the run directory is {what}")
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -8,7 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from biomedlm_jax.model.gpt import GPT, head
+from biomedlm_jax.model.gpt import GPT
 
 
 def next_token_loss(
@@ -35,10 +35,8 @@ def summed_loss(model: GPT, tokens_BxL, *, weights_B=None, chunks=1, dropout_key
     predicted_L = jnp.arange(L) < L - 1  # the last position has nothing to predict
     weights_B = jnp.ones(B) if weights_B is None else weights_B
     weights_BxL = weights_B[:, None] * predicted_L
-    # The products run in the compute dtype; so does the gradient on its way into them.
-    wte_VxD = model.wte[...].astype(x_BxLxD.dtype)
     total = cross_entropy(
-        model.config.vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL
+        model.config.vocab_size, chunks, x_BxLxD, model.wte[...], targets_BxL, weights_BxL
     )
     return total, weights_BxL.sum()
 
@@ -57,29 +55,35 @@ def cross_entropy(vocab_size: int, chunks: int, x_BxLxD, wte_VxD, targets_BxL, w
 
 
 def _forward(vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL, *, gradients=True):
+    # Products in the compute dtype, the embedding's gradient summed and returned in float32.
+    wte_VxD = wte_VxD.astype(x_BxLxD.dtype)
+    entries_Vx1x1 = jnp.arange(wte_VxD.shape[0])[:, None, None]
+
     def of_chunk(carry, chunk):
+        # The vocabulary comes first: so neither the product that makes the logits nor the two that
+        # take their gradient need a transposed copy of the largest array of the step.
         total, dwte_VxD = carry
         x_BxCxD, targets_BxC, weights_BxC = chunk
-        logits_BxCxV = head(x_BxCxD, wte_VxD)
-        entries_V = jnp.arange(wte_VxD.shape[0])
-        logits_BxCxV = jnp.where(entries_V < vocab_size, logits_BxCxV, -jnp.inf)
-        largest_BxCx1 = logits_BxCxV.max(-1, keepdims=True)
-        target_BxC = jnp.take_along_axis(logits_BxCxV, targets_BxC[..., None], -1)[..., 0]
-        exp_BxCxV = jnp.exp(logits_BxCxV - largest_BxCx1)
-        sum_BxCx1 = exp_BxCxV.sum(-1, keepdims=True)
-        losses_BxC = jnp.log(sum_BxCx1[..., 0]) + (largest_BxCx1[..., 0] - target_BxC)
+        logits_VxBxC = jnp.einsum(
+            "VD,BCD->VBC", wte_VxD, x_BxCxD, preferred_element_type=jnp.float32
+        )
+        largest_BxC = logits_VxBxC[:vocab_size].max(0)
+        exp_VxBxC = jnp.exp(logits_VxBxC - largest_BxC)
+        exp_VxBxC = jnp.where(entries_Vx1x1 < vocab_size, exp_VxBxC, 0)
+        sum_BxC = exp_VxBxC.sum(0)
+        target_BxC = jnp.take_along_axis(logits_VxBxC, targets_BxC[None], 0)[0]
+        losses_BxC = jnp.log(sum_BxC) + (largest_BxC - target_BxC)
         total += (losses_BxC * weights_BxC).sum()
         if not gradients:
             return (total, dwte_VxD), None
-        is_target_BxCxV = entries_V == targets_BxC[..., None]
-        dlogits_BxCxV = exp_BxCxV * (weights_BxC[..., None] / sum_BxCx1)
-        dlogits_BxCxV -= jnp.where(is_target_BxCxV, weights_BxC[..., None], 0)
-        dlogits_BxCxV = dlogits_BxCxV.astype(x_BxCxD.dtype)
-        dx_BxCxD = jnp.einsum("BCV,VD->BCD", dlogits_BxCxV, wte_VxD)
+        dlogits_VxBxC = exp_VxBxC * (weights_BxC / sum_BxC)
+        dlogits_VxBxC -= jnp.where(entries_Vx1x1 == targets_BxC, weights_BxC, 0)
+        dlogits_VxBxC = dlogits_VxBxC.astype(x_BxCxD.dtype)
+        dx_DxBxC = jnp.einsum("DV,VBC->DBC", wte_VxD.T, dlogits_VxBxC)
         dwte_VxD += jnp.einsum(
-            "BCV,BCD->VD", dlogits_BxCxV, x_BxCxD, preferred_element_type=jnp.float32
+            "VBC,BCD->VD", dlogits_VxBxC, x_BxCxD, preferred_element_type=jnp.float32
         )
-        return (total, dwte_VxD), dx_BxCxD
+        return (total, dwte_VxD), jnp.moveaxis(dx_DxBxC, 0, -1)
 
     carry = (jnp.float32(0), jnp.zeros(wte_VxD.shape, jnp.float32) if gradients else None)
     arrays = (x_BxLxD, targets_BxL, weights_BxL)
@@ -103,7 +107,7 @@ def _join(a):
 
 def _backward(vocab_size, chunks, residuals, g):
     dx_BxLxD, dwte_VxD = residuals
-    return (dx_BxLxD * g).astype(dx_BxLxD.dtype), (dwte_VxD * g).astype(dx_BxLxD.dtype), None, None
+    return (dx_BxLxD * g).astype(dx_BxLxD.dtype), dwte_VxD * g, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,  # the SXM board; others of the name are slower
     "NVIDIA H200": 989e12,
 }
 
@@ -67,7 +68,9 @@ class Recorder:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line, first_step) <= first_step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        new = path.with_name(".metrics.jsonl.new")
+        new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(new, path)
         self._file = path.open("a", encoding="utf-8")
         self._board = None
         if tensorboard:
@@ -98,14 +101,14 @@ class Recorder:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
             self._progress.update(self._task, completed=step, description=brief)
         elif self._progress:
-            self._progress.console.print(f"step {step}  {text}", highlight=False)
+            self.say(f"step {step}  {text}")
         else:
             self.say(f"step {step}  {text}")
 
     def say(self, text: str) -> None:
         """Print a line for the person at the terminal."""
         if self._progress:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
 

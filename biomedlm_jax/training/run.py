@@ -1,6 +1,7 @@
 """A run's config and directory: read, checked and compared before anything is compiled."""
 
 import json
+import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -71,6 +72,11 @@ def check_config(config: ConfigDict) -> GPTConfig:
                 raise ValueError(
                     f"config.{group}.{name}={config[group][name]}; it must be at least 1"
                 )
+    if config.training.evaluate_every < 0:
+        raise ValueError(
+            f"config.training.evaluate_every={config.training.evaluate_every}; it must be at "
+            "least 0 (never)"
+        )
     if not config.data.path:
         raise ValueError(
             "config.data.path is empty; set --config.data.path=DIR to a directory that "
@@ -81,6 +87,8 @@ def check_config(config: ConfigDict) -> GPTConfig:
 
 
 def _check_names(where: str, got, known) -> None:
+    if not isinstance(got, ConfigDict):
+        raise ValueError(f"{where} is {got!r}; it must be a group with {sorted(known)}")
     unknown = sorted(set(got) - set(known))
     missing = sorted(set(known) - set(got))
     if unknown:
@@ -89,49 +97,41 @@ def _check_names(where: str, got, known) -> None:
         raise ValueError(f"{where} lacks {missing}; every value stands in the config file")
 
 
-def open_run(config: ConfigDict, workdir: Path, *, write: bool = True) -> None:
-    """Write `config.json` into a new run directory, or check that it is this run's.
-
-    Raises ValueError if the directory holds a run of another config, or something else.
-    """
+def check_run(config: ConfigDict, workdir: Path) -> None:
+    """Raise ValueError if `workdir` holds something else than a run of this config."""
     path = workdir / "config.json"
-    new = json.loads(config.to_json())
     if not path.exists():
         if workdir.is_dir() and any(workdir.iterdir()):
             raise ValueError(
                 f"{workdir} holds files but no run (no config.json); choose an empty directory"
             )
-        if write:
-            workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
         return
-    old = read_config(workdir)
-    for group in ("model", *GROUPS):
-        for name, value in new[group].items():
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if "training" not in old:
+        raise ValueError(
+            f"{workdir} holds an imported model, not a training run; choose another --workdir"
+        )
+    for group, values in json.loads(config.to_json()).items():
+        for name, value in values.items():
             before = old.get(group, {}).get(name)
             if before != value and name not in FREE.get(group, ()):
                 raise ValueError(
                     f"{workdir} holds a run with {group}.{name}={before!r}, and the config says "
                     f"{value!r}; resume it with its own config, or choose another --workdir"
                 )
-    if write:
-        path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
 
 
-def read_config(run_directory: str | Path) -> dict:
-    """The `config.json` of a run directory; raises FileNotFoundError or ValueError."""
-    path = Path(run_directory) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{run_directory} is not a run directory: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if "model" not in config:
-        raise ValueError(f"{path} has no `model` group, so it is not a run's config")
-    return config
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Make the run directory if need be, and write the config into it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
-def read_model_config(run_directory: str | Path, **execution) -> GPTConfig:
-    """The model's config of a run directory; `execution` overrides fields such as the dtype."""
-    return GPTConfig(**{**read_config(run_directory)["model"], **execution})
+def write_json(path: Path, value: dict) -> None:
+    """Replace a JSON file in one step: a crash leaves the old one or the new one."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)

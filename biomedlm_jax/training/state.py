@@ -26,7 +26,8 @@ class TrainState:
 
 def make_state(config: GPTConfig, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
     """A fresh state; call it under jit with `out_shardings`, or under `jax.eval_shape`."""
-    model = GPT(config, key=jax.random.key(seed))
+    init_key, _ = jax.random.split(jax.random.key(seed))
+    model = GPT(config, key=init_key)
     return TrainState(step=jnp.int32(0), model=model, opt_state=tx.init(model))
 
 
@@ -68,7 +69,8 @@ def train_step(
     loss_chunks: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update from one global batch; returns the new state and `loss` and `grad_norm`."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    _, key = jax.random.split(jax.random.key(seed))  # the first half made the parameters
+    key = jax.random.fold_in(key, state.step)
     loss_of = functools.partial(next_token_loss, chunks=loss_chunks)
     loss, grads = accumulate(loss_of, state.model, tokens_BxL, key, accumulation)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
@@ -102,11 +104,11 @@ def has_dropout(config: GPTConfig) -> bool:
     return max(config.embedding_dropout, config.attention_dropout, config.residual_dropout) > 0
 
 
-def compile_step(step, *, mesh: Mesh, abstract: TrainState, donate: bool = True, **static):
-    """`jax.jit` of a step on this mesh; the state's buffers are reused and keep their shardings."""
+def compile_step(step, *, abstract: TrainState, **static):
+    """`jax.jit` of a step; the state's buffers are reused and keep the shardings of `abstract`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         functools.partial(step, **static),
-        donate_argnums=(0,) if donate else (),
+        donate_argnums=0,
         out_shardings=(shardings, None),
     )

@@ -139,7 +139,7 @@ def test_too_many_tokens():
 
 def test_an_unknown_attention_kernel():
     with pytest.raises(ValueError, match=r"model\.attention='flash'"):
-        GPT(dataclasses.replace(TINY, attention="flash"), key=jax.random.key(0))
+        dataclasses.replace(TINY, attention="flash")
 
 
 def test_attention_equals_torchs():

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -12,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.training.checkpoint import latest_step, load_model, save_model, steps
 from biomedlm_jax.training.loop import pretrain
-from biomedlm_jax.training.run import read_model_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def without_speed(run: Path) -> list[dict]:
 
 
 def parameters(run: Path) -> list[np.ndarray]:
-    return jax.tree.leaves(jax.tree.map(np.asarray, load_model(run, read_model_config(run))))
+    return jax.tree.leaves(jax.tree.map(np.asarray, load_model(run, model_config(run))))
 
 
 def test_a_run_directory_is_self_contained(config, tmp_path):
@@ -41,6 +42,7 @@ def test_a_run_directory_is_self_contained(config, tmp_path):
     assert steps(run) == [4, 8, 12]
     losses = [r["loss"] for r in records(run) if "loss" in r]
     assert len(losses) == 12
+    assert all(r["tokens_per_second"] > 0 for r in records(run) if r["step"] in (3, 11))
     assert losses[-1] < losses[0] - 0.1
     validation = [r for r in records(run) if "bits_per_byte" in r]
     assert [r["step"] for r in validation] == [6, 12]
@@ -108,11 +110,11 @@ def test_an_unfinished_checkpoint_is_passed_over(config, tmp_path):
 
 def test_a_checkpoint_of_another_model(config, tmp_path):
     pretrain(config, tmp_path / "run")
-    model = load_model(tmp_path / "run", read_model_config(tmp_path / "run"))
+    model = load_model(tmp_path / "run", model_config(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"of another model: h\.attn\..* is float32"):
-        load_model(tmp_path / "run", read_model_config(tmp_path / "run", layers=3))
+        load_model(tmp_path / "run", dataclasses.replace(model_config(tmp_path / "run"), layers=3))
     with pytest.raises(FileNotFoundError, match="no finished checkpoint of step 5; finished are"):
-        load_model(tmp_path / "run", read_model_config(tmp_path / "run"), step=5)
+        load_model(tmp_path / "run", model_config(tmp_path / "run"), step=5)
     save_model(tmp_path / "other", model)
     again = load_model(tmp_path / "other", model.config)
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):
@@ -168,6 +170,37 @@ def test_a_directory_of_another_run_is_left_alone(config, tmp_path):
     (tmp_path / "papers" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds files but no run"):
         pretrain(config, tmp_path / "papers")
+
+
+def test_a_wrong_end_of_text_is_said_at_once(config, tmp_path):
+    config.model.eos_token_id = 7
+    with pytest.raises(ValueError, match="end their texts with id 299, and the model's"):
+        pretrain(config, tmp_path / "run")
+
+
+def test_rows_of_another_tokenizer_do_not_touch_the_run(config, tmp_path, dataset):
+    run = tmp_path / "run"
+    pretrain(config, run)
+    before = (run / "config.json").read_text()
+    shutil.copytree(dataset, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest["tokenizer_hash"] = "0" * 64
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    config.data.path = str(tmp_path / "other")
+    with pytest.raises(ValueError, match="made with the tokenizer 000000000000"):
+        pretrain(config, run)
+    assert (run / "config.json").read_text() == before
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    config.optimizer.warmup_steps = 0
+    with pytest.raises(ValueError, match="the last checkpoint is intact"):
+        pretrain(config, tmp_path / "run")
+    kept = steps(tmp_path / "run")
+    for step in kept:
+        model = load_model(tmp_path / "run", model_config(tmp_path / "run"), step=step)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
 
 
 def test_validation_loss_is_exact_on_any_mesh(config, tmp_path):

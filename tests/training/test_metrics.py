@@ -24,6 +24,7 @@ def test_peaks_are_found_by_device_kind():
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("TPU v5") == peak_flops("TPU v5p") == 459e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") is None
     assert peak_flops("cpu") is None
 
 
