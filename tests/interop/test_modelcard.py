@@ -36,14 +36,12 @@ def test_card_says_what_it_is_not_for_and_invents_nothing():
 
 
 def test_facts_of_a_run_come_from_its_files(tmp_path):
-    data = tmp_path / "tokens"
-    data.mkdir()
     splits = {"train": {"rows": 100, "tokens": 2400}}
     manifest = {"splits": splits, "fingerprint": "abc", "separator": "eos"}
-    (data / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     config = {
         "model": {"context_length": 24},
-        "data": {"path": str(data), "seed": 3},
+        "data": {"path": "tokens", "seed": 3},
         "optimizer": {"learning_rate": 1.6e-4},
         "training": {"steps": 1000, "batch_size": 8, "seed": 5},
     }
@@ -59,7 +57,7 @@ def test_facts_of_a_run_come_from_its_files(tmp_path):
     text = card(facts=facts)
     assert "| tokens trained on | 9,600 |" in text
     assert "| learning_rate | 0.00016 |" in text
-    (data / "manifest.json").unlink()
+    (tmp_path / "manifest.json").unlink()
     assert "passes over the data" not in training_facts(tmp_path, step=50)["Steps"]
 
 
