@@ -10,7 +10,7 @@ from absl import flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "quickstart-run", "A new directory for it all.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", 1200, "Training steps of 1,024 tokens.", 40, flag_values=FLAGS)
+flags.DEFINE_integer("steps", 800, "Training steps of 1,024 tokens.", 40, flag_values=FLAGS)
 flags.DEFINE_integer("documents", 3600, "Abstracts to write.", 200, flag_values=FLAGS)
 
 
