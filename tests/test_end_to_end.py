@@ -12,7 +12,7 @@ import pytest
 from biomedlm_jax.quickstart.world import write_world
 
 ROOT = Path(__file__).parents[1]
-TINY = [f"--config={ROOT}/configs/tiny.py", "--config.training.steps=60"]
+TINY = [f"--config={ROOT}/configs/tiny.py", "--config.training.steps=200"]
 
 
 @pytest.fixture(scope="module")
