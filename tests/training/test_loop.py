@@ -143,8 +143,8 @@ def test_a_checkpoint_of_another_model(config, tmp_path):
 def test_what_cannot_work_is_said_before_anything_is_written(
     config, tmp_path, group, name, value, said
 ):
-    config.model.eos_token_id = min(299, config.model.vocab_size - 1, 199)
     config[group][name] = value
+    config.model.eos_token_id = min(299, config.model.vocab_size - 1)
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
