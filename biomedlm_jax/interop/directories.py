@@ -16,7 +16,7 @@ EXECUTION = ("compute_dtype", "attention", "remat", "unroll")
 def kind_of(path: str | Path) -> str:
     """RUN or HUGGING_FACE, by config.json; raises ValueError or FileNotFoundError if neither."""
     config = read_config(path)
-    if "model" in config:
+    if isinstance(config.get("model"), dict):
         return RUN
     if "model_type" in config:
         return HUGGING_FACE
