@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "biomedlm_jax"
 FLOORS = {
+    "allocator": 0,
     "mesh": 0,
     "corpus": 0,
     "model": 1,

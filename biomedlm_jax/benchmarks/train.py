@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.training.metrics import flops_per_token, peak_flops
 from biomedlm_jax.training.optimizer import make_optimizer
@@ -46,6 +47,7 @@ def measure_train(
     the figures, the versions and the machine; `ratio` is the peer's time over ours: above 1, ours
     is faster.
     """
+    keep_freed_memory()  # as pretrain() does; the peers in this process have it, too
     length = config.context_length
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length))
     sides = {"biomedlm_jax": _ours(config, tokens, loss_chunks)}

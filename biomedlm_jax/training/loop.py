@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.corpus.tokens import read_manifest
@@ -38,6 +39,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     Raises ValueError, before anything is compiled or written, if the config, the data or the
     directory do not fit together.
     """
+    keep_freed_memory()
     # ---- Check: everything that can be wrong is said now.
     workdir = Path(workdir).absolute()
     model_config = check_config(config)

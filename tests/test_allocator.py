@@ -1,0 +1,48 @@
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Two blocks of 100 MB, one after the other, and the page faults that the second one cost.
+PROGRAM = """
+import resource
+import numpy as np
+from biomedlm_jax import allocator
+
+if {keep}:
+    allocator.ACCELERATORS = {accelerators}
+    allocator.keep_freed_memory()
+np.ones(100_000_000, np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(100_000_000, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(keep: bool, accelerators=()) -> int:
+    program = PROGRAM.format(keep=keep, accelerators=accelerators)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_freed_memory_is_used_again():
+    # 48 pages at the least even with huge pages of 2 MiB
+    assert page_faults(keep=False) >= 48
+    assert page_faults(keep=True) < 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_beside_an_accelerator_nothing_changes():
+    assert page_faults(keep=True, accelerators=("/dev/null",)) >= 48
+
+
+def test_elsewhere_nothing_changes(monkeypatch):
+    from biomedlm_jax import allocator
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    allocator.keep_freed_memory()
