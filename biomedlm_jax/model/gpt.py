@@ -87,7 +87,9 @@ class Attention(nnx.Module):
         self.c_proj = _linear(config, ("heads", "embed"), sizes, rngs=rngs, deviation=deviation)
         self.config = config
 
-    def __call__(self, x_BxLxD: jax.Array, layer: jax.Array, *, dropout_key=None) -> jax.Array:
+    def __call__(
+        self, x_BxLxD: jax.Array, layer: jax.Array, *, visible_BxLxL=None, dropout_key=None
+    ) -> jax.Array:
         """Mix the positions of `x`; `layer` is the 0-based index, traced under the scan."""
         query_BxHxLxK, key_BxHxLxK, value_BxHxLxK = self.c_attn(x_BxLxD)
         if self.config.scale_attn_by_inverse_layer_idx:
@@ -97,6 +99,7 @@ class Attention(nnx.Module):
             query_BxHxLxK,
             key_BxHxLxK,
             value_BxHxLxK,
+            visible_BxLxS=visible_BxLxL,
             dropout_rate=self.config.attention_dropout,
             dropout_key=dropout_key,
         )
@@ -133,14 +136,18 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
         self.config = config
 
-    def __call__(self, x_BxLxD: jax.Array, layer: jax.Array, *, dropout_key=None) -> jax.Array:
+    def __call__(
+        self, x_BxLxD: jax.Array, layer: jax.Array, *, visible_BxLxL=None, dropout_key=None
+    ) -> jax.Array:
         """One layer of the model."""
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         keys = (None,) * 3
         if dropout_key is not None:
             keys = jax.random.split(jax.random.fold_in(dropout_key, layer), 3)
         rate = self.config.residual_dropout
-        y_BxLxD = self.attn(self.ln_1(x_BxLxD), layer, dropout_key=keys[0])
+        y_BxLxD = self.attn(
+            self.ln_1(x_BxLxD), layer, visible_BxLxL=visible_BxLxL, dropout_key=keys[0]
+        )
         x_BxLxD += dropout(y_BxLxD, rate, keys[1])
         y_BxLxD = self.mlp(self.ln_2(x_BxLxD))
         return x_BxLxD + dropout(y_BxLxD, rate, keys[2])
@@ -175,8 +182,15 @@ class GPT(nnx.Module):
         """
         return self.logits(self.hidden(tokens_BxL, dropout_key=dropout_key))
 
-    def hidden(self, tokens_BxL: jax.Array, *, dropout_key=None) -> jax.Array:
-        """The final normalised states [B, L, D] in the compute dtype."""
+    def hidden(
+        self, tokens_BxL: jax.Array, *, positions_BxL=None, visible_BxLxL=None, dropout_key=None
+    ) -> jax.Array:
+        """The final normalised states [B, L, D] in the compute dtype.
+
+        `positions_BxL` are the tokens' positions in their text, 0..L-1 by default;
+        `visible_BxLxL` says which tokens (last axis) each token sees, those up to itself by
+        default.
+        """
         config, L = self.config, tokens_BxL.shape[1]
         if L > config.context_length:
             raise ValueError(
@@ -192,12 +206,14 @@ class GPT(nnx.Module):
         # would be summed in bfloat16.
         x_BxLxD = wte_VxD[tokens_BxL].astype(config.dtype)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
-        x_BxLxD += self.wpe[:L].astype(config.dtype)
+        positions = slice(L) if positions_BxL is None else positions_BxL
+        x_BxLxD += constrain(self.wpe[...], "length", None)[positions].astype(config.dtype)
         x_BxLxD = dropout(x_BxLxD, config.embedding_dropout, embed_key)
 
         def step(x_BxLxD, block_and_layer):
             block, layer = block_and_layer
-            return block(x_BxLxD, layer, dropout_key=block_key), None
+            x_BxLxD = block(x_BxLxD, layer, visible_BxLxL=visible_BxLxL, dropout_key=block_key)
+            return x_BxLxD, None
 
         layers_N = jnp.arange(config.layers)
         x_BxLxD, _ = jax.lax.scan(

@@ -154,3 +154,19 @@ def test_attention_equals_torchs():
     np.testing.assert_allclose(
         attend(query[:, :, -3:], key, value), theirs.numpy()[:, :, -3:], atol=1e-5
     )
+
+
+def test_two_texts_in_one_row_are_two_rows():
+    model = tiny()
+    texts_BxL = tokens(2, 16)
+    text_32 = jnp.repeat(jnp.arange(2), 16)
+    positions_1x32 = jnp.tile(jnp.arange(16), 2)[None]
+    visible_32x32 = (text_32[:, None] == text_32) & jnp.tri(32, dtype=bool)
+    apart = jax.jit(GPT.hidden)(model, texts_BxL)
+    together = jax.jit(GPT.hidden)(
+        model,
+        texts_BxL.reshape(1, 32),
+        positions_BxL=positions_1x32,
+        visible_BxLxL=visible_32x32[None],
+    )
+    np.testing.assert_allclose(together.reshape(apart.shape), apart, atol=1e-5)
