@@ -78,6 +78,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*axes))
 
 
+def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has whole onto the devices, each its own part."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many parts the batch axis is cut into."""
     return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))

@@ -4,6 +4,7 @@ Both sides train the same model on the same tokens with the same number of threa
 alternate, so that a busy machine slows both.
 """
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -16,6 +17,7 @@ import numpy as np
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.metrics import flops_per_token, peak_flops
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.state import abstract_state, compile_step, init_state, train_step
@@ -96,7 +98,8 @@ def _ours(config: GPTConfig, tokens: np.ndarray, loss_chunks: int):
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, tx, mesh)
         state = init_state(config, tx, mesh, seed=0)
-        update = compile_step(train_step, abstract=abstract, tx=tx, seed=0, loss_chunks=loss_chunks)
+        loss_of = functools.partial(next_token_loss, chunks=loss_chunks)
+        update = compile_step(train_step, abstract=abstract, tx=tx, seed=0, loss_of=loss_of)
     batch = jax.device_put(tokens.astype(np.int32), meshes.sharding(mesh, "batch", "length"))
 
     def step() -> float:

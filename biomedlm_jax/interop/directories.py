@@ -11,6 +11,7 @@ from biomedlm_jax.model.config import GPTConfig
 
 RUN, HUGGING_FACE = "run", "Hugging Face"
 EXECUTION = ("compute_dtype", "attention", "remat", "unroll")
+DROPOUT = ("embedding_dropout", "attention_dropout", "residual_dropout")
 
 
 def kind_of(path: str | Path) -> str:
@@ -48,11 +49,12 @@ def model_config(path: str | Path, **execution) -> GPTConfig:
     """The GPTConfig of a run or Hugging Face directory, executed as this machine does best.
 
     How a run was executed (its kernel, its dtype) suits the machine it ran on; `execution` sets
-    those fields anew. Raises ValueError for a name that is not one of them.
+    those fields anew, and the dropout rates. Raises ValueError for any other name.
     """
-    unknown = sorted(set(execution) - set(EXECUTION))
+    unknown = sorted(set(execution) - {*EXECUTION, *DROPOUT})
     if unknown:
-        raise ValueError(f"got {unknown}; what can be set on loading is {', '.join(EXECUTION)}")
+        allowed = ", ".join((*EXECUTION, *DROPOUT))
+        raise ValueError(f"got {unknown}; what can be set on loading is {allowed}")
     config = read_config(path)
     if kind_of(path) == HUGGING_FACE:
         return GPTConfig.from_hf(config, **execution)
@@ -60,7 +62,7 @@ def model_config(path: str | Path, **execution) -> GPTConfig:
     unknown = sorted(set(fields) - set(GPTConfig.__dataclass_fields__))
     if unknown:
         raise ValueError(f"{Path(path) / 'config.json'} has model.{unknown[0]}, which is unknown")
-    return GPTConfig(**fields, **execution)
+    return GPTConfig(**{**fields, **execution})
 
 
 def check_output(path: str | Path, *, kind: str, overwrite: bool) -> None:

@@ -163,7 +163,7 @@ class GPTConfig:
         # transformers leaves the inverse-layer scale off, and the end of text at GPT-2's id.
         values.setdefault("scale_attn_by_inverse_layer_idx", False)
         values.setdefault("eos_token_id", None)
-        return cls(**values, **execution)
+        return cls(**{**values, **execution})
 
     def to_hf(self) -> dict:
         """The Hugging Face `config.json` that makes transformers compute the same function."""

@@ -183,16 +183,22 @@ class GPT(nnx.Module):
         return self.logits(self.hidden(tokens_BxL, dropout_key=dropout_key))
 
     def hidden(
-        self, tokens_BxL: jax.Array, *, positions_BxL=None, visible_BxLxL=None, dropout_key=None
+        self,
+        tokens_BxL: jax.Array,
+        *,
+        positions_BxL=None,
+        visible_BxLxL=None,
+        lora=None,
+        dropout_key=None,
     ) -> jax.Array:
         """The final normalised states [B, L, D] in the compute dtype.
 
         `positions_BxL` are the tokens' positions in their text, 0..L-1 by default;
         `visible_BxLxL` says which tokens (last axis) each token sees, those up to itself by
-        default.
+        default. `lora` (see model/lora.py) changes the kernels layer by layer.
         """
         config, L = self.config, tokens_BxL.shape[1]
-        if L > config.context_length:
+        if positions_BxL is None and L > config.context_length:
             raise ValueError(
                 f"got {L} tokens; the model has {config.context_length} positions: cut the text"
             )
@@ -210,14 +216,19 @@ class GPT(nnx.Module):
         x_BxLxD += constrain(self.wpe[...], "length", None)[positions].astype(config.dtype)
         x_BxLxD = dropout(x_BxLxD, config.embedding_dropout, embed_key)
 
-        def step(x_BxLxD, block_and_layer):
-            block, layer = block_and_layer
+        def step(x_BxLxD, sliced):
+            block, layer, factors = sliced
+            if factors is not None:
+                block = factors.merged(block)
             x_BxLxD = block(x_BxLxD, layer, visible_BxLxL=visible_BxLxL, dropout_key=block_key)
             return x_BxLxD, None
 
         layers_N = jnp.arange(config.layers)
         x_BxLxD, _ = jax.lax.scan(
-            rematerialise(step, config.remat), x_BxLxD, (self.h, layers_N), unroll=config.unroll
+            rematerialise(step, config.remat),
+            x_BxLxD,
+            (self.h, layers_N, lora),
+            unroll=config.unroll,
         )
         return self.ln_f(constrain(x_BxLxD, "batch", "length", None))
 

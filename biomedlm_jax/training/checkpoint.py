@@ -159,6 +159,12 @@ def load_model(
     Without a mesh it goes onto one device. Raises FileNotFoundError if there is no such
     checkpoint and ValueError if it is of another config.
     """
+    abstract = abstract_model(config, one_device() if mesh is None else mesh)
+    return load_tree(run_directory, abstract, step=step)
+
+
+def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
+    """Read what `save_model` wrote, laid out as `abstract` (shapes, dtypes, shardings) says."""
     found = steps(run_directory)
     step = step if step is not None else (found[-1] if found else None)
     if step not in found:
@@ -166,7 +172,6 @@ def load_model(
             f"{run_directory} has no finished checkpoint"
             f"{'' if step is None else f' of step {step}'}; finished are {found or 'none'}"
         )
-    abstract = abstract_model(config, one_device() if mesh is None else mesh)
     item = Path(run_directory).absolute() / FOLDER / str(step) / "model"
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)

@@ -17,7 +17,7 @@ from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batche
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.corpus.tokens import read_manifest
 from biomedlm_jax.training.checkpoint import Checkpointer
-from biomedlm_jax.training.loss import summed_loss
+from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.metrics import (
     Recorder,
     Silent,
@@ -85,12 +85,12 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         resources.callback(batches.close)
         resources.enter_context(jax.set_mesh(mesh))
         abstract = abstract_state(model_config, tx, mesh)
-        _wait_for_all("checked")
+        wait_for_all("checked")
         if first and not known:
             write_config(config, workdir)
             write_json(workdir / "manifest.json", manifest)
             save_tokenizer(tokenizer, workdir)
-        _wait_for_all("written")
+        wait_for_all("written")
         checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
         resources.callback(checkpointer.close)
         restored = checkpointer.restore(abstract)
@@ -119,12 +119,12 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             abstract=abstract,
             tx=tx,
             seed=training.seed,
+            loss_of=functools.partial(next_token_loss, chunks=training.loss_chunks),
             accumulation=training.accumulation,
-            loss_chunks=training.loss_chunks,
         )
         evaluate = _evaluator(config, manifest, mesh)
         pace = Pace(model_config, tokens_per_step=training.batch_size * manifest["length"])
-        stop = resources.enter_context(_stop_signals(recorder))
+        stop = resources.enter_context(stop_signals(recorder))
         result, pending, stopping = {}, None, False
         while step < training.steps and not stopping:
             state, metrics = update(state, next(batches))
@@ -230,7 +230,7 @@ def _evaluator(config: ConfigDict, manifest: dict, mesh):
 
 
 @contextlib.contextmanager
-def _stop_signals(recorder):
+def stop_signals(recorder):
     """Yield a function that says whether to stop; the second signal ends the process at once."""
     asked = []
 
@@ -257,7 +257,7 @@ def _stop_signals(recorder):
             signal.signal(number, handler)
 
 
-def _wait_for_all(what: str) -> None:
+def wait_for_all(what: str) -> None:
     """Let no process go on before all are here, so that none sees a half-made run directory."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"the run directory is {what}")

@@ -1,5 +1,7 @@
 """The optimizer: warmup-cosine schedule and decoupled AdamW in optax."""
 
+import math
+
 import optax
 
 
@@ -24,6 +26,23 @@ def warmup_cosine(
         decay_steps=steps,
         end_value=learning_rate * final_lr_fraction,
     )
+
+
+def warmup_linear(*, learning_rate: float, warmup_ratio: float, steps: int) -> optax.Schedule:
+    """Linear warmup over a share of the steps, then linearly to 0 after the last one.
+
+    As transformers' `get_linear_schedule_with_warmup`: the first step has rate 0. Raises
+    ValueError unless the rate is above 0 and the ratio in [0, 1].
+    """
+    if learning_rate <= 0 or not 0 <= warmup_ratio <= 1:
+        raise ValueError(
+            f"optimizer.learning_rate={learning_rate} and warmup_ratio={warmup_ratio}; the rate "
+            "must be above 0, and the ratio in [0, 1]"
+        )
+    warmup = math.ceil(warmup_ratio * steps)
+    rise = optax.linear_schedule(0.0, learning_rate, max(1, warmup))
+    fall = optax.linear_schedule(learning_rate, 0.0, max(1, steps - warmup))
+    return optax.join_schedules([rise, fall], [warmup])
 
 
 def decoupled_adamw(

@@ -55,23 +55,7 @@ def check_config(config: ConfigDict) -> GPTConfig:
 
     Raises ValueError naming the first key that is unknown, missing or of another type.
     """
-    _check_names("config", config, {"model", *GROUPS})
-    for group, schema in GROUPS.items():
-        _check_names(f"config.{group}", config[group], schema)
-        for name, kind in schema.items():
-            value = config[group][name]
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or (isinstance(value, bool) and kind is not bool):
-                raise ValueError(
-                    f"config.{group}.{name}={value!r} is a {type(value).__name__}; "
-                    f"it must be {kind.__name__}"
-                )
-    for group, names in AT_LEAST_ONE.items():
-        for name in names:
-            if config[group][name] < 1:
-                raise ValueError(
-                    f"config.{group}.{name}={config[group][name]}; it must be at least 1"
-                )
+    check_groups(config, GROUPS, AT_LEAST_ONE, others={"model"})
     if config.training.evaluate_every < 0:
         raise ValueError(
             f"config.training.evaluate_every={config.training.evaluate_every}; it must be at "
@@ -86,6 +70,30 @@ def check_config(config: ConfigDict) -> GPTConfig:
     return GPTConfig(**config.model)
 
 
+def check_groups(config: ConfigDict, groups: dict, at_least_one: dict, *, others=frozenset()):
+    """Raise ValueError unless a config has exactly these groups, names, types and ranges.
+
+    `others` are groups with a schema of their own.
+    """
+    _check_names("config", config, {*others, *groups})
+    for group, schema in groups.items():
+        _check_names(f"config.{group}", config[group], schema)
+        for name, kind in schema.items():
+            value = config[group][name]
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(
+                    f"config.{group}.{name}={value!r} is a {type(value).__name__}; "
+                    f"it must be {kind.__name__}"
+                )
+    for group, names in at_least_one.items():
+        for name in names:
+            if config[group][name] < 1:
+                raise ValueError(
+                    f"config.{group}.{name}={config[group][name]}; it must be at least 1"
+                )
+
+
 def _check_names(where: str, got, known) -> None:
     if not isinstance(got, ConfigDict):
         raise ValueError(f"{where} is {got!r}; it must be a group with {sorted(known)}")
@@ -97,13 +105,19 @@ def _check_names(where: str, got, known) -> None:
         raise ValueError(f"{where} lacks {missing}; every value stands in the config file")
 
 
-def check_run(config: ConfigDict, workdir: Path) -> None:
-    """Raise ValueError if `workdir` holds something else than a run of this config."""
-    path = workdir / "config.json"
+def check_run(
+    config: ConfigDict, workdir: Path, free: dict = FREE, *, name: str = "config.json"
+) -> None:
+    """Raise ValueError if `workdir` holds something else than a run of this config.
+
+    `name` is the file that holds a run's config; `free` names, by group, the values that a run may
+    be continued with others of.
+    """
+    path = workdir / name
     if not path.exists():
         if workdir.is_dir() and any(workdir.iterdir()):
             raise ValueError(
-                f"{workdir} holds files but no run (no config.json); choose an empty directory"
+                f"{workdir} holds files but no such run (no {name}); choose an empty directory"
             )
         return
     try:
@@ -115,11 +129,11 @@ def check_run(config: ConfigDict, workdir: Path) -> None:
             f"{workdir} holds an imported model, not a training run; choose another --workdir"
         )
     for group, values in json.loads(config.to_json()).items():
-        for name, value in values.items():
-            before = old.get(group, {}).get(name)
-            if before != value and name not in FREE.get(group, ()):
+        for key, value in values.items():
+            before = old.get(group, {}).get(key)
+            if before != value and key not in free.get(group, ()):
                 raise ValueError(
-                    f"{workdir} holds a run with {group}.{name}={before!r}, and the config says "
+                    f"{workdir} holds a run with {group}.{key}={before!r}, and the config says "
                     f"{value!r}; resume it with its own config, or choose another --workdir"
                 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from jax.sharding import Mesh
 from biomedlm_jax.mesh import tree_shardings
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.training.loss import next_token_loss
 
 
 @jax.tree_util.register_dataclass
@@ -33,16 +33,17 @@ def make_state(config: GPTConfig, tx: optax.GradientTransformation, *, seed: int
 
 def abstract_state(config: GPTConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without its values."""
-    return _laid_out(functools.partial(make_state, config, tx, seed=0), mesh)
+    return laid_out(functools.partial(make_state, config, tx, seed=0), mesh)
 
 
 def abstract_model(config: GPTConfig, mesh: Mesh) -> GPT:
     """The model's shapes, dtypes and shardings, without its values."""
-    return _laid_out(lambda: GPT(config, key=jax.random.key(0)), mesh)
+    return laid_out(lambda: GPT(config, key=jax.random.key(0)), mesh)
 
 
-def _laid_out(make, mesh: Mesh):
-    abstract = jax.eval_shape(make)
+def laid_out(make: Callable, mesh: Mesh, *arguments):
+    """What `make(*arguments)` would give, as shapes, dtypes and shardings on `mesh`."""
+    abstract = jax.eval_shape(make, *arguments)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,
@@ -61,47 +62,53 @@ def init_state(
 
 def train_step(
     state: TrainState,
-    tokens_BxL: jax.Array,
-    *,
+    batch,
+    *constants,
     tx: optax.GradientTransformation,
     seed: int,
+    loss_of: Callable,
     accumulation: int = 1,
-    loss_chunks: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from one global batch; returns the new state and `loss` and `grad_norm`."""
+    """One update from one global batch; returns the new state and `loss` and `grad_norm`.
+
+    `loss_of(model, batch, *constants, dropout_key=key)` is a scalar; every array of `batch` has the
+    batch axis first. `constants` are what the loss needs and no update changes.
+    """
     _, key = jax.random.split(jax.random.key(seed))  # the first half made the parameters
     key = jax.random.fold_in(key, state.step)
-    loss_of = functools.partial(next_token_loss, chunks=loss_chunks)
-    loss, grads = accumulate(loss_of, state.model, tokens_BxL, key, accumulation)
+    grad_of = accumulate(jax.value_and_grad(loss_of), accumulation)
+    loss, grads = grad_of(state.model, batch, *constants, dropout_key=key)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, model, opt_state), metrics
 
 
-def accumulate(loss_of, model: GPT, tokens_BxL: jax.Array, key: jax.Array, parts: int):
-    """Mean loss and float32 gradients over `parts` equal parts of the batch, one at a time."""
-    grad_of = jax.value_and_grad(loss_of)
-    dropout_key = key if has_dropout(model.config) else None
+def accumulate(grad_of: Callable, parts: int) -> Callable:
+    """`grad_of`, as the mean over `parts` equal parts of the batch, taken one at a time.
+
+    The sums of losses and gradients are float32, as the parameters are.
+    """
     if parts == 1:
-        return grad_of(model, tokens_BxL, dropout_key=dropout_key)
+        return grad_of
 
-    def add(total, part):
-        tokens, index = part
-        part_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        return jax.tree.map(jnp.add, total, grad_of(model, tokens, dropout_key=part_key)), None
+    def of_parts(model, batch, *constants, dropout_key: jax.Array):
+        def add(total, part):
+            batch, index = part
+            key = jax.random.fold_in(dropout_key, index)
+            return jax.tree.map(
+                jnp.add, total, grad_of(model, batch, *constants, dropout_key=key)
+            ), None
 
-    B, L = tokens_BxL.shape
-    # Row b goes to part b % parts, so that every device keeps its own rows in every part.
-    tokens_PxBxL = jnp.moveaxis(tokens_BxL.reshape(B // parts, parts, L), 1, 0)
-    zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
-    total, _ = jax.lax.scan(add, zeros, (tokens_PxBxL, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x / parts, total)
+        def cut(x):
+            # Row b goes to part b % parts, so that every device keeps its own rows in every part.
+            return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, model))
+        total, _ = jax.lax.scan(add, zeros, (jax.tree.map(cut, batch), jnp.arange(parts)))
+        return jax.tree.map(lambda x: x / parts, total)
 
-def has_dropout(config: GPTConfig) -> bool:
-    """Whether any dropout rate is above 0; without one, no random numbers are drawn."""
-    return max(config.embedding_dropout, config.attention_dropout, config.residual_dropout) > 0
+    return of_parts
 
 
 def compile_step(step, *, abstract: TrainState, **static):

@@ -8,6 +8,7 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.state import abstract_state, compile_step, init_state, train_step
 
@@ -51,7 +52,9 @@ def batch(step: int) -> np.ndarray:
 
 
 @functools.cache
-def losses(sizes: tuple, *, steps: int = 20, config: GPTConfig = CONFIG, **options) -> np.ndarray:
+def losses(
+    sizes: tuple, *, steps: int = 20, config: GPTConfig = CONFIG, loss_chunks=1, **options
+) -> np.ndarray:
     sizes = dict(sizes)
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     mesh, tx = meshes.make_mesh(**sizes, devices=devices), make_tx()
@@ -59,6 +62,7 @@ def losses(sizes: tuple, *, steps: int = 20, config: GPTConfig = CONFIG, **optio
     with jax.set_mesh(mesh):
         abstract = abstract_state(config, tx, mesh)
         state = init_state(config, tx, mesh, seed=0)
+        options["loss_of"] = functools.partial(next_token_loss, chunks=loss_chunks)
         step = compile_step(train_step, abstract=abstract, tx=tx, seed=0, **options)
         for i in range(steps):
             tokens = jax.device_put(batch(i), meshes.sharding(mesh, "batch", "length"))
@@ -86,7 +90,9 @@ def test_the_first_step_has_learning_rate_zero():
     same = losses(tuple(ONE.items()), steps=1)
     mesh, tx = meshes.make_mesh(**ONE, devices=jax.devices()[:1]), make_tx()
     before = init_state(CONFIG, tx, mesh, seed=0)
-    after, metrics = jax.jit(functools.partial(train_step, tx=tx, seed=0))(before, batch(0))
+    after, metrics = jax.jit(functools.partial(train_step, tx=tx, seed=0, loss_of=next_token_loss))(
+        before, batch(0)
+    )
     for a, b in zip(jax.tree.leaves(after.model), jax.tree.leaves(before.model), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(metrics["loss"], same[0], rtol=1e-6)
@@ -122,7 +128,9 @@ def test_dropout_draws_anew_each_step_and_follows_the_seed():
     tx = make_tx()
     mesh = meshes.make_mesh(**ONE, devices=jax.devices()[:1])
     state = init_state(config, tx, mesh, seed=0)
-    step = jax.jit(functools.partial(train_step, tx=tx), static_argnames="seed")
+    step = jax.jit(
+        functools.partial(train_step, tx=tx, loss_of=next_token_loss), static_argnames="seed"
+    )
     first, metrics = step(state, batch(0), seed=0)
     _, again = step(state, batch(0), seed=0)
     _, other_seed = step(state, batch(0), seed=1)
@@ -136,9 +144,8 @@ def test_accumulation_is_in_float32():
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     mesh, tx = meshes.make_mesh(**ONE, devices=jax.devices()[:1]), make_tx()
     state = init_state(config, tx, mesh, seed=0)
-    jaxpr = jax.make_jaxpr(functools.partial(train_step, tx=tx, seed=0, accumulation=2))(
-        state, batch(0)
-    )
+    step = functools.partial(train_step, tx=tx, seed=0, loss_of=next_token_loss, accumulation=2)
+    jaxpr = jax.make_jaxpr(step)(state, batch(0))
     scans = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
     carried = scans[0].params["jaxpr"].out_avals[: scans[0].params["num_carry"]]
     assert {a.dtype for a in carried} == {jnp.dtype("float32")}

@@ -1,0 +1,183 @@
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from biomedlm_jax.qa import report
+
+PUBLISHED = {"BioMedLM": 74.4, "GPT | 4": 75.2}
+
+
+def questions(n=60, *, share=0.6, seed=0):
+    rng = np.random.default_rng(seed)
+    found = []
+    for index in range(n):
+        gold, options = index % 3, 3
+        prediction = gold if rng.random() < share else (gold + 1) % 3
+        scores = rng.normal(size=options)
+        scores[prediction] = scores.max() + 0.5
+        probabilities = np.exp(scores) / np.exp(scores).sum()
+        found.append(
+            {
+                "id": f"q{index}",
+                "gold": gold,
+                "prediction": prediction,
+                "scores": scores.tolist(),
+                "probabilities": probabilities.tolist(),
+                "options": ["yes", "no\u2028", "β \ud800 \0"],
+                "truncated": index == 7,
+            }
+        )
+    return found
+
+
+def full_summary():
+    return report.summarise(
+        questions(),
+        name="pubmedqa",
+        what="classifier",
+        published=PUBLISHED,
+        published_split="test",
+        with_macro_f1=True,
+        baseline=questions(share=0.4, seed=9),
+        baseline_name="not pre-trained",
+        seeds=[questions(), questions(seed=1), questions(seed=2)],
+    )
+
+
+def test_items_round_trip(tmp_path):
+    items = questions()
+    report.write_items(tmp_path / "items.jsonl", items)
+    assert report.read_items(tmp_path / "items.jsonl") == items
+    assert report.read_items(tmp_path) == items
+    first = {**items[0], "scores": np.float32(items[0]["scores"]), "gold": np.int32(0)}
+    report.write_items(tmp_path / "items.jsonl", [first])
+    assert report.read_items(tmp_path)[0]["gold"] == 0
+
+
+def test_bad_lines_name_file_and_line(tmp_path):
+    file = tmp_path / "items.jsonl"
+    good = json.dumps(questions(1)[0])
+    for bad in ('{"id": ', '{"id": "a"}', "[1]", "1", good.replace('"prediction": ', '"gold": ')):
+        file.write_text(f"{good}\n{bad}\n")
+        with pytest.raises(ValueError, match=r"items\.jsonl, line 2: "):
+            report.read_items(tmp_path)
+    file.write_text("")
+    with pytest.raises(ValueError, match="holds no questions"):
+        report.read_items(file)
+    with pytest.raises(FileNotFoundError):
+        report.read_items(tmp_path / "absent.jsonl")
+
+
+def test_summary():
+    items, summary = questions(), full_summary()
+    right = [one["gold"] == one["prediction"] for one in items]
+    assert summary["n"] == 60
+    assert summary["truncated"] == 1
+    assert summary["accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert summary["chance"] == pytest.approx(1 / 3)
+    assert summary["majority_class"] == pytest.approx(1 / 3)
+    assert sum(one["n"] for one in summary["reliability"]) == 60
+    assert summary["published_percent"] == PUBLISHED
+    assert summary["seeds"]["n"] == 3
+    assert summary["seeds"]["values"][0] == pytest.approx(np.mean(right))
+    assert summary["seeds"]["mean"] == pytest.approx(np.mean(summary["seeds"]["values"]))
+    other = np.mean([one["gold"] == one["prediction"] for one in questions(share=0.4, seed=9)])
+    assert summary["baseline"]["difference"]["value"] == pytest.approx(np.mean(right) - other)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert report.summarise(items, name="medqa")["macro_f1"] is None
+    with pytest.raises(ValueError, match="results differ in questions"):
+        report.summarise(items, name="medqa", seeds=[items, items[1:]])
+
+
+def test_chance_of_mixed_numbers_of_options():
+    two = {**questions(1)[0], "id": "two", "options": ["a", "b"]}
+    two |= {"scores": [1.0, 1.0], "probabilities": [0.5, 0.5], "prediction": 0}
+    summary = report.summarise([two, questions(2)[1]], name="mixed")
+    assert summary["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+def test_markdown_says_what_was_found():
+    summary = full_summary()
+    text = report.markdown(summary)
+    score = summary["accuracy"]
+    value, low, high = (f"{100 * score[name]:.1f}" for name in ("value", "low", "high"))
+    assert text.startswith("# pubmedqa: classifier\n")
+    assert "| questions | 60 (1 truncated) |" in text
+    assert f"| accuracy | {value} % [{low}, {high}] |" in text
+    assert "| macro-F1 |" in text
+    assert "| published: BioMedLM | 74.4 % |" in text
+    assert r"| published: GPT \| 4 | 75.2 % |" in text
+    assert "on the test split" in text
+    assert "mean ± s.d. of 3 seeds" in text
+    assert "| difference to not pre-trained, in points |" in text
+    assert "McNemar's exact test" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in rows} == {3}
+
+
+def test_markdown_is_honest_about_guesses():
+    guesses = report.summarise(questions(share=1 / 3, seed=1), name="medqa")
+    assert "cannot be told from guesses" in report.markdown(guesses)
+    perfect = report.summarise(questions(5, share=1), name="medqa")
+    assert "shows no uncertainty then" in report.markdown(perfect)
+    uneven = [{**one, "gold": 0} for one in questions(share=1)]
+    assert "most common class" in report.markdown(report.summarise(uneven[::3], name="medqa"))
+
+
+def test_table_side_by_side():
+    summaries = [full_summary(), report.summarise(questions(9), name="pubmedqa", what="a|b")]
+    lines = report.table(summaries).splitlines()
+    assert lines[0] == "| what | n | accuracy [95 %] | macro-F1 [95 %] | ECE | Brier |"
+    assert lines[2].startswith("| classifier | 60 | ")
+    assert lines[3].startswith(r"| a\|b | 9 | ")
+    summaries[1]["task"] = "medqa"
+    assert "| medqa: a" in report.table(summaries)
+
+
+def test_report_directory(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws the reliability plot")
+    path, items, summary = tmp_path / "deep" / "report", questions(), full_summary()
+    report.write_report(path, summary, items)
+    assert {one.name for one in path.iterdir()} == set(report.FILES)
+    assert [one.name for one in path.parent.iterdir()] == ["report"]
+    assert report.read_items(path) == items
+    assert json.loads((path / "report.json").read_text(encoding="utf-8")) == summary
+    assert (path / "report.md").read_text(encoding="utf-8") == report.markdown(summary)
+    assert (path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FileExistsError, match="pass --overwrite"):
+        report.write_report(path, summary, items)
+    report.write_report(path, summary, items[:3], overwrite=True)
+    assert len(report.read_items(path)) == 3
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        report.write_report(path, {**summary, "ece": math.nan}, items, overwrite=True)
+    assert len(report.read_items(path)) == 3
+    assert [one.name for one in path.parent.iterdir()] == ["report"]
+
+
+def test_nothing_else_is_overwritten(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws the reliability plot")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"config\.json, which is no part of a report"):
+        report.write_report(tmp_path, full_summary(), questions(), overwrite=True)
+    with pytest.raises(NotADirectoryError):
+        report.check_directory(tmp_path / "config.json", overwrite=True)
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"pip install 'biomedlm-jax\[plots\]'"):
+        report.check_directory(tmp_path / "new", overwrite=False)
+
+
+def test_neither_jax_nor_matplotlib_is_imported():
+    code = (
+        "import sys, biomedlm_jax.qa.report; print({'jax', 'matplotlib'} & {name for name in "
+        "sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
