@@ -44,7 +44,16 @@ def overview() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 bad input, 130 interrupted."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # what read our output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell counts a SIGPIPE
+    return code
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("help", "--help", "-h"):
         print(overview())
         return 0

@@ -3,7 +3,8 @@
 Optimizer, warmup, decay and format are the published ones. Learning rate, epochs and batch are
 not published: sweep over them.
 
-    biomedlm finetune --config=configs/finetune_bioasq.py --model=RUN --config.task.path=DIR --workdir=TUNED
+    biomedlm finetune --config=configs/finetune_bioasq.py --model=RUN --config.task.path=DIR \\
+        --workdir=TUNED
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@ Optimizer, warmup, decay and format are the published ones. Learning rate, epoch
 not published: sweep over them. For 54.7, run configs/finetune_medmcqa.py first and give its
 directory as --model.
 
-    biomedlm finetune --config=configs/finetune_medqa.py --model=RUN --config.task.path=DIR --workdir=TUNED
+    biomedlm finetune --config=configs/finetune_medqa.py --model=RUN --config.task.path=DIR \\
+        --workdir=TUNED
 """
 
 from ml_collections import ConfigDict

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,14 @@ def test_config_overrides_that_cannot_be(override, said, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_has_seen_enough():
+    program = "import sys; from biomedlm_jax import cli; sys.exit(cli.main([]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -113,7 +113,7 @@ def measure_tokens(
         "text_bytes": text_bytes,
         "length": length,
         "repeats": repeats,
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {
             name: importlib.metadata.version(name)
             for name in ("tokenizers", "tensorflow-datasets", "array_record", "numpy")

@@ -1,7 +1,6 @@
 """finetune(): teach a model a task's questions, many of them in a row, and keep its best state."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -9,34 +8,24 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.corpus.tokenizer import tokenizer_hash
-from biomedlm_jax.interop.directories import model_config
-from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa import rows as formats
 from biomedlm_jax.qa import setup
 from biomedlm_jax.qa.losses import batch_loss
+from biomedlm_jax.qa.origin import check_origin, labelled_examples, starting_point
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.shuffling import Shuffled
-from biomedlm_jax.qa.tasks import Skipped, Task, find_task, read_examples
-from biomedlm_jax.qa.tuned import (
-    Adapter,
-    best_facts,
-    best_of,
-    load_tuned,
-    save_tuned,
-    with_head,
-)
+from biomedlm_jax.qa.tasks import Skipped, Task, find_task
+from biomedlm_jax.qa.tuned import best_facts, save_tuned
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.loop import stop_signals, wait_for_all
 from biomedlm_jax.training.metrics import Recorder, Silent
 from biomedlm_jax.training.optimizer import warmup_linear
 from biomedlm_jax.training.run import check_run, write_json
-from biomedlm_jax.training.state import TrainState, compile_step, laid_out, train_step
+from biomedlm_jax.training.state import compile_step, laid_out, train_step
 
 RUN_FILE = "finetuning.json"  # the config of the run; config.json is its best checkpoint's
 
@@ -62,10 +51,12 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
     mesh = meshes.make_mesh(**config.mesh)
     task = find_task(config.task.name)
     skipped = Skipped()
-    examples = [_examples(config, task, split, skipped) for split in ("train_split", "dev_split")]
+    examples = [
+        labelled_examples(config, task, split, skipped) for split in ("train_split", "dev_split")
+    ]
     check_run(config, workdir, setup.FREE, name=RUN_FILE)
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
-        start, tokenizer, head = _starting_point(config, task, model, mesh)
+        start, tokenizer, head = starting_point(config, task, model, mesh)
         make = formats.choice_prompts if head.kind == "choice" else formats.classification_prompts
         made = make(tokenizer, examples[0], row_format=head.row_format, max_length=head.max_length)
         data = Shuffled(
@@ -89,7 +80,7 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
         make_state = functools.partial(start.state, tx)
         abstract = laid_out(make_state, mesh, start.base)
         first = jax.process_index() == 0
-        _check_origin(workdir, start.facts)
+        check_origin(workdir / RUN_FILE, start.facts)
         wait_for_all("checked")
         if first:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -164,100 +155,6 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
         return {"step": step, "dev_accuracy": best["dev_accuracy"], "epoch": best["epoch"]}
 
 
-def _examples(config: ConfigDict, task: Task, split: str, skipped: Skipped):
-    examples = read_examples(
-        task,
-        config.task.path or None,
-        split=config.task[split],
-        fold=config.task.fold,
-        on_error=config.task.on_error,
-        skipped=skipped,
-    )
-    unlabelled = sum(example.label is None for example in examples)
-    if unlabelled:
-        raise ValueError(
-            f"{unlabelled} of {len(examples)} questions of {task.name}, {config.task[split]}, have "
-            "no answer; fine-tuning and its dev split need all"
-        )
-    return examples
-
-
-@dataclasses.dataclass
-class _Start:
-    """What a run starts from: a language model, or a fine-tuned one with its head."""
-
-    base: object
-    head: setup.Head
-    added: int  # tokens to add
-    seed: int
-    lora: ConfigDict
-    facts: dict
-
-    def tuned(self, base):
-        """The whole model with its head, from the base."""
-        if hasattr(base, "score"):
-            return base
-        return with_head(base, self.head, added=self.added, key=jax.random.key(self.seed))
-
-    def state(self, tx: optax.GradientTransformation, base) -> TrainState:
-        """The state before the first step."""
-        trained = self.tuned(base)
-        if self.lora.rank:
-            key = jax.random.fold_in(jax.random.key(self.seed), 1)
-            rank, alpha = self.lora.rank, self.lora.alpha
-            tokens = len(formats.ADDED_TOKENS[self.head.kind])
-            trained = Adapter(
-                trained.gpt, trained.score, added=tokens, rank=rank, alpha=alpha, key=key
-            )
-        return TrainState(jax.numpy.int32(0), trained, tx.init(trained))
-
-    def frozen(self, mesh: Mesh):
-        """The language model that LoRA leaves as it is, with the added tokens' rows."""
-        abstract = laid_out(self._gpt, mesh, self.base)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return jax.jit(self._gpt, out_shardings=shardings)(self.base)
-
-    def _gpt(self, base):
-        return self.tuned(base).gpt
-
-
-def _starting_point(config: ConfigDict, task: Task, model: str | Path, mesh: Mesh):
-    asked = {
-        "kind": task.kind,
-        "task": task.name,
-        "row_format": config.task.row_format,
-        "max_length": config.task.max_length,
-        "classes": task.classes if task.kind == "classification" else (),
-    }
-    facts = {"model": str(model)}
-    meshes.check_fits(
-        mesh, batch_size=meshes.batch_shards(mesh), model=model_config(best_of(model))
-    )
-    if setup.read_head(best_of(model)) is not None:
-        base, tokenizer, old = load_tuned(model, mesh=mesh, **config.model)
-        if (old.kind, old.classes) != (asked["kind"], asked["classes"]):
-            raise ValueError(
-                f"{model} has a {old.kind} head {list(old.classes) or ''}, and {task.name} needs "
-                f"{asked['kind']} {list(asked['classes']) or ''}; start from the pre-trained model"
-            )
-        config_, added = base.gpt.config, 0
-        facts["task"] = old.task
-    else:
-        base, tokenizer = load(model, mesh=mesh, **config.model)
-        if tokenizer is None:
-            raise ValueError(f"{model} has no tokenizer; export it with one")
-        tokenizer = formats.add_tokens(tokenizer, task.kind)
-        config_, added = base.config, len(formats.ADDED_TOKENS[task.kind])
-    if asked["max_length"] > config_.context_length:
-        raise ValueError(
-            f"config.task.max_length={asked['max_length']}, and the model has "
-            f"{config_.context_length} positions; choose at most that"
-        )
-    facts["tokenizer"] = tokenizer_hash(tokenizer)
-    start = _Start(base, setup.Head(**asked), added, config.training.seed, config.lora, facts)
-    return start, tokenizer, start.head
-
-
 def _optimizer(group: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     adamw = optax.adamw(
         schedule,
@@ -269,18 +166,6 @@ def _optimizer(group: ConfigDict, schedule: optax.Schedule) -> optax.GradientTra
     return (
         optax.chain(optax.clip_by_global_norm(group.clip_norm), adamw) if group.clip_norm else adamw
     )
-
-
-def _check_origin(workdir: Path, facts: dict) -> None:
-    file = workdir / RUN_FILE
-    if not file.exists():
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))["started_from"]
-    if before != facts:
-        raise ValueError(
-            f"{workdir} holds a run that started from {before}, and this one would from {facts}; "
-            "choose another --workdir"
-        )
 
 
 def _figures(step: int, metrics: dict, schedule) -> dict[str, float]:
