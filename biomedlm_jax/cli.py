@@ -5,8 +5,10 @@ A command is a file in `commands/` with a docstring, its own `FLAGS` (an absl `F
 on standard error and exit code 2; set BIOMEDLM_TRACEBACK=1 to see where it was raised.
 """
 
+import ast
 import importlib
 import os
+import re
 import sys
 
 COMMANDS = {
@@ -93,6 +95,10 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     # ml_collections reads the overrides (--config.a.b=1) from sys.argv; grain wants the global
     # flags marked as parsed.
     sys.argv = [f"biomedlm {name}", *arguments]
+    for argument in arguments:
+        flag, _, path = argument.partition("=")
+        if flag.lstrip("-") == "config" and path and not os.path.isfile(path.partition(":")[0]):
+            raise FileNotFoundError(f"no such config file: {path}")
     rest = command.FLAGS(sys.argv)[1:]
     if rest:
         raise ValueError(
@@ -105,7 +111,15 @@ def _fail(name: str, error: Exception | str) -> int:
     if os.environ.get("BIOMEDLM_TRACEBACK") and isinstance(error, Exception):
         raise error
     # A KeyError prints as the repr of its message; the message itself reads better.
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if text[:1] in "'\"" and text[:1] == text[-1:]:  # absl hands on the repr of one
+        text = ast.literal_eval(text)
+    # What absl says of a flag that is missing.
+    text = re.sub(
+        r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.",
+        r"\1 is required.",
+        text,
+    )
     print(f"biomedlm {name}".rstrip() + f": error: {' '.join(str(text).split())}", file=sys.stderr)
     return 2
 

@@ -36,7 +36,7 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
         sizes[free[0]] = len(devices) // known
     if int(np.prod(list(sizes.values()))) != len(devices):
         raise ValueError(
-            f"mesh {asked} does not make the {len(devices)} devices there are; choose sizes whose "
+            f"mesh {asked} does not make {len(devices)}, the number of devices; choose sizes whose "
             f"product is {len(devices)}, or set one of them to -1"
         )
     return jax.make_mesh(

@@ -89,3 +89,23 @@ def test_a_reader_that_has_seen_enough():
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["pretrain", "--config=no.py", "--workdir=x"], "error: no such config file: no.py"),
+        (["train-tokenizer"], "error: --input is required. --out is required."),
+        (
+            ["pretrain", f"--config={ROOT}/configs/tiny.py", "--config.training.batchsize=3"],
+            'error: \'batchsize\' Did you mean "batch_size" instead of "batchsize"?',
+        ),
+        (["bench", "train", "--peers=foo"], "got the peer 'foo'; name one as 'torch ATTENTION"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, line):
+    program = [sys.executable, "-m", "biomedlm_jax.cli", *arguments]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1

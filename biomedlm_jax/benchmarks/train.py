@@ -49,6 +49,13 @@ def measure_train(
     the figures, the versions and the machine; `ratio` is the peer's time over ours: above 1, ours
     is faster.
     """
+    for peer in peers:
+        words = peer.split()
+        if words[:1] != ["torch"] or len(words) < 2 or set(words[2:]) - {"fused", "compile"}:
+            raise ValueError(
+                f"got the peer {peer!r}; name one as 'torch ATTENTION [fused] [compile]', where "
+                "ATTENTION is transformers' attn_implementation, such as sdpa or eager"
+            )
     keep_freed_memory()  # as pretrain() does; the peers in this process have it, too
     length = config.context_length
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length))

@@ -18,7 +18,7 @@ MODEL = "Hugging Face directory"
 absl_flags.DEFINE_string("model", None, MODEL, required=True, flag_values=FLAGS)
 absl_flags.DEFINE_string("run", None, "compare with this run directory too", flag_values=FLAGS)
 absl_flags.DEFINE_integer("batch", 2, "rows of random tokens", lower_bound=1, flag_values=FLAGS)
-absl_flags.DEFINE_integer("length", 64, "tokens in a row", lower_bound=1, flag_values=FLAGS)
+absl_flags.DEFINE_integer("length", None, "tokens in a row; 64", lower_bound=1, flag_values=FLAGS)
 absl_flags.DEFINE_integer("seed", 0, "of the random tokens", flag_values=FLAGS)
 TOLERANCE = "largest allowed difference of two logits"
 absl_flags.DEFINE_float("tolerance", 1e-4, TOLERANCE, lower_bound=0, flag_values=FLAGS)

@@ -172,8 +172,9 @@ def check_tokens(
     if manifest["vocab_size"] != vocab_size:
         raise ValueError(
             f"the token rows have ids of a vocabulary of {manifest['vocab_size']} entries, but "
-            f"the model's has {vocab_size}; set it to {manifest['vocab_size']}, or build the rows "
-            "with the model's tokenizer"
+            f"the model's has {vocab_size}; set --config.model.vocab_size={manifest['vocab_size']} "
+            f"--config.model.eos_token_id={manifest['eos_id']}, or build the rows with the model's "
+            "tokenizer"
         )
     if eos_id not in (None, manifest["eos_id"]):
         raise ValueError(

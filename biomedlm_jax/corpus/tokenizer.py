@@ -157,6 +157,12 @@ def check_output(directory: str | Path, *, overwrite: bool) -> None:
     """Raise at once, before any work, if `save_tokenizer` would refuse this directory."""
     directory = Path(directory)
     existing = [path for name in FILES if (path := directory / name).exists()]
+    others = sorted({path.name for path in directory.glob("[!.]*")} - set(FILES))
+    if existing and others:  # a model or token rows, which would lose the tokenizer they need
+        raise FileExistsError(
+            f"{directory} holds a tokenizer beside {', '.join(others[:3])}, which were made with "
+            "it; name another directory"
+        )
     if existing and not overwrite:
         raise FileExistsError(f"{existing[0]} exists; name another directory, or pass --overwrite")
     if directory.exists() and not directory.is_dir():

@@ -103,7 +103,8 @@ def check_output(out: str | Path, *, overwrite: bool) -> None:
         raise NotADirectoryError(f"{out} is a file; name a directory")
     if not out.exists() or not any(out.iterdir()):
         return
-    if not (out / MANIFEST).exists():
+    # A run keeps a copy of its manifest; only token rows have the rows themselves.
+    if not (out / MANIFEST).exists() or not (out / ROWS).is_dir():
         raise FileExistsError(f"{out} holds something else than token rows; name another directory")
     if not overwrite:
         raise FileExistsError(f"{out} exists; name another directory, or pass --overwrite")

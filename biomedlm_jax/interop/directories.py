@@ -12,6 +12,8 @@ from biomedlm_jax.model.config import GPTConfig
 RUN, HUGGING_FACE = "run", "Hugging Face"
 EXECUTION = ("compute_dtype", "attention", "remat", "unroll")
 DROPOUT = ("embedding_dropout", "attention_dropout", "residual_dropout")
+FINETUNING = "finetuning.json"  # of a fine-tuning run, whose `best` is the fine-tuned model
+HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's says `head`
 
 
 def kind_of(path: str | Path) -> str:
@@ -25,6 +27,35 @@ def kind_of(path: str | Path) -> str:
         f"{Path(path) / 'config.json'} has neither a model group (a run's) nor a model_type "
         "(Hugging Face's)"
     )
+
+
+def head_entry(path: str | Path) -> dict | None:
+    """What config.json says of the head of a fine-tuned model; None for a language model."""
+    config = read_config(path)
+    return config.get("head") if isinstance(config.get("model"), dict) else config.get(HEAD_ENTRY)
+
+
+def refuse_heads(path: str | Path) -> None:
+    """Raise ValueError if the directory is of a fine-tuned model, where one without is wanted."""
+    if (Path(path) / FINETUNING).exists():
+        raise ValueError(
+            f"{path} is a run of finetune, whose models have a head; answer questions with it: "
+            f"biomedlm evaluate --model={path}, or export it: biomedlm export-hf --model={path}"
+        )
+    config = read_config(path)
+    head = head_entry(path)
+    if head is not None:
+        kind = head.get("kind", "unknown") if isinstance(head, dict) else "unknown"
+        raise ValueError(
+            f"{path} is a fine-tuned model with a {kind} head, not a language model; answer "
+            f"questions with it: biomedlm evaluate --model={path}"
+        )
+    for name in config.get("architectures") or ():
+        if str(name).endswith("Classification"):
+            raise ValueError(
+                f"{path} is a {name} of others, which does not say how its texts are laid out; "
+                f"add {HEAD_ENTRY} to its config.json as export-hf writes it, then evaluate it"
+            )
 
 
 def read_config(path: str | Path) -> dict:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -18,8 +19,10 @@ from biomedlm_jax.interop.directories import (
     check_output,
     kind_of,
     model_config,
+    read_config,
+    refuse_heads,
 )
-from biomedlm_jax.interop.modelcard import Facts, licence_line, model_card, stated_licence
+from biomedlm_jax.interop.modelcard import Facts, model_card, source_facts
 from biomedlm_jax.interop.shards import parse_size, write_tensors
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import (
@@ -52,10 +55,11 @@ def load(
 
     Raises:
       FileNotFoundError, ValueError: there is no such directory or checkpoint, or what it holds is
-        not exactly a GPT-2 of its config.
+        not exactly a GPT-2 of its config; a fine-tuned model, which has a head, is none.
     """
+    refuse_heads(path)
     config = model_config(path, **execution)
-    tokenizer = _tokenizer(path, config)
+    tokenizer = read_tokenizer(path, config)
     if kind_of(path) == RUN:
         return load_model(path, config, step=step, mesh=mesh), tokenizer
     if step is not None:
@@ -87,31 +91,21 @@ def import_hf(
     source = hub.local(source)
     if kind_of(source) != HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; import-hf reads Hugging Face's")
+    refuse_heads(source)
     config = model_config(source)
     check_output(path, kind=RUN, overwrite=overwrite)
-    tokenizer = _tokenizer(source, config)
+    tokenizer = read_tokenizer(source, config)
     files = TensorFiles(source)
     check_tensors(files.shapes, config, where=str(source))
-    licence = stated_licence(source)
-    notify(licence_line(licence, config))
-    if files.dropped:
-        notify(f"left out {len(files.dropped)} tensors without use, such as {files.dropped[0]}")
-    if files.dtypes != ["float32"]:
-        notify(f"converted to float32 from {', '.join(files.dtypes)}")
+    found = source_facts(files, config, notify)
     if tokenizer is None:
         notify(f"no tokenizer in {source}: the run will have a model that reads no text")
-    found = {
-        "path": str(Path(source).absolute()),
-        "files": [file.name for file in files.files],
-        "dtypes": files.dtypes,
-        **({"licence": licence} if licence else {}),
-    }
     with building(path, kind=RUN, overwrite=overwrite) as new:
         if tokenizer is not None:
             save_tokenizer(tokenizer, new, model_max_length=config.context_length)
         save_model(new, read_model(config, files.read))
         fields = dataclasses.asdict(config)
-        _write_json(new / "config.json", {"model": fields, "source": found})
+        write_json(new / "config.json", {"model": fields, "source": found})
     return Path(path)
 
 
@@ -138,50 +132,85 @@ def export_hf(
       ValueError: the tokenizer does not fit the model.
       OSError: what was read back is not what was written; `path` is as it was.
     """
-    check_output(path, kind=HUGGING_FACE, overwrite=overwrite)
-    parse_size(max_shard_size)
-    config = model.config
-    _check_tokenizer(tokenizer, config)
-    folded = fold_attention_scale and config.scale_attn_by_inverse_layer_idx
-    if folded:
-        config = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
-    read = tensor_reader(model, fold=folded)
-    with building(path, kind=HUGGING_FACE, overwrite=overwrite) as new:
-        _write_json(new / "config.json", config.to_hf())
+
+    def finish(new: Path, config: GPTConfig, folded: bool) -> str:
         ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
-        _write_json(new / "generation_config.json", ends)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, new, model_max_length=config.context_length)
-        shapes = {PREFIX + name: shape for name, shape in tensor_shapes(config).items()}
-        write_tensors(
-            new,
-            shapes,
-            lambda name: read(name.removeprefix(PREFIX)),
-            max_shard_size=max_shard_size,
-        )
-        card = model_card(
+        write_json(new / "generation_config.json", ends)
+        return model_card(
             config,
             name=Path(path).name,
             facts=training_facts,
             folded=folded,
             has_tokenizer=tokenizer is not None,
         )
-        (new / "README.md").write_text(card, encoding="utf-8")
-        _check_written(new, config, read)
+
+    return write_directory(
+        model,
+        tokenizer,
+        path,
+        overwrite=overwrite,
+        fold_attention_scale=fold_attention_scale,
+        max_shard_size=max_shard_size,
+        finish=finish,
+    )
+
+
+def write_directory(
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    path: str | Path,
+    *,
+    overwrite: bool,
+    fold_attention_scale: bool,
+    max_shard_size: int | str,
+    finish: Callable[[Path, GPTConfig, bool], str],
+    settings: Mapping[str, object] | None = None,
+    score: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """What `export_hf` does, for a model alone or with the `score` tensors of its head.
+
+    `settings` go into config.json; `finish(directory, config, folded)` writes what else there is
+    and gives the model card.
+    """
+    check_output(path, kind=HUGGING_FACE, overwrite=overwrite)
+    parse_size(max_shard_size)
+    config, score = model.config, score or {}
+    _check_tokenizer(tokenizer, config)
+    folded = fold_attention_scale and config.scale_attn_by_inverse_layer_idx
+    if folded:
+        config = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
+    of_model = tensor_reader(model, fold=folded)
+    shapes = {PREFIX + name: shape for name, shape in tensor_shapes(config).items()}
+    shapes |= {name: tensor.shape for name, tensor in score.items()}
+
+    def read(name: str) -> np.ndarray:
+        return score[name] if name in score else of_model(name.removeprefix(PREFIX))
+
+    with building(path, kind=HUGGING_FACE, overwrite=overwrite) as new:
+        fields = {**config.to_hf(), **(settings or {})}
+        write_json(new / "config.json", fields)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, new, model_max_length=config.context_length)
+        write_tensors(new, shapes, read, max_shard_size=max_shard_size)
+        (new / "README.md").write_text(finish(new, config, folded), encoding="utf-8")
+        _check_written(new, config, fields, shapes, read)
     return Path(path)
 
 
-def _check_written(directory: Path, config: GPTConfig, read) -> None:
+def _check_written(directory: Path, config: GPTConfig, fields: dict, shapes: dict, read) -> None:
     written = model_config(directory, **{name: getattr(config, name) for name in EXECUTION})
     files = TensorFiles(directory)
-    if written.architecture() != config.architecture() or files.shapes != tensor_shapes(config):
+    expected = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
+    same = written.architecture() == config.architecture() and read_config(directory) == fields
+    if not same or files.shapes != expected:
         raise OSError(f"{directory}: what was written does not read back; is the disk in order?")
     for name in files.entries:
         if files.read(name).tobytes() != read(name).tobytes():
             raise OSError(f"{directory}: tensor {name} does not read back; is the disk in order?")
 
 
-def _tokenizer(path: str | Path, config: GPTConfig) -> Tokenizer | None:
+def read_tokenizer(path: str | Path, config: GPTConfig) -> Tokenizer | None:
+    """The tokenizer of a directory, or None; raises ValueError if it does not fit the model."""
     if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
         return None
     tokenizer = load_tokenizer(path)
@@ -206,5 +235,6 @@ def _check_tokenizer(tokenizer: Tokenizer | None, config: GPTConfig) -> None:
         )
 
 
-def _write_json(path: Path, value: dict) -> None:
+def write_json(path: Path, value: dict) -> None:
+    """Write `value` as people read it."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -3,10 +3,11 @@
 import json
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from biomedlm_jax.interop.directories import read_config
+from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.config import GPTConfig
 
 BEWARE = (
@@ -88,7 +89,7 @@ A GPT-2 of {config.parameter_count:,} parameters, exported by biomedlm_jax, a JA
 trains BioMedLM's architecture. `biomedlm verify-hf --model=DIR` compares its logits there with
 those that transformers computes.
 
-{_table(_architecture(config, folded))}
+{architecture(config, folded=folded)}
 
 ## Loading it
 
@@ -99,11 +100,11 @@ model = AutoModelForCausalLM.from_pretrained("DIR", attn_implementation="eager")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 {tokenizer}
-{_attention_note(config, folded)}
+{attention_note(config, folded=folded)}
 
 ## Training
 
-{_sections(facts)}
+{sections(facts)}
 
 ## Intended use
 
@@ -123,6 +124,22 @@ def stated_licence(directory: str | Path) -> str | None:
     return found[1] if found else None
 
 
+def source_facts(files: TensorFiles, config: GPTConfig, notify: Callable[[str], None]) -> dict:
+    """What a run directory records of the files it was made from; `notify` is told as well."""
+    licence = stated_licence(files.directory)
+    notify(licence_line(licence, config))
+    if files.dropped:
+        notify(f"left out {len(files.dropped)} tensors without use, such as {files.dropped[0]}")
+    if files.dtypes != ["float32"]:
+        notify(f"converted to float32 from {', '.join(files.dtypes)}")
+    return {
+        "path": str(files.directory.absolute()),
+        "files": [file.name for file in files.files],
+        "dtypes": files.dtypes,
+        **({"licence": licence} if licence else {}),
+    }
+
+
 def licence_line(licence: str | None, config: GPTConfig) -> str:
     """What to tell someone who imports weights of this licence and shape."""
     if licence is None and config.architecture() == GPTConfig().architecture():
@@ -135,19 +152,21 @@ def licence_line(licence: str | None, config: GPTConfig) -> str:
     return f"licence of the weights: {licence}{terms}"
 
 
-def _architecture(config: GPTConfig, folded: bool) -> dict:
+def architecture(config: GPTConfig, *, folded: bool) -> str:
+    """The table of the model's sizes."""
     scale = config.scale_attn_by_inverse_layer_idx
-    return {
-        "layers / width / heads / MLP width": " / ".join(
-            str(n) for n in (config.layers, config.width, config.heads, config.mlp_width)
-        ),
+    sizes = (config.layers, config.width, config.heads, config.mlp_width)
+    rows = {
+        "layers / width / heads / MLP width": " / ".join(map(str, sizes)),
         "vocabulary / positions": f"{config.vocab_size:,} / {config.context_length:,}",
         "scale_attn_by_inverse_layer_idx": f"{str(scale).lower()}{' (folded)' if folded else ''}",
         "tensors": "float32, safetensors",
     }
+    return table(rows)
 
 
-def _attention_note(config: GPTConfig, folded: bool) -> str:
+def attention_note(config: GPTConfig, *, folded: bool) -> str:
+    """What to know about the attention scale before loading the weights."""
     if folded:
         return textwrap.fill(FOLDED, 96)
     if config.scale_attn_by_inverse_layer_idx:
@@ -155,13 +174,15 @@ def _attention_note(config: GPTConfig, folded: bool) -> str:
     return "The model has GPT-2's plain attention scale, which every engine computes."
 
 
-def _sections(facts: Facts) -> str:
+def sections(facts: Facts) -> str:
+    """The facts as sections of a card."""
     if not facts:
         return "No training facts were recorded with this export."
-    return "\n\n".join(f"### {section}\n\n{_table(rows)}" for section, rows in facts.items())
+    return "\n\n".join(f"### {section}\n\n{table(rows)}" for section, rows in facts.items())
 
 
-def _table(rows: Mapping[str, object]) -> str:
+def table(rows: Mapping[str, object]) -> str:
+    """Names and values as a Markdown table."""
     return _lines(["| | |", "|---|---|", *(f"| {k} | {_show(v)} |" for k, v in rows.items())])
 
 

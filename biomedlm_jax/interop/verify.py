@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of
+from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config
 from biomedlm_jax.interop.huggingface import load
 
 TOLERANCE = 1e-4
@@ -22,16 +22,17 @@ def verify_hf(
     *,
     run: str | Path | None = None,
     batch: int = 2,
-    length: int = 64,
+    length: int | None = None,
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> dict:
     """Compare the logits of a Hugging Face directory here and in transformers, in float32.
 
     `batch` rows of random tokens, and one of tokenised text where there is a tokenizer, each of
-    `length` tokens or the model's positions, go through this library and through transformers'
-    `attn_implementation="eager"`; then through its default attention, with a warning where that
-    computes another function. With `run`, the logits of that run directory are compared as well.
+    `length` tokens (by default 64, or all positions of a smaller model), go through this library
+    and through transformers' `attn_implementation="eager"`; then through its default attention,
+    with a warning where that computes another function. With `run`, the logits of that run
+    directory are compared as well.
 
     Returns:
       A dict of figures, ready for JSON; differences are absolute differences of logits.
@@ -42,9 +43,14 @@ def verify_hf(
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
-        raise ValueError(f"{path} is a run directory; export it first, and give it as run")
-    if batch < 1 or length < 1:
-        raise ValueError(f"got batch={batch}, length={length}; both are at least 1")
+        raise ValueError(f"{path} is a run directory; export it first, and give it as --run")
+    positions = model_config(path).context_length
+    length = min(64, positions) if length is None else length
+    if batch < 1 or not 1 <= length <= positions:
+        raise ValueError(
+            f"got batch={batch}, length={length}; both are at least 1, and the model has "
+            f"{positions} positions"
+        )
     config, tokens, here = _logits(path, batch=batch, length=length, seed=seed)
     flag = config.scale_attn_by_inverse_layer_idx
 
@@ -101,7 +107,6 @@ def _forward(model, tokens):
 
 
 def _tokens(config, tokenizer, *, batch: int, length: int, seed: int) -> np.ndarray:
-    length = min(length, config.context_length)
     random = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, length))
     if tokenizer is None:
         return random.astype(np.int32)

@@ -85,8 +85,9 @@ class GPTConfig:
                 raise ValueError(f"model.{name}={getattr(self, name)}; it must be in [0, 1)")
         if not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(
-                f"model.eos_token_id={self.eos_token_id} is not in the vocabulary: "
-                f"it must be at least 0 and below model.vocab_size={self.vocab_size}"
+                f"model.eos_token_id={self.eos_token_id} is not in the vocabulary: it must be at "
+                f"least 0 and below model.vocab_size={self.vocab_size}; the tokenizers made here "
+                f"end with it, at {self.vocab_size - 1}"
             )
         if self.layer_norm_epsilon <= 0 or self.initializer_range < 0:
             raise ValueError(

@@ -1,19 +1,21 @@
 """Multiple-choice questions about an invented world, in MedQA's shape, split by facts.
 
-A family of facts (a disease, its gene, drug and trial) is held out whole, and the wrong options of
-a question come from its own side of the split. So no held-out name occurs in any training question:
+A family of facts (a disease, its gene, drug and trial) is in one split as a whole, and the wrong
+options of a question come from its own split. So no held-out name occurs in any training question:
 neither elimination ("that gene belongs to another disease") nor a chain of facts leads from there
 to a held-out answer. Only the abstracts do.
 """
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from biomedlm_jax.quickstart.facts import SHARED_VALUES, Dice, Fact, World
 
 LETTERS = "ABCD"
-HELD_OUT = 0.25  # the share of families
-TRAIN, TEST = "train", "test"
+SPLITS = ("train", "dev", "test")
+DEV, TEST = 0.15, 0.25  # shares of families
 
 
 class Wording(NamedTuple):
@@ -86,63 +88,70 @@ WORDINGS = {
 }
 
 
-def split_facts(world: World, seed: int = 0) -> tuple[list[Fact], list[Fact]]:
-    """The facts to train questions on and the held-out ones: whole families, a quarter of them."""
-    families = Dice("split", world.seed, seed).shuffled(range(len(world.diseases)))
-    held_out = set(families[: round(HELD_OUT * len(families))])
+def split_facts(world: World, seed: int = 0) -> dict[str, list[Fact]]:
+    """The facts to train questions on, to choose a state by and to test: whole families each."""
+    count = len(world.diseases)
+    families = Dice("split", world.seed, seed).shuffled(range(count))
+    test = round(TEST * count)
+    dev = test + round(DEV * count)
+    sides = {"train": families[dev:], "dev": families[test:dev], "test": families[:test]}
     facts = list(world.facts())
-    return (
-        [fact for fact in facts if fact.family not in held_out],
-        [fact for fact in facts if fact.family in held_out],
-    )
+    return {split: [f for f in facts if f.family in sides[split]] for split in SPLITS}
 
 
-def questions(world: World, seed: int = 0) -> list[dict[str, Any]]:
-    """Every question about `world`, first those of the training facts, in a random order each.
+def questions(world: World, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Every question about `world`: the lists of the train, dev and test split.
 
     A question is {"id", "question", "options": {"A": ..., "D": ...}, "answer_idx", "answer",
-    "subject", "relation", "split"}; exactly one option is right, and on each side of the split
-    every letter is right equally often (to within one).
+    "meta": {"subject", "relation"}}; exactly one option is right, and within a split every letter
+    is right equally often (to within one).
 
     Raises:
-      ValueError: a side of the split has fewer than four families to choose wrong options from,
-        as it happens in worlds of fewer than 14 diseases.
+      ValueError: a split has fewer than four families to choose wrong options from, as it happens
+        in worlds of fewer than 24 diseases.
     """
-    asked = []
-    for split, facts in zip((TRAIN, TEST), split_facts(world, seed), strict=True):
+    asked = {}
+    for split, facts in split_facts(world, seed).items():
         dice = Dice("questions", world.seed, seed, split)
         pairs = [(fact, wording) for fact in facts for wording in WORDINGS.get(fact.relation, ())]
         letters = dice.deal(LETTERS, len(pairs))
-        for (fact, wording), letter in zip(dice.shuffled(pairs), letters, strict=True):
-            options = _options(dice, fact, wording, facts, letter)
-            person = dice.pick(("woman", "man"))
-            text = wording.text.format(
-                subject=fact.subject, value=fact.value, person=person, age=dice.between(19, 76)
+        asked[split] = [
+            _question(dice, f"{split}-{number:04d}", fact, wording, facts, letter)
+            for number, ((fact, wording), letter) in enumerate(
+                zip(dice.shuffled(pairs), letters, strict=True)
             )
-            asked.append(
-                {
-                    "id": f"Q{len(asked):05d}",
-                    "question": text[0].upper() + text[1:],
-                    "options": options,
-                    "answer_idx": letter,
-                    "answer": options[letter],
-                    "subject": fact.subject,
-                    "relation": fact.relation,
-                    "split": split,
-                }
-            )
+        ]
     return asked
 
 
-def split_questions(
-    asked: Iterable[dict[str, Any]],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The training and the held-out ones of `questions`."""
-    asked = list(asked)
-    return (
-        [question for question in asked if question["split"] == TRAIN],
-        [question for question in asked if question["split"] == TEST],
+def write_questions(directory: str | Path, world: World, seed: int = 0) -> dict[str, int]:
+    """Write train.jsonl, dev.jsonl and test.jsonl; return how many questions each has."""
+    directory = Path(directory)
+    asked = questions(world, seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    for split, rows in asked.items():
+        # Bytes, because a text file would get Windows' line ends on Windows.
+        lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        (directory / f"{split}.jsonl").write_bytes(lines)
+    return {split: len(rows) for split, rows in asked.items()}
+
+
+def _question(
+    dice: Dice, name: str, fact: Fact, wording: Wording, facts: Iterable[Fact], letter: str
+) -> dict[str, Any]:
+    options = _options(dice, fact, wording, facts, letter)
+    person = dice.pick(("woman", "man"))
+    text = wording.text.format(
+        subject=fact.subject, value=fact.value, person=person, age=dice.between(19, 76)
     )
+    return {
+        "id": name,
+        "question": text[0].upper() + text[1:],
+        "options": options,
+        "answer_idx": letter,
+        "answer": options[letter],
+        "meta": {"subject": fact.subject, "relation": fact.relation},
+    }
 
 
 def _options(
@@ -153,15 +162,15 @@ def _options(
     # Dicts keep their order, where a set's would change from run to run.
     kind = dict.fromkeys(getattr(f, wording.asks) for f in facts if f.relation == fact.relation)
     shared = dict.fromkeys(SHARED_VALUES.get(fact.relation, ())) if wording.asks == "value" else {}
-    # Its own side first, whose answers are right as often; a small side may not have them all.
+    # Its own split first, whose answers are right as often; a small one may not have them all.
     others = dice.shuffled([*kind]) + dice.shuffled(
         [value for value in shared if value not in kind]
     )
     others.remove(answer)
     if len(others) < len(LETTERS) - 1:
         raise ValueError(
-            f"got {len(kind)} families on one side of the split, and a question needs "
-            f"{len(LETTERS)} to choose from: make a world of at least 14 diseases"
+            f"got {len(kind)} families in one split, and a question needs {len(LETTERS)} to choose "
+            "from: make a world of at least 24 diseases"
         )
     wrong = iter(others)
     return {at: answer if at == letter else next(wrong) for at in LETTERS}

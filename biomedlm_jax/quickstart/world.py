@@ -4,7 +4,7 @@
     prose.py      abstracts that say it (wording.py: in which words)
     questions.py  multiple-choice questions that ask it, split by facts
 
-`write_world` puts all three into a directory. Nothing here is medical knowledge.
+`write_world` and `write_questions` put them into directories. Nothing here is medical knowledge.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from biomedlm_jax.quickstart.facts import World, make_world
 from biomedlm_jax.quickstart.prose import abstracts, prompts
-from biomedlm_jax.quickstart.questions import questions, split_facts, split_questions
+from biomedlm_jax.quickstart.questions import questions, split_facts, write_questions
 
 __all__ = [
     "World",
@@ -23,11 +23,11 @@ __all__ = [
     "prompts",
     "questions",
     "split_facts",
-    "split_questions",
+    "write_questions",
     "write_world",
 ]
 
-ABSTRACTS, QUESTIONS, FACTS = "abstracts.jsonl", "questions.jsonl", "facts.json"
+ABSTRACTS, FACTS = "abstracts.jsonl", "facts.json"
 PILE_SET_NAME = "PubMed Abstracts"
 
 
@@ -37,31 +37,24 @@ def write_world(
     """Make the world of `seed` and write it; equal arguments write equal bytes.
 
         abstracts.jsonl   {"text": title, line break, abstract, "meta": {"pile_set_name": ...}}
-        questions.jsonl   MedQA's fields, the fact that is asked, and its side of the split
-        facts.json        {"seed", "train": [fact...], "test": [fact...]}
+        facts.json        {"seed", and the facts of each split: "train", "dev", "test"}
 
-    Returns the numbers of documents, words, facts, questions and held-out questions, and the bytes
-    of the abstracts' file.
+    Returns the numbers of documents, words and facts, and the bytes of the abstracts' file.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     world = make_world(seed, diseases=diseases)
-    asked = questions(world, seed)
-    train, test = split_facts(world, seed)
     texts = [abstract["text"] for abstract in abstracts(world, documents, seed)]
     meta = {"pile_set_name": PILE_SET_NAME}
     _write_lines(directory / ABSTRACTS, ({"text": text, "meta": meta} for text in texts))
-    _write_lines(directory / QUESTIONS, asked)
-    sides = {"train": train, "test": test}
-    facts = {side: [fact._asdict() for fact in its] for side, its in sides.items()}
+    splits = split_facts(world, seed)
+    facts = {split: [fact._asdict() for fact in its] for split, its in splits.items()}
     _write_lines(directory / FACTS, [{"seed": seed, **facts}])
     return {
         "documents": len(texts),
         "words": sum(len(text.split()) for text in texts),
         "bytes": (directory / ABSTRACTS).stat().st_size,
-        "facts": len(train) + len(test),
-        "questions": len(asked),
-        "held_out_questions": len(split_questions(asked)[1]),
+        "facts": sum(map(len, splits.values())),
     }
 
 

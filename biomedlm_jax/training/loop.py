@@ -129,6 +129,8 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         while step < training.steps and not stopping:
             state, metrics = update(state, next(batches))
             step += 1
+            if pending:  # at most one step runs ahead, so that Ctrl-C means this step
+                jax.block_until_ready(pending["loss"])
             # The step before: fetching its figures waits for work that is already behind us.
             if pending and pending["step"] % config.logging.every == 0:
                 recorder.write(*_figures(pending, schedule, pace))

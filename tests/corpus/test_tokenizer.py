@@ -158,16 +158,23 @@ def load_state(state: dict) -> Tokenizer:
 
 def test_saving_overwrites_only_when_told(trained, tmp_path):
     (tmp_path / "vocab.json").write_text("mine")
-    (tmp_path / "model.safetensors").write_text("weights")
     with pytest.raises(FileExistsError, match=r"vocab\.json exists; name another .*--overwrite"):
         save_tokenizer(trained, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "vocab.json"]
+    assert os.listdir(tmp_path) == ["vocab.json"]
     assert (tmp_path / "vocab.json").read_text() == "mine"
     save_tokenizer(trained, tmp_path, overwrite=True)
     assert json.loads((tmp_path / "vocab.json").read_text())[END_OF_TEXT] == SIZE - 1
-    assert (tmp_path / "model.safetensors").read_text() == "weights"
     with pytest.raises(NotADirectoryError, match="is a file; name a directory"):
-        save_tokenizer(trained, tmp_path / "model.safetensors")
+        save_tokenizer(trained, tmp_path / "vocab.json")
+
+
+def test_a_models_tokenizer_is_never_overwritten(trained, tmp_path):
+    (tmp_path / "model.safetensors").write_text("weights")
+    save_tokenizer(trained, tmp_path)  # beside a model that has none
+    before = (tmp_path / "vocab.json").read_bytes()
+    with pytest.raises(FileExistsError, match=r"a tokenizer beside model\.safetensors"):
+        save_tokenizer(trained, tmp_path, overwrite=True)
+    assert (tmp_path / "vocab.json").read_bytes() == before
 
 
 def test_only_a_byte_level_bpe_with_an_end_is_saved(trained, tmp_path):

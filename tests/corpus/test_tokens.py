@@ -184,6 +184,9 @@ def test_never_overwrites_unasked_nor_anything_else(out, tokenizer):
     assert (out / "manifest.json").read_bytes() == before
     build(out, tokenizer, documents(seed=1), overwrite=True)
     assert (out / "manifest.json").read_bytes() != before
+    (out / "rows").rename(out / "checkpoints")  # a run keeps the manifest of its rows
+    with pytest.raises(FileExistsError, match="something else than token rows"):
+        build(out, tokenizer, overwrite=True)
     (out / "manifest.json").unlink()
     with pytest.raises(FileExistsError, match="something else than token rows"):
         build(out, tokenizer, overwrite=True)

@@ -1,0 +1,276 @@
+"""The harness plug-in beside the harness's own `hf` backend, on one exported random checkpoint."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from biomedlm_jax.cli import main
+from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.qa.harness import Harness, run_tasks, shared_prefixes
+
+WORDS = "aspirin heparin fever cough insulin the of patient has and dose blood".split()
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list:
+  - metric: acc
+  - metric: acc_norm
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    built = Tokenizer(models.BPE())
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=299, initial_alphabet=alphabet)
+    built.train_from_iterator([" ".join(WORDS)] * 9, trainer)
+    built.add_special_tokens(["<|endoftext|>"])
+    return built
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = GPTConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        context_length=48,
+        layers=3,
+        width=64,
+        heads=4,
+        initializer_range=0.2,
+        scale_attn_by_inverse_layer_idx=True,
+        compute_dtype="float32",
+    )
+    return GPT(config, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def ours(model, tokenizer):
+    return Harness(model, tokenizer, batch_tokens=512)
+
+
+@pytest.fixture(scope="module")
+def exported(model, tokenizer, tmp_path_factory):
+    return export_hf(model, tokenizer, tmp_path_factory.mktemp("harness") / "model")
+
+
+@pytest.fixture(scope="module")
+def theirs(exported):
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(
+        pretrained=str(exported),
+        device="cpu",
+        dtype="float32",
+        batch_size=4,
+        attn_implementation="eager",
+    )
+
+
+def text(dice, low, high):
+    return " ".join(dice.choice(WORDS, dice.integers(low, high)))
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A directory with one multiple-choice task; some questions are too long for the model."""
+    folder, dice = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    questions = []
+    for number in range(12):
+        count = int(dice.integers(2, 6))
+        options = [text(dice, 1, 4) for _ in range(count)]
+        question = text(dice, 2, 60 if number % 4 == 0 else 12)
+        label = int(dice.integers(count))
+        questions.append({"question": question, "options": options, "label": label})
+    file = folder / "questions.jsonl"
+    file.write_text("".join(json.dumps(q) + "\n" for q in questions))
+    (folder / "questions.yaml").write_text(TASK.format(name="own_questions", file=file))
+    return folder
+
+
+def requests(kind, arguments):
+    return [
+        Instance(request_type=kind, doc={}, arguments=a, idx=i) for i, a in enumerate(arguments)
+    ]
+
+
+def assert_equal_answers(got, expected):
+    assert [greedy for _, greedy in got] == [greedy for _, greedy in expected]
+    np.testing.assert_allclose(*([s for s, _ in answers] for answers in (got, expected)), atol=1e-4)
+
+
+def test_a_task_is_answered_as_by_the_hf_backend_request_by_request(
+    model, tokenizer, theirs, tasks
+):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    got = run_tasks(model, tokenizer, ["own_questions"], tasks)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    expected = simple_evaluate(theirs, tasks=["own_questions"], task_manager=manager)
+    for ours, other in zip(*(r["samples"]["own_questions"] for r in (got, expected)), strict=True):
+        assert ours["arguments"] == other["arguments"]
+        assert_equal_answers(ours["filtered_resps"], other["filtered_resps"])
+    figures, reference = (r["results"]["own_questions"] for r in (got, expected))
+    assert figures == reference
+    assert 0 < figures["acc,none"] < 1
+
+
+def test_texts_of_all_lengths_have_the_same_log_probabilities(ours, theirs):
+    dice = np.random.default_rng(1)
+    pairs = [(text(dice, 1, 60), " " + text(dice, 1, 8)) for _ in range(10)]
+    shared = text(dice, 5, 9)
+    pairs += [(shared, " " + text(dice, 1, 5)) for _ in range(30)]  # more than one row's worth
+    pairs += [("", text(dice, 1, 5)), ("", text(dice, 1, 5)), (shared + "  ", "fever")]
+    pairs += [("Fièvre 39 °C — β", " ø\n"), pairs[0], pairs[0]]
+    asked = requests("loglikelihood", pairs)
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    got = ours.loglikelihood(asked, disable_tqdm=True)
+    assert_equal_answers(got, expected)
+    # Their order and company change nothing.
+    order = dice.permutation(len(asked))
+    mixed = ours.loglikelihood([asked[i] for i in order], disable_tqdm=True)
+    for place, i in enumerate(order):
+        np.testing.assert_allclose(mixed[place][0], got[i][0], atol=1e-5)
+    one = ours.loglikelihood(asked[3:4], disable_tqdm=True)
+    np.testing.assert_allclose(one[0][0], got[3][0], atol=1e-5)
+
+
+def test_a_greedy_continuation_is_known_as_one(ours):
+    prompt = "the patient has"
+    (made,) = ours.generate_until(requests("generate_until", [(prompt, {"max_gen_toks": 6})]))
+    likely, unlikely = ours.loglikelihood(
+        requests("loglikelihood", [(prompt, made), (prompt, " aspirin fever cough")])
+    )
+    assert likely[1]
+    assert not unlikely[1]
+    assert likely[0] > unlikely[0]
+
+
+def test_rolling_log_probabilities_are_equal(ours, theirs):
+    dice = np.random.default_rng(2)
+    asked = requests("loglikelihood_rolling", [(text(dice, 1, n),) for n in (3, 40, 90, 200)])
+    asked += requests("loglikelihood_rolling", [("",)])
+    np.testing.assert_allclose(
+        ours.loglikelihood_rolling(asked), theirs.loglikelihood_rolling(asked), atol=1e-3
+    )
+
+
+def test_generated_texts_are_equal(ours, theirs):
+    dice = np.random.default_rng(3)
+    limits = {"until": ["\n"], "do_sample": False, "max_gen_toks": 8}
+    # The last prompts are too long and lose their starts.
+    asked = [(text(dice, 2, n), limits) for n in (3, 5, 12, 60, 90)]
+    asked = requests("generate_until", asked)
+    assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def test_a_text_ends_before_its_first_stop_sequence(ours):
+    free, cut, by_name = ours.generate_until(
+        requests(
+            "generate_until",
+            [
+                ("the dose of", {"max_gen_toks": 12}),
+                ("the dose of", {"max_new_tokens": 12, "until": [None or "", "zzz"]}),
+                ("the dose of", {"max_gen_toks": 12, "until": "a"}),
+            ],
+        )
+    )
+    assert free == cut
+    assert by_name == free.split("a")[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"do_sample": True}, "greedily"), ({"max_gen_toks": 48}, "48 positions"), ({}, "256 new")],
+)
+def test_what_cannot_be_generated_is_refused(ours, asked, message):
+    with pytest.raises(ValueError, match=message):
+        ours.generate_until(requests("generate_until", [("the dose", asked)]))
+
+
+def test_one_context_is_one_prefix_until_its_branches_fill_a_row():
+    prompts, groups = shared_prefixes([([7, 8], [1] * 4), ([9], [2]), *[([7, 8], [3, 3])] * 5], 10)
+    assert groups == [[0, 2, 3, 4], [1], [5, 6]]
+    assert [len(p.branches) for p in prompts] == [4, 1, 2]
+    assert [p.prefix for p in prompts] == [[7, 8], [9], [7, 8]]
+
+
+def test_an_answer_longer_than_the_model_is_refused(ours):
+    with pytest.raises(ValueError, match="48 positions"):
+        ours.loglikelihood(requests("loglikelihood", [("fever", " ø" * 60)]))
+
+
+def test_the_command_writes_results_and_samples(exported, tasks, tmp_path, capsys):
+    out = tmp_path / "results"
+    arguments = ["evaluate", f"--model={exported}", "--harness_tasks=own_questions", f"--out={out}"]
+    assert main([*arguments, f"--harness_directory={tasks}"]) == 0
+    assert "own_questions" in capsys.readouterr().out
+    results = json.loads((out / "harness.json").read_text())
+    assert results["results"]["own_questions"]["sample_len"] == 12
+    lines = (out / "samples_own_questions.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+    assert main([*arguments, f"--harness_directory={tasks}"]) == 2
+    assert "another directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--harness_tasks=nothing", "--harness_directory={tasks}"], "has own_questions"),
+        (["--harness_tasks=own_questions", "--harness_directory=nowhere"], "no directory"),
+        (["--harness_tasks=own_questions"], "no directory"),
+        (["--harness_tasks=own_questions", "--task=medqa"], "give either"),
+        ([], "give either"),
+    ],
+)
+def test_the_command_refuses_in_one_line(exported, tasks, tmp_path, capsys, more, message):
+    more = [argument.format(tasks=tasks) for argument in more]
+    assert main(["evaluate", f"--model={exported}", f"--out={tmp_path / 'out'}", *more]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+WITHOUT = """
+import sys
+for name in {hidden}:
+    sys.modules[name] = None  # as if it were not installed
+from biomedlm_jax.cli import main
+code = main(sys.argv[1:])
+assert not [name for name in {hidden} if sys.modules[name] is not None]
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "code"), [(["torch", "transformers"], 0), (["lm_eval"], 2)], ids=str
+)
+def test_it_runs_without_torch_and_says_what_is_missing(exported, tasks, tmp_path, hidden, code):
+    command = [sys.executable, "-c", WITHOUT.format(hidden=hidden), "evaluate"]
+    command += [f"--model={exported}", "--harness_tasks=own_questions", f"--out={tmp_path / 'o'}"]
+    done = subprocess.run(
+        [*command, f"--harness_directory={tasks}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "pip install 'biomedlm-jax[harness]'" in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -1,0 +1,457 @@
+"""rows.py: every format, token by token, against strings written by hand, and what is cut."""
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, train_tokenizer
+from biomedlm_jax.qa.rows import (
+    ADDED_TOKENS,
+    FORMATS,
+    PAPER,
+    RELEASED,
+    add_tokens,
+    check_tokens,
+    choice_prompts,
+    classification_prompts,
+    continuation_prompts,
+    letter_prompts,
+    longest_first,
+    option_prompts,
+    unconditional_prompts,
+)
+from biomedlm_jax.qa.tasks import Example, Task, find_task
+
+WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
+Q = Example("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)
+SHOT = Example("s", "Which organ?", ("heart", "liver", "skin"), 2)
+PUBMED = Example("p", "Does it work?", ("maybe", "no", "yes"), 2, "It did.\nTwice.")
+PUBMED_SHOT = Example("t", "Is it so?", ("maybe", "no", "yes"), 0, "Perhaps.")
+EXOTIC = (
+    "naïve café",
+    "e\u0301 is not é",
+    "🧬\u200d👩🏽\u200d⚕️ \U0010ffff",
+    "\u202eright to left\u202c \u00a0\u3000",
+    "αβ-δ ≥ 5 µg·kg⁻¹",
+    "\t tab \n\n new \r\n line ",
+    "心筋梗塞 қан ᚠᛇ",
+    "\ufeff\ufffd",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([WORDS] * 20, vocab_size=320)
+
+
+@pytest.fixture(scope="module")
+def for_choice(tokenizer):
+    return add_tokens(tokenizer, "choice")
+
+
+@pytest.fixture(scope="module")
+def for_classes(tokenizer):
+    return add_tokens(tokenizer, "classification")
+
+
+def ids(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def texts(prompts, question=0):
+    """Every text of a question as token ids, in the order of its options."""
+    found = {
+        prompt.first_option + i: prompt.prefix + branch
+        for prompt in prompts
+        if prompt.question == question
+        for i, branch in enumerate(prompt.branches)
+    }
+    assert list(found) == list(range(len(found)))
+    return list(found.values())
+
+
+def long_text(tokenizer, count):
+    """A text of exactly `count` tokens that all differ from their neighbours."""
+    letters = [f"x{n % 10};" for n in range(count)]
+    whole = ids(tokenizer, "".join(letters))[:count]
+    text = tokenizer.decode(whole)
+    assert ids(tokenizer, text) == whole
+    return text
+
+
+# ---- Added tokens.
+
+
+def test_added_tokens_follow_the_published_vocabulary():
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {text: n for n, text in enumerate(sorted(alphabet))}
+    vocabulary |= {f"filler{n}": n for n in range(len(vocabulary), 28895)}
+    vocabulary[END_OF_TEXT] = 28895
+    published = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    published.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    published.decoder = decoders.ByteLevel()
+    grown = add_tokens(published, "choice")
+    assert [grown.token_to_id(t) for t in ("[PAD]", "[CLS]", "[SEP]")] == [28896, 28897, 28898]
+    grown = add_tokens(published, "classification")
+    names = ("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>")
+    assert [grown.token_to_id(t) for t in names] == [28896, 28897, 28898, 28899, 28900]
+    assert grown.get_vocab_size() == 28901
+
+
+@pytest.mark.parametrize("kind", ADDED_TOKENS)
+def test_a_copy_gets_the_tokens_and_everything_else_stays(tokenizer, kind):
+    before = tokenizer.to_str()
+    grown = add_tokens(tokenizer, kind)
+    assert tokenizer.to_str() == before
+    added = {name: 320 + n for n, name in enumerate(ADDED_TOKENS[kind])}
+    assert grown.get_vocab() == tokenizer.get_vocab() | added
+    assert ids(grown, WORDS) == ids(tokenizer, WORDS)
+    again = Tokenizer.from_str(grown.to_str())
+    for name, number in added.items():
+        assert ids(again, f"renin {name} renin") == [
+            *ids(tokenizer, "renin "),
+            number,
+            *ids(tokenizer, " renin"),
+        ]
+
+
+def test_tokens_that_are_there_already_are_refused(for_choice, for_classes):
+    with pytest.raises(ValueError, match=r"has \[PAD\], \[CLS\], \[SEP\] already"):
+        add_tokens(for_choice, "choice")
+    with pytest.raises(ValueError, match=r"has \[PAD\] already"):
+        add_tokens(for_classes, "choice")
+
+
+def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_classes):
+    check_tokens(for_choice, "choice")
+    check_tokens(for_classes, "classification")
+    with pytest.raises(ValueError, match=r"lacks \[PAD\], \[CLS\], \[SEP\], which a choice head"):
+        check_tokens(tokenizer, "choice")
+    with pytest.raises(ValueError, match=r"lacks \[CLS\], \[SEP\]"):
+        check_tokens(for_classes, "choice")
+    with pytest.raises(ValueError, match=r"lacks <\|CONTEXT\|>, .*a classification head needs"):
+        check_tokens(for_choice, "classification")
+
+
+# ---- Formats of the heads.
+
+
+@pytest.mark.parametrize("row_format", FORMATS)
+def test_the_row_of_an_option(for_choice, row_format):
+    example = Example("c", "What now?", ("wait", "cut"), None, "A man fell.")
+    made = choice_prompts(for_choice, [Q, example], row_format=row_format, max_length=64)
+    assert made.truncated == [False, False]
+    assert len(made.prompts) == 2  # the options share their question
+    assert texts(made.prompts) == [
+        ids(for_choice, "Which hormone rises?[SEP] renin[SEP]"),
+        ids(for_choice, "Which hormone rises?[SEP] ↓ ANP[SEP]"),
+    ]
+    assert texts(made.prompts, 1) == [
+        ids(for_choice, "A man fell. What now?[SEP] wait[SEP]"),
+        ids(for_choice, "A man fell. What now?[SEP] cut[SEP]"),
+    ]
+    assert made.prompts[0].prefix == ids(for_choice, "Which hormone rises?[SEP]")
+
+
+@pytest.mark.parametrize(
+    ("row_format", "text"),
+    [
+        (PAPER, "<|CONTEXT|>It did.\nTwice.<|QUESTION1|>Does it work?<|ANSWER|>"),
+        (RELEASED, "Does it work?It did.\nTwice."),
+    ],
+)
+def test_the_row_of_a_classification(for_classes, row_format, text):
+    made = classification_prompts(for_classes, [PUBMED], row_format=row_format, max_length=64)
+    assert made.truncated == [False]
+    expected = ids(for_classes, text)
+    if row_format == RELEASED:  # two texts, encoded each by itself
+        expected = ids(for_classes, "Does it work?") + ids(for_classes, "It did.\nTwice.")
+    assert texts(made.prompts) == [expected]
+
+
+def test_a_classification_without_a_context(for_classes):
+    bare = Example("b", "Is it?", ("no", "yes"), 0)
+    for row_format, text in ((PAPER, "<|CONTEXT|><|QUESTION1|>Is it?<|ANSWER|>"), (RELEASED, "")):
+        made = classification_prompts(for_classes, [bare], row_format=row_format, max_length=64)
+        assert texts(made.prompts) == [ids(for_classes, text or "Is it?")]
+
+
+# ---- Prompts of the harness.
+
+
+def only_prompt(made):
+    assert len(made.prompts) == len(made.truncated) == 1
+    assert made.truncated == [False]
+    return texts(made.prompts)
+
+
+def test_letters_of_medqa(tokenizer):
+    asked = "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    made = letter_prompts(tokenizer, [Q], find_task("medqa"), max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, f"{asked} A"), ids(tokenizer, f"{asked} B")]
+    assert made.prompts[0].prefix == ids(tokenizer, asked)
+    told = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT], max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, told + asked + f" {c}") for c in "AB"]
+    twice = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT, Q], max_length=999)
+    assert only_prompt(twice)[0] == ids(tokenizer, f"{told}{asked} B\n\n{asked} A")
+
+
+def test_letters_of_medmcqa(tokenizer):
+    told = "Question: Which organ?\nChoices:\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    asked = "Question: Which hormone rises?\nChoices:\nA. renin\nB. ↓ ANP\nAnswer:"
+    made = letter_prompts(tokenizer, [Q], find_task("medmcqa"), shots=[SHOT], max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, told + asked + f" {c}") for c in "AB"]
+
+
+def test_letters_of_mmlu(tokenizer):
+    said = "The following are multiple choice questions (with answers) about college biology.\n\n"
+    told = "Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    asked = "Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    task = find_task("mmlu:college_biology")
+    padded = Example("q", " Which hormone rises? \n", Q.options, 1)  # the harness strips it
+    made = letter_prompts(tokenizer, [padded], task, shots=[SHOT], max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, said + told + asked + f" {c}") for c in "AB"]
+    made = letter_prompts(tokenizer, [Q], task, max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, said + asked + f" {c}") for c in "AB"]
+
+
+def test_the_classes_of_pubmedqa(tokenizer):
+    told = "Abstract: Perhaps.\nQuestion: Is it so?\nAnswer: maybe\n\n"
+    asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
+    task = find_task("pubmedqa")
+    made = letter_prompts(tokenizer, [PUBMED], task, shots=[PUBMED_SHOT], max_length=999)
+    classes = (" maybe", " no", " yes")
+    assert only_prompt(made) == [ids(tokenizer, told + asked + name) for name in classes]
+
+
+def test_somebodys_own_set_is_asked_like_medqa(tokenizer):
+    task = Task("jsonl:own.jsonl", "choice", ("{split}.jsonl",))
+    made = letter_prompts(tokenizer, [SHOT], task, max_length=999)
+    asked = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, asked + f" {c}") for c in "ABC"]
+
+
+def test_options_by_their_text(tokenizer):
+    made = option_prompts(tokenizer, [Q], max_length=999)
+    asked = "Question: Which hormone rises?\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("renin", "↓ ANP")]
+    made = option_prompts(tokenizer, [PUBMED], max_length=999)
+    asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("maybe", "no", "yes")]
+    made = unconditional_prompts(tokenizer, [Q, PUBMED], max_length=999)
+    assert texts(made.prompts) == [ids(tokenizer, f"Answer: {o}") for o in ("renin", "↓ ANP")]
+    assert texts(made.prompts, 1)[2] == ids(tokenizer, "Answer: yes")
+
+
+def test_the_context_of_a_choice_is_asked_too(tokenizer):
+    example = Example("c", "What now?", ("wait", "cut"), None, "A man fell.")
+    for made in (
+        option_prompts(tokenizer, [example], max_length=999),
+        letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
+    ):
+        assert "A man fell." in tokenizer.decode(made.prompts[0].prefix)
+
+
+def test_letters_end_with_z(tokenizer):
+    many = Example("m", "q?", tuple(f"option {n}" for n in range(27)), 26)
+    (prompt,) = letter_prompts(
+        tokenizer, [Example("m", "q?", many.options[:26], 0)], find_task("medqa"), max_length=999
+    ).prompts
+    assert prompt.branches[25] == ids(tokenizer, " Z")
+    with pytest.raises(ValueError, match=r"27 options"):
+        letter_prompts(tokenizer, [many], find_task("medqa"), max_length=999)
+
+
+@pytest.mark.parametrize("text", EXOTIC, ids=range(len(EXOTIC)))
+def test_any_text_survives(tokenizer, for_choice, text):
+    example = Example("x", text, (text, "b" + text), 0)
+    for made in (
+        option_prompts(tokenizer, [example], max_length=999),
+        letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
+    ):
+        assert text in tokenizer.decode(texts(made.prompts)[0], skip_special_tokens=False)
+    expected = f"Question: {text}\nAnswer: b{text}"
+    made = option_prompts(tokenizer, [example], max_length=999)
+    assert tokenizer.decode(texts(made.prompts)[1]) == expected
+    made = choice_prompts(for_choice, [example], row_format=PAPER, max_length=999)
+    decoded = for_choice.decode(texts(made.prompts)[0], skip_special_tokens=False)
+    assert decoded == f"{text}[SEP] {text}[SEP]"
+
+
+def test_real_questions_are_the_whole_text_encoded(real_data):
+    from biomedlm_jax.corpus.tokenizer import load_tokenizer
+    from biomedlm_jax.qa.tasks import read_examples
+
+    tokenizer = load_tokenizer(real_data / "gpt2_tokenizer")
+    examples = read_examples(find_task("medqa"), real_data / "medqa", split="dev")[:100]
+    made = option_prompts(tokenizer, examples, max_length=1024)
+    for n, example in enumerate(examples):
+        whole = [f"Question: {example.question}\nAnswer: {o}" for o in example.options]
+        assert texts(made.prompts, n) == [ids(tokenizer, text) for text in whole]
+
+
+# ---- Truncation.
+
+
+def test_longest_first_takes_token_by_token_from_the_longer_one():
+    for first in range(15):
+        for second in range(15):
+            for room in range(31):
+                a, b = first, second
+                while a + b > room:
+                    a, b = (a - 1, b) if a >= b else (a, b - 1)
+                assert longest_first(first, second, room) == (a, b), (first, second, room)
+
+
+def test_a_long_question_loses_its_start(for_choice):
+    question, options = long_text(for_choice, 90), ("renin", long_text(for_choice, 9))
+    example = Example("l", question, options, 0)
+    made = choice_prompts(for_choice, [Q, example, Q], row_format=PAPER, max_length=40)
+    assert made.truncated == [False, True, False]
+    separator = for_choice.token_to_id("[SEP]")
+    branches = [[*ids(for_choice, " " + o), separator] for o in options]
+    room = 40 - max(map(len, branches)) - 1
+    end = ids(for_choice, question)[-room:]
+    assert texts(made.prompts, 1) == [[*end, separator, *branch] for branch in branches]
+    assert max(map(len, texts(made.prompts, 1))) == 40
+
+
+def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choice):
+    question = long_text(for_choice, 30)
+    options = ("renin", long_text(for_choice, 12), long_text(for_choice, 50))
+    example = Example("l", question, options, 0)
+    made = choice_prompts(for_choice, [example], row_format=RELEASED, max_length=40)
+    assert made.truncated == [True]
+    separator = for_choice.token_to_id("[SEP]")
+    for text, option in zip(texts(made.prompts), options, strict=True):
+        a, b = ids(for_choice, question), ids(for_choice, " " + option)
+        while len(a) + len(b) > 38:
+            (a if len(a) >= len(b) else b).pop()
+        assert text == [*a, separator, *b, separator]
+    assert texts(made.prompts)[0][:30] == ids(for_choice, question)  # what fits stays whole
+
+
+@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize(("question", "option"), [(3, 30), (2, 36), (19, 19), (30, 8), (1, 37)])
+def test_nothing_is_cut_that_fits(for_choice, row_format, question, option):
+    asked, answer = long_text(for_choice, question), long_text(for_choice, option - 1)
+    assert len(ids(for_choice, " " + answer)) == option
+    example = Example("f", asked, (answer, "x"), 0)
+    made = choice_prompts(for_choice, [example], row_format=row_format, max_length=40)
+    assert made.truncated == [False]
+    assert texts(made.prompts) == [
+        ids(for_choice, f"{asked}[SEP] {answer}[SEP]"),
+        ids(for_choice, f"{asked}[SEP] x[SEP]"),
+    ]
+
+
+@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("sizes", [(50, 3), (3, 60), (60, 60), (38, 37), (21, 20)])
+def test_every_text_fits_and_ends_as_it_should(for_choice, row_format, sizes):
+    example = Example(
+        "b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0
+    )
+    made = choice_prompts(for_choice, [example], row_format=row_format, max_length=40)
+    assert made.truncated == [sizes[0] + sizes[1] + 1 > 38]
+    separator = for_choice.token_to_id("[SEP]")
+    for text in texts(made.prompts):
+        assert len(text) <= 40
+        assert text.count(separator) == 2
+        assert text[-1] == separator
+        assert text[0] != separator  # some of the question is left
+        assert text[-2] != separator  # and of the option
+
+
+@pytest.mark.parametrize("max_length", [1, 2, 3, 4])
+def test_hardly_any_room(for_choice, for_classes, max_length):
+    example = Example("t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is")
+    makers = ((choice_prompts, for_choice), (classification_prompts, for_classes))
+    for make, tokenizer in makers:
+        for row_format in FORMATS:
+            try:
+                made = make(tokenizer, [example], row_format=row_format, max_length=max_length)
+            except ValueError:
+                continue  # to refuse so short a row is as good
+            assert max(map(len, texts(made.prompts))) <= max_length
+
+
+def test_a_long_classification(for_classes):
+    question, context = long_text(for_classes, 12), long_text(for_classes, 60)
+    mark = {name: for_classes.token_to_id(name) for name in ADDED_TOKENS["classification"]}
+    a, b = ids(for_classes, question), ids(for_classes, context)
+
+    def made_of(example, row_format, max_length):
+        made = classification_prompts(
+            for_classes, [example], row_format=row_format, max_length=max_length
+        )
+        assert made.truncated == [True]
+        (text,) = texts(made.prompts)
+        assert len(text) == max_length
+        return text
+
+    example = Example("l", question, ("no", "yes"), 0, context)
+    assert made_of(example, PAPER, 40) == [
+        *[mark["<|CONTEXT|>"], *b[-25:]],
+        *[mark["<|QUESTION1|>"], *a, mark["<|ANSWER|>"]],
+    ]
+    assert made_of(example, RELEASED, 40) == a + b[:28]
+    assert made_of(example, PAPER, 10) == [
+        *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
+        *[*a[-7:], mark["<|ANSWER|>"]],
+    ]
+    assert made_of(example, RELEASED, 10) == a[:5] + b[:5]
+    swapped = Example("s", context, ("no", "yes"), 0, question)
+    assert made_of(swapped, PAPER, 40) == [
+        *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
+        *[*b[-37:], mark["<|ANSWER|>"]],
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 5, 9, 10, 11, 14, 40])
+def test_continuations_are_cut_as_the_harness_cuts(length):
+    prefix, branches = list(range(100, 100 + length)), [[1], [2, 3, 4], [5, 6]]
+    prompts, cut = continuation_prompts(prefix, branches, question=7, max_length=12)
+    assert cut == (length + 2 > 12)
+    assert {prompt.question for prompt in prompts} == {7}
+    for text, branch in zip(texts(prompts, 7), branches, strict=True):
+        read = (prefix + branch)[-13:][:-1]
+        if cut or length + len(branch) <= 13:
+            assert text[:-1] == read
+        assert text[-len(branch) :] == branch
+        assert len(text) > len(branch)
+    assert (len(prompts) == 1) == (not cut)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "branches", "said"),
+    [
+        ([], [[1]], "need at least one token"),
+        ([1], [[1], []], "need at least one token"),
+        ([1], [[1], [2] * 13], r"an answer has 13 tokens, and the model has 12 positions"),
+    ],
+)
+def test_continuations_that_cannot_be_scored(prefix, branches, said):
+    with pytest.raises(ValueError, match=said):
+        continuation_prompts(prefix, branches, question=0, max_length=12)
+
+
+def test_an_option_as_long_as_the_model_keeps_one_token_before_it():
+    (one, other), cut = continuation_prompts([8, 9], [[1] * 12, [2]], question=0, max_length=12)
+    assert cut
+    assert one.prefix == [9]
+    assert other.prefix == [8, 9]
+
+
+def test_long_letter_prompts_are_counted(tokenizer):
+    long = Example("l", long_text(tokenizer, 200), Q.options, 0)
+    made = letter_prompts(tokenizer, [Q, long], find_task("medqa"), max_length=100)
+    assert made.truncated == [False, True]
+    whole = ids(tokenizer, f"Question: {long.question}\nA. renin\nB. ↓ ANP\nAnswer: B")
+    assert texts(made.prompts, 1)[1] == whole[-101:]
+    shots = [Example(str(n), long_text(tokenizer, 60), Q.options, 0) for n in range(2)]
+    made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=shots, max_length=100)
+    assert made.truncated == [True]
+    assert (
+        texts(made.prompts)[0][-30:]
+        == ids(tokenizer, "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer: A")[-30:]
+    )
