@@ -1,7 +1,8 @@
 """Devices: the mesh, the one table from logical to mesh axes, shardings, multi-host start."""
 
+import math
+
 import jax
-import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -10,6 +11,7 @@ AXES = ("data", "fsdp", "tensor")
 # Every array axis of the library has one of these names; nothing else knows the mesh's axes.
 RULES = {
     "batch": ("data", "fsdp"),
+    "rows": "data",  # the batch where `fsdp` cuts the width
     "embed": "fsdp",  # the width of a weight: gathered just before use
     "heads": "tensor",
     "mlp": "tensor",
@@ -26,22 +28,26 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
     MLP and vocabulary. Raises ValueError if the sizes do not make exactly the devices there are.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """The sizes of a mesh of so many devices, the -1 filled in; ValueError if they do not make it."""
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh {asked}: sizes are at least 1, and at most one is -1 (the rest)")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    known = math.prod(size for size in sizes.values() if size != -1)
     if free:
-        sizes[free[0]] = len(devices) // known
-    if int(np.prod(list(sizes.values()))) != len(devices):
+        sizes[free[0]] = devices // known
+    if math.prod(sizes.values()) != devices:
         raise ValueError(
-            f"mesh {asked} does not make the {len(devices)} devices there are; choose sizes whose "
-            f"product is {len(devices)}, or set one of them to -1"
+            f"mesh {asked} does not make the {devices} devices there are; choose sizes whose "
+            f"product is {devices}, or set one of them to -1"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    return tuple(sizes.values())
 
 
 def spec(*axes: str | None) -> PartitionSpec:
@@ -78,9 +84,22 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(*axes))
 
 
+def axis_shards(mesh: Mesh, axis: str) -> int:
+    """How many parts an array axis of this logical name is cut into; 1 on an empty mesh."""
+    names = RULES[axis]
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(mesh.shape.get(name, 1) for name in names)
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many parts the batch axis is cut into."""
-    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+    return axis_shards(mesh, "batch")
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: of the current mesh's devices, which need not be here; else jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:

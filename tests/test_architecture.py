@@ -8,12 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "biomedlm_jax"
 FLOORS = {
     "allocator": 0,
+    "chips": 0,
     "mesh": 0,
     "corpus": 0,
     "model": 1,
     "training": 2,
     "interop": 3,  # above training: it reads and writes run directories
     "generation": 4,
+    "planning": 4,
     "quickstart": 5,
     "benchmarks": 5,
     "commands": 6,

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from biomedlm_jax.model import attention
+
 # Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
 HF_NAMES = {
     "vocab_size": "vocab_size",
@@ -34,8 +36,7 @@ HF_FIXED = {
     "tie_word_embeddings": True,
 }
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTION = ("auto", "xla")  # auto: xla, on every platform
-SAVEABLE = ("query", "key", "value", "attention", "mlp_input")
+SAVEABLE = ("query", "key", "value", "attention", "residual", "norm", "mlp_input")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,9 +94,9 @@ class GPTConfig:
                 f"model.layer_norm_epsilon={self.layer_norm_epsilon} must be above 0, and "
                 f"model.initializer_range={self.initializer_range} at least 0"
             )
-        if self.attention not in ATTENTION:
+        if self.attention not in attention.NAMES:
             raise ValueError(
-                f"model.attention={self.attention!r}; choose one of {', '.join(ATTENTION)}"
+                f"model.attention={self.attention!r}; choose one of {', '.join(attention.NAMES)}"
             )
         if self.compute_dtype not in ("auto", *COMPUTE_DTYPES):
             raise ValueError(
