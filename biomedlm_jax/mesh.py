@@ -1,4 +1,4 @@
-"""Devices: the mesh, the one table from logical to mesh axes, shardings, multi-host start."""
+"""Devices: the mesh, the one table from logical to mesh axes, shardings."""
 
 import math
 
@@ -33,7 +33,10 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
 
 
 def mesh_sizes(devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
-    """The sizes of a mesh of so many devices, the -1 filled in; ValueError if they do not make it."""
+    """The sizes of a mesh of so many devices, the -1 filled in.
+
+    Raises ValueError if they do not make the devices.
+    """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
@@ -131,22 +134,3 @@ def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None
 def one_device() -> Mesh:
     """The mesh of this process's first device."""
     return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-
-
-def start_processes(coordinator: str | None, *, process_id: int, process_count: int) -> None:
-    """Join the other processes of a run; call it before any other use of jax.
-
-    With a coordinator (host:port, where process 0 listens) the processes are counted by the
-    caller, and CPUs exchange arrays through gloo; without one, jax finds them in the environment
-    (TPU pod, Slurm). Raises ValueError for numbers that do not fit together.
-    """
-    if coordinator is None:
-        jax.distributed.initialize()
-        return
-    if not 0 <= process_id < process_count:
-        raise ValueError(
-            f"got process_id={process_id} with process_count={process_count}; it counts from 0 to "
-            f"{process_count - 1}"
-        )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, process_count, process_id)

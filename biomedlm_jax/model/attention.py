@@ -94,6 +94,21 @@ def choose(kernel: str, query_BxHxLxK, key_BxHxSxK, *, masked: bool, dropping: b
     return wanted
 
 
+def check_training(config, mesh) -> str:
+    """The kernel that a training step of this config takes on this mesh, found without tracing.
+
+    Raises ValueError if the kernel named in the config cannot serve.
+    """
+    L = config.context_length
+    query_BxHxLxK = jax.ShapeDtypeStruct(
+        (meshes.batch_shards(mesh), config.heads, L, config.head_dim), config.dtype
+    )
+    dropping = config.attention_dropout > 0
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        asked = {"masked": False, "dropping": dropping}
+        return choose(config.attention, query_BxHxLxK, query_BxHxLxK, **asked)
+
+
 def obstacle(
     kernel: str,
     *,
@@ -119,15 +134,18 @@ def obstacle(
         return "it is causal and takes no mask"
     if queries != keys:
         return f"it takes as many queries as keys, not {queries} and {keys}"
-    if kernel == "splash":
-        if queries % SPLASH_BLOCKS[-1]:
-            return f"it works on blocks of {SPLASH_BLOCKS[-1]} positions, not on {queries}"
-        if head_dim % 64:
-            return f"heads must be a multiple of 64 wide, not {head_dim}"
-        return None
-    if dtype not in ("bfloat16", "float16"):
+    if kernel == "splash" and queries % SPLASH_BLOCKS[-1]:
+        return f"it works on blocks of {SPLASH_BLOCKS[-1]} positions, not on {queries}"
+    return never(kernel, head_dim=head_dim, dtype=dtype)
+
+
+def never(kernel: str, *, head_dim: int, dtype: str) -> str | None:
+    """Why `kernel` can serve no call with such heads and such a dtype (or `auto`), or None."""
+    if kernel == "splash" and head_dim % 64:
+        return f"heads must be a multiple of 64 wide, not {head_dim}"
+    if kernel == "cudnn" and dtype not in ("auto", "bfloat16", "float16"):
         return f"it computes in bfloat16, not in {dtype} (model.compute_dtype)"
-    if head_dim % 8 or head_dim > 128:
+    if kernel == "cudnn" and (head_dim % 8 or head_dim > 128):
         return f"heads must be a multiple of 8 wide and at most 128, not {head_dim}"
     return None
 

@@ -6,9 +6,9 @@ Reads and writes Hugging Face's GPT-2 `config.json`.
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model import attention
 
 # Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
@@ -98,6 +98,9 @@ class GPTConfig:
             raise ValueError(
                 f"model.attention={self.attention!r}; choose one of {', '.join(attention.NAMES)}"
             )
+        why = attention.never(self.attention, head_dim=self.head_dim, dtype=self.compute_dtype)
+        if why is not None:
+            raise ValueError(f"model.attention={self.attention}: {why}; choose auto or xla")
         if self.compute_dtype not in ("auto", *COMPUTE_DTYPES):
             raise ValueError(
                 f"model.compute_dtype={self.compute_dtype!r}; choose auto, float32 or bfloat16"
@@ -124,7 +127,7 @@ class GPTConfig:
     def dtype(self) -> jnp.dtype:
         """The dtype of activations and matrix products; parameters are always float32."""
         if self.compute_dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            return jnp.float32 if meshes.platform() == "cpu" else jnp.bfloat16
         return COMPUTE_DTYPES[self.compute_dtype]
 
     @property

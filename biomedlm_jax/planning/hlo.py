@@ -49,11 +49,7 @@ class Instruction:
     @property
     def operands(self) -> list[str]:
         """Names of the operands, in order."""
-        depth, end = 1, 0
-        while depth and end < len(self.rest):
-            depth += {"(": 1, ")": -1}.get(self.rest[end], 0)
-            end += 1
-        return re.findall(r"%([\w.\-]+)", self.rest[:end])
+        return re.findall(r"%([\w.\-]+)", self.rest[: _closing("(" + self.rest)])
 
     def attribute(self, name: str) -> str | None:
         """The value of an attribute such as `calls`, `body` or `channel_id`, or None."""
@@ -62,7 +58,7 @@ class Instruction:
 
 
 class Program:
-    """Computations by name, each a list of instructions in scheduled order, and the entry's name."""
+    """Computations by name, each its instructions in scheduled order, and the entry's name."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
@@ -142,16 +138,21 @@ def _instruction(line: str) -> Instruction:
     found = _LINE.match(line)
     text = line[found.end() :]
     # The type may be a tuple: the opcode is the first word before a bracket outside of it.
-    depth = start = 0
-    if text.startswith("("):
-        for start, letter in enumerate(text):  # noqa: B007: where the tuple ends
-            depth += {"(": 1, ")": -1}.get(letter, 0)
-            if not depth:
-                break
+    start = _closing(text) if text.startswith("(") else 0
     opcode = _OPCODE.search(text, start)
     if opcode is None:
         return Instruction(found[2], "", text, "")
     return Instruction(found[2], opcode[1], text[: opcode.start()], text[opcode.end() :])
+
+
+def _closing(text: str) -> int:
+    """Where the bracket that opens `text` closes; its end if it does not."""
+    depth = 0
+    for bracket in re.finditer(r"[()]", text):
+        depth += 1 if bracket[0] == "(" else -1
+        if not depth:
+            return bracket.start()
+    return len(text)
 
 
 def array_bytes(types: str) -> list[int]:

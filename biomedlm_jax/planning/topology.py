@@ -67,9 +67,7 @@ def topology_devices(name: str) -> list:
     if generation == "v4":
         options["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **options
-        ).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:
         said = " ".join(str(error).split())
         if "libtpu" in said and ("lock" in said or "already in use" in said):
@@ -92,23 +90,29 @@ def topology_mesh(devices: list, *, data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def sensible_meshes(
-    devices: int, config: GPTConfig, *, batch_size: int, least_shards: int = 1
+    devices: int,
+    config: GPTConfig,
+    *,
+    batch_size: int,
+    least_shards: int = 1,
+    tensor: tuple[int, ...] = (1, 2, 4),
 ) -> list[dict[str, int]]:
     """Meshes worth compiling: every power-of-two split that the model and the batch allow.
 
     `least_shards` leaves out meshes that keep more than that part of the state on each device.
+    A cut of the width that is no multiple of 8 would not fill a TPU's tiles and is left out, too.
     """
     found = []
-    for tensor in (1, 2, 4):
+    for parts in tensor:
         for fsdp in (2**i for i in range(devices.bit_length())):
-            data = devices // (fsdp * tensor)
+            data = devices // (fsdp * parts)
             fits = (
-                data * fsdp * tensor == devices
+                data * fsdp * parts == devices
                 and batch_size % (data * fsdp) == 0
-                and config.heads % tensor == 0
-                and config.width % fsdp == 0
-                and fsdp * tensor >= least_shards
+                and config.heads % parts == 0
+                and config.width % (8 * fsdp) == 0
+                and fsdp * parts >= least_shards
             )
             if fits:
-                found.append({"data": data, "fsdp": fsdp, "tensor": tensor})
+                found.append({"data": data, "fsdp": fsdp, "tensor": parts})
     return found

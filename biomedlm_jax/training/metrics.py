@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 from biomedlm_jax.chips import chip
 from biomedlm_jax.model.config import GPTConfig
 
+
 def flops_per_token(config: GPTConfig) -> int:
     """FLOPs that one training token costs: 6N + 12 * layers * width * length.
 
