@@ -5,6 +5,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
     load(path)                     -> (model, tokenizer), from a run or a Hugging Face directory
     pretrain(config, workdir)      -> trains, checkpoints and resumes
     finetune(config, model, workdir), evaluate(models, out, task=...), score(model, ...)
+    plan(config, topology)         -> compiles the step for a pod that need not be here
     export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
     GPT, GPTConfig                 -> model(tokens_BxL) -> logits_BxLxV
 """
@@ -20,6 +21,7 @@ _PUBLIC = {
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",
     "verify_hf": "interop.verify",
+    "plan": "planning.planner",
     "pretrain": "training.loop",
     "score": "qa.scoring",
     "finetune": "qa.finetuning",

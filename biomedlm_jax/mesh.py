@@ -1,4 +1,6 @@
-"""Devices: the mesh, the one table from logical to mesh axes, shardings, multi-host start."""
+"""Devices: the mesh, the one table from logical to mesh axes, shardings."""
+
+import math
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ AXES = ("data", "fsdp", "tensor")
 # Every array axis of the library has one of these names; nothing else knows the mesh's axes.
 RULES = {
     "batch": ("data", "fsdp"),
+    "rows": "data",  # the batch where `fsdp` cuts the width
     "embed": "fsdp",  # the width of a weight: gathered just before use
     "heads": "tensor",
     "mlp": "tensor",
@@ -26,22 +29,29 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
     MLP and vocabulary. Raises ValueError if the sizes do not make exactly the devices there are.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """The sizes of a mesh of so many devices, the -1 filled in.
+
+    Raises ValueError if they do not make the devices.
+    """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh {asked}: sizes are at least 1, and at most one is -1 (the rest)")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    known = math.prod(size for size in sizes.values() if size != -1)
     if free:
-        sizes[free[0]] = len(devices) // known
-    if int(np.prod(list(sizes.values()))) != len(devices):
+        sizes[free[0]] = devices // known
+    if math.prod(sizes.values()) != devices:
         raise ValueError(
-            f"mesh {asked} does not make {len(devices)}, the number of devices; choose sizes whose "
-            f"product is {len(devices)}, or set one of them to -1"
+            f"mesh {asked} does not make {devices}, the number of devices; choose sizes whose "
+            f"product is {devices}, or set one of them to -1"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    return tuple(sizes.values())
 
 
 def spec(*axes: str | None) -> PartitionSpec:
@@ -83,9 +93,22 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
+def axis_shards(mesh: Mesh, axis: str) -> int:
+    """How many parts an array axis of this logical name is cut into; 1 on an empty mesh."""
+    names = RULES[axis]
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(mesh.shape.get(name, 1) for name in names)
+
+
 def batch_shards(mesh: Mesh) -> int:
     """How many parts the batch axis is cut into."""
-    return int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+    return axis_shards(mesh, "batch")
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: of the current mesh's devices, which need not be here; else jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
@@ -117,22 +140,3 @@ def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None
 def one_device() -> Mesh:
     """The mesh of this process's first device."""
     return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.local_devices()[:1])
-
-
-def start_processes(coordinator: str | None, *, process_id: int, process_count: int) -> None:
-    """Join the other processes of a run; call it before any other use of jax.
-
-    With a coordinator (host:port, where process 0 listens) the processes are counted by the
-    caller, and CPUs exchange arrays through gloo; without one, jax finds them in the environment
-    (TPU pod, Slurm). Raises ValueError for numbers that do not fit together.
-    """
-    if coordinator is None:
-        jax.distributed.initialize()
-        return
-    if not 0 <= process_id < process_count:
-        raise ValueError(
-            f"got process_id={process_id} with process_count={process_count}; it counts from 0 to "
-            f"{process_count - 1}"
-        )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(coordinator, process_count, process_id)

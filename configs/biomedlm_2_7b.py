@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "eos_token_id": 28_895,
             "compute_dtype": "auto",  # bfloat16 on TPU and GPU
             "attention": "auto",
-            "remat": "query,key,value,attention,mlp_input",
+            "remat": "query,key,value,attention,residual,norm,mlp_input",
             "unroll": 1,
             "vocab_multiple": 128,  # 28,896 -> 28,928
         }

@@ -10,13 +10,16 @@ import biomedlm_jax
 PACKAGE = Path(__file__).parents[1] / "biomedlm_jax"
 FLOORS = {
     "allocator": 0,
+    "chips": 0,
     "mesh": 0,
+    "processes": 0,
     "corpus": 0,
     "model": 1,
     "training": 2,
     "interop": 3,  # above training: it reads and writes run directories
     "generation": 4,
     "qa": 5,  # above generation: the harness plug-in generates, too
+    "planning": 6,
     "quickstart": 6,
     "benchmarks": 6,
     "commands": 7,

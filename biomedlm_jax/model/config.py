@@ -6,8 +6,10 @@ Reads and writes Hugging Face's GPT-2 `config.json`.
 import dataclasses
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model import attention
 
 # Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
 HF_NAMES = {
@@ -34,8 +36,7 @@ HF_FIXED = {
     "tie_word_embeddings": True,
 }
 COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-ATTENTION = ("auto", "xla")  # auto: xla, on every platform
-SAVEABLE = ("query", "key", "value", "attention", "mlp_input")
+SAVEABLE = ("query", "key", "value", "attention", "residual", "norm", "mlp_input")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +95,13 @@ class GPTConfig:
                 f"model.layer_norm_epsilon={self.layer_norm_epsilon} must be above 0, and "
                 f"model.initializer_range={self.initializer_range} at least 0"
             )
-        if self.attention not in ATTENTION:
+        if self.attention not in attention.NAMES:
             raise ValueError(
-                f"model.attention={self.attention!r}; choose one of {', '.join(ATTENTION)}"
+                f"model.attention={self.attention!r}; choose one of {', '.join(attention.NAMES)}"
             )
+        why = attention.never(self.attention, head_dim=self.head_dim, dtype=self.compute_dtype)
+        if why is not None:
+            raise ValueError(f"model.attention={self.attention}: {why}; choose auto or xla")
         if self.compute_dtype not in ("auto", *COMPUTE_DTYPES):
             raise ValueError(
                 f"model.compute_dtype={self.compute_dtype!r}; choose auto, float32 or bfloat16"
@@ -124,7 +128,7 @@ class GPTConfig:
     def dtype(self) -> jnp.dtype:
         """The dtype of activations and matrix products; parameters are always float32."""
         if self.compute_dtype == "auto":
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+            return jnp.float32 if meshes.platform() == "cpu" else jnp.bfloat16
         return COMPUTE_DTYPES[self.compute_dtype]
 
     @property

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.attention import attend, dropout
 from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.layer_norm import LayerNorm
 
 
 def _normal(deviation: float):
@@ -39,16 +40,20 @@ def _linear(config: GPTConfig, axes: tuple[str, str], sizes, *, rngs, deviation:
     )
 
 
-def _layer_norm(config: GPTConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
+def _layer_norm(config: GPTConfig, *, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(
         config.width,
         epsilon=config.layer_norm_epsilon,
         dtype=config.dtype,
-        use_fast_variance=False,  # as torch computes it; the fast form cancels
         scale_metadata=_axes("embed"),
         bias_metadata=_axes("embed"),
         rngs=rngs,
     )
+
+
+def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    # In float32, so that the gradient of the bias is summed in float32 over all positions.
+    return (y + bias.astype(jnp.float32)).astype(y.dtype)
 
 
 class QueryKeyValue(nnx.Module):
@@ -66,15 +71,14 @@ class QueryKeyValue(nnx.Module):
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, each [B, H, L, K]."""
         return tuple(
-            checkpoint_name(self._heads(x_BxLxD, getattr(self, name)), name)
-            for name in ("query", "key", "value")
+            self._heads(x_BxLxD, getattr(self, name)) for name in ("query", "key", "value")
         )
 
     def _heads(self, x_BxLxD, linear: nnx.Linear):
         H, K, dtype = self.config.heads, self.config.head_dim, self.config.dtype
         kernel_DxHxK = linear.kernel[...].astype(dtype).reshape(-1, H, K)
-        bias_Hx1xK = linear.bias[...].astype(dtype).reshape(H, 1, K)
-        return jnp.einsum("BLD,DHK->BHLK", x_BxLxD, kernel_DxHxK) + bias_Hx1xK
+        y_BxHxLxK = jnp.einsum("BLD,DHK->BHLK", x_BxLxD, kernel_DxHxK)
+        return _add_bias(y_BxHxLxK, linear.bias[...].reshape(H, 1, K))
 
 
 class Attention(nnx.Module):
@@ -92,22 +96,25 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """Mix the positions of `x`; `layer` is the 0-based index, traced under the scan."""
         query_BxHxLxK, key_BxHxLxK, value_BxHxLxK = self.c_attn(x_BxLxD)
+        scale = 1 / math.sqrt(self.config.head_dim)
         if self.config.scale_attn_by_inverse_layer_idx:
-            # In the query, because fused kernels take only a static scale.
-            query_BxHxLxK = (query_BxHxLxK * (1 / (layer + 1))).astype(query_BxHxLxK.dtype)
+            scale = scale / (layer + 1)
+        # In the query, because fused kernels take only a static scale; and saved scaled.
+        query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
         y_BxHxLxK = attend(
-            query_BxHxLxK,
-            key_BxHxLxK,
-            value_BxHxLxK,
+            checkpoint_name(query_BxHxLxK, "query"),
+            checkpoint_name(key_BxHxLxK, "key"),
+            checkpoint_name(value_BxHxLxK, "value"),
+            scale=1.0,
+            kernel=self.config.attention,
             visible_BxLxS=visible_BxLxL,
             dropout_rate=self.config.attention_dropout,
             dropout_key=dropout_key,
         )
-        y_BxHxLxK = checkpoint_name(y_BxHxLxK, "attention")
         kernel_HxKxD = self.c_proj.kernel[...].astype(self.config.dtype)
         kernel_HxKxD = kernel_HxKxD.reshape(self.config.heads, self.config.head_dim, -1)
         y_BxLxD = jnp.einsum("BHLK,HKD->BLD", y_BxHxLxK, kernel_HxKxD)
-        return y_BxLxD + self.c_proj.bias[...].astype(self.config.dtype)
+        return _add_bias(y_BxLxD, self.c_proj.bias[...])
 
 
 class MLP(nnx.Module):
@@ -122,8 +129,12 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         """Transform each position by itself."""
-        h_BxLxF = checkpoint_name(self.c_fc(x_BxLxD), "mlp_input")
-        return self.c_proj(jax.nn.gelu(h_BxLxF, approximate=True))
+        h_BxLxF = checkpoint_name(self._project(x_BxLxD, self.c_fc), "mlp_input")
+        return self._project(jax.nn.gelu(h_BxLxF, approximate=True), self.c_proj)
+
+    @staticmethod
+    def _project(x: jax.Array, linear: nnx.Linear) -> jax.Array:
+        return _add_bias(x @ linear.kernel[...].astype(x.dtype), linear.bias[...])
 
 
 class Block(nnx.Module):
@@ -148,7 +159,7 @@ class Block(nnx.Module):
         y_BxLxD = self.attn(
             self.ln_1(x_BxLxD), layer, visible_BxLxL=visible_BxLxL, dropout_key=keys[0]
         )
-        x_BxLxD += dropout(y_BxLxD, rate, keys[1])
+        x_BxLxD = checkpoint_name(x_BxLxD + dropout(y_BxLxD, rate, keys[1]), "residual")
         y_BxLxD = self.mlp(self.ln_2(x_BxLxD))
         return x_BxLxD + dropout(y_BxLxD, rate, keys[2])
 
@@ -205,12 +216,7 @@ class GPT(nnx.Module):
         embed_key = block_key = None
         if dropout_key is not None:
             embed_key, block_key = jax.random.split(dropout_key)
-        # The table's width is gathered before the lookup: a lookup in columns would have to be
-        # replicated before it could be cut into rows again.
-        wte_VxD = constrain(self.wte[...], "vocab", None)
-        # Looked up in float32 and then cast: else the gradients of a frequent token's many places
-        # would be summed in bfloat16.
-        x_BxLxD = wte_VxD[tokens_BxL].astype(config.dtype)
+        x_BxLxD = lookup(config.dtype, self.wte[...], tokens_BxL)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         positions = slice(L) if positions_BxL is None else positions_BxL
         x_BxLxD += constrain(self.wpe[...], "length", None)[positions].astype(config.dtype)
@@ -241,6 +247,33 @@ def head(x_xD: jax.Array, wte_VxD: jax.Array) -> jax.Array:
     """Products with the embedding rows [..., V], accumulated and returned in float32."""
     wte_VxD = wte_VxD.astype(x_xD.dtype)
     return jnp.einsum("...D,VD->...V", x_xD, wte_VxD, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def lookup(dtype, wte_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
+    """The tokens' rows of the embedding as `dtype`; its gradient is summed in float32.
+
+    Forward gathers the table's width: a lookup in columns would have to be replicated before it
+    could be cut into rows again. Backward exchanges rows for columns instead, so that each device
+    sums its own columns of the gradient, and no gradient of the whole table ever exists.
+    """
+    return constrain(wte_VxD.astype(dtype), "vocab", None)[tokens_BxL]
+
+
+def _lookup_forward(dtype, wte_VxD, tokens_BxL):
+    return lookup(dtype, wte_VxD, tokens_BxL), (tokens_BxL, wte_VxD.shape[0])
+
+
+def _lookup_backward(dtype, residuals, dx_BxLxD):
+    tokens_BxL, V = residuals
+    dx_BxLxD = constrain(dx_BxLxD, "rows", None, "embed")
+    tokens_BxL = constrain(tokens_BxL, "rows", None)
+    zeros_VxD = jnp.zeros((V, dx_BxLxD.shape[-1]), jnp.float32)
+    dwte_VxD = zeros_VxD.at[tokens_BxL].add(dx_BxLxD.astype(jnp.float32))
+    return constrain(dwte_VxD, "vocab", "embed"), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def rematerialise(step, policy: str):

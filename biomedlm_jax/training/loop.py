@@ -16,6 +16,7 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.corpus.tokens import read_manifest
+from biomedlm_jax.model import attention
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.metrics import (
@@ -54,6 +55,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             f"training.loss_chunks={training.loss_chunks} does not divide "
             f"model.context_length={model_config.context_length}"
         )
+    kernel = attention.check_training(model_config, mesh)
     tx, schedule = make_optimizer(steps=training.steps, **config.optimizer)
     manifest = read_manifest(config.data.path)
     known = (workdir / "tokenizer.json").exists()  # a run keeps its tokenizer
@@ -111,7 +113,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
                 tensorboard=config.logging.tensorboard,
             )
         resources.callback(recorder.close)
-        _introduce(recorder, model_config, mesh, manifest, config, begin)
+        _introduce(recorder, model_config, mesh, manifest, config, begin, kernel)
 
         # ---- Steps.
         update = compile_step(
@@ -270,13 +272,14 @@ def _due(step: int, every: int, steps: int) -> bool:
     return bool(every) and (step % every == 0 or step == steps)
 
 
-def _introduce(recorder, model_config, mesh, manifest, config, begin: int) -> None:
+def _introduce(recorder, model_config, mesh, manifest, config, begin: int, kernel: str) -> None:
     train = manifest["splits"]["train"]
     tokens = config.training.steps * config.training.batch_size * manifest["length"]
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     recorder.say(
         f"{model_config.parameter_count:,} parameters on {mesh.size} "
-        f"{jax.devices()[0].device_kind} ({sizes}), {np.dtype(model_config.dtype).name}"
+        f"{jax.devices()[0].device_kind} ({sizes}), {np.dtype(model_config.dtype).name}, "
+        f"attention by {kernel}"
     )
     recorder.say(
         f"{config.training.steps:,} steps of {config.training.batch_size} x {manifest['length']} "

@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.gpt import GPT
 
 
@@ -89,7 +90,7 @@ def _forward(vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL, *, 
     arrays = (x_BxLxD, targets_BxL, weights_BxL)
     if chunks == 1:
         (total, dwte_VxD), dx_BxLxD = of_chunk(carry, arrays)
-        return total, (dx_BxLxD, dwte_VxD)
+        return total, (dx_BxLxD, constrain(dwte_VxD, "vocab", "embed"))
     (total, dwte_VxD), dx = jax.lax.scan(of_chunk, carry, [_cut(a, chunks) for a in arrays])
     return total, (None if dx is None else _join(dx), dwte_VxD)
 

@@ -9,20 +9,8 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from biomedlm_jax.chips import chip
 from biomedlm_jax.model.config import GPTConfig
-
-# Peak dense bf16 FLOP/s of one device, by the start of jax's `device_kind`. Sources: Google Cloud's
-# TPU system architecture pages (v4, v5e, v5p, v6e, per chip) and NVIDIA's data sheets for the
-# A100, H100 SXM and H200 SXM (without sparsity).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # the SXM board; others of the name are slower
-    "NVIDIA H200": 989e12,
-}
 
 
 def flops_per_token(config: GPTConfig) -> int:
@@ -37,9 +25,9 @@ def flops_per_token(config: GPTConfig) -> int:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a device, or None where no peak is known (a CPU)."""
-    known = [kind for kind in PEAK_FLOPS if device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    """Peak bf16 FLOP/s of a jax device, or None where no peak is known (a CPU)."""
+    found = chip(device_kind)
+    return found.bf16_flops / found.devices if found else None
 
 
 def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 
 import jax
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from biomedlm_jax.mesh import tree_shardings
+from biomedlm_jax.chips import COMPILER_OPTIONS, chip
+from biomedlm_jax.mesh import make_mesh, sharding, tree_shardings
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
+
+LOG = logging.getLogger("biomedlm_jax")
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +49,7 @@ def laid_out(make: Callable, mesh: Mesh, *arguments):
     """What `make(*arguments)` would give, as shapes, dtypes and shardings on `mesh`."""
     abstract = jax.eval_shape(make, *arguments)
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract,
         tree_shardings(abstract, mesh),
     )
@@ -112,10 +116,37 @@ def accumulate(grad_of: Callable, parts: int) -> Callable:
 
 
 def compile_step(step, *, abstract: TrainState, **static):
-    """`jax.jit` of a step; the state's buffers are reused and keep the shardings of `abstract`."""
+    """`jax.jit` of a step; the state's buffers are reused and keep the shardings of `abstract`.
+
+    It is compiled with the options that `chips.COMPILER_OPTIONS` has for the devices.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    devices = jax.tree.leaves(shardings)[0].mesh.devices
     return jax.jit(
         functools.partial(step, **static),
         donate_argnums=0,
         out_shardings=(shardings, None),
+        compiler_options=compiler_options(devices.flat[0]) or None,
     )
+
+
+@functools.cache
+def compiler_options(device) -> dict[str, str]:
+    """The table's options for a device, those that its compiler knows.
+
+    Each is tried on an empty program; one that is refused is left out with a warning.
+    """
+    found = chip(device.device_kind)
+    wanted = COMPILER_OPTIONS.get(found.name, {}) if found else {}
+    known = {}
+    alone = make_mesh(data=1, fsdp=1, tensor=1, devices=[device])
+    one = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(alone))
+    for name, value in wanted.items():
+        try:
+            with jax.set_mesh(alone):
+                jax.jit(lambda x: x).lower(one).compile(compiler_options={name: value})
+        except jax.errors.JaxRuntimeError as error:
+            LOG.warning("the compiler refused %s=%s and goes without: %s", name, value, error)
+        else:
+            known[name] = value
+    return known

@@ -217,9 +217,9 @@ def test_validation_loss_is_exact_on_any_mesh(config, tmp_path):
 
 PROCESS = """
 import sys
-from biomedlm_jax import mesh
+from biomedlm_jax import processes
 port, index, path, run = sys.argv[1:]
-mesh.start_processes(f"localhost:{port}", process_id=int(index), process_count=2)
+processes.start_processes(f"localhost:{port}", process_id=int(index), process_count=2)
 import runpy
 from biomedlm_jax import pretrain
 config = runpy.run_path("configs/tiny.py")["get_config"]()

@@ -1,0 +1,181 @@
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.chips import CHIPS
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.planning import planner, topology
+from biomedlm_jax.planning.compiled import matmul_flops, peak_links
+from biomedlm_jax.planning.report import as_dict, markdown, write_report
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config():
+    """The tiny run, for all eight devices."""
+    config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    return config
+
+
+@pytest.fixture
+def libtpu():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: it is in the extra `tpu`")
+
+
+def test_the_devices_here_report_memory_and_flops(config, tmp_path):
+    made = planner.plan(config, "local")
+    row = made.rows[0]
+    model = GPTConfig(**config.model)
+    tokens = config.training.batch_size * model.context_length
+    assert made.tokens_per_step == tokens
+    # Every product of forward and backward: three times the weights and the attention.
+    weights = 12 * model.layers * model.width**2 + model.padded_vocab_size * model.width
+    attention = 4 * model.layers * model.width * model.context_length
+    assert row.figures.flops == 3 * tokens * (2 * weights + attention) / 8
+    assert row.figures.kernel_flops == 0
+    assert row.fits
+    assert row.step_seconds is None  # a CPU's compiler states no cycles
+    assert row.state_bytes["optimizer"] > 1.9 * row.state_bytes["parameters"]
+    used = row.figures.memory
+    assert used["arguments"] >= sum(row.state_bytes.values())
+    assert used["total"] >= used["arguments"] + used["temporaries"]
+    assert {c.kind for c in row.figures.collectives} & {"all-gather", "all-reduce"}
+    written = write_report(made, tmp_path)
+    assert {path.name for path in written} >= {"plan.json", "plan.md"}
+    assert json.loads((tmp_path / "plan.json").read_text())["rows"][0]["mesh"]["fsdp"] == 4
+    assert "data 2 x fsdp 4" in (tmp_path / "plan.md").read_text()
+
+
+def test_a_scoring_step_is_planned_too(config):
+    config.model.layers = 1
+    made = planner.plan(config, "local", step="score")
+    assert set(made.rows[0].state_bytes) == {"parameters"}
+    model = GPTConfig(**config.model)
+    weights = 12 * model.width**2 + model.padded_vocab_size * model.width
+    forward = 2 * weights + 4 * model.width * model.context_length
+    assert made.rows[0].figures.flops == made.tokens_per_step * forward / 8
+
+
+def test_recomputation_is_counted():
+    def loss(x):
+        return jax.checkpoint(lambda x: jax.numpy.sin(x @ x) @ x)(x).sum()
+
+    x = jax.ShapeDtypeStruct((8, 8), "float32")
+    plain, _ = matmul_flops(jax.make_jaxpr(jax.grad(lambda x: (jax.numpy.sin(x @ x) @ x).sum()))(x))
+    again, _ = matmul_flops(jax.make_jaxpr(jax.grad(loss))(x))
+    assert plain == 6 * 2 * 8**3
+    assert again > plain
+
+
+def test_meshes_worth_compiling():
+    found = topology.sensible_meshes(256, GPTConfig(), batch_size=1024, least_shards=4)
+    assert {"data": 8, "fsdp": 32, "tensor": 1} in found
+    assert {"data": 16, "fsdp": 8, "tensor": 2} in found
+    assert all(mesh["data"] * mesh["fsdp"] * mesh["tensor"] == 256 for mesh in found)
+    assert not [mesh for mesh in found if mesh["fsdp"] > 64]  # 2560 / 128 is no multiple of 8
+    assert not [mesh for mesh in found if mesh["fsdp"] * mesh["tensor"] < 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v9:2x2", "GENERATION:SHAPE with a generation of v4, v5e, v5p, v6e, TPU7x"),
+        ("v5e:3x3", "the shapes of v5e are 1x1, 2x2"),
+        ("v5e", "the shapes of v5e are"),
+    ],
+)
+def test_an_unknown_topology_lists_the_known_ones(config, name, said):
+    with pytest.raises(ValueError, match=said):
+        planner.plan(config, name)
+
+
+def test_without_libtpu_the_extra_is_named(config, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="install the extra `tpu`"):
+        topology.topology_devices.__wrapped__("v5e:2x2")
+
+
+def test_a_lock_held_by_another_process_is_said(monkeypatch):
+    def refuse(**options):
+        raise RuntimeError("ABORTED: The TPU is already in use by process 7: libtpu_lockfile")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(topology.topologies, "get_topology_desc", refuse)
+    with pytest.raises(ValueError, match=r"another process holds libtpu; .*ALLOW_MULTIPLE"):
+        topology.topology_devices.__wrapped__("v5e:2x2")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"mesh.tensor": 8, "mesh.data": 1, "mesh.fsdp": 1}, "model's heads of 4"),
+        ({"mesh.data": 3}, "mesh data=3, fsdp=4, tensor=1 does not make the 8 devices"),
+        ({"training.batch_size": 12}, "batch_size=12 does not divide"),
+        ({"model.attention": "splash"}, "multiple of 64 wide"),
+        ({"model.attention": "cudnn", "model.compute_dtype": "bfloat16"}, "runs on a GPU"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_compiled(config, values, said, monkeypatch):
+    monkeypatch.setattr(planner, "compile_figures", lambda *a, **k: pytest.fail("it compiled"))
+    config.update_from_flattened_dict(values)
+    with pytest.raises(ValueError, match=said):
+        planner.plan(config, "local")
+
+
+def test_out_of_memory_names_the_arrays_and_a_way_out(config, monkeypatch):
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm. "
+        "Exceeded hbm capacity by 15.75G.\n  Largest program allocations in hbm:\n"
+        '  1. Size: 12.50G\n     Operator: op_name="jit(step)/mul"\n'
+        "     Shape: bf16[32,4,1024,10240]{3,2,1,0}\n     Unpadded size: 12.50G\n"
+    )
+
+    def refuse(*arguments, **options):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(planner, "compile_figures", refuse)
+    made = planner.plan(config, "local")
+    trouble = made.rows[0].trouble
+    assert "needs 31.50G of 15.75G; largest: bf16[32,4,1024,10240] of 12.50G" in trouble
+    assert "larger mesh.fsdp" in trouble
+    assert "model.remat=full" in trouble
+    assert not made.rows[0].fits
+    assert trouble in markdown(made)
+
+
+def test_links_are_one_direction_of_one_dimension():
+    assert peak_links(CHIPS["TPU v5 lite"]) == 100e9
+
+
+def test_a_step_for_a_tpu_slice_that_is_not_here(config, libtpu, tmp_path):
+    model = {"width": 256, "heads": 2, "mlp_width": 1024, "context_length": 256, "layers": 3}
+    model |= {"compute_dtype": "auto", "remat": "query,key,value,attention,residual,norm,mlp_input"}
+    config.model.update(model)
+    config.mesh.data, config.mesh.fsdp = 2, 2
+    made = planner.plan(config, "v5e:2x2", hlo=tmp_path)
+    figures = made.rows[0].figures
+    assert made.kernel == "splash"
+    # One kernel a layer forward and one backward, and no scores in memory.
+    assert sorted(figures.kernels.values()) == [3, 3]
+    text = next(tmp_path.glob("*.hlo")).read_text()
+    assert "[2,2,256,256]" not in text
+    assert "bf16[2,2,256,128]" in text
+    gathered = [c for c in figures.collectives if c.kind == "all-gather" and c.bytes > 2**17]
+    assert gathered
+    assert {c.dtype for c in gathered} == {"bf16"}
+    # Each weight of a layer is gathered at most once forward and once backward.
+    assert sum(c.times for c in gathered if c.times == 3) <= 2 * 6 * 3
+    assert figures.recomputed_cycles < 0.08 * figures.cycles
+    assert made.rows[0].step_seconds > 0
+    assert made.rows[0].mfu < 1
+    assert "op s" in markdown(made)
+    assert as_dict(made)["rows"][0]["figures"]["exposed_bytes"] == figures.exposed()
+    assert meshes.platform() == "cpu"  # nothing of the slice stays behind

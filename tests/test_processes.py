@@ -1,0 +1,166 @@
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from biomedlm_jax import processes
+from biomedlm_jax.corpus.documents import Document
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.training.checkpoint import load_model, steps
+
+ROOT = Path(__file__).parents[1]
+RUN = [sys.executable, "-m", "biomedlm_jax.cli", "pretrain", "--config=configs/tiny.py"]
+SETTINGS = {
+    "model.vocab_size": 300,
+    "model.eos_token_id": 299,
+    "training.steps": 10,
+    "training.evaluate_every": 10,
+    "checkpoint.every": 5,
+    "logging.every": 1,
+    "logging.tensorboard": False,
+    "mesh.data": 2,
+    "mesh.fsdp": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Rows of 32 tokens, vocabulary 300."""
+    path = tmp_path_factory.mktemp("data") / "tokens"
+    dice = np.random.default_rng(0)
+    words = ["cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour"]
+    texts = [" ".join(dice.choice(words, 40)) + f" {dice.random()}." for _ in range(200)]
+    tokenizer = train_tokenizer(iter(texts), vocab_size=300)
+    documents = (Document(text, f"{i}") for i, text in enumerate(texts))
+    build_tokens(documents, tokenizer, path, length=32, validation_fraction=0.1)
+    return path
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def start(count: int, dataset: Path, run: Path, **settings) -> list[subprocess.Popen]:
+    """Processes of one run that share eight devices, through the command line."""
+    port = free_port()
+    values = {**SETTINGS, "data.path": dataset, **settings}
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    flags += [f"--workdir={run}", f"--process_count={count}", "--silence_timeout=20"]
+    if count > 1:
+        flags.append(f"--coordinator=localhost:{port}")
+    devices = f"--xla_force_host_platform_device_count={8 // count}"
+    return [
+        subprocess.Popen(
+            [*RUN, *flags, f"--process_id={i}"],
+            env={**os.environ, "XLA_FLAGS": devices},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def ended(started: list[subprocess.Popen], *, within: float) -> list[str]:
+    """What the processes wrote to stderr, when all have ended."""
+    limit = time.monotonic() + within
+    try:
+        return [p.communicate(timeout=limit - time.monotonic())[1] for p in started]
+    finally:
+        for p in started:
+            p.kill()
+
+
+def losses(run: Path) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [r.get("loss", r.get("validation_loss")) for r in records]
+
+
+def test_four_processes_train_as_one(dataset, tmp_path):
+    for count in (1, 4):
+        started = start(count, dataset, tmp_path / str(count))
+        said = ended(started, within=240)
+        assert [p.returncode for p in started] == [0] * count, "\n".join(said)
+        assert sum("done: step 10" in text for text in said) == 1  # the first process alone speaks
+    one, four = (losses(tmp_path / str(count)) for count in (1, 4))
+    assert len(one) == 11
+    np.testing.assert_allclose(four, one, rtol=0, atol=1e-6)
+
+
+def test_a_process_that_dies_ends_the_others_and_leaves_the_checkpoint(dataset, tmp_path):
+    run = tmp_path / "run"
+    started = start(2, dataset, run, **{"training.steps": 100_000, "training.evaluate_every": 0})
+    limit = time.monotonic() + 120
+    while not steps(run) and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert steps(run), "no checkpoint was made in 120 s"
+    started[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    said = ended(started, within=60)
+    assert time.monotonic() - began < 60
+    assert started[0].returncode == -signal.SIGABRT, said[0]
+    assert "another task died" in said[0]
+    config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]().model
+    config.vocab_size, config.eos_token_id = 300, 299
+    model = load_model(run, GPTConfig(**config))
+    assert np.isfinite(model.wte[...]).all()
+
+
+def test_bad_input_in_one_process_ends_all_with_its_code(dataset, tmp_path):
+    port = free_port()
+    body = (
+        "import sys, time; from biomedlm_jax import processes\n"
+        "i = int(sys.argv[1])\n"
+        f"processes.start_processes('localhost:{port}', process_id=i, process_count=2)\n"
+        "with processes.leaving_together():\n"
+        "    if i: raise ValueError('rows of another tokenizer')\n"
+        "    time.sleep(300)\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", body, str(i)], stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    said = ended(started, within=60)
+    assert [p.returncode for p in started] == [2, 2], said
+    assert all("process 1: ValueError: rows of another tokenizer" in text for text in said)
+
+
+def test_a_coordinator_that_does_not_answer(tmp_path):
+    flags = [f"--coordinator=localhost:{free_port()}", "--process_count=2", "--process_id=1"]
+    flags += ["--start_timeout=3", f"--workdir={tmp_path / 'run'}"]
+    began = time.monotonic()
+    done = subprocess.run([*RUN, *flags], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert time.monotonic() - began < 40
+    assert done.returncode == 2, done.stderr
+    assert "not all processes met at localhost:" in done.stderr.splitlines()[-1]
+    assert "within 3 s" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"process_id": 2, "process_count": 2}, "counts from 0 to 1"),
+        ({"process_id": 0, "process_count": 2, "start_timeout": 0}, "at least 1"),
+        ({"coordinator": "localhost", "process_id": 0, "process_count": 2}, "HOST:PORT"),
+    ],
+)
+def test_numbers_that_do_not_fit_together(values, said):
+    with pytest.raises(ValueError, match=said):
+        processes.start_processes(values.pop("coordinator", "localhost:1"), **values)
+
+
+def test_an_environment_that_names_nobody():
+    with pytest.raises(ValueError, match="nothing in the environment names the other processes"):
+        processes.start_processes(None, process_id=0, process_count=1)
