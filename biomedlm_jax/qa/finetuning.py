@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.qa import rows as formats
 from biomedlm_jax.qa import setup
 from biomedlm_jax.qa.losses import batch_loss
@@ -144,6 +144,7 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
             if ended:
                 tuned = state.model.merged(*constants) if lora.rank else state.model
                 found = _dev_accuracy(tuned, tokenizer, examples[1], task, head)
+                return_freed_memory()
                 epoch = step // data.steps_per_epoch
                 recorder.write(step, {"epoch": epoch, "dev_accuracy": found})
                 if found > best.get("dev_accuracy", -1.0):
