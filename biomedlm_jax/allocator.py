@@ -19,9 +19,20 @@ def keep_freed_memory() -> None:
     the peak may grow by another program's temporaries. Beside an accelerator, and elsewhere than
     under glibc, nothing is changed.
     """
-    if platform.libc_ver()[0] != "glibc" or any(glob.glob(pattern) for pattern in ACCELERATORS):
+    if not _applies():
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(ARENA_MAX, 1)  # the heap of a thread of its own ends at 64 MiB; the main one grows
     mallopt(MMAP_MAX, 0)
     mallopt(TRIM_THRESHOLD, -1)  # never
+
+
+def return_freed_memory() -> None:
+    """Give the system what lies free now; for the end of a phase whose arrays had other sizes."""
+    if _applies():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _applies() -> bool:
+    beside = any(glob.glob(pattern) for pattern in ACCELERATORS)
+    return platform.libc_ver()[0] == "glibc" and not beside

@@ -46,3 +46,14 @@ def test_elsewhere_nothing_changes(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
     allocator.keep_freed_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_freed_memory_can_be_returned():
+    program = PROGRAM.replace("before =", "allocator.return_freed_memory()\nbefore =")
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(keep=True, accelerators=())],
+        capture_output=True,
+        text=True,
+    )
+    assert int(done.stdout) >= 48

@@ -34,6 +34,34 @@ OPTIMIZER = {
 }
 
 
+def run_benchmark(
+    *,
+    length: int,
+    dtype: str,
+    peers: list[str],
+    batch_size: int,
+    loss_chunks: int,
+    rounds: int,
+    steps: int,
+    **shape: int,
+) -> dict:
+    """Measure as `measure_train` does, on a model of `shape`; print a table, return the figures."""
+    rates = ("embedding_dropout", "attention_dropout", "residual_dropout")
+    config = GPTConfig(
+        context_length=length, compute_dtype=dtype, **shape, **dict.fromkeys(rates, 0.0)
+    )
+    figures = measure_train(
+        config,
+        batch_size=batch_size,
+        loss_chunks=loss_chunks,
+        rounds=rounds,
+        steps=steps,
+        peers=tuple(peers),
+    )
+    print_table(figures)
+    return figures
+
+
 def measure_train(
     config: GPTConfig,
     *,

@@ -2,11 +2,14 @@
 
     biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
+    biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
 
 `train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`); `tokens`
-times the building of token rows beside the bare tokenizer.
+times the building of token rows beside the bare tokenizer; `questions` times scoring beside
+lm-evaluation-harness and fine-tuning beside torch (extras `hf` and `harness`, and accelerate).
 """
 
+import importlib
 import json
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from absl import flags
 
 FLAGS = flags.FlagValues()
 BY_POSITION = "what"
-flags.DEFINE_enum("what", "train", ["train", "tokens"], "What to measure.", flag_values=FLAGS)
+kinds = ["train", "tokens", "questions"]
+flags.DEFINE_enum("what", "train", kinds, "What to measure.", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 5, "Alternating rounds.", 1, flag_values=FLAGS)
 for name, default, meaning in (
@@ -34,41 +38,32 @@ peers = ["torch sdpa", "torch sdpa fused"]
 flags.DEFINE_list("peers", peers, "train: torch ATTENTION [fused] [compile].", flag_values=FLAGS)
 flags.DEFINE_list("input", [], "tokens: files, directories, globs.", flag_values=FLAGS)
 flags.DEFINE_string("text_field", "text", "tokens: the field of the text.", flag_values=FLAGS)
-flags.DEFINE_string("tokenizer", None, "tokens: the tokenizer's directory.", flag_values=FLAGS)
+flags.DEFINE_string("tokenizer", None, "The tokenizer's directory.", flag_values=FLAGS)
+flags.DEFINE_string("model", None, "questions: a run; else random.", flag_values=FLAGS)
+flags.DEFINE_string("path", None, "questions: MedQA's file or folder.", flag_values=FLAGS)
+flags.DEFINE_list("parts", ["scoring", "tuning"], "questions: of both.", flag_values=FLAGS)
+flags.DEFINE_integer("questions", 100, "questions: scored in a round.", 1, flag_values=FLAGS)
+flags.DEFINE_list("hf_batch_sizes", ["8"], "questions: of the peer.", flag_values=FLAGS)
+
+
+# The flags of each benchmark, and what its function calls them where that is something else.
+OPTIONS = {
+    "train": "layers width heads length vocab_size unroll dtype peers batch_size loss_chunks rounds"
+    " steps",
+    "tokens": "input:paths tokenizer text_field rounds:repeats",
+    "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
+}
+NEEDED = {"train": (), "tokens": ("input", "tokenizer"), "questions": ("path",)}
 
 
 def run(options: flags.FlagValues) -> None:
     """Measure, print the table, and write the figures where asked."""
-    figures = (_train if options.what == "train" else _tokens)(options)
+    what = options.what
+    if not all(options[name].value for name in NEEDED[what]):
+        raise ValueError(f"bench {what} needs {' and '.join('--' + n for n in NEEDED[what])}")
+    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.{what}")
+    names = (name.partition(":") for name in OPTIONS[what].split())
+    asked = {parameter or name: options[name].value for name, _, parameter in names}
+    figures = benchmark.run_benchmark(**asked)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def _train(options) -> dict:
-    from biomedlm_jax.benchmarks.train import measure_train, print_table
-    from biomedlm_jax.model.config import GPTConfig
-
-    names = ("layers", "width", "heads", "vocab_size", "unroll")
-    rates = ("embedding_dropout", "attention_dropout", "residual_dropout")
-    config = GPTConfig(
-        context_length=options.length,
-        compute_dtype=options.dtype,
-        **{name: options[name].value for name in names},
-        **dict.fromkeys(rates, 0.0),
-    )
-    names = ("batch_size", "loss_chunks", "rounds", "steps")
-    figures = measure_train(
-        config, peers=tuple(options.peers), **{name: options[name].value for name in names}
-    )
-    print_table(figures)
-    return figures
-
-
-def _tokens(options) -> dict:
-    from biomedlm_jax.benchmarks.tokens import run_benchmark
-
-    if not options.input or not options.tokenizer:
-        raise ValueError("bench tokens needs --input and --tokenizer")
-    return run_benchmark(
-        options.input, options.tokenizer, text_field=options.text_field, repeats=options.rounds
-    )

@@ -3,13 +3,14 @@
     biomedlm export-hf --model=run/ --out=release/
     biomedlm export-hf --model=run/ --out=for-vllm/ --fold_attention_scale
 
-The directory appears when every tensor has been read back and found equal to the model's.
+A fine-tuned model (a run of finetune, or its best) is written with its head. The directory appears
+when every tensor has been read back and found equal to the model's.
 """
 
 from absl import flags as absl_flags
 
 FLAGS = absl_flags.FlagValues()
-MODEL = "run directory or Hugging Face directory"
+MODEL = "run, fine-tuned or Hugging Face directory"
 absl_flags.DEFINE_string("model", None, MODEL, required=True, flag_values=FLAGS)
 absl_flags.DEFINE_string("out", None, "directory to write", required=True, flag_values=FLAGS)
 STEP = "checkpoint of the run; the newest by default"
@@ -23,26 +24,31 @@ absl_flags.DEFINE_string("max_shard_size", "5GB", SIZE, flag_values=FLAGS)
 
 def run(flags: absl_flags.FlagValues) -> None:
     """Load, write, read back, and say where."""
-    from biomedlm_jax.interop import directories, huggingface, modelcard, shards
+    from biomedlm_jax.interop import directories, heads, huggingface, modelcard, shards
+    from biomedlm_jax.qa import setup, tuned
     from biomedlm_jax.training.checkpoint import latest_step
 
     kind = directories.HUGGING_FACE
     directories.check_output(flags.out, kind=kind, overwrite=flags.overwrite)
     shards.parse_size(flags.max_shard_size)
-    model, tokenizer = huggingface.load(flags.model, step=flags.step)
-    facts = None
-    if directories.kind_of(flags.model) == directories.RUN:
-        step = latest_step(flags.model) if flags.step is None else flags.step
-        facts = modelcard.training_facts(flags.model, step=step)
-    out = huggingface.export_hf(
-        model,
-        tokenizer,
-        flags.out,
-        overwrite=flags.overwrite,
-        fold_attention_scale=flags.fold_attention_scale,
-        max_shard_size=flags.max_shard_size,
-        training_facts=facts,
-    )
-    if model.config.scale_attn_by_inverse_layer_idx and not flags.fold_attention_scale:
+    names = ("overwrite", "fold_attention_scale", "max_shard_size")
+    options = {name: flags[name].value for name in names}
+    path = tuned.best_of(flags.model)
+    if setup.read_head(path) is not None:
+        if flags.step is not None:
+            raise ValueError(f"got step={flags.step}; {path} has one checkpoint, leave out --step")
+        model, tokenizer, head = tuned.load_tuned(path)
+        options |= {"head": head.to_json(), "training_facts": tuned.card_facts(path)}
+        out = heads.export_head(model, tokenizer, flags.out, **options)
+        config, advice = model.gpt.config, "its README.md has the code that scores with it in torch"
+    else:
+        model, tokenizer = huggingface.load(path, step=flags.step)
+        if directories.kind_of(path) == directories.RUN:
+            step = latest_step(path) if flags.step is None else flags.step
+            options["training_facts"] = modelcard.training_facts(path, step=step)
+        out = huggingface.export_hf(model, tokenizer, flags.out, **options)
+        config = model.config
+        advice = f"compare it with transformers: biomedlm verify-hf --model={out}"
+    if config.scale_attn_by_inverse_layer_idx and not flags.fold_attention_scale:
         print(modelcard.BEWARE)
-    print(f"wrote {out}; compare it with transformers: biomedlm verify-hf --model={out}")
+    print(f"wrote {out}; {advice}")

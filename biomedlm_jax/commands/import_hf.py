@@ -4,7 +4,8 @@
     biomedlm import-hf --source=hf://stanford-crfm/BioMedLM --out=run/      (downloads it)
 
 Reads model.safetensors, safetensors shards, or pytorch_model.bin (which needs torch). The run
-directory can be loaded, compared and exported again.
+directory can be loaded, compared and exported again. An exported fine-tuned model becomes a
+fine-tuned directory.
 """
 
 from absl import flags as absl_flags
@@ -19,5 +20,9 @@ absl_flags.DEFINE_bool("overwrite", False, "replace the run in --out", flag_valu
 def run(flags: absl_flags.FlagValues) -> None:
     """Import, telling the licence of the weights."""
     from biomedlm_jax import import_hf
+    from biomedlm_jax.interop import hub
+    from biomedlm_jax.qa import setup, tuned
 
-    print(f"wrote {import_hf(flags.source, flags.out, overwrite=flags.overwrite)}")
+    source = hub.local(flags.source)
+    convert = import_hf if setup.read_head(source) is None else tuned.import_tuned
+    print(f"wrote {convert(source, flags.out, overwrite=flags.overwrite)}")

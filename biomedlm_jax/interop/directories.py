@@ -51,7 +51,7 @@ def refuse_heads(path: str | Path) -> None:
             f"questions with it: biomedlm evaluate --model={path}"
         )
     for name in config.get("architectures") or ():
-        if str(name).endswith("Classification"):
+        if str(name).endswith("SequenceClassification"):
             raise ValueError(
                 f"{path} is a {name} of others, which does not say how its texts are laid out; "
                 f"add {HEAD_ENTRY} to its config.json as export-hf writes it, then evaluate it"

@@ -1,15 +1,28 @@
 """The model card of an exported head, with the code that loads it and scores with it in torch."""
 
+import textwrap
 from collections.abc import Mapping
 
-from biomedlm_jax.interop.modelcard import Facts, architecture, attention_note, sections, table
+from biomedlm_jax.interop.modelcard import (
+    Facts,
+    architecture,
+    attention_note,
+    lines,
+    sections,
+    table,
+)
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.heads import CHOICE
 
 WHAT = {
-    "choice": "scores the options of a question; their softmax is the answer's distribution",
-    "classification": "scores the classes of a question about a text; their softmax is their "
-    "distribution",
+    "choice": "scores the options of a question; a softmax over them gives probabilities",
+    "classification": "scores the classes of a question about a text; a softmax over them gives "
+    "probabilities",
+}
+INPUTS = {
+    "choice": "Where there is a context, `question` is the context, a space and the question.",
+    "classification": "Texts of one batch are padded on the right with `[PAD]`, as the tokenizer "
+    "does; the scores are read at each text's last token.",
 }
 # What becomes of texts that are too long is the same here as in the library's own rows.
 CHOICE_LOADER = """
@@ -28,13 +41,12 @@ class MultipleChoice(GPT2PreTrainedModel):
         return self.score(self.transformer(ids).last_hidden_state[:, -1])[:, 0]
 
 
-model = MultipleChoice.from_pretrained("DIR", attn_implementation="eager").eval()
+model = MultipleChoice.from_pretrained("DIR", attn_implementation="eager")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-SEP, ROOM = [tokenizer.convert_tokens_to_ids("[SEP]")], {room}
+LENGTH = {length}  # tokens of a row
 
 
 def scores(question, options):
-    rows = []
 {rows}
     with torch.no_grad():
         return torch.cat([model(torch.tensor([row])) for row in rows])
@@ -45,14 +57,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained("DIR", attn_implementation="eager")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-{marks}ROOM = {room}
+{marks}LENGTH = {length}  # tokens of a row
 
 
 def scores(question, context):
-    q, c = tokenizer.encode(question), tokenizer.encode(context)
 {rows}
     with torch.no_grad():
-        return model.eval()(torch.tensor([row])).logits[0]
+        return model(torch.tensor([row])).logits[0]
 """
 MARKS = """\
 CONTEXT, QUESTION, ANSWER = (
@@ -61,25 +72,27 @@ CONTEXT, QUESTION, ANSWER = (
 """
 ROWS = {
     ("choice", "paper"): """\
-    options = [tokenizer.encode(" " + option)[: ROOM // 2] for option in options]
-    longest = max(map(len, options))
-    question = tokenizer.encode(question)
-    question = question[max(0, len(question) + longest - ROOM) :]  # a long one loses its start
-    rows = [question + SEP + option + SEP for option in options]""",
+    options = [tokenizer.encode(" " + option + "[SEP]") for option in options]
+    longest, question = max(map(len, options)), tokenizer.encode(question + "[SEP]")
+    if len(question) + longest > LENGTH:  # the question loses its start, a long option its end
+        question = question[-max(LENGTH - longest, LENGTH // 2) :]
+        room = LENGTH - len(question) - 1
+        options = [option[:-1][:room] + option[-1:] for option in options]
+    rows = [question + option for option in options]""",
     ("choice", "released"): """\
-    for option in options:
-        q, o = tokenizer.encode(question), tokenizer.encode(" " + option)
-        while len(q) + len(o) > ROOM:  # the longer one loses its end
-            (q if len(q) >= len(o) else o).pop()
-        rows.append(q + SEP + o + SEP)""",
+    cut = {"truncation": True, "max_length": LENGTH}
+    rows = [
+        tokenizer(question + "[SEP]", " " + option + "[SEP]", **cut)["input_ids"]
+        for option in options
+    ]""",
     ("classification", "paper"): """\
-    q = q[max(0, len(q) - ROOM) :]
-    c = c[max(0, len(q) + len(c) - ROOM) :]  # a long context loses its start
+    q, c = tokenizer.encode(question), tokenizer.encode(context)
+    q = q[max(0, len(q) - LENGTH + 3) :]
+    c = c[max(0, len(q) + len(c) - LENGTH + 3) :]  # a long context loses its start
     row = CONTEXT + c + QUESTION + q + ANSWER""",
     ("classification", "released"): """\
-    while len(q) + len(c) > ROOM:  # the longer one loses its end
-        (q if len(q) >= len(c) else c).pop()
-    row = q + c""",
+    context = context.replace("\\n", " ")
+    row = tokenizer(context, question, truncation=True, max_length=LENGTH)["input_ids"]""",
 }
 
 
@@ -94,29 +107,31 @@ def head_card(
     front += [] if choice else ["pipeline_tag: text-classification"]
     front += ["tags: [biology, medical, gpt2, jax]", *([f"license: {licence}"] if licence else [])]
     terms = f"The weights are under `{licence}`." if licence else "No licence was stated."
-    whose = "its own few lines, as transformers has no such class" if choice else "transformers"
+    intro = (
+        f"A GPT-2 of {config.parameter_count:,} parameters with a {head['kind']} head, fine-tuned "
+        f"on {head['task']} and exported by biomedlm_jax. It {WHAT[head['kind']]}."
+    )
+    whose = "a class of a few lines, as transformers has none" if choice else "transformers"
     return f"""---
-{chr(10).join(front)}
+{lines(front)}
 ---
 
 # {name}
 
-A GPT-2 of {config.parameter_count:,} parameters with a {head["kind"]} head, fine-tuned on
-{head["task"]} and exported by biomedlm_jax. It {WHAT[head["kind"]]}.
+{textwrap.fill(intro, 96)}
 
 {architecture(config, folded=folded)}
 
 ## Scoring with it
 
-In torch, with {whose}; the scores are those of `biomedlm evaluate --model=DIR`:
+In torch, with {whose}. The scores are those of
+`biomedlm evaluate --model=DIR`:
 
 ```python
 {loader(config, head)}
 ```
 
-Where a question has a context in a multiple choice, `question` is the context, a space and the
-question. Texts in one batch are padded on the right with `[PAD]`, and the score is read at each
-text's last token.
+{textwrap.fill(INPUTS[head["kind"]], 96)}
 
 {attention_note(config, folded=folded)}
 
@@ -147,10 +162,6 @@ def loader(config: GPTConfig, head: Mapping[str, object]) -> str:
     length = min(head["max_length"], config.context_length)
     rows = ROWS[kind, row_format]
     if kind == CHOICE:
-        code = CHOICE_LOADER.format(room=length - 2, rows=rows)
-        return code.replace("    rows = []\n    options", "    options").strip()
-    paper = row_format == "paper"
-    code = CLASSIFICATION_LOADER.format(
-        marks=MARKS if paper else "", room=length - 3 * paper, rows=rows
-    )
-    return code.strip()
+        return CHOICE_LOADER.format(length=length, rows=rows).strip()
+    marks = MARKS if row_format == "paper" else ""
+    return CLASSIFICATION_LOADER.format(marks=marks, length=length, rows=rows).strip()

@@ -80,7 +80,7 @@ def model_card(
     tokenizer = "" if has_tokenizer else "\nThis directory has no tokenizer.\n"
     terms = f"The weights are under `{licence}`." if licence else "No licence was stated."
     return f"""---
-{_lines(front)}
+{lines(front)}
 ---
 
 # {name}
@@ -183,7 +183,7 @@ def sections(facts: Facts) -> str:
 
 def table(rows: Mapping[str, object]) -> str:
     """Names and values as a Markdown table."""
-    return _lines(["| | |", "|---|---|", *(f"| {k} | {_show(v)} |" for k, v in rows.items())])
+    return lines(["| | |", "|---|---|", *(f"| {k} | {_show(v)} |" for k, v in rows.items())])
 
 
 def _show(value: object) -> str:
@@ -194,8 +194,9 @@ def _show(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _lines(lines: list[str]) -> str:
-    return "\n".join(lines)
+def lines(texts: list[str]) -> str:
+    """The texts below one another."""
+    return "\n".join(texts)
 
 
 def _manifest(run_directory: Path) -> dict:
@@ -207,7 +208,7 @@ def _validation(metrics: Path, step: int) -> dict[str, object]:
     if not metrics.exists():
         return {}
     # The newline comes last: what follows the last one was cut off in the writing.
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
-    records = [record for record in map(json.loads, lines) if "validation_loss" in record]
+    whole = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    records = [record for record in map(json.loads, whole) if "validation_loss" in record]
     records = [record for record in records if record["step"] <= step]
     return records[-1] if records else {}

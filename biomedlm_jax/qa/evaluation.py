@@ -6,11 +6,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.interop.directories import kind_of
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.qa import report
+from biomedlm_jax.qa import report, statistics
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, score
-from biomedlm_jax.qa.setup import read_head
-from biomedlm_jax.qa.tasks import Skipped, find_task, read_examples
+from biomedlm_jax.qa.setup import Head, read_head
+from biomedlm_jax.qa.tasks import Example, Skipped, Task, find_task, read_examples
 from biomedlm_jax.qa.tuned import best_of, load_tuned
 
 AUTO = "auto"
@@ -57,14 +58,19 @@ def evaluate(
     skipped = Skipped()
     read = {"fold": fold, "on_error": on_error, "skipped": skipped}
     examples = read_examples(found, path, split=split, **read)
-    told = []
-    if shots:
-        told = read_examples(found, path, split=found.splits[0], **read)[:shots]
-        if len(told) < shots or any(shot.label is None for shot in told):
-            raise ValueError(f"got shots={shots}; {found.splits[0]} has {len(told)} with answers")
-    heads = [read_head(best_of(model)) for model in models]
+    secret = sum(example.label is None for example in examples)
+    if secret:
+        raise ValueError(
+            f"{secret} of {len(examples)} questions of {found.name}, {split}, have no label, so "
+            "nothing can be reported; choose another split"
+        )
+    models = [models] if isinstance(models, str | Path) else list(models)
+    heads = [_head(model, found) for model in models]
     modes = _modes(mode, models, heads)
+    told = _shots(shots, modes, found, examples, path, read)
     before = report.read_items(baseline) if baseline else None
+    if before:
+        statistics.same_ids({example.id for example in examples}, {item["id"] for item in before})
     report.check_directory(out, overwrite=overwrite)
     notify(f"{found.name}, {split}: {len(examples):,} questions; skipped: {skipped}")
     results: dict[str, list[list[dict]]] = {}
@@ -73,7 +79,7 @@ def evaluate(
             model, modes, examples, found, told, batch_tokens, mesh, execution
         ).items():
             results.setdefault(way, []).append(items)
-    summaries = []
+    reports = {}
     for way, seeds in results.items():
         summary = report.summarise(
             seeds[0],
@@ -86,10 +92,41 @@ def evaluate(
             baseline_name=str(baseline),
             seeds=seeds if len(seeds) > 1 else None,
         )
-        summaries.append(summary)
-        folder = Path(out) / way.replace(" ", "_") if len(results) > 1 else Path(out)
-        report.write_report(folder, summary, seeds[0], overwrite=overwrite)
-    return summaries
+        reports[way if len(results) > 1 else ""] = summary, seeds[0]
+    report.write_reports(out, reports, overwrite=overwrite)
+    return [summary for summary, _ in reports.values()]
+
+
+def _head(model: str | Path, task: Task) -> Head | None:
+    """The head of a directory, checked against the task; None for a language model."""
+    head = read_head(best_of(model))
+    if head is None:
+        kind_of(model)  # raises if there is no model
+    elif head.kind != task.kind or head.classes not in ((), task.classes):
+        raise ValueError(
+            f"{model} has a {head.kind} head {list(head.classes) or ''} (tuned on {head.task}), "
+            f"and {task.name} is {task.kind} {list(task.classes) or ''}"
+        )
+    return head
+
+
+def _shots(count: int, modes, task: Task, examples, path, read: dict) -> list[Example]:
+    """The first answered questions of the task's first split; never one that is asked."""
+    if (count and LETTER not in modes) or count < 0:
+        raise ValueError(f"got shots={count}; only letter prompts have shots, at least 0 of them")
+    if not count:
+        return []
+    split = task.splits[0]
+    told = read_examples(task, path, split=split, **read)[:count]
+    if len(told) < count or any(shot.label is None for shot in told):
+        raise ValueError(f"got shots={count}; {split} has {len(told)} with answers")
+    asked = {(example.question, example.context) for example in examples}
+    if any((shot.question, shot.context) in asked for shot in told):
+        raise ValueError(
+            f"got shots={count}, and the shots are among the questions that are asked; give a "
+            f"directory with a {split} split of its own, and ask another split"
+        )
+    return told
 
 
 def _modes(mode: str, models, heads) -> list[str]:
@@ -110,11 +147,6 @@ def _modes(mode: str, models, heads) -> list[str]:
 def _answers(model, modes, examples, task, shots, batch_tokens, mesh, execution) -> dict:
     if modes == [CLASSIFIER]:
         tuned, tokenizer, head = load_tuned(model, mesh=mesh, **execution)
-        if head.kind != task.kind or head.classes not in ((), task.classes):
-            raise ValueError(
-                f"{model} has a {head.kind} head {list(head.classes) or ''} (tuned on {head.task}),"
-                f" and {task.name} is {task.kind} {list(task.classes) or ''}"
-            )
         options = {"row_format": head.row_format, "max_length": head.max_length}
         return score(
             tuned,

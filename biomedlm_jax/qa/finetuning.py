@@ -11,11 +11,16 @@ import optax
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.qa import rows as formats
 from biomedlm_jax.qa import setup
 from biomedlm_jax.qa.losses import batch_loss
-from biomedlm_jax.qa.origin import check_origin, labelled_examples, starting_point
+from biomedlm_jax.qa.origin import (
+    check_origin,
+    labelled_examples,
+    questions_hash,
+    starting_point,
+)
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.shuffling import Shuffled
 from biomedlm_jax.qa.tasks import Skipped, Task, find_task
@@ -59,9 +64,11 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
         start, tokenizer, head = starting_point(config, task, model, mesh)
         make = formats.choice_prompts if head.kind == "choice" else formats.classification_prompts
         made = make(tokenizer, examples[0], row_format=head.row_format, max_length=head.max_length)
+        labels = [example.label for example in examples[0]]
+        start.facts["questions"] = questions_hash(made.prompts, labels)
         data = Shuffled(
             made.prompts,
-            [example.label for example in examples[0]],
+            labels,
             batch_size=training.batch_size,
             multiple=meshes.batch_shards(mesh) * training.accumulation,
             parts=training.accumulation,
@@ -131,23 +138,27 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
             step += 1
             ended = step % data.steps_per_epoch == 0
             stopping = stop(ended or step % config.logging.every == 0)
-            if step % config.logging.every == 0 or ended or stopping:
+            saving = stopping or ended or step % config.checkpoint.every == 0
+            if step % config.logging.every == 0 or saving:
                 recorder.write(step, _figures(step, metrics, schedule))
             if ended:
                 tuned = state.model.merged(*constants) if lora.rank else state.model
                 found = _dev_accuracy(tuned, tokenizer, examples[1], task, head)
+                return_freed_memory()
                 epoch = step // data.steps_per_epoch
                 recorder.write(step, {"epoch": epoch, "dev_accuracy": found})
                 if found > best.get("dev_accuracy", -1.0):
                     best = {"dev_accuracy": found, "epoch": epoch, "task": task.name}
                     facts = {**best, "started_from": start.facts}
                     save_tuned(workdir / "best", tuned, tokenizer, head, step=step, facts=facts)
-            if stopping or ended or step % config.checkpoint.every == 0:
+            if saving:
                 checkpointer.save(state, {"step": step})
         checkpointer.wait()
         if step < steps:
             recorder.say(f"stopped at step {step}, saved; the same command goes on from there")
             raise KeyboardInterrupt
+        if not best:
+            raise ValueError(f"{workdir} is finished, but {workdir / 'best'} is gone; start anew")
         recorder.say(
             f"done: best dev accuracy {best['dev_accuracy']:.1f} % after epoch {best['epoch']}, "
             f"{workdir / 'best'}"
@@ -163,19 +174,17 @@ def _optimizer(group: ConfigDict, schedule: optax.Schedule) -> optax.GradientTra
         eps=group.epsilon,
         weight_decay=group.weight_decay,
     )
-    return (
-        optax.chain(optax.clip_by_global_norm(group.clip_norm), adamw) if group.clip_norm else adamw
-    )
+    clip = optax.clip_by_global_norm(group.clip_norm) if group.clip_norm else optax.identity()
+    return optax.chain(clip, adamw)
 
 
 def _figures(step: int, metrics: dict, schedule) -> dict[str, float]:
-    loss = float(metrics["loss"])
-    if not np.isfinite(loss):
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not (np.isfinite(loss) and np.isfinite(norm)):
         raise ValueError(
-            f"step {step} has loss {loss}; the last checkpoint is intact. Lower "
-            "optimizer.learning_rate and start a new run"
+            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is intact. "
+            "Lower optimizer.learning_rate and start a new run"
         )
-    norm = float(metrics["grad_norm"])
     return {"loss": loss, "learning_rate": float(schedule(step - 1)), "grad_norm": norm}
 
 

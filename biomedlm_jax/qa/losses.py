@@ -36,19 +36,21 @@ def batch_loss(model, batch: TunedBatch, frozen=None, *, dropout_key=None) -> ja
 
 def choice_loss(scores_BxE: jax.Array, batch: TunedBatch) -> jax.Array:
     """-log softmax(scores)[gold], the softmax over the options of the same question."""
-    questions = scores_BxE.size  # more than there can be, but a static number
-    of_E = jnp.where(batch.rows.question_BxE < 0, questions, batch.rows.question_BxE).ravel()
+    # Numbered anew, padding (-1) first: these rows may be a part of the batch and have any numbers.
+    questions = scores_BxE.size + 1
+    _, of_E = jnp.unique(batch.rows.question_BxE, size=questions, return_inverse=True)
+    of_E = of_E.ravel()
 
     def total(values_BxE):
-        return jax.ops.segment_sum(values_BxE.ravel(), of_E, questions + 1)[:questions]
+        return jax.ops.segment_sum(values_BxE.ravel(), of_E, questions)
 
-    largest_Q = jax.ops.segment_max(scores_BxE.ravel(), of_E, questions + 1)
+    largest_Q = jax.ops.segment_max(scores_BxE.ravel(), of_E, questions)
     # A constant to the gradient: it cancels.
     largest_Q = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest_Q), largest_Q, 0))
     exp_BxE = jnp.exp(scores_BxE - largest_Q[of_E].reshape(scores_BxE.shape))
     sum_Q = total(exp_BxE)
     present_Q = sum_Q > 0
-    log_Q = jnp.where(present_Q, jnp.log(jnp.where(present_Q, sum_Q, 1)), 0) + largest_Q[:questions]
+    log_Q = jnp.where(present_Q, jnp.log(jnp.where(present_Q, sum_Q, 1)), 0) + largest_Q
     gold_Q = total(scores_BxE * batch.gold_BxE)
     weight_Q = total(batch.weight_BxE * batch.gold_BxE)
     return ((log_Q - gold_Q) * weight_Q).sum()

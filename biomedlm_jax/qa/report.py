@@ -166,7 +166,7 @@ def check_directory(directory: str | Path, *, overwrite: bool) -> None:
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file; name a directory")
     held = sorted(one.name for one in path.iterdir()) if path.exists() else []
-    others = [one for one in held if one not in FILES]
+    others = [one for one in held if one not in FILES and not _is_report(path / one)]
     if held and (others or not overwrite):
         advice = "name another directory" + ("" if others else ", or pass --overwrite")
         what = f"holds {others[0]}, which is no part of a report" if others else "exists"
@@ -177,16 +177,23 @@ def write_report(
     directory: str | Path, summary: Mapping, items: Sequence[Item], *, overwrite: bool = False
 ) -> None:
     """Write the four files, all or none; what was there before stays there after an error."""
+    write_reports(directory, {"": (summary, items)}, overwrite=overwrite)
+
+
+def write_reports(
+    directory: str | Path,
+    reports: Mapping[str, tuple[Mapping, Sequence[Item]]],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write several reports, each into a folder of its name, all or none."""
     check_directory(directory, overwrite=overwrite)
     path = Path(os.path.realpath(directory))
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
     new.mkdir(parents=True, exist_ok=True)
     try:
-        write_items(new / ITEMS, items)
-        text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-        (new / JSON).write_text(text + "\n", encoding="utf-8")
-        (new / MARKDOWN).write_text(markdown(summary), encoding="utf-8")
-        plot(summary, new / PLOT)
+        for name, (summary, items) in reports.items():
+            _write_files(new / name.replace(" ", "_"), summary, items)
         check_directory(path, overwrite=overwrite)  # somebody may have been faster
         if path.exists():
             path.rename(old)
@@ -196,6 +203,19 @@ def write_report(
             old.rename(path)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _write_files(folder: Path, summary: Mapping, items: Sequence[Item]) -> None:
+    folder.mkdir(exist_ok=True)
+    write_items(folder / ITEMS, items)
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / JSON).write_text(text + "\n", encoding="utf-8")
+    (folder / MARKDOWN).write_text(markdown(summary), encoding="utf-8")
+    plot(summary, folder / PLOT)
+
+
+def _is_report(path: Path) -> bool:
+    return path.is_dir() and {one.name for one in path.iterdir()} == set(FILES)
 
 
 def _versus(items: Sequence[Item], baseline: Sequence[Item], name: str, seed: int) -> dict:

@@ -19,6 +19,7 @@ ADDED_TOKENS = {
     "choice": ("[PAD]", "[CLS]", SEPARATOR),
     "classification": ("[PAD]", CONTEXT, QUESTION, "<|QUESTION2|>", ANSWER),
 }
+LEAST_LENGTH = 8  # tokens of a row: the marks, and something of the question and of an option
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -61,29 +62,33 @@ def choice_prompts(
 ) -> Prompts:
     """`question[SEP]` and a branch ` option[SEP]` for each option, for a MultipleChoice head.
 
-    A text longer than `max_length` is cut: under "paper" the start of the question goes, as its
-    end asks; under "released" whichever of question and option is longer loses its end, option by
-    option, as the original code did. `[SEP]` always stays.
+    A text longer than `max_length` is cut. Under "paper" the start of the question goes, as its end
+    asks, then the ends of options that leave it less than half of the room; `[SEP]` stays. Under
+    "released" whichever of the two parts is longer loses its end, option by option, `[SEP]`
+    included, as the original code's tokenizer did. Raises ValueError for less than
+    `LEAST_LENGTH` tokens.
     """
+    _check_length(max_length)
     separator = [tokenizer.token_to_id(SEPARATOR)]
-    room = max_length - 2
     prompts, truncated = [], []
     for number, example in enumerate(examples):
         asked = f"{example.context} {example.question}" if example.context else example.question
-        question = _ids(tokenizer, asked)
-        options = [_ids(tokenizer, " " + option) for option in example.options]
-        fits = len(question) + max(map(len, options)) <= room
+        question = _ids(tokenizer, asked) + separator
+        options = [_ids(tokenizer, " " + option) + separator for option in example.options]
+        longest = max(map(len, options))
+        fits = len(question) + longest <= max_length
         truncated.append(not fits)
-        if row_format == RELEASED and not fits:
+        if fits:
+            prompts.append(Prompt(question, options, number))
+        elif row_format == RELEASED:
             for i, option in enumerate(options):
-                a, b = longest_first(len(question), len(option), room)
-                branch = [option[:b] + separator]
-                prompts.append(Prompt(question[:a] + separator, branch, number, i))
-            continue
-        options = [option[: room // 2] for option in options]
-        question = _end(question, room - max(map(len, options)))
-        branches = [option + separator for option in options]
-        prompts.append(Prompt(question + separator, branches, number))
+                a, b = longest_first(len(question), len(option), max_length)
+                prompts.append(Prompt(question[:a], [option[:b]], number, i))
+        else:
+            kept = min(len(question), max(max_length - longest, max_length // 2))
+            room = max_length - kept - 1
+            options = [option[:-1][:room] + separator for option in options]
+            prompts.append(Prompt(_end(question, kept), options, number))
     return Prompts(prompts, truncated)
 
 
@@ -93,23 +98,27 @@ def classification_prompts(
     """One text for each example, for a SequenceClassifier head, read at its last token.
 
     "paper" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`, and a text that is too long
-    loses the start of its context (then of its question); "released" is the question and then the
-    context, and the longer of the two loses its end.
+    loses the start of its context, then of its question. "released" is the context, its lines
+    joined, and then the question, and the longer of the two loses its end. Raises ValueError for
+    less than `LEAST_LENGTH` tokens.
     """
+    _check_length(max_length)
     prompts, truncated = [], []
     marks = [[tokenizer.token_to_id(name)] for name in (CONTEXT, QUESTION, ANSWER)]
     for number, example in enumerate(examples):
         question = _ids(tokenizer, example.question)
+        if row_format == RELEASED:
+            context = _ids(tokenizer, example.context.replace("\n", " "))
+            a, b = longest_first(len(context), len(question), max_length)
+            truncated.append(a + b < len(context) + len(question))
+            prompts.append(Prompt(context[:a] + question[:b], [[]], number))
+            continue
         context = _ids(tokenizer, example.context)
-        room = max_length - (len(marks) if row_format == PAPER else 0)
+        room = max_length - len(marks)
         truncated.append(len(question) + len(context) > room)
-        if row_format == PAPER:
-            question = _end(question, room)
-            context = _end(context, room - len(question))
-            text = marks[0] + context + marks[1] + question + marks[2]
-        else:
-            a, b = longest_first(len(question), len(context), room)
-            text = question[:a] + context[:b]
+        question = _end(question, room)
+        context = _end(context, room - len(question))
+        text = marks[0] + context + marks[1] + question + marks[2]
         prompts.append(Prompt(text, [[]], number))
     return Prompts(prompts, truncated)
 
@@ -131,6 +140,7 @@ def letter_prompts(
     told = [template(shot) + answers(shot)[shot.label] for shot in shots]
     return _continuations(
         tokenizer,
+        examples,
         ["\n\n".join([*told, template(example)]) for example in examples],
         [answers(example) for example in examples],
         head=_description(task),
@@ -140,18 +150,16 @@ def letter_prompts(
 
 def option_prompts(tokenizer: Tokenizer, examples: Sequence[Example], *, max_length: int):
     """`Question: ...` and `Answer:`, and a branch with the text of each option."""
-    texts = [
-        (f"Abstract: {example.context}\n" if example.context else "")
-        + f"Question: {example.question}\nAnswer:"
-        for example in examples
-    ]
-    return _continuations(tokenizer, texts, [_classes(e) for e in examples], max_length=max_length)
+    texts = [_asked(example) for example in examples]
+    answers = [_classes(example) for example in examples]
+    return _continuations(tokenizer, examples, texts, answers, max_length=max_length)
 
 
 def unconditional_prompts(tokenizer: Tokenizer, examples: Sequence[Example], *, max_length: int):
     """The same branches after `Answer:` alone."""
     texts = ["Answer:"] * len(examples)
-    return _continuations(tokenizer, texts, [_classes(e) for e in examples], max_length=max_length)
+    answers = [_classes(example) for example in examples]
+    return _continuations(tokenizer, examples, texts, answers, max_length=max_length)
 
 
 def continuation_prompts(
@@ -181,21 +189,43 @@ def continuation_prompts(
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """The lengths of two texts after taking tokens from the longer one until both fit."""
-    excess = max(0, first + second - room)
-    ahead = min(excess, abs(first - second))
-    first, second = (first - ahead, second) if first > second else (first, second - ahead)
-    rest = excess - ahead  # now they are equally long, or fit
-    return first - (rest + 1) // 2, second - rest // 2
+    """The lengths of a pair of texts cut to `room` tokens as Hugging Face's tokenizers cut.
+
+    The longer text is cut to the shorter one's length, then both to half of the room; of an odd
+    room the longer text has the larger half, or the second of two equals.
+    """
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    long = max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = room - short
+    return (long, short) if first > second else (short, long)
 
 
-def _continuations(tokenizer, texts, answers, *, head: str = "", max_length: int) -> Prompts:
+def _check_length(max_length: int) -> None:
+    if max_length < LEAST_LENGTH:
+        raise ValueError(f"got max_length={max_length}; a row needs at least {LEAST_LENGTH} tokens")
+
+
+def _continuations(
+    tokenizer, examples, texts, answers, *, head: str = "", max_length: int
+) -> Prompts:
     prompts, truncated = [], []
     for number, (text, branches) in enumerate(zip(texts, answers, strict=True)):
         prefix = _ids(tokenizer, head + text)
         # Encoded with the text before it and split off: as the harness does, and as a token that
         # crosses the border would have it.
         branches = [_ids(tokenizer, head + text + b)[len(prefix) :] for b in branches]
+        if not all(branches):
+            raise ValueError(f"example {examples[number].id!r} has an option without a token")
+        longest = max(map(len, branches))
+        if longest > max_length:
+            raise ValueError(
+                f"example {examples[number].id!r} has an option of {longest} tokens, and the model "
+                f"has {max_length} positions; leave that question out"
+            )
         made, cut = continuation_prompts(prefix, branches, question=number, max_length=max_length)
         prompts += made
         truncated.append(cut)
@@ -211,6 +241,11 @@ def _end(ids: list[int], length: int) -> list[int]:
 
 
 def _letters(example: Example) -> list[str]:
+    if len(example.options) > len(LETTERS):
+        raise ValueError(
+            f"example {example.id!r} has {len(example.options)} options, and there are "
+            f"{len(LETTERS)} letters; score it with mode=option"
+        )
     return [f" {LETTERS[i]}" for i in range(len(example.options))]
 
 
@@ -219,19 +254,27 @@ def _classes(example: Example) -> list[str]:
 
 
 def _lettered(example: Example) -> str:
-    options = zip(LETTERS, example.options, strict=False)
-    return "".join(f"{letter}. {option}\n" for letter, option in options)
+    options = zip(_letters(example), example.options, strict=True)
+    return "".join(f"{letter[1:]}. {option}\n" for letter, option in options)
 
 
 def _template(task: Task) -> Callable[[Example], str]:
     family = task.name.partition(":")[0]
     if task.kind == "classification":
-        return lambda e: f"Abstract: {e.context}\nQuestion: {e.question}\nAnswer:"
+        return _asked
     if family == "medmcqa":
-        return lambda e: f"Question: {e.question}\nChoices:\n{_lettered(e)}Answer:"
+        return lambda e: f"{_abstract(e)}Question: {e.question}\nChoices:\n{_lettered(e)}Answer:"
     if family == "mmlu":
-        return lambda e: f"{e.question.strip()}\n{_lettered(e)}Answer:"
-    return lambda e: f"Question: {e.question}\n{_lettered(e)}Answer:"
+        return lambda e: f"{_abstract(e)}{e.question.strip()}\n{_lettered(e)}Answer:"
+    return lambda e: f"{_abstract(e)}Question: {e.question}\n{_lettered(e)}Answer:"
+
+
+def _asked(example: Example) -> str:
+    return f"{_abstract(example)}Question: {example.question}\nAnswer:"
+
+
+def _abstract(example: Example) -> str:
+    return f"Abstract: {example.context}\n" if example.context else ""
 
 
 def _description(task: Task) -> str:

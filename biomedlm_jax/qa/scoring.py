@@ -58,6 +58,8 @@ def score(
     """
     if mode not in MODES:
         raise ValueError(f"got mode={mode!r}; choose one of {', '.join(MODES)}")
+    if not examples:
+        raise ValueError("got no questions to score")
     if mode == CLASSIFIER:
         return _by_head(model, tokenizer, examples, row_format, max_length, batch_tokens)
     if not isinstance(model, GPT):
@@ -141,18 +143,18 @@ def _run(compute, model, prompts: Sequence[Prompt], *, read: str, batch_tokens: 
     shards = meshes.batch_shards(mesh)
     layout = meshes.sharding(mesh, "batch", None)
     waiting = None
-    with jax.set_mesh(mesh):
-        for bucket in make_buckets(prompts, read=read):
-            per_shard = max(1, batch_tokens // bucket.length)
-            batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
-            for rows in batches(prompts, bucket, batch_size=batch_size, read=read):
-                placed = Rows(*(meshes.place(array, layout) for array in rows))
+    for bucket in make_buckets(prompts, read=read):
+        per_shard = max(1, batch_tokens // bucket.length)
+        batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
+        for rows in batches(prompts, bucket, batch_size=batch_size, read=read):
+            placed = Rows(*(meshes.place(array, layout) for array in rows))
+            with jax.set_mesh(mesh):  # not around the yield: the caller's mesh is the caller's
                 found = rows, compute(model, placed)
-                if waiting:  # fetched while the next batch is computed
-                    yield _fetched(*waiting)
-                waiting = found
-        if waiting:
-            yield _fetched(*waiting)
+            if waiting:  # fetched while the next batch is computed
+                yield _fetched(*waiting)
+            waiting = found
+    if waiting:
+        yield _fetched(*waiting)
 
 
 def _fetched(rows: Rows, found):

@@ -1,14 +1,15 @@
 """A fine-tuning run's config, and what its directory says about the head."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from biomedlm_jax.interop.directories import head_entry
 from biomedlm_jax.model.heads import CHOICE
-from biomedlm_jax.qa.rows import FORMATS, RELEASED
+from biomedlm_jax.qa.rows import FORMATS, LEAST_LENGTH, RELEASED
+from biomedlm_jax.training.optimizer import check_numbers
 from biomedlm_jax.training.run import check_groups
 
 GROUPS = {
@@ -76,10 +77,33 @@ def check_config(config: ConfigDict) -> None:
             "config.task.row_format='released' cuts long questions option by option, which may "
             "then lie in different parts of a batch; set --config.training.accumulation=1"
         )
+    group = {k: v for k, v in config.optimizer.items() if k != "warmup_ratio"}
+    check_numbers(**group)
+    if not 0 <= config.optimizer.warmup_ratio <= 1:
+        raise ValueError(
+            f"config.optimizer.warmup_ratio={config.optimizer.warmup_ratio}; it must be in [0, 1]"
+        )
+    if task.max_length < LEAST_LENGTH:
+        raise ValueError(
+            f"config.task.max_length={task.max_length}; it must be at least {LEAST_LENGTH}"
+        )
+    if config.training.seed < 0:
+        raise ValueError(f"config.training.seed={config.training.seed}; it must be at least 0")
+    _check_sweep("learning_rates", config.sweep.learning_rates, (int, float), "above 0", 0)
+    _check_sweep("seeds", config.sweep.seeds, int, "at least 0", -1)
     if lora.rank < 0 or lora.alpha <= 0:
         raise ValueError(
             f"config.lora.rank={lora.rank} must be at least 0 (0: train every parameter), and "
             f"config.lora.alpha={lora.alpha} above 0"
+        )
+
+
+def _check_sweep(name: str, values: tuple, kinds, wanted: str, above: int) -> None:
+    good = all(isinstance(v, kinds) and not isinstance(v, bool) and v > above for v in values)
+    if not good or len(set(values)) < len(values):
+        raise ValueError(
+            f"config.sweep.{name}={tuple(values)!r}; each must be a number {wanted}"
+            f"{' and whole' if kinds is int else ''}, and none twice"
         )
 
 
@@ -116,11 +140,5 @@ class Head:
 def read_head(path: str | Path) -> Head | None:
     """The head of a fine-tuned directory; None for any other directory of a model."""
     file = Path(path) / "config.json"
-    if not file.exists():
-        return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    head = config.get("head") if isinstance(config, dict) else None
+    head = head_entry(path) if file.exists() else None
     return Head.from_json(head, where=str(file)) if head is not None else None

@@ -188,16 +188,21 @@ def compare(items: Sequence[Item], baseline: Sequence[Item], *, seed: int = 0) -
 
 def same_questions(first: Columns, second: Columns) -> np.ndarray:
     """Where each question of `first` is in `second`; raises ValueError if they do not match."""
-    only, extra = set(first.ids) - set(second.ids), set(second.ids) - set(first.ids)
-    if only or extra:
-        counts = f"{len(only)} ids are only in the first and {len(extra)} only in the second"
-        raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
+    same_ids(set(first.ids), set(second.ids))
     place = {name: index for index, name in enumerate(second.ids)}
     order = np.array([place[name] for name in first.ids])
     differ = first.gold_N != second.gold_N[order]
     if differ.any():
         raise ValueError(f"{differ.sum()} gold labels differ, as of {first.ids[differ.argmax()]!r}")
     return order
+
+
+def same_ids(first: set[str], second: set[str]) -> None:
+    """Raise ValueError unless two results are of the same questions."""
+    only, extra = first - second, second - first
+    if only or extra:
+        counts = f"{len(only)} ids are only in the first and {len(extra)} only in the second"
+        raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,7 +17,20 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer
-from biomedlm_jax.interop.directories import model_config
+from biomedlm_jax.interop import hub
+from biomedlm_jax.interop.directories import (
+    FINETUNING,
+    HUGGING_FACE,
+    RUN,
+    building,
+    check_output,
+    kind_of,
+    model_config,
+    read_config,
+)
+from biomedlm_jax.interop.heads import load_head
+from biomedlm_jax.interop.modelcard import source_facts
+from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
@@ -95,7 +109,8 @@ def save_tuned(path: Path, tuned, tokenizer: Tokenizer, head: Head, *, step: int
 def load_tuned(path: str | Path, *, mesh: Mesh | None = None, **execution):
     """The model with its head, the tokenizer and the Head of a fine-tuned directory.
 
-    A run of `finetune` stands for its best checkpoint. `execution` sets fields such as
+    A run of `finetune` stands for its best checkpoint; a Hugging Face directory that `export-hf`
+    made of one serves as well. `execution` sets fields such as
     `compute_dtype` of GPTConfig. Raises FileNotFoundError or ValueError if there is none.
     """
     path = best_of(path)
@@ -105,9 +120,46 @@ def load_tuned(path: str | Path, *, mesh: Mesh | None = None, **execution):
             f"{path} has no head; fine-tune it first: biomedlm finetune --config=CONFIG "
             f"--model={path} --workdir=DIR"
         )
+    if kind_of(path) == HUGGING_FACE:
+        return *load_head(path, mesh=mesh, **execution), head
     config = model_config(path, **execution)
     abstract = abstract_tuned(config, head, one_device() if mesh is None else mesh)
     return load_tree(path, abstract), load_tokenizer(path), head
+
+
+def import_tuned(
+    source: str | Path,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    notify: Callable[[str], None] = print,
+) -> Path:
+    """Turn an exported head's directory into the fine-tuned directory `path`, and return it.
+
+    Raises what `import_hf` does, and leaves `path` as it was then.
+    """
+    source = hub.local(source)
+    check_output(path, kind=RUN, overwrite=overwrite)
+    if kind_of(source) != HUGGING_FACE:
+        raise ValueError(f"{source} is a fine-tuned directory already; there is nothing to import")
+    tuned, tokenizer, head = load_tuned(source)
+    facts = {"source": source_facts(TensorFiles(source), tuned.gpt.config, notify)}
+    with building(path, kind=RUN, overwrite=overwrite) as new:
+        save_tuned(new, tuned, tokenizer, head, step=0, facts=facts)
+    return Path(path)
+
+
+def card_facts(path: Path) -> dict[str, dict]:
+    """What a fine-tuned directory says of how it was made, as sections of a model card."""
+    facts = {**read_config(path).get("facts", {})}
+    sections = {"Source": facts.pop("source", {}), "Started from": facts.pop("started_from", {})}
+    sections["Best checkpoint"] = facts
+    run = path.parent / FINETUNING
+    if path.name == "best" and run.exists():
+        config = json.loads(run.read_text(encoding="utf-8"))
+        sections |= {"Schedule": config["training"], "Optimizer": config["optimizer"]}
+        sections |= {"LoRA": config["lora"]} if config["lora"]["rank"] else {}
+    return {name: facts for name, facts in sections.items() if facts}
 
 
 def best_of(path: str | Path) -> Path:
@@ -116,7 +168,7 @@ def best_of(path: str | Path) -> Path:
     Raises FileNotFoundError for a run that has not been evaluated yet.
     """
     path = Path(path)
-    if not (path / "finetuning.json").exists():
+    if not (path / FINETUNING).exists():
         return path
     if not (path / "best").is_dir():
         raise FileNotFoundError(f"{path} has no best checkpoint yet; let finetune end an epoch")
@@ -124,6 +176,12 @@ def best_of(path: str | Path) -> Path:
 
 
 def best_facts(path: Path) -> dict:
-    """What was written beside the best checkpoint of a run, or nothing if there is none."""
+    """What was written beside the best checkpoint of a run, or nothing if there is none.
+
+    A crash may have left the one before it under another name; it is put back.
+    """
+    before = path / ".best.old"
+    if before.exists() and not (path / "best").exists() and jax.process_index() == 0:
+        os.replace(before, path / "best")
     file = path / "best" / "config.json"
     return json.loads(file.read_text(encoding="utf-8"))["facts"] if file.exists() else {}

@@ -1,4 +1,4 @@
-"""The whole journey on a small invented world: text -> tokens -> GPT -> Hugging Face and back."""
+"""The whole journey on a small invented world: text -> tokens -> GPT -> Hugging Face -> answers."""
 
 import contextlib
 import json
@@ -16,15 +16,33 @@ from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.generation.decoding import generate
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.modelcard import training_facts
-from biomedlm_jax.quickstart.config import LENGTH, VOCAB_SIZE, get_config
-from biomedlm_jax.quickstart.world import ABSTRACTS, make_world, prompts, write_world
+from biomedlm_jax.quickstart.config import (
+    DISEASES,
+    EPOCHS,
+    LENGTH,
+    VOCAB_SIZE,
+    get_config,
+    get_finetuning_config,
+)
+from biomedlm_jax.quickstart.thesis import as_table, compare
+from biomedlm_jax.quickstart.world import (
+    ABSTRACTS,
+    make_world,
+    prompts,
+    write_questions,
+    write_world,
+)
 from biomedlm_jax.training.loop import pretrain
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def take_tour(out: str | Path, *, steps: int, documents: int, seed: int = 0) -> dict:
+def take_tour(
+    out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS, seed: int = 0
+) -> dict:
     """Make everything below the new directory `out`, say what happens, and return the figures.
+
+    `steps` are of pre-training and `epochs` of fine-tuning.
 
     Raises FileExistsError if `out` holds anything, and ValueError if a check on the way fails.
     """
@@ -42,9 +60,12 @@ def take_tour(out: str | Path, *, steps: int, documents: int, seed: int = 0) -> 
         figures.setdefault("seconds", {})[title] = round(time.perf_counter() - start, 1)
 
     with stage("1  a small invented world, in abstracts"):
-        world = figures["world"] = write_world(out / "world", seed=seed, documents=documents)
+        world = make_world(seed, diseases=DISEASES)
+        sizes = figures["world"] = write_world(
+            out / "world", seed=seed, documents=documents, diseases=DISEASES
+        )
         texts = [d.text for d in read_documents([out / "world" / ABSTRACTS])]
-        console.print(f"   {world['documents']:,} abstracts, {world['facts']} facts; one begins:")
+        console.print(f"   {sizes['documents']:,} abstracts, {sizes['facts']} facts; one begins:")
         console.print(f"   [dim]{escape(' '.join(texts[0].split())[:230])}…[/dim]")
     with stage("2  a tokenizer of its own"):
         tokenizer = train_tokenizer(iter(texts), vocab_size=VOCAB_SIZE)
@@ -80,12 +101,18 @@ def take_tour(out: str | Path, *, steps: int, documents: int, seed: int = 0) -> 
             raise ValueError("the re-imported model computes other logits than the trained one")
         console.print(f"   {here.size:,} logits before and after: equal to the last bit")
     with stage("6  what it says"):
-        asked = prompts(make_world(seed))[:4]
+        asked = prompts(world)[:4]
         answers = generate(again, tokenizer, [p["prompt"] for p in asked], max_new_tokens=12)
         for question, answer in zip(asked, answers, strict=True):
             said = answer.strip().split(".")[0]
             console.print(f"   {escape(question['prompt'])} [bold]{escape(said)}[/bold]", end="")
             console.print(f"   [dim](the world says: {question['completion'].strip()})[/dim]")
+    with stage("7  does reading pay? questions about facts that no training question tells"):
+        counts = figures["questions"] = write_questions(out / "questions", world)
+        console.print(f"   {counts['train']} questions to learn from, {counts['test']} to answer")
+        config = get_finetuning_config(f"jsonl:{out / 'questions'}", epochs=epochs)
+        figures["answers"] = compare(config, out / "run", out / "thesis")
+        console.print(as_table(figures["answers"]))
     figures["seconds"]["all"] = round(time.perf_counter() - began, 1)
     _summarise(console, out, figures)
     (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -111,11 +138,13 @@ def _summarise(console: Console, out: Path, figures: dict) -> None:
         f"{validation['perplexity']:.1f}. Invented names, no medical knowledge."
     )
     for name, what in {
-        "world": "abstracts, questions and facts",
+        "world": "abstracts and facts",
+        "questions": "train.jsonl, dev.jsonl, test.jsonl, as MedQA has them",
         "tokenizer": "tokenizer.json and companions",
         "tokens": "packed rows in ArrayRecord, manifest.json",
         "run": "config, checkpoints, metrics.jsonl, TensorBoard events",
         "hf": "config.json, model.safetensors: load it with transformers",
         "imported": "the same model, converted back",
+        "thesis": "both fine-tuned models and their answers",
     }.items():
         console.print(f"   {out / name!s:32} {what}")

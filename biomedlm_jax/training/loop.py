@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.corpus.tokens import read_manifest
@@ -148,6 +148,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
                 pending = None
                 if evaluating:
                     result = evaluate(state.model)
+                    return_freed_memory()
                     recorder.write(step, result)
                 if saving:
                     checkpointer.save(state, batches.position())

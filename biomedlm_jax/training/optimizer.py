@@ -82,15 +82,14 @@ def make_optimizer(
     `clip_norm` bounds the global norm of the gradient; 0 leaves it as it is. Raises ValueError
     for a rate, a norm or an epsilon that cannot be.
     """
-    for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon)):
-        if value <= 0:
-            raise ValueError(f"optimizer.{name}={value}; it must be above 0")
-    for name, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if value < 0:
-            raise ValueError(f"optimizer.{name}={value}; it must be at least 0")
-    for name, value in (("beta1", beta1), ("beta2", beta2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"optimizer.{name}={value}; it must be in [0, 1)")
+    check_numbers(
+        learning_rate=learning_rate,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
     schedule = warmup_cosine(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
@@ -108,3 +107,24 @@ def make_optimizer(
     if not clip_norm:
         return adamw, schedule
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), schedule
+
+
+def check_numbers(
+    *,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> None:
+    """Raise ValueError for a number that AdamW or the clipping cannot work with."""
+    for name, value in (("learning_rate", learning_rate), ("epsilon", epsilon)):
+        if value <= 0:
+            raise ValueError(f"optimizer.{name}={value}; it must be above 0")
+    for name, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
+        if value < 0:
+            raise ValueError(f"optimizer.{name}={value}; it must be at least 0")
+    for name, value in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"optimizer.{name}={value}; it must be in [0, 1)")

@@ -11,12 +11,13 @@ from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from biomedlm_jax.cli import main
+from biomedlm_jax.commands import evaluate
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.qa.harness import Harness, run_tasks, shared_prefixes
 
-WORDS = "aspirin heparin fever cough insulin the of patient has and dose blood".split()
+WORDS = ["aspirin", "heparin", "fever", "cough", "insulin", "the", "of", "has", "dose", "blood"]
 TASK = """
 task: {name}
 dataset_path: json
@@ -32,6 +33,12 @@ metric_list:
   - metric: acc
   - metric: acc_norm
 """
+
+
+@pytest.fixture(autouse=True)
+def fresh_flags():
+    evaluate.FLAGS.unparse_flags()  # a repeated flag would add to the last call's
+    return
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +161,7 @@ def test_texts_of_all_lengths_have_the_same_log_probabilities(ours, theirs):
 
 
 def test_a_greedy_continuation_is_known_as_one(ours):
-    prompt = "the patient has"
+    prompt = "the cough has"
     (made,) = ours.generate_until(requests("generate_until", [(prompt, {"max_gen_toks": 6})]))
     likely, unlikely = ours.loglikelihood(
         requests("loglikelihood", [(prompt, made), (prompt, " aspirin fever cough")])
@@ -188,7 +195,7 @@ def test_a_text_ends_before_its_first_stop_sequence(ours):
             "generate_until",
             [
                 ("the dose of", {"max_gen_toks": 12}),
-                ("the dose of", {"max_new_tokens": 12, "until": [None or "", "zzz"]}),
+                ("the dose of", {"max_new_tokens": 12, "until": ["", "zzz"]}),
                 ("the dose of", {"max_gen_toks": 12, "until": "a"}),
             ],
         )
@@ -227,6 +234,7 @@ def test_the_command_writes_results_and_samples(exported, tasks, tmp_path, capsy
     assert results["results"]["own_questions"]["sample_len"] == 12
     lines = (out / "samples_own_questions.jsonl").read_text().splitlines()
     assert len(lines) == 12
+    evaluate.FLAGS.unparse_flags()
     assert main([*arguments, f"--harness_directory={tasks}"]) == 2
     assert "another directory" in capsys.readouterr().err
 
@@ -252,11 +260,20 @@ def test_the_command_refuses_in_one_line(exported, tasks, tmp_path, capsys, more
 
 WITHOUT = """
 import sys
-for name in {hidden}:
-    sys.modules[name] = None  # as if it were not installed
+from importlib.machinery import PathFinder
+
+hidden, find = {hidden}, PathFinder.find_spec
+
+
+def find_the_rest(name, path=None, target=None):
+    return None if name.split(".")[0] in hidden else find(name, path, target)
+
+
+PathFinder.find_spec = staticmethod(find_the_rest)
 from biomedlm_jax.cli import main
+
 code = main(sys.argv[1:])
-assert not [name for name in {hidden} if sys.modules[name] is not None]
+assert not {{name.split(".")[0] for name in sys.modules}} & set(hidden)
 sys.exit(code)
 """
 

@@ -29,7 +29,9 @@ CONFIG = GPTConfig(
     attention_dropout=0.0,
     residual_dropout=0.0,
 )
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2)]
+MESHES = [(1, 8, 1), (2, 1, 4), (2, 2, 2)]
+# Added to all options or keys alike, so their gradients are zero but for rounding.
+NOT_FELT = {"choice": ("key.bias", "ln_f.bias", "score.bias"), "classification": ("key.bias",)}
 
 
 def some_prompts(kind, count=8, seed=0, low=3, high=40):
@@ -69,14 +71,14 @@ def loss_and_gradient(model, batch, parts=1):
     return compiled(parts)(model, batch, dropout_key=None if parts == 1 else jax.random.key(0))
 
 
-def assert_same_gradients(one, other, atol=1e-5):
-    leaves = jax.tree_util.tree_leaves_with_path(one)
+def assert_same_gradients(one, other):
+    leaves = jax.tree_util.tree_leaves_with_path(other)
     largest = max(float(jnp.abs(leaf).max()) for _, leaf in leaves)
-    for (path, a), b in zip(leaves, jax.tree.leaves(other), strict=True):
+    for (path, b), a in zip(leaves, jax.tree.leaves(one), strict=True):
         name = jax.tree_util.keystr(path)
-        # Attention does not feel the keys' bias: zero but for rounding.
-        scale = largest if "key.bias" in name else float(jnp.abs(b).max())
-        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=atol, err_msg=name)
+        felt = not any(part in name for part in NOT_FELT[other.kind])
+        scale = float(jnp.abs(b).max()) if felt else largest
+        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=1e-5, err_msg=name)
 
 
 def torchs(kind, model, prompts, labels, directory):
@@ -123,8 +125,9 @@ def test_loss_and_gradients_are_those_of_torch_with_one_row_per_option(kind, tmp
     np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
     read = tensor_reader(gradient.gpt)
     assert set(grads) == set(places(CONFIG))
+    largest = max(np.abs(theirs).max() for theirs in grads.values())
     for name, theirs in grads.items():
-        scale = np.abs(theirs).max()
+        scale = largest if name in NOT_FELT[kind] else np.abs(theirs).max()
         np.testing.assert_allclose(read(name) / scale, theirs / scale, atol=1e-5, err_msg=name)
     scale = np.abs(score).max()
     np.testing.assert_allclose(gradient.score.kernel[...] / scale, score / scale, atol=1e-5)
@@ -162,7 +165,7 @@ def test_accumulation_changes_no_number(kind, count, parts):
 
 
 def steps(mesh_sizes, kind, lora: bool):
-    """Losses of four steps, and what was trained after them."""
+    """Losses of three steps, and what was trained after them."""
     devices = jax.devices() if np.prod(mesh_sizes) == 8 else jax.devices()[:1]
     data, fsdp, tensor = mesh_sizes
     mesh = meshes.make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
@@ -197,7 +200,7 @@ def steps(mesh_sizes, kind, lora: bool):
             train_step, abstract=laid_out(make, mesh), tx=tx, seed=0, loss_of=batch_loss
         )
         layout, losses = meshes.sharding(mesh, "batch", None), []
-        for step in range(4):
+        for step in range(3):
             batch = jax.tree.map(lambda a: meshes.place(a, layout), batches.batch(step))
             state, metrics = update(state, batch, *frozen)
             losses.append(float(metrics["loss"]))
@@ -211,12 +214,12 @@ def on_one_device(kind, lora):
 
 @pytest.mark.parametrize(
     ("sizes", "kind", "lora"),
-    [*((sizes, "choice", False) for sizes in MESHES), (MESHES[3], "classification", True)],
+    [*((sizes, "choice", False) for sizes in MESHES), (MESHES[2], "classification", True)],
 )
 def test_many_devices_learn_as_one(sizes, kind, lora):
     expected, model = on_one_device(kind, lora)
     losses, ours = steps(sizes, kind, lora)
-    assert len(set(expected)) == 4
+    assert len(set(expected)) == 3
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(model), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)

@@ -2,10 +2,11 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from itertools import chain
+from itertools import chain, combinations
 
 import pytest
 
+from biomedlm_jax.qa.tasks import find_task, read_examples
 from biomedlm_jax.quickstart.facts import DRUG_CLASSES, MAX_DISEASES, SHARED_VALUES
 from biomedlm_jax.quickstart.prose import ANAPHORS
 from biomedlm_jax.quickstart.wording import FILLERS, FINDINGS, STATEMENTS
@@ -15,7 +16,7 @@ from biomedlm_jax.quickstart.world import (
     prompts,
     questions,
     split_facts,
-    split_questions,
+    write_questions,
     write_world,
 )
 
@@ -33,8 +34,13 @@ def documents(world):
 
 
 @pytest.fixture(scope="module")
-def asked(world):
+def splits(world):
     return questions(world, seed=0)
+
+
+@pytest.fixture(scope="module")
+def asked(splits):
+    return [question for split in splits.values() for question in split]
 
 
 def said(value: str, text: str) -> bool:
@@ -67,8 +73,9 @@ def names_in(text: str) -> set[str]:
 
 def test_one_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path):
     for directory, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_world(tmp_path / directory, seed=seed, documents=120, diseases=20)
-    for name in ("abstracts.jsonl", "questions.jsonl", "facts.json"):
+        write_world(tmp_path / directory, seed=seed, documents=120, diseases=24)
+        write_questions(tmp_path / directory, make_world(seed, diseases=24), seed)
+    for name in ("abstracts.jsonl", "facts.json", "train.jsonl", "dev.jsonl", "test.jsonl"):
         first, again, other = ((tmp_path / d / name).read_bytes() for d in "abc")
         assert first == again
         assert first != other
@@ -76,8 +83,9 @@ def test_one_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path):
 
 def test_the_world_of_seed_0_is_the_same_on_every_python_and_platform(tmp_path):
     write_world(tmp_path, seed=0, documents=60)
+    write_questions(tmp_path, make_world(0))
     written = b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
-    assert hashlib.sha256(written).hexdigest()[:16] == "e6cfe6d0fcf3d331", (
+    assert hashlib.sha256(written).hexdigest()[:16] == "15422384506aeec7", (
         "seed 0 writes other bytes than it did; if the wording or the facts were changed on "
         "purpose, put the new digest here"
     )
@@ -173,7 +181,7 @@ def test_questions_have_one_right_answer(world, asked):
     for fact in facts.values():
         values.setdefault(fact.relation, set()).add(fact.value)
     for question in asked:
-        fact = facts[question["subject"], question["relation"]]
+        fact = facts[question["meta"]["subject"], question["meta"]["relation"]]
         options = question["options"]
         assert list(options) == ["A", "B", "C", "D"]
         assert len(set(options.values())) == 4
@@ -190,33 +198,35 @@ def test_questions_have_one_right_answer(world, asked):
     assert len({question["id"] for question in asked}) == len(asked)
 
 
-def test_every_letter_is_right_equally_often(asked):
-    for side in split_questions(asked):
+def test_every_letter_is_right_equally_often(splits):
+    for side in splits.values():
         counts = Counter(question["answer_idx"] for question in side)
         assert max(counts.values()) - min(counts.values()) <= 1
         assert len(counts) == 4
 
 
-def test_no_held_out_name_occurs_in_a_training_question(world, asked):
-    train_facts, test_facts = split_facts(world, seed=0)
-    assert sorted(train_facts + test_facts) == sorted(world.facts())
-    assert not {f[:2] for f in train_facts} & {f[:2] for f in test_facts}
-    train, test = split_questions(asked)
-    assert len(train) + len(test) == len(asked)
-    assert {(q["subject"], q["relation"]) for q in test} <= {f[:2] for f in test_facts}
-    assert 0.2 < len(test) / len(asked) < 0.3
-    sides = [
-        {
+def test_no_held_out_name_occurs_in_a_training_question(world, splits):
+    facts = split_facts(world, seed=0)
+    assert sorted(chain(*facts.values())) == sorted(world.facts())
+    families = {split: {fact.family for fact in its} for split, its in facts.items()}
+    assert {split: len(its) for split, its in families.items()} == {
+        "train": 36,
+        "dev": 9,
+        "test": 15,
+    }
+    names = {}
+    for split, asked in splits.items():
+        subjects = {fact.subject for fact in facts[split]}
+        assert {question["meta"]["subject"] for question in asked} <= subjects
+        names[split] = {
             name
-            for q in side
-            for t in (q["question"], *q["options"].values())
-            for name in names_in(t)
+            for question in asked
+            for text in (question["question"], *question["options"].values())
+            for name in names_in(text)
         }
-        for side in (train, test)
-    ]
-    assert sides[0]
-    assert sides[1]
-    assert not sides[0] & sides[1]
+        assert names[split]
+    for one, other in combinations(names, 2):
+        assert not names[one] & names[other]
 
 
 def test_prompts_are_beginnings_of_sentences_in_the_abstracts(world):
@@ -226,20 +236,29 @@ def test_prompts_are_beginnings_of_sentences_in_the_abstracts(world):
 
 
 def test_written_files_have_their_shapes(tmp_path):
-    summary = write_world(tmp_path, seed=3, documents=90, diseases=20)
+    summary = write_world(tmp_path, seed=3, documents=90, diseases=24)
     lines = (tmp_path / "abstracts.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert summary["documents"] == len(rows) == 90
     assert all(row["meta"] == {"pile_set_name": "PubMed Abstracts"} for row in rows)
     assert [row["text"] for row in rows] == [
-        document["text"] for document in abstracts(make_world(3, diseases=20), 90, seed=3)
+        document["text"] for document in abstracts(make_world(3, diseases=24), 90, seed=3)
     ]
     assert summary["bytes"] == (tmp_path / "abstracts.jsonl").stat().st_size
-    asked = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
-    assert summary["questions"] == len(asked)
-    assert {"id", "question", "options", "answer_idx", "answer"} <= set(asked[0])
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert len(facts["train"]) + len(facts["test"]) == summary["facts"]
+    assert sum(len(facts[split]) for split in ("train", "dev", "test")) == summary["facts"]
+
+
+def test_written_questions_are_a_set_of_ones_own(tmp_path):
+    counts = write_questions(tmp_path, make_world(3, diseases=24), 3)
+    task = find_task(f"jsonl:{tmp_path}")
+    assert (task.kind, task.splits) == ("choice", ("train", "dev", "test"))
+    for split, asked in questions(make_world(3, diseases=24), 3).items():
+        examples = read_examples(task, split=split)
+        assert counts[split] == len(examples) == len(asked)
+        for example, question in zip(examples, asked, strict=True):
+            assert example.question == question["question"]
+            assert example.options[example.label] == question["answer"]
 
 
 @pytest.mark.parametrize("diseases", [0, MAX_DISEASES + 1])
@@ -249,13 +268,13 @@ def test_a_world_of_impossible_size_says_what_is_possible(diseases):
 
 
 def test_a_world_too_small_for_questions_says_so():
-    with pytest.raises(ValueError, match="got 3 families on one side of the split"):
-        questions(make_world(diseases=12))
+    with pytest.raises(ValueError, match="got 3 families in one split"):
+        questions(make_world(diseases=23))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_any_seed_makes_a_world_with_questions(seed):
-    for diseases in (14, 37, 60):
+    for diseases in (24, 37, 60):
         assert questions(make_world(seed, diseases=diseases), seed)
 
 

@@ -3,9 +3,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from biomedlm_jax.training.optimizer import make_optimizer, warmup_cosine
+from biomedlm_jax.training.optimizer import make_optimizer, warmup_cosine, warmup_linear
 
 PUBLISHED = {
     "learning_rate": 1.6e-4,
@@ -98,3 +99,54 @@ def test_clipping_bounds_the_global_norm():
 def test_values_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"optimizer.{name}={value}"):
         make_optimizer(steps=400, **{**PUBLISHED, name: value})
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.06, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_the_linear_schedule_is_transformers(ratio, steps):
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-5)
+    theirs = get_linear_schedule_with_warmup(optimizer, math.ceil(ratio * steps), steps)
+    mine = warmup_linear(learning_rate=2e-5, warmup_ratio=ratio, steps=steps)
+    for step in range(steps):
+        np.testing.assert_allclose(mine(step), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_clipped_adamw_with_it_steps_as_torchs_does():
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    from transformers import get_linear_schedule_with_warmup
+
+    rng = np.random.default_rng(0)
+    start = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
+    theirs = {name: torch.tensor(p, requires_grad=True) for name, p in start.items()}
+    optimizer = torch.optim.AdamW(theirs.values(), lr=3e-3, eps=1e-8, weight_decay=0.1)
+    scheduler = get_linear_schedule_with_warmup(optimizer, 30, 60)
+    with jax.enable_x64(True):
+        mine = {name: jnp.asarray(p) for name, p in start.items()}
+        schedule = warmup_linear(learning_rate=3e-3, warmup_ratio=0.5, steps=60)
+        adamw = optax.adamw(schedule, eps=1e-8, weight_decay=0.1)
+        tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        state, update = tx.init(mine), jax.jit(tx.update)
+        for _ in range(60):
+            grads = {name: rng.normal(size=p.shape) for name, p in start.items()}
+            changes, state = update(grads, state, mine)
+            mine = optax.apply_updates(mine, changes)
+            for name, p in theirs.items():
+                p.grad = torch.tensor(grads[name])
+            torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+            optimizer.step()
+            scheduler.step()
+        for name, p in theirs.items():
+            assert np.abs(mine[name] - start[name]).max() > 0.01
+            # torch divides by the norm + 1e-6, and optax's rate is a float32.
+            np.testing.assert_allclose(mine[name], p.detach().numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "ratio"), [(0.0, 0.5), (-1e-5, 0.5), (1e-5, -0.1), (1e-5, 1.1)])
+def test_linear_schedules_that_cannot_be(rate, ratio):
+    with pytest.raises(ValueError, match=f"learning_rate={rate} and warmup_ratio={ratio}"):
+        warmup_linear(learning_rate=rate, warmup_ratio=ratio, steps=10)

@@ -1,0 +1,407 @@
+"""scoring.py: the numbers of transformers, whatever the batch, the order and the devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.huggingface import export_hf, load
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
+from biomedlm_jax.qa.rows import ADDED_TOKENS, PAPER, RELEASED, add_tokens, option_prompts
+from biomedlm_jax.qa.scoring import log_probabilities, score
+from biomedlm_jax.qa.setup import Head
+from biomedlm_jax.qa.states import token_log_probabilities
+from biomedlm_jax.qa.tasks import Example, find_task
+from biomedlm_jax.qa.tuned import with_head
+
+WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
+CONTEXT = 96
+CONFIG = GPTConfig(
+    vocab_size=320,
+    context_length=CONTEXT,
+    layers=2,
+    width=64,
+    heads=4,
+    initializer_range=0.2,
+    scale_attn_by_inverse_layer_idx=True,
+    compute_dtype="float32",
+)
+MEDQA, PUBMEDQA = find_task("medqa"), find_task("pubmedqa")
+LONG = Example("long", "gastroscopy neuropathy, " * 40 + "now?", ("renin", "no", "ANP ↓"), 1)
+CHOICES = [
+    Example("two", "Which hormone rises?", ("renin", "↓ ANP"), 0),
+    Example("three", "Which organ?", ("heart", "liver", "skin and hair"), 2),
+    Example("four", "cardiology neuropathy", ("x", "y", "z z z", "Answer Answer"), 1),
+    Example("five", "Zahl?", ("1", "12", "123", "1234", "12345"), 4),
+    Example("exotic", "🧬\u200d\u202e é e\u0301 \U0010ffff?", ("βµ ≥ 5", "心筋梗塞", "\u00a0x"), 0),
+    Example("signs", "What changes?", ("↑ K, ↓ Na", "↓ K, ↑ Na", "↑ K, ↑ Na"), 2),
+    LONG,
+]
+ABSTRACTS = [
+    Example("a", "Does it work?", PUBMEDQA.classes, 2, "It did.\nTwice."),
+    Example("b", "Is it so?", PUBMEDQA.classes, 0, "Perhaps."),
+    Example("c", "And now?", PUBMEDQA.classes, 1, ""),
+    Example("long", "hepatogram or not? " * 2, PUBMEDQA.classes, 1, "gastroscopy. " * 60),
+]
+WAYS = ("option", "option per character", "option per token", "option minus unconditional")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([WORDS] * 20, vocab_size=320)
+
+
+@pytest.fixture(scope="module")
+def release(tokenizer, tmp_path_factory):
+    model = GPT(CONFIG, key=jax.random.key(0))
+    return export_hf(model, tokenizer, tmp_path_factory.mktemp("scoring") / "release")
+
+
+@pytest.fixture(scope="module")
+def model(release):
+    return load(release, compute_dtype="float32")[0]
+
+
+@pytest.fixture(scope="module")
+def answered(model, tokenizer):
+    return score(model, tokenizer, CHOICES, MEDQA, mode="option")
+
+
+@pytest.fixture(scope="module")
+def theirs(release):
+    """Log-probability of each token of a text after the first, by transformers."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # for so small a model more are slower
+    model = transformers.GPT2LMHeadModel.from_pretrained(
+        release, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    assert model.config.scale_attn_by_inverse_layer_idx
+
+    def log_probabilities(text):
+        with torch.no_grad():
+            logits = model(torch.tensor([text[:-1]])).logits[0]
+        logp = torch.log_softmax(logits, -1).numpy()
+        return logp[np.arange(len(text) - 1), text[1:]]
+
+    return log_probabilities
+
+
+def ids(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def reference(theirs, tokenizer, asked, answer):
+    """The harness's way: the whole text, its last tokens, a row of its own; and the tokens."""
+    prefix, whole = ids(tokenizer, asked), ids(tokenizer, asked + answer)
+    count = len(whole) - len(prefix)
+    return float(theirs(whole[-(CONTEXT + 1) :])[-count:].sum()), count
+
+
+def scores(items):
+    return {item["id"]: item["scores"] for item in items}
+
+
+def assert_same(found, expected, atol=1e-5):
+    assert found.keys() == expected.keys()
+    for way in expected:
+        one, other = scores(found[way]), scores(expected[way])
+        assert one.keys() == other.keys()
+        for name, values in other.items():
+            np.testing.assert_allclose(one[name], values, atol=atol, err_msg=f"{way}: {name}")
+
+
+# ---- The numbers of transformers.
+
+
+def test_options_score_as_in_transformers(answered, theirs, tokenizer):
+    assert tuple(answered) == WAYS
+    for n, example in enumerate(CHOICES):
+        asked = f"Question: {example.question}\nAnswer:"
+        found = [reference(theirs, tokenizer, asked, f" {o}") for o in example.options]
+        sums, tokens = np.array(found).T
+        alone = [reference(theirs, tokenizer, "Answer:", f" {o}")[0] for o in example.options]
+        expected = {
+            "option": sums,
+            "option per character": sums / [len(o) for o in example.options],
+            "option per token": sums / tokens,
+            "option minus unconditional": sums - alone,
+        }
+        for way, values in expected.items():
+            item = answered[way][n]
+            np.testing.assert_allclose(item["scores"], values, atol=1e-4, err_msg=example.id)
+            assert item["prediction"] == values.argmax()
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_letters_score_as_in_transformers(model, theirs, tokenizer, shots):
+    told = CHOICES[: shots or None][:shots]
+    asked = CHOICES[2:]
+    items = score(model, tokenizer, asked, MEDQA, mode="letter", shots=told)["letter"]
+
+    def text(example):
+        options = zip("ABCDE", example.options, strict=False)
+        return (
+            f"Question: {example.question}\n" + "".join(f"{c}. {o}\n" for c, o in options)
+        ) + "Answer:"
+
+    before = "".join(f"{text(shot)} {'ABCDE'[shot.label]}\n\n" for shot in told)
+    for item, example in zip(items, asked, strict=True):
+        expected = [
+            reference(theirs, tokenizer, before + text(example), f" {c}")[0]
+            for c in "ABCDE"[: len(example.options)]
+        ]
+        np.testing.assert_allclose(item["scores"], expected, atol=1e-4, err_msg=example.id)
+        cut = len(ids(tokenizer, before + text(example))) > CONTEXT
+        assert item["truncated"] == cut
+    assert any(item["truncated"] for item in items)
+
+
+def test_classes_score_as_in_transformers(model, theirs, tokenizer):
+    items = score(model, tokenizer, ABSTRACTS, PUBMEDQA, mode="letter")["letter"]
+    for item, e in zip(items, ABSTRACTS, strict=True):
+        asked = f"Abstract: {e.context}\nQuestion: {e.question}\nAnswer:"
+        expected = [reference(theirs, tokenizer, asked, f" {o}")[0] for o in e.options]
+        np.testing.assert_allclose(item["scores"], expected, atol=1e-4)
+
+
+# ---- What an item says.
+
+
+def test_items_hold_what_the_report_reads(answered):
+    for items in answered.values():
+        assert [item["id"] for item in items] == [example.id for example in CHOICES]
+        for item, example in zip(items, CHOICES, strict=True):
+            assert item["options"] == list(example.options)
+            assert item["gold"] == example.label
+            weights = np.exp(np.array(item["scores"]) - max(item["scores"]))
+            np.testing.assert_allclose(item["probabilities"], weights / weights.sum(), atol=1e-12)
+            assert item["prediction"] == int(np.argmax(item["scores"]))
+            assert item["truncated"] == (example is LONG)
+
+
+def test_ties_go_to_the_first_option(model, tokenizer):
+    twins = Example("t", "Which?", ("heart", "liver", "liver", "heart"), 3)
+    (item,) = score(model, tokenizer, [twins], MEDQA)["option"]
+    assert item["scores"][0] == pytest.approx(item["scores"][3], abs=1e-5)
+    even = Example("e", "Which?", ("xx", "yy", "zz", "ww"), 3)  # as many tokens each
+    flat = jax.tree.map(jax.numpy.zeros_like, model)
+    (item,) = score(flat, tokenizer, [even], MEDQA)["option"]
+    assert item["prediction"] == 0
+    assert item["probabilities"] == pytest.approx([0.25] * 4)
+
+
+def test_questions_without_answers_are_answered(model, tokenizer):
+    (item,) = score(model, tokenizer, [Example("u", "Which?", ("a", "b"), None)], MEDQA)["option"]
+    assert item["gold"] is None
+
+
+# ---- The batch makes no difference.
+
+
+def test_order_and_batch_size_do_not_matter(model, tokenizer, answered):
+    shuffled = [CHOICES[i] for i in np.random.default_rng(0).permutation(len(CHOICES))]
+    for examples, batch_tokens in ((shuffled, 4096), (shuffled[::-1], 1)):
+        found = score(model, tokenizer, examples, MEDQA, batch_tokens=batch_tokens)
+        assert_same(found, answered)
+        assert [item["id"] for item in found["option"]] == [e.id for e in examples]
+
+
+def test_company_does_not_matter(model, tokenizer, answered):
+    for name in ("exotic", "long"):
+        (example,) = (e for e in CHOICES if e.id == name)
+        (item,) = score(model, tokenizer, [example], MEDQA)["option"]
+        np.testing.assert_allclose(item["scores"], scores(answered["option"])[name], atol=1e-5)
+    more = [Example(f"more{n}", "neuropathy " * n, ("a", "b b"), 0) for n in range(1, 20)]
+    found = score(model, tokenizer, [*more, *CHOICES], MEDQA)
+    assert_same({way: found[way][len(more) :] for way in found}, answered)
+
+
+def many(count):
+    """Questions whose rows need every length that there is."""
+    return [
+        Example(f"m{n}", "renin " * (1 + n), ("x " * (1 + n * n // 100), "y", "z"), n % 3)
+        for n in range(count)
+    ]
+
+
+def test_four_compiles_at_most_however_many_questions(model, tokenizer):
+    prompts = option_prompts(tokenizer, many(60), max_length=CONTEXT).prompts
+    before = token_log_probabilities._cache_size()
+    found = [(q, o) for q, o, *_ in log_probabilities(model, prompts, batch_tokens=640)]
+    assert sorted(found) == [(q, o) for q in range(60) for o in range(3)]
+    compiled = token_log_probabilities._cache_size() - before
+    assert 2 <= compiled <= 4
+    list(log_probabilities(model, prompts, batch_tokens=640))
+    assert token_log_probabilities._cache_size() == before + compiled
+
+
+def test_four_compiles_at_most_for_a_mode(model, tokenizer):
+    before = token_log_probabilities._cache_size()
+    score(model, tokenizer, many(60), MEDQA, mode="option", batch_tokens=704)
+    assert token_log_probabilities._cache_size() - before <= 4
+
+
+def test_iterating_leaves_the_callers_mesh_alone(model, tokenizer):
+    prompts = option_prompts(tokenizer, CHOICES[:3], max_length=CONTEXT).prompts
+    before = jax.sharding.get_abstract_mesh()
+    found = log_probabilities(model, prompts)
+    next(found)
+    during = jax.sharding.get_abstract_mesh()
+    found.close()
+    assert during == before
+
+
+def test_sharded_scores_are_those_of_one_device(release, tokenizer, answered):
+    sharded, _ = load(release, mesh=meshes.make_mesh(data=2, fsdp=4), compute_dtype="float32")
+    assert len(sharded.h.mlp.c_fc.kernel.sharding.device_set) == 8
+    assert_same(score(sharded, tokenizer, CHOICES, MEDQA), answered)
+
+
+# ---- Fine-tuned heads.
+
+
+def make_tuned(model, tokenizer, kind, outputs):
+    added = len(ADDED_TOKENS[kind])
+    classes = PUBMEDQA.classes[:outputs] if kind == CLASSIFICATION else ()
+    head = Head(kind, "task", PAPER, CONTEXT, classes)
+    tuned = with_head(model, head, added=added, key=jax.random.key(1))
+    if kind == CHOICE:
+        tuned.score.bias[...] = jax.numpy.array([0.75])
+    return tuned, add_tokens(tokenizer, kind)
+
+
+@pytest.fixture(scope="module")
+def choice(model, tokenizer):
+    return make_tuned(model, tokenizer, CHOICE, 1)
+
+
+@pytest.fixture(scope="module")
+def classifier(model, tokenizer):
+    return make_tuned(model, tokenizer, CLASSIFICATION, 3)
+
+
+def last_states(tuned, tokenizer, folder):
+    """The state of a text's last token, by transformers, a row for each text."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # for so small a model more are slower
+    export_hf(tuned.gpt, tokenizer, folder)
+    model = transformers.GPT2Model.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
+
+    def state(text):
+        with torch.no_grad():
+            return model(torch.tensor([text])).last_hidden_state[0, -1].numpy()
+
+    return state
+
+
+def test_a_choice_head_scores_a_row_for_each_option(choice, tmp_path):
+    tuned, tokenizer = choice
+    state = last_states(tuned, tokenizer, tmp_path / "gpt")
+    kernel, bias = np.asarray(tuned.score.kernel[...]), np.asarray(tuned.score.bias[...])
+    cut = {PAPER: 0, RELEASED: 0}
+    for row_format in cut:
+        options = {"mode": "classifier", "row_format": row_format, "max_length": 48}
+        items = score(tuned, tokenizer, CHOICES, MEDQA, **options)["classifier"]
+        for item, example in zip(items, CHOICES, strict=True):
+            question = ids(tokenizer, example.question)
+            answers = [ids(tokenizer, f" {o}") for o in example.options]
+            longest = max(map(len, answers))
+            expected = []
+            for answer in answers:
+                asked = question
+                if len(question) + longest > 46:
+                    keep = 46 - (longest if row_format == PAPER else len(answer))
+                    asked = question[-keep:] if row_format == PAPER else question[:keep]
+                text = [*asked, *ids(tokenizer, "[SEP]"), *answer, *ids(tokenizer, "[SEP]")]
+                expected.append((state(text) @ kernel + bias)[0])
+            np.testing.assert_allclose(item["scores"], expected, atol=1e-4, err_msg=example.id)
+            assert item["truncated"] == (len(question) + longest > 46)
+            cut[row_format] += item["truncated"]
+    assert cut == {PAPER: 1, RELEASED: 1}
+
+
+def test_a_classifier_scores_every_class_of_a_text(classifier, tmp_path):
+    tuned, tokenizer = classifier
+    state = last_states(tuned, tokenizer, tmp_path / "gpt")
+    kernel = np.asarray(tuned.score.kernel[...])
+    assert tuned.score.bias is None
+    items = score(tuned, tokenizer, ABSTRACTS, PUBMEDQA, mode="classifier")["classifier"]
+    assert [item["truncated"] for item in items] == [False, False, False, True]
+    for item, e in zip(items, ABSTRACTS, strict=True):
+        question, context = ids(tokenizer, e.question), ids(tokenizer, e.context)
+        if item["truncated"]:
+            context = context[-(CONTEXT - 3 - len(question)) :]
+        text = [*ids(tokenizer, "<|CONTEXT|>"), *context, *ids(tokenizer, "<|QUESTION1|>")]
+        text += [*question, *ids(tokenizer, "<|ANSWER|>")]
+        np.testing.assert_allclose(item["scores"], state(text) @ kernel, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [CHOICE, CLASSIFICATION])
+def test_heads_do_not_feel_batches_or_devices(choice, classifier, kind):
+    tuned, tokenizer = choice if kind == CHOICE else classifier
+    examples, task = (CHOICES, MEDQA) if kind == CHOICE else (ABSTRACTS, PUBMEDQA)
+    expected = score(tuned, tokenizer, examples, task, mode="classifier")
+    backwards = score(tuned, tokenizer, examples[::-1], task, mode="classifier", batch_tokens=1)
+    assert_same(backwards, expected)
+    abstract = jax.eval_shape(lambda: tuned)
+    mesh = meshes.make_mesh(data=2, fsdp=4)
+    sharded = jax.device_put(tuned, meshes.tree_shardings(abstract, mesh))
+    assert len(sharded.gpt.wte[...].sharding.device_set) == 8
+    assert_same(score(sharded, tokenizer, examples, task, mode="classifier"), expected)
+
+
+# ---- What cannot be.
+
+
+def test_weights_that_are_not_finite(model, tokenizer, choice):
+    broken = jax.tree.map(lambda leaf: leaf, model)
+    broken.ln_f.bias = broken.ln_f.bias.replace(broken.ln_f.bias[...].at[0].set(np.nan))
+    for mode in ("letter", "option"):
+        with pytest.raises(ValueError, match=r"^example 'two' .* weights are not finite$"):
+            score(broken, tokenizer, CHOICES[:2], MEDQA, mode=mode)
+    tuned, with_tokens = choice
+    broken = jax.tree.map(lambda leaf: leaf, tuned)
+    broken.score.bias = broken.score.bias.replace(jax.numpy.array([np.inf]))
+    with pytest.raises(ValueError, match=r"^example 'two' .* weights are not finite$"):
+        score(broken, with_tokens, CHOICES[:2], MEDQA, mode="classifier")
+
+
+def test_models_and_tokenizers_that_do_not_serve_a_mode(model, tokenizer, choice, classifier):
+    with pytest.raises(ValueError, match=r"got mode='letters'; choose one of letter, option, clas"):
+        score(model, tokenizer, CHOICES, MEDQA, mode="letters")
+    with pytest.raises(ValueError, match=r"needs a fine-tuned head, and this is a language model"):
+        score(model, tokenizer, CHOICES, MEDQA, mode="classifier")
+    for mode in ("letter", "option"):
+        with pytest.raises(
+            ValueError, match=rf"mode={mode} needs a language model; .* choice head"
+        ):
+            score(*choice, CHOICES, MEDQA, mode=mode)
+    with pytest.raises(ValueError, match=r"tokenizer lacks \[PAD\], \[CLS\], \[SEP\]"):
+        score(choice[0], tokenizer, CHOICES, MEDQA, mode="classifier")
+    with pytest.raises(ValueError, match=r"tokenizer lacks <\|CONTEXT\|>"):
+        score(classifier[0], choice[1], ABSTRACTS, PUBMEDQA, mode="classifier")
+
+
+def test_a_head_of_another_width(classifier):
+    yes_or_no = [Example("a", "Is it?", ("no", "yes"), 0, "It is.")]
+    with pytest.raises(ValueError, match=r"head has 3 classes, and example 'a' has 2"):
+        score(*classifier, yes_or_no, find_task("bioasq"), mode="classifier")
+    assert jax.sharding.get_abstract_mesh().empty
+
+
+def test_an_option_longer_than_the_model_is_named(model, tokenizer):
+    endless = Example("endless", "Which?", ("x " * 200, "y"), 0)
+    with pytest.raises(ValueError, match=r"'endless'"):
+        score(model, tokenizer, [*CHOICES[:2], endless], MEDQA)
+
+
+def test_no_questions_at_all(model, tokenizer):
+    with pytest.raises(ValueError, match=r"no (questions|examples)"):
+        score(model, tokenizer, [], MEDQA)
