@@ -77,3 +77,16 @@ def test_config_overrides_that_cannot_be(override, said, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert said in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_names_the_topologies_it_knows():
+    arguments = ["--config=configs/biomedlm_2_7b.py", "--topology=v5e:17x17"]
+    done = subprocess.run(
+        [sys.executable, "-m", "biomedlm_jax.cli", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "16x16" in done.stderr
