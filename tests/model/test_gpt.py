@@ -8,7 +8,7 @@ import pytest
 
 from biomedlm_jax.model.attention import attend, dropout
 from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT, lookup
+from biomedlm_jax.model.gpt import GPT
 
 TINY = GPTConfig(
     vocab_size=300,
@@ -170,16 +170,3 @@ def test_two_texts_in_one_row_are_two_rows():
         visible_BxLxL=visible_32x32[None],
     )
     np.testing.assert_allclose(together.reshape(apart.shape), apart, atol=1e-5)
-
-
-def test_the_lookups_gradient_is_summed_in_float32():
-    # 300 times the same token: in bfloat16 the sum of ones would stop at 256.
-    tokens_BxL = jnp.zeros((1, 300), jnp.int32)
-    wte_VxD = jnp.ones((4, 8))
-
-    def total(wte_VxD):
-        return lookup(jnp.bfloat16, wte_VxD, tokens_BxL).astype(jnp.float32).sum()
-
-    dwte_VxD = jax.grad(total)(wte_VxD)
-    assert dwte_VxD.dtype == jnp.float32
-    np.testing.assert_array_equal(dwte_VxD, np.array([[300.0], [0], [0], [0]]) * np.ones(8))
