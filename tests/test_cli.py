@@ -109,3 +109,16 @@ def test_bad_input_is_one_clear_line(arguments, line):
     assert done.returncode == 2
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_plan_names_the_topologies_it_knows():
+    arguments = ["--config=configs/biomedlm_2_7b.py", "--topology=v5e:17x17"]
+    done = subprocess.run(
+        [sys.executable, "-m", "biomedlm_jax.cli", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "16x16" in done.stderr
