@@ -4,6 +4,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
 
     load(path)                     -> (model, tokenizer), from a run or a Hugging Face directory
     pretrain(config, workdir)      -> trains, checkpoints and resumes
+    generate(model, tokenizer, prompts, ...) -> texts
     export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
     GPT, GPTConfig                 -> model(tokens_BxL) -> logits_BxLxV
 """
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "GPT": "model.gpt",
     "GPTConfig": "model.config",
+    "generate": "generation.text",
     "load": "interop.huggingface",
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",
