@@ -15,6 +15,7 @@ COMMANDS = {
     "compare-tokenizers": "compare tokenizers on the same text: tokens per byte and whole terms",
     "build-tokens": "tokenise documents and pack them into rows of token ids",
     "pretrain": "pre-train a GPT; the same command resumes it",
+    "finetune-longform": "teach a model to answer at length or to summarise",
     "generate": "continue prompts, or score a text",
     "import-hf": "convert a Hugging Face GPT-2 directory into a run directory",
     "export-hf": "write a run as a Hugging Face directory, checked",

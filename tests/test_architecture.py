@@ -14,6 +14,7 @@ FLOORS = {
     "training": 2,
     "interop": 3,  # above training: it reads and writes run directories
     "generation": 4,
+    "longform": 5,
     "quickstart": 5,
     "benchmarks": 5,
     "commands": 6,
