@@ -44,7 +44,7 @@ def generate(flags, given: dict) -> None:
     model, tokenizer = load(flags.model, compute_dtype=flags.dtype)
     generator = Generator(model, tokenizer)
     del model  # the generator has its own copy, in the dtype it computes in
-    say = Console(stderr=True, highlight=False)
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
     if flags.notice:
         say.print(f"[dim]{NOTICE} (--nonotice leaves this line out)[/dim]")
     if flags.prompts is not None:

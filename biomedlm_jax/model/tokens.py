@@ -11,8 +11,9 @@ from biomedlm_jax.model.gpt import GPT
 def grow_vocabulary(model: GPT, count: int, key: jax.Array) -> GPT:
     """The model with `count` more entries after its last one, drawn from N(0, 0.02) as at first.
 
-    The end of text stays the id it was, and the old entries keep their logits. The deviation is the config's `initializer_range`; transformers' `resize_token_embeddings` is the
-    counterpart. Raises ValueError for a count below 1.
+    The end of text stays the id it was, and the old entries keep their logits. The deviation is
+    the config's `initializer_range`. The counterpart of transformers' `resize_token_embeddings`.
+    Raises ValueError for a count below 1.
     """
     if count < 1:
         raise ValueError(f"got count={count}; add at least one token")
