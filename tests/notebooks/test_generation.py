@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom, and shows what it says it shows."""
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -20,5 +21,5 @@ def test_the_notebook_runs(tmp_path):
     assert shown.count("image/png") == 2
     assert "text/html" in shown
     # A sentence is likelier than its words in another order.
-    plain, shuffled = eval(text.splitlines()[-1])
-    assert plain < 0.5 * shuffled
+    plain, shuffled = json.loads(text.strip().splitlines()[-1])
+    assert plain < 0.7 * shuffled
