@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -33,13 +34,15 @@ def measure_decode(
     new_tokens: int = 128,
     rounds: int = 3,
     peers: tuple[str, ...] = ("hf sdpa",),
+    notify: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Median seconds of each side for whole calls, prefill included, over alternating rounds.
 
     `peers` name transformers' variants: "hf ATTENTION [static] [compile]" (the latter two are a
     static cache and torch.compile). Greedy for every batch size, and beam search at batch 1 if
     `beams` is above 1. `ratio` is the peer's time over ours: above 1, ours is faster. `equal` is
-    the share of rows whose tokens are all the same; random weights leave near ties.
+    the share of rows whose tokens are all the same; random weights leave near ties. `notify` is
+    told each case's figures as soon as they are there.
     """
     keep_freed_memory()
     model = GPT(config, key=jax.random.key(0))
@@ -75,6 +78,7 @@ def measure_decode(
             }
             for name, times in seconds.items()
         }
+        notify(_row(case, found[case]))
     versions = ("jax", "flax", *(("torch", "transformers") if peers else ()))
     return {
         "parameters": config.parameter_count,
@@ -145,10 +149,15 @@ def print_table(figures: dict) -> None:
     print(f"{figures['parameters']:,} parameters: {figures['shape']}")
     print(figures["machine"], ", ".join(f"{n} {v}" for n, v in figures["versions"].items()))
     for case, sides in figures["cases"].items():
-        print(case)
-        for name, side in sides.items():
-            print(
-                f"  {name:24} {side['milliseconds_per_step']:8.2f} ms/step "
-                f"{side['tokens_per_second']:9.1f} tokens/s   ratio {side['ratio']:.2f}   "
-                f"equal rows {side['equal']:.0%}"
-            )
+        print(_row(case, sides))
+
+
+def _row(case: str, sides: dict) -> str:
+    lines = [case]
+    for name, side in sides.items():
+        lines.append(
+            f"  {name:24} {side['milliseconds_per_step']:8.2f} ms/step "
+            f"{side['tokens_per_second']:9.1f} tokens/s   ratio {side['ratio']:.2f}   "
+            f"equal rows {side['equal']:.0%}"
+        )
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ transformers' own:
 """
 
 import json
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -105,6 +106,7 @@ def _decode(options) -> dict:
         new_tokens=options.new_tokens,
         rounds=options.rounds,
         peers=tuple(options.hf),
+        notify=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print_table(figures)
     return figures

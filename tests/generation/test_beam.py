@@ -1,10 +1,15 @@
 """Beam search beside transformers' `generate`: every token and every score."""
 
+import jax
 import numpy as np
 import pytest
 
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.beam import Beams, search
+from biomedlm_jax.generation.decoder import make_decoder
 from biomedlm_jax.generation.sampling import Strategy
+from biomedlm_jax.training.state import abstract_model
 
 GRID = [
     {"beams": 5},
@@ -105,3 +110,17 @@ def test_a_trained_model_searches_as_in_transformers(trained):
     ours, tokens, scores = both(trained, prompts, new=40, **options)
     assert [row[0] for row in ours.tokens] == tokens
     np.testing.assert_allclose(np.ravel(ours.scores), scores, rtol=2e-5, atol=2e-5)
+
+
+def test_sharded_is_unsharded_and_compiles_once(random_model, prompts_of):
+    mesh = meshes.make_mesh(data=2, fsdp=1, tensor=2, devices=jax.devices()[:4])
+    model = random_model()
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
+    sharded = make_decoder(jax.device_put(model, layout))
+    options = {"beams": Beams(beams=3), "max_new_tokens": 12}
+    prompts = prompts_of(9, 23, 14)
+    expected = search(make_decoder(model), prompts, **options)
+    decoding.compiles.clear()
+    found = [search(sharded, prompts[:n], **options).tokens for n in (3, 3)]
+    assert found == [expected.tokens] * 2
+    assert list(decoding.compiles.values()) == [1, 1]
