@@ -6,6 +6,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
     pretrain(config, workdir)      -> trains, checkpoints and resumes
     finetune(config, model, workdir), evaluate(models, out, task=...), score(model, ...)
     plan(config, topology)         -> compiles the step for a pod that need not be here
+    generate(model, tokenizer, prompts, ...) -> texts
     export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
     GPT, GPTConfig                 -> model(tokens_BxL) -> logits_BxLxV
 """
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "GPT": "model.gpt",
     "GPTConfig": "model.config",
+    "generate": "generation.text",
     "load": "interop.huggingface",
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",

@@ -19,6 +19,8 @@ COMMANDS = {
     "pretrain": "pre-train a GPT; the same command resumes it",
     "finetune": "fine-tune a model on questions; the same command resumes it",
     "evaluate": "score a model on questions and write a report with intervals",
+    "finetune-longform": "teach a model to answer at length or to summarise",
+    "generate": "continue prompts, or score a text",
     "import-hf": "convert a Hugging Face GPT-2 directory into a run directory",
     "export-hf": "write a run as a Hugging Face directory, checked",
     "verify-hf": "compare a Hugging Face directory's logits with transformers",

@@ -19,6 +19,7 @@ FLOORS = {
     "interop": 3,  # above training: it reads and writes run directories
     "generation": 4,
     "qa": 5,  # above generation: the harness plug-in generates, too
+    "longform": 6,
     "planning": 6,
     "quickstart": 6,
     "benchmarks": 6,

@@ -6,7 +6,10 @@
 
 `train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`); `tokens`
 times the building of token rows beside the bare tokenizer; `questions` times scoring beside
-lm-evaluation-harness and fine-tuning beside torch (extras `hf` and `harness`, and accelerate).
+lm-evaluation-harness and fine-tuning beside torch (extras `hf` and `harness`, and accelerate);
+`decode` times generation beside transformers' own:
+
+    biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
 """
 
 import importlib
@@ -17,7 +20,7 @@ from absl import flags
 
 FLAGS = flags.FlagValues()
 BY_POSITION = "what"
-kinds = ["train", "tokens", "questions"]
+kinds = ["train", "tokens", "questions", "decode"]
 flags.DEFINE_enum("what", "train", kinds, "What to measure.", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)
 flags.DEFINE_integer("rounds", 5, "Alternating rounds.", 1, flag_values=FLAGS)
@@ -36,6 +39,12 @@ for name, default, meaning in (
 flags.DEFINE_string("dtype", "auto", "train: compute dtype.", flag_values=FLAGS)
 peers = ["torch sdpa", "torch sdpa fused"]
 flags.DEFINE_list("peers", peers, "train: torch ATTENTION [fused] [compile].", flag_values=FLAGS)
+sizes, hf = ["1", "8", "16"], ["hf sdpa"]
+flags.DEFINE_list("batch_sizes", sizes, "decode: rows of greedy decoding.", flag_values=FLAGS)
+flags.DEFINE_list("hf", hf, "decode: hf ATTENTION [static] [compile].", flag_values=FLAGS)
+flags.DEFINE_integer("beams", 5, "decode: beams at batch 1; 1 for none.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("prompt", 32, "decode: tokens of a prompt.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("new_tokens", 128, "decode: new tokens.", 1, flag_values=FLAGS)
 flags.DEFINE_list("input", [], "tokens: files, directories, globs.", flag_values=FLAGS)
 flags.DEFINE_string("text_field", "text", "tokens: the field of the text.", flag_values=FLAGS)
 flags.DEFINE_string("tokenizer", None, "The tokenizer's directory.", flag_values=FLAGS)
@@ -51,9 +60,11 @@ OPTIONS = {
     "train": "layers width heads length vocab_size unroll dtype peers batch_size loss_chunks rounds"
     " steps",
     "tokens": "input:paths tokenizer text_field rounds:repeats",
+    "decode": "layers width heads vocab_size dtype batch_sizes beams prompt:prompt_length"
+    " new_tokens rounds hf:peers",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
-NEEDED = {"train": (), "tokens": ("input", "tokenizer"), "questions": ("path",)}
+NEEDED = {"train": (), "tokens": ("input", "tokenizer"), "questions": ("path",), "decode": ()}
 
 
 def run(options: flags.FlagValues) -> None:

@@ -1,54 +1,248 @@
+"""The loop: greedy decoding beside transformers, shapes, padding, sharding, memory, compiles."""
+
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.decoding import generate
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.generation import decoding
+from biomedlm_jax.generation.decoder import (
+    abstract_cache,
+    abstract_decoder,
+    cache_bytes,
+    decode_step,
+    make_cache,
+    make_decoder,
+)
+from biomedlm_jax.generation.decoding import decode, unpad
+from biomedlm_jax.generation.sampling import Strategy
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.training.state import abstract_model
 
-TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
+GRID = [
+    {},
+    {"repetition_penalty": 1.3},
+    {"repetition_penalty": 0.8, "no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"min_new_tokens": 12},
+    {"bad_words": ((4,), (8, 15), (16, 23, 42))},
+    {"ends": (60, 3, 30)},
+    {"repetition_penalty": 1.2, "no_repeat_ngram_size": 4, "min_new_tokens": 5},
+]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("scaled", options) for options in GRID] + [("plain", options) for options in GRID[:2]],
+    ids=str,
+)
+def test_greedy_tokens_are_those_of_transformers(pairs, prompts_of, name, options):
+    model, decoder, peer = pairs[name]
+    prompts, options = prompts_of(9, 23, 14, 12, 5), dict(options)
+    ends = options.pop("ends", (model.config.eos_token_id,))
+    ours = decode(decoder, prompts, max_new_tokens=27, strategy=Strategy(ends=ends, **options))
+    if "bad_words" in options:
+        options["bad_words_ids"] = [list(word) for word in options.pop("bad_words")]
+    tokens, _ = peer.generate(prompts, max_new_tokens=27, eos_token_id=list(ends), **options)
+    assert ours.tokens == tokens
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    config = GPTConfig(
-        vocab_size=280, context_length=32, layers=2, width=32, heads=2, initializer_range=0.4
+@pytest.mark.parametrize("options", [{"min_length": 30}, {"no_repeat_ngram_size": 1}], ids=str)
+def test_padding_never_counts_as_text(pairs, prompts_of, options):
+    # For transformers it does in these two, so a row of its is right only when it is alone.
+    _, decoder, peer = pairs["scaled"]
+    prompts, ends = prompts_of(9, 23, 14), [60, 3, 30]
+    strategy = Strategy(ends=tuple(ends), **options)
+    ours = decode(decoder, prompts, max_new_tokens=27, strategy=strategy).tokens
+    options = {"max_new_tokens": 27, "eos_token_id": ends, **options}
+    assert ours == [peer.generate([prompt], **options)[0][0] for prompt in prompts]
+
+
+def test_each_step_has_the_logits_of_the_full_forward_pass(random_model):
+    model = random_model()
+    decoder, tokens_BxL = make_decoder(model), np.arange(2 * 12).reshape(2, 12) % 60
+    expected_BxLxV = np.asarray(model(jnp.asarray(tokens_BxL)))
+    cache, step = make_cache(model.config, 2, 12), jax.jit(decode_step)
+    for i in range(12):
+        visible = jnp.broadcast_to(jnp.arange(12) <= i, (2, 1, 12))
+        positions = jnp.full((2, 1), i)
+        logits, cache = step(decoder, cache, tokens_BxL[:, i : i + 1], positions, i, visible)
+        np.testing.assert_allclose(logits[:, 0], expected_BxLxV[:, i], rtol=2e-4, atol=2e-4)
+
+
+def test_padding_on_either_side(prompts_of):
+
+    prompts = prompts_of(5, 11, 8)
+    left, right, mask_l, mask_r = np.zeros((4, 3, 11), np.int32)
+    for i, p in enumerate(prompts):
+        left[i, 11 - len(p) :], mask_l[i, 11 - len(p) :] = p, 1
+        right[i, : len(p)], mask_r[i, : len(p)] = p, 1
+    assert unpad(left, mask_l) == unpad(right, mask_r) == prompts
+    with pytest.raises(ValueError, match="row 1 has padding between"):
+        unpad(left, np.array([[1] * 11, [1, 0] * 5 + [1], [1] * 11]))
+
+
+def test_an_answer_does_not_depend_on_its_company(pairs, prompts_of):
+    _, decoder, _ = pairs["scaled"]
+    prompts = prompts_of(9, 40, 3)
+    for strategy in (Strategy(ends=(60,)), Strategy(temperature=1.5, top_p=0.95, ends=(60,))):
+        options = {"max_new_tokens": 20, "strategy": strategy, "seed": 4}
+        together = decode(decoder, prompts, samples=2, **options).tokens
+        alone = [
+            decode(decoder, [p], samples=2, numbers=[i], **options).tokens
+            for i, p in enumerate(prompts)
+        ]
+        assert together == [row for rows in alone for row in rows]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"data": 8}, {"fsdp": 8}, {"tensor": 4, "data": 2}, {"fsdp": 2, "tensor": 2}]
+)
+def test_sharded_is_unsharded(random_model, prompts_of, sizes):
+    sizes = {"data": 1, "fsdp": 1, **sizes}
+    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+    mesh = meshes.make_mesh(**sizes, devices=devices)
+    model = random_model()
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
+    sharded = make_decoder(jax.device_put(model, layout))
+    prompts = prompts_of(9, 23, 14)
+    expected = decode(make_decoder(model), prompts, max_new_tokens=12).tokens
+    assert decode(sharded, prompts, max_new_tokens=12).tokens == expected
+    kernel = sharded.layers[0]["c_fc.kernel"]
+    assert len(kernel.sharding.device_set) == mesh.size
+
+
+def test_the_cache_has_exactly_its_size_and_is_updated_in_place(pairs, prompts_of):
+    _, decoder, _ = pairs["scaled"]
+    config = decoder.config
+    tokens, lengths = decoding.align(prompts_of(9, 12), rows=2)
+    keys = decoding.row_keys(0, np.arange(2), 1)
+    state = decoding._begin(decoder, tokens, lengths, np.zeros(2, bool), keys, 32)
+    buffers = jax.tree.leaves(state.cache)
+    assert sum(b.nbytes for b in buffers) == 2 * cache_bytes(config, 16 + 32)
+    assert cache_bytes(config, 48) == 2 * config.layers * 48 * config.width * 4
+    where = [b.unsafe_buffer_pointer() for b in buffers]
+    after = decoding._loop(decoder, state, 30, Strategy())
+    assert all(b.is_deleted() for b in buffers), "the loop did not take the cache's buffers"
+    assert [b.unsafe_buffer_pointer() for b in jax.tree.leaves(after.cache)] == where
+    # All that the compiled loop allocates beside its arguments is less than one layer's cache.
+    compiled = decoding._loop.lower(decoder, after, 30, Strategy()).compile()
+    assert compiled.memory_analysis().alias_size_in_bytes >= sum(
+        b.nbytes for b in jax.tree.leaves(after.cache)
     )
-    return GPT(config, key=jax.random.key(0))
 
 
-def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(model, tokenizer):
-    ids = tokenizer.encode(TEXTS[0]).ids
-    prompt = len(ids)
-    forward = jax.jit(GPT.__call__)
-    while len(ids) < prompt + 8:
-        padded = np.zeros((1, 32), np.int32)  # later positions cannot be seen
-        padded[0, : len(ids)] = ids
-        ids.append(int(np.asarray(forward(model, padded))[0, len(ids) - 1].argmax()))
-    new = ids[prompt:]
-    expected = new[: new.index(279)] if 279 in new else new
-    said = generate(model, tokenizer, [TEXTS[0]], max_new_tokens=8)
-    assert said == [tokenizer.decode(expected)]
+def test_one_prefill_and_one_loop_for_a_bucket(pairs, prompts_of):
+    _, decoder, _ = pairs["plain"]
+    decoding.compiles.clear()
+    decoding._begin.clear_cache()
+    decoding._loop.clear_cache()
+    for lengths in ((9,), (17,), (3,), (10,)):
+        decode(decoder, prompts_of(*lengths), max_new_tokens=len(lengths) + 20)
+    for new in (17, 20, 32):
+        decode(decoder, prompts_of(12), max_new_tokens=new)
+    counted = {key[:4]: count for key, count in decoding.compiles.items()}
+    assert counted == {("prefill", 1, 16, 32): 1, ("loop", 1, 16, 32): 1}
+    decode(decoder, prompts_of(40, 4, 4), max_new_tokens=33)
+    counted = {key[:4]: count for key, count in decoding.compiles.items()}
+    assert counted[("prefill", 4, 64, 64)] == counted[("loop", 4, 64, 64)] == 1
+    assert sum(counted.values()) == 4
 
 
-def test_an_answer_does_not_depend_on_its_company(model, tokenizer):
-    together = generate(model, tokenizer, TEXTS, max_new_tokens=6)
-    assert together == [generate(model, tokenizer, [t], max_new_tokens=6)[0] for t in TEXTS]
+def test_rows_stop_at_their_own_end_and_the_loop_with_the_last(pairs, prompts_of):
+    _, decoder, _ = pairs["scaled"]
+    prompts = prompts_of(9, 23, 14, 12, 5)
+    free = decode(decoder, prompts, max_new_tokens=30, strategy=Strategy()).tokens
+    ends = (free[0][2], free[1][4])
+    found = decode(decoder, prompts, max_new_tokens=30, strategy=Strategy(ends=ends))
+    for row, whole in zip(found.tokens, free, strict=True):
+        first = next((i for i, t in enumerate(whole) if t in ends), len(whole) - 1)
+        assert row == whole[: first + 1]
+    assert found.steps == max(map(len, found.tokens))
 
 
-def test_sampling_follows_the_seed(model, tokenizer):
-    options = {"max_new_tokens": 12, "temperature": 2.0}
-    one = generate(model, tokenizer, [""], seed=1, **options)
-    assert one == generate(model, tokenizer, [""], seed=1, **options)
-    assert one != generate(model, tokenizer, [""], seed=2, **options)
+def test_watching_changes_nothing_and_may_stop_rows(pairs, prompts_of):
+    _, decoder, _ = pairs["scaled"]
+    prompts, seen = prompts_of(9, 23, 14), []
+
+    def watch(rows):
+        seen.append([len(row) for row in rows])
+        return [False, len(rows[1]) >= 8, False]
+
+    options = {"max_new_tokens": 20, "strategy": Strategy()}
+    whole = decode(decoder, prompts, **options).tokens
+    found = decode(decoder, prompts, **options, every=4, watch=watch).tokens
+    assert [found[0], found[1], found[2]] == [whole[0], whole[1][:8], whole[2]]
+    assert seen == [[4, 4, 4], [8, 8, 8], [12, 8, 12], [16, 8, 16], [20, 8, 20]]
 
 
-def test_a_prompt_that_does_not_fit(model, tokenizer):
-    with pytest.raises(ValueError, match="the model has 32 positions"):
-        generate(model, tokenizer, TEXTS, max_new_tokens=32)
+def test_logits_that_are_no_numbers_stop_with_step_and_row(random_model):
+    model = random_model()
+    free = decode(make_decoder(model), [[1, 2], [3, 4, 5]], max_new_tokens=9, strategy=Strategy())
+    poison = next(t for t in free.tokens[1][2:] if t not in (1, 2, 3, 4, 5, *free.tokens[0]))
+    step = free.tokens[1].index(poison) + 1
+    model.wte[...] = model.wte[...].at[poison].set(jnp.nan)
+    decoder = make_decoder(model)
+    tables = {**decoder.tables, "head": make_decoder(random_model()).tables["head"]}
+    broken = dataclasses.replace(decoder, tables=tables)
+    with pytest.raises(ValueError, match=rf"NaN at step {step} of prompt 7;"):
+        decode(broken, [[1, 2], [3, 4, 5]], max_new_tokens=9, numbers=[3, 7], strategy=Strategy())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "said"),
+    [
+        ([], 5, "0 prompts"),
+        ([[1]], 0, "max_new_tokens=0"),
+        ([[1], []], 5, "prompt 1 has no tokens"),
+        ([[1, 61]], 5, "ids from 1 to 61; the model's are 0 to 60"),
+        ([[1] * 90], 7, "the model has 96 positions"),
+    ],
+)
+def test_prompts_that_cannot_be(pairs, prompts, new, said):
+    with pytest.raises(ValueError, match=said):
+        decode(pairs["scaled"][1], prompts, max_new_tokens=new)
+
+
+def test_a_prompt_may_fill_the_positions(pairs, prompts_of):
+    _, decoder, peer = pairs["scaled"]
+    prompts = prompts_of(90)
+    ours = decode(decoder, prompts, max_new_tokens=6).tokens
+    assert ours == peer.generate(prompts, max_new_tokens=6)[0]
+
+
+def test_bfloat16_decodes(random_model, prompts_of):
+    model = random_model(compute_dtype="bfloat16")
+    decoder = make_decoder(model)
+    assert decoder.layers[0]["c_fc.kernel"].dtype == jnp.bfloat16
+    assert make_cache(model.config, 1, 16)[0][0].dtype == jnp.bfloat16
+    found = decode(decoder, prompts_of(9), max_new_tokens=8, strategy=Strategy()).tokens
+    assert len(found[0]) == 8
+
+
+def test_the_step_lowers_from_abstract_arguments_at_full_size():
+    config = GPTConfig(compute_dtype="bfloat16")
+    mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
+    decoder, cache = abstract_decoder(config, mesh), abstract_cache(config, 8, 1024, mesh)
+    assert sum(x.size * 2 for x in jax.tree.leaves(cache)) == 8 * cache_bytes(config, 1024)
+    shapes = jax.ShapeDtypeStruct
+    arguments = [shapes((8, 1), jnp.int32), shapes((8, 1), jnp.int32), shapes((), jnp.int32)]
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(decode_step, donate_argnums=1).lower(
+            decoder, cache, *arguments, shapes((8, 1, 1024), jnp.bool_)
+        )
+    assert lowered.out_info[0].shape == (8, 1, 28_896)
+
+
+def test_a_trained_model_speaks_as_in_transformers(trained, prompts_of):
+    model, decoder, peer = trained
+    prompts = [
+        p[:n] for p, n in zip(prompts_of(20, 20, 20, vocab_size=30), (4, 9, 20), strict=True)
+    ]
+    ours = decode(decoder, prompts, max_new_tokens=40).tokens
+    assert ours == peer.generate(prompts, max_new_tokens=40)[0]
+    assert isinstance(model, GPT)

@@ -1,0 +1,133 @@
+"""Strategies: how the next token follows from the logits and from what was said so far.
+
+Every function works on rows R (a sequence each) and the vocabulary V, and follows transformers'
+logits processors of the same name, in their order. `history_RxT` holds a row's ids, the newest at
+`end - 1`, aligned to the right, with -1 where there is none: padding never counts as text.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+BANNED = -jnp.inf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """What decides the next token; hashable, for each has a compiled loop of its own."""
+
+    temperature: float = 0.0  # 0: the likeliest token
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_length: int = 0  # tokens of prompt and answer before which no end is allowed
+    min_new_tokens: int = 0  # the same, of the answer alone
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    ends: tuple[int, ...] = ()  # ids that end a sequence
+
+
+def process(
+    strategy: Strategy,
+    scores_RxV: jax.Array,
+    history_RxT: jax.Array,
+    end: jax.Array,
+    lengths_R: jax.Array,
+    step: jax.Array,
+) -> jax.Array:
+    """Apply penalties and bans: scores [R, V] of the next token, with -inf for what is banned.
+
+    `lengths_R` counts each row's tokens so far, prompt included; `step` counts the new ones.
+    """
+    if strategy.repetition_penalty != 1:
+        scores_RxV = _penalise(scores_RxV, history_RxT, end, strategy.repetition_penalty)
+    if strategy.no_repeat_ngram_size:
+        scores_RxV = _ban_ngrams(scores_RxV, history_RxT, end, strategy.no_repeat_ngram_size)
+    for word in strategy.bad_words:
+        scores_RxV = _ban_word(scores_RxV, history_RxT, end, word)
+    if strategy.min_length or strategy.min_new_tokens:
+        early_R = (lengths_R < strategy.min_length) | (step < strategy.min_new_tokens)
+        for token in strategy.ends:
+            banned_R = jnp.where(early_R, BANNED, scores_RxV[:, token])
+            scores_RxV = scores_RxV.at[:, token].set(banned_R)
+    return scores_RxV
+
+
+def choose(
+    strategy: Strategy, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array
+) -> jax.Array:
+    """The next token of each row [R]: the likeliest, or a draw with the row's key at this step.
+
+    A row's draw depends on its own key and step only, never on the other rows.
+    """
+    if not strategy.temperature:
+        return scores_RxV.argmax(-1)
+    scores_RxV = warp(strategy, scores_RxV)
+    keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
+    return jax.vmap(jax.random.categorical)(keys_R, scores_RxV)
+
+
+def warp(strategy: Strategy, scores_RxV: jax.Array) -> jax.Array:
+    """Temperature, then top-k, top-p and min-p, as transformers orders them."""
+    scores_RxV = scores_RxV / strategy.temperature
+    V = scores_RxV.shape[-1]
+    if 0 < strategy.top_k < V:
+        least_Rx1 = jax.lax.top_k(scores_RxV, strategy.top_k)[0][:, -1:]
+        scores_RxV = jnp.where(scores_RxV < least_Rx1, BANNED, scores_RxV)
+    if strategy.top_p < 1:
+        ascending_RxV = jnp.sort(scores_RxV, axis=-1)
+        below_RxV = jnp.cumsum(jax.nn.softmax(ascending_RxV, axis=-1), axis=-1)
+        dropped_R = (below_RxV <= 1 - strategy.top_p).sum(-1)
+        first_Rx1 = jnp.minimum(dropped_R, V - 1)[:, None]  # the likeliest always stays
+        least_Rx1 = jnp.take_along_axis(ascending_RxV, first_Rx1, axis=-1)
+        scores_RxV = jnp.where(scores_RxV < least_Rx1, BANNED, scores_RxV)
+    if strategy.min_p:
+        weights_RxV = jax.nn.softmax(scores_RxV, axis=-1)
+        least_Rx1 = strategy.min_p * weights_RxV.max(-1, keepdims=True)
+        scores_RxV = jnp.where(weights_RxV < least_Rx1, BANNED, scores_RxV)
+    return scores_RxV
+
+
+def _seen(history_RxT, values_RxT, V):
+    """Whether each entry of the vocabulary is among the ids where `values` is true: [R, V]."""
+    ids_RxT = jnp.where(values_RxT, history_RxT, V)  # past the end: dropped
+    rows_Rx1 = jnp.arange(history_RxT.shape[0])[:, None]
+    return jnp.zeros((history_RxT.shape[0], V), bool).at[rows_Rx1, ids_RxT].set(True, mode="drop")
+
+
+def _penalise(scores_RxV, history_RxT, end, penalty):
+    written_RxT = (history_RxT >= 0) & (jnp.arange(history_RxT.shape[1]) < end)
+    seen_RxV = _seen(history_RxT, written_RxT, scores_RxV.shape[-1])
+    penalised_RxV = jnp.where(scores_RxV < 0, scores_RxV * penalty, scores_RxV / penalty)
+    return jnp.where(seen_RxV, penalised_RxV, scores_RxV)
+
+
+def _ban_ngrams(scores_RxV, history_RxT, end, size):
+    """Ban each id that would complete a run of `size` ids which the row has already."""
+    T = history_RxT.shape[1]
+    # An id at t completes such a run if the ids before it are those at the row's end.
+    matches_RxT = (history_RxT >= 0) & (jnp.arange(T) < end) & (jnp.arange(T) >= size - 1)
+    for back in range(1, size):
+        newest_Rx1 = jax.lax.dynamic_slice_in_dim(history_RxT, end - back, 1, axis=1)
+        matches_RxT &= (jnp.roll(history_RxT, back, axis=1) == newest_Rx1) & (newest_Rx1 >= 0)
+    return jnp.where(_seen(history_RxT, matches_RxT, scores_RxV.shape[-1]), BANNED, scores_RxV)
+
+
+def _ban_word(scores_RxV, history_RxT, end, word):
+    *before, last = word
+    follows_R = jnp.ones(scores_RxV.shape[0], bool)
+    for back, token in enumerate(reversed(before), start=1):
+        newest_R = jax.lax.dynamic_slice_in_dim(history_RxT, end - back, 1, axis=1)[:, 0]
+        follows_R &= (newest_R == token) & (end - back >= 0)
+    return scores_RxV.at[:, last].set(jnp.where(follows_R, BANNED, scores_RxV[:, last]))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def row_keys(seed: jax.Array, indices_R: jax.Array, samples: int = 1) -> jax.Array:
+    """A key for each sample of each prompt [R * samples], from the prompts' own numbers."""
+    keys_R = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_R)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold(keys_R, jnp.arange(samples)).reshape(-1)

@@ -1,0 +1,166 @@
+"""Scoring: how probable each token of a text is, and a coloured view of the surprising ones."""
+
+import dataclasses
+import functools
+import html
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from biomedlm_jax.generation.decoding import bucket
+from biomedlm_jax.model.gpt import GPT
+
+# Bits of surprise from which a token has the colour; calm to alarming, readable on black letters.
+COLOURS = ((0, "#ffffff"), (2, "#fff3c4"), (5, "#ffd98a"), (9, "#ffae70"), (13, "#ff7f6b"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A text's tokens and their log-probabilities in nats, each given all tokens before it."""
+
+    pieces: list[str]  # the text of each token; bytes of an unfinished character join the next
+    tokens: list[int]
+    logprobs: list[float]
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-probability."""
+        return math.exp(-sum(self.logprobs) / len(self.logprobs))
+
+    @property
+    def bits(self) -> list[float]:
+        """Surprise of each token, -log2 of its probability."""
+        return [-p / math.log(2) for p in self.logprobs]
+
+
+def score_text(model: GPT, tokenizer: Tokenizer, text: str) -> Scored:
+    """Score a text that follows the end of text, as BioMedLM's training texts do.
+
+    Raises ValueError for an empty text or one that does not fit the model's positions.
+    """
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    if not tokens:
+        raise ValueError("got an empty text; there is nothing to score")
+    if len(tokens) > model.config.context_length - 1:
+        raise ValueError(
+            f"the text has {len(tokens)} tokens; after the end of text "
+            f"{model.config.context_length - 1} fit the model's positions: cut it"
+        )
+    logprobs = token_logprobs(model, [[model.config.eos_token_id, *tokens]])[0]
+    return Scored(_pieces(tokenizer, tokens), tokens, logprobs)
+
+
+def token_logprobs(model: GPT, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Log-probabilities in nats of each text's tokens 1, 2, .. given those before them.
+
+    Raises ValueError for ids or lengths that the model has not.
+    """
+    config = model.config
+    found = []
+    for ids in texts:
+        if not ids or min(ids) < 0 or max(ids) >= config.vocab_size:
+            raise ValueError(f"got ids {ids[:4]}..; the model's are 0 to {config.vocab_size - 1}")
+        if len(ids) > config.context_length:
+            raise ValueError(
+                f"got {len(ids)} tokens; the model has {config.context_length} positions: cut them"
+            )
+        size = min(bucket(len(ids)), config.context_length)
+        padded_1xL = np.zeros((1, size), np.int32)
+        padded_1xL[0, : len(ids)] = ids
+        logprobs_L = np.asarray(_logprobs(model, padded_1xL))[0]
+        found.append(logprobs_L[: len(ids) - 1].tolist())
+    return found
+
+
+@functools.partial(jax.jit)
+def _logprobs(model: GPT, tokens_BxL: jax.Array) -> jax.Array:
+    logits_BxLxV = model(tokens_BxL)[:, :-1]
+    chosen_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[:, 1:, None], axis=-1)[..., 0]
+    return chosen_BxL - jax.nn.logsumexp(logits_BxLxV, axis=-1)
+
+
+def _pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
+    """The text that each token adds."""
+    pieces, done, shown = [], 0, ""
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[done:end], skip_special_tokens=False)
+        if text.endswith("\ufffd") and end < len(tokens):
+            pieces.append("")
+            continue
+        pieces.append(text)
+        done, shown = end, shown + text
+    return pieces
+
+
+def colour(bits: float) -> str:
+    """The colour of a token of so many bits."""
+    return next(colour for least, colour in reversed(COLOURS) if bits >= least or least == 0)
+
+
+def coloured(scored: Scored) -> Text:
+    """The text for a terminal, surprising tokens on a warmer ground."""
+    text = Text()
+    for piece, bits in zip(scored.pieces, scored.bits, strict=True):
+        style = "" if bits < COLOURS[1][0] else f"black on {colour(bits)}"
+        text.append(piece, style=style)
+    return text
+
+
+def legend() -> Text:
+    """What the colours mean."""
+    text = Text("bits of surprise: ")
+    for least, ground in COLOURS[1:]:
+        text.append(f" {least}+ ", style=f"black on {ground}")
+        text.append(" ")
+    return text
+
+
+def page(scored: Sequence[Scored], *, title: str) -> str:
+    """An HTML page of scored texts; hovering over a token shows its probability."""
+    sections = []
+    for one in scored:
+        spans = "".join(
+            f'<span style="background:{colour(bits)}" title="{_hint(logprob, bits)}">'
+            f"{html.escape(piece)}</span>"
+            for piece, logprob, bits in zip(one.pieces, one.logprobs, one.bits, strict=True)
+        )
+        facts = (
+            f"{len(one.tokens):,} tokens, perplexity {one.perplexity:,.1f}, "
+            f"{np.mean(one.bits):.2f} bits a token"
+        )
+        sections.append(f"<section><p>{facts}</p><div>{spans}</div></section>")
+    keys = " ".join(
+        f'<span style="background:{ground}">&nbsp;{least}+&nbsp;</span>'
+        for least, ground in COLOURS[1:]
+    )
+    return _PAGE.format(title=html.escape(title), keys=keys, sections="\n".join(sections))
+
+
+def _hint(logprob: float, bits: float) -> str:
+    return f"probability {math.exp(logprob):.2g}, {bits:.1f} bits"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 17px/1.7 Georgia, serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1a1a1a; background: #ffffff; }}
+h1 {{ font: 600 1.3rem/1.3 system-ui, sans-serif; }}
+p {{ font: 14px/1.5 system-ui, sans-serif; color: #555555; }}
+section {{ border-top: 1px solid #dddddd; padding: .5rem 0 1rem; }}
+div {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+span {{ border-radius: 3px; }}
+</style>
+<h1>{title}</h1>
+<p>Bits of surprise: {keys} Hover over a token for its probability.</p>
+{sections}
+</html>
+"""

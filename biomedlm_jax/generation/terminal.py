@@ -1,0 +1,122 @@
+"""The terminal's side of generation: what `biomedlm generate` shows and asks."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.generation import scoring
+from biomedlm_jax.generation.decoding import check_prompts
+from biomedlm_jax.generation.files import answer_file
+from biomedlm_jax.generation.options import Options, make_options, read_settings
+from biomedlm_jax.generation.text import NOTICE, Generator
+from biomedlm_jax.interop.huggingface import load
+
+OPTIONS = tuple(f.name for f in dataclasses.fields(Options) if f.name != "ends")
+EARLY = {None: None, "false": False, "true": True, "never": "never"}
+
+
+def check(flags) -> None:
+    """Raise ValueError for flags that contradict one another, before the model is read."""
+    asked = [n for n in ("prompt", "prompts", "score") if getattr(flags, n) is not None]
+    if len(asked) > 1:
+        raise ValueError(f"got --{asked[0]} and --{asked[1]}; give one of them")
+    for name, needs in (("out", "prompts"), ("prompts", "out"), ("html", "score")):
+        if getattr(flags, name) is not None and getattr(flags, needs) is None:
+            raise ValueError(f"got --{name} without --{needs}; they belong together")
+    if flags.early_stopping not in EARLY:
+        raise ValueError(
+            f"got --early_stopping={flags.early_stopping}; it is one of false, true, never"
+        )
+    if flags.prompts is not None and not Path(flags.prompts).is_file():
+        raise FileNotFoundError(f"no such file: {flags.prompts}")
+
+
+def generate(flags, given: dict) -> None:
+    """Answer one prompt, a file of them, or what is typed, as the flags say."""
+    keep_freed_memory()
+    given["early_stopping"] = EARLY[given["early_stopping"]]
+    for name in ("stop", "bad_words"):
+        given[name] = tuple(given[name]) if given[name] else None
+    options = make_options(read_settings(flags.model), **given)
+    model, tokenizer = load(flags.model, compute_dtype=flags.dtype)
+    generator = Generator(model, tokenizer)
+    del model  # the generator has its own copy, in the dtype it computes in
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
+    if flags.notice:
+        say.print(f"[dim]{NOTICE} (--nonotice leaves this line out)[/dim]")
+    if flags.prompts is not None:
+        counts = answer_file(
+            generator,
+            flags.prompts,
+            flags.out,
+            options,
+            field=flags.field,
+            batch_size=flags.batch_size,
+            truncate=flags.truncate,
+            model=str(Path(flags.model).absolute()),
+            notify=say.print,
+        )
+        say.print(f"{flags.out}: {counts['made']} answers made, {counts['kept']} kept")
+    elif flags.prompt is not None:
+        if flags.stats:
+            _answer(generator, flags.prompt, options, flags.truncate, show=False)  # compiles
+        _answer(generator, flags.prompt, options, flags.truncate)
+    else:
+        _converse(generator, options, flags.truncate, say)
+    if flags.stats:
+        for line in generator.stats.lines():
+            say.print(line)
+
+
+def _answer(generator, prompt: str, options: Options, truncate: str, *, show=True) -> None:
+    ids = generator.encode(prompt, new=options.max_new_tokens, truncate=truncate)
+    check_prompts(generator.config, [ids], options.max_new_tokens)
+    if options.beams > 1 or options.samples > 1:
+        for answer in generator.answers([ids], options)[0]:
+            score = "" if answer.score is None else f"[{answer.score:.3f}] "
+            if show:
+                print(score + answer.text, flush=True)
+        return
+    for piece in generator.stream(ids, options):
+        if show:
+            print(piece, end="", flush=True)
+    if show:
+        print(flush=True)
+
+
+def _converse(generator, options: Options, truncate: str, say: Console) -> None:
+    if sys.stdin.isatty():
+        say.print("A prompt a line; an empty line or Ctrl-D ends.")
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        prompt = sys.stdin.readline().rstrip("\n")
+        if not prompt:
+            return
+        try:
+            _answer(generator, prompt, options, truncate)
+        except ValueError as error:  # the next prompt may be better
+            say.print(f"error: {error}", markup=False)
+
+
+def show_score(model: str, text: str, *, dtype: str, file: str | None) -> None:
+    """Print a text with its surprising tokens coloured, and write the page where asked."""
+    keep_freed_memory()
+    loaded, tokenizer = load(model, compute_dtype=dtype)
+    if tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer; put its tokenizer.json there")
+    scored = scoring.score_text(loaded, tokenizer, text)
+    console = Console(highlight=False)
+    console.print(scoring.coloured(scored))
+    console.print(scoring.legend())
+    console.print(
+        f"{len(scored.tokens)} tokens, log-probability {sum(scored.logprobs):.2f}, perplexity "
+        f"{scored.perplexity:.2f}"
+    )
+    if file:
+        page = scoring.page([scored], title="Surprising tokens")
+        Path(file).write_text(page, encoding="utf-8")
+        console.print(f"wrote {file}")

@@ -1,0 +1,176 @@
+"""`biomedlm generate` as a person calls it."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from biomedlm_jax.cli import main
+from biomedlm_jax.commands.generate import FLAGS
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.text import NOTICE, generate
+from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+
+TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
+
+
+@pytest.fixture(scope="module")
+def world():
+    tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+    config = GPTConfig(
+        vocab_size=280, context_length=40, layers=1, width=32, heads=2, initializer_range=0.4
+    )
+    model = GPT(config, key=jax.random.key(0))
+    odd = [i for i in range(280) if not tokenizer.decode([i]).isprintable() or i > 278]
+    odd += [i for i in range(280) if not tokenizer.decode([i]).isascii()]
+    model.wte[...] = model.wte[...].at[np.array(odd)].set(0)  # one answer is one line
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def release(world, tmp_path_factory):
+    return export_hf(*world, tmp_path_factory.mktemp("models") / "release")
+
+
+def call(release, *flags: str) -> int:
+    for name in FLAGS:
+        FLAGS[name].unparse()  # what an earlier call in this process gave
+    return main(["generate", f"--model={release}", *flags])
+
+
+def test_a_prompt_streams_and_the_notice_can_be_silenced(world, release, capsys):
+    expected = generate(*world, [TEXTS[0]], max_new_tokens=8)[0]
+    flags = (f"--prompt={TEXTS[0]}", "--max_new_tokens=8")
+    assert call(release, *flags) == 0
+    said = capsys.readouterr()
+    assert said.out == expected + "\n"
+    assert NOTICE[:40] in said.err
+    assert call(release, *flags, "--nonotice") == 0
+    assert capsys.readouterr() == (expected + "\n", "")
+
+
+def test_beams_show_their_scores_and_stats_their_speed(world, release, capsys):
+    expected = generate(*world, [TEXTS[0]], max_new_tokens=8, beams=3, samples=2)
+    flags = (f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--beams=3", "--samples=2", "--stats")
+    assert call(release, *flags) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert [line.split("] ", 1)[1] for line in lines] == expected
+    assert float(lines[0][1:].split("]")[0]) >= float(lines[1][1:].split("]")[0])
+    for what in ("prefill", "decode", "MB a token"):
+        assert what in said.err
+
+
+def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypatch):
+    expected = generate(*world, TEXTS[:2], max_new_tokens=6)
+    lines = iter([f"{TEXTS[0]}\n", "z " * 60 + "\n", f"{TEXTS[1]}\n", "\n"])
+    monkeypatch.setattr(sys.stdin, "readline", lambda: next(lines), raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert call(release, "--max_new_tokens=6") == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == expected
+    assert "the model has 40 positions" in " ".join(said.err.split())
+
+
+def test_a_file_is_answered_with_the_models_settings(world, release, tmp_path, capsys):
+    settings = release / "generation_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps({"num_beams": 2, "length_penalty": -0.5, "eos_token_id": 279}))
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"q": text}) + "\n" for text in TEXTS))
+    flags = (f"--prompts={prompts}", f"--out={out}", "--field=q", "--max_new_tokens=6")
+    assert call(release, *flags) == 0
+    expected = generate(*world, TEXTS, max_new_tokens=6, beams=2, length_penalty=-0.5)
+    records = [json.loads(line) for line in out.open()]
+    assert [r["answers"][0] for r in records] == expected
+    assert all(len(r["scores"]) == 1 for r in records)
+    assert call(release, *flags) == 0
+    assert "0 answers made, 3 kept" in capsys.readouterr().err
+    settings.write_text(before)
+
+
+def test_ctrl_c_in_a_file_keeps_what_is_done(release, tmp_path, capsys, monkeypatch):
+    from biomedlm_jax.generation.text import Generator
+
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    real = Generator.answers
+
+    def interrupted(self, batch, *args, numbers, **kwargs):
+        if 1 in numbers:
+            raise KeyboardInterrupt
+        return real(self, batch, *args, numbers=numbers, **kwargs)
+
+    monkeypatch.setattr(Generator, "answers", interrupted)
+    flags = (f"--prompts={prompts}", f"--out={out}", "--batch_size=1", "--max_new_tokens=6")
+    assert call(release, *flags) == 130
+    assert len(out.read_text().splitlines()) == 1
+    monkeypatch.undo()
+    assert call(release, *flags) == 0
+    assert "2 answers made, 1 kept" in capsys.readouterr().err
+
+
+def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
+    page = tmp_path / "score.html"
+    assert call(release, f"--score={TEXTS[0]}", f"--html={page}") == 0
+    said = capsys.readouterr().out
+    assert TEXTS[0] in said
+    assert "perplexity" in said
+    assert "perplexity" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--prompt=a", "--prompts=b"], "--prompt and --prompts"),
+        (["--prompts=b"], "--prompts without --out"),
+        (["--out=b"], "--out without --prompts"),
+        (["--html=b"], "--html without --score"),
+        (["--prompts=nowhere", "--out=b"], "no such file: nowhere"),
+        (["--prompt=a", "--early_stopping=soon"], "false, true, never"),
+        (["--prompt=a", "--top_k=5"], "ask for a temperature above 0"),
+        (["--prompt=a", "--beams=3", "--temperature=1"], "beam search draws nothing"),
+        (["--prompt=a", "--heat=1"], "heat"),
+        (["--prompt=a", "--max_new_tokens=many"], "many"),
+        (["--prompt=a", "--max_new_tokens=40"], "the model has 40 positions"),
+        (["--prompt=" + "z " * 60, "--max_new_tokens=4"], "--truncate=left"),
+        (["--prompt=a", "--truncate=right"], "right"),
+        (["--score="], "an empty text"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_compiled(release, capsys, flags, said):
+    from biomedlm_jax.generation import decoding
+
+    before = sum(decoding.compiles.values())
+    assert call(release, "--nonotice", *flags) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert sum(decoding.compiles.values()) == before
+
+
+def test_a_tokenizer_that_does_not_fit(world, tmp_path, capsys):
+    from biomedlm_jax.corpus.tokenizer import save_tokenizer
+
+    export_hf(*world, tmp_path / "hf")
+    larger = train_tokenizer(iter([str(TEXTS), *TEXTS] * 9), vocab_size=300)
+    save_tokenizer(larger, tmp_path / "hf", overwrite=True)
+    assert call(tmp_path / "hf", "--prompt=a") == 2
+    assert "id 299" in capsys.readouterr().err
+
+
+def test_logits_that_are_no_numbers(world, tmp_path, capsys):
+    export_hf(*world, tmp_path / "hf")
+    from safetensors.numpy import load_file, save_file
+
+    file = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.ln_f.weight"] += np.float32(3e38)  # finite, its products are not
+    save_file(tensors, file, {"format": "pt"})
+    assert call(tmp_path / "hf", "--prompt=a", "--max_new_tokens=4", "--nonotice") == 2
+    assert "NaN at step 0 of prompt 0" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""Models to decode with, here and in transformers (eager attention), with equal weights."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from biomedlm_jax.generation.decoder import make_decoder
+from biomedlm_jax.interop.weights import tensor_reader, tensor_shapes
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.training.loss import next_token_loss
+
+SMALL = {"vocab_size": 61, "context_length": 96, "layers": 2, "width": 32, "heads": 4}
+
+
+def random_model(*, seed: int = 0, deviation: float = 0.3, **fields) -> GPT:
+    """A GPT of large random weights, whose best and second-best tokens lie far apart."""
+    config = GPTConfig(**{**SMALL, **fields})
+    random = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        values = deviation * random.standard_normal(leaf.shape, np.float32)
+        return jax.numpy.asarray(values + (path[-2].name == "scale"))
+
+    abstract = jax.eval_shape(lambda: GPT(config, key=jax.random.key(0)))
+    model = jax.tree_util.tree_map_with_path(fill, abstract)
+    model.wte[...] = model.wte[...].at[config.vocab_size :].set(0)
+    return model
+
+
+class Peer:
+    """transformers' model of the same weights, and its `generate` on prompts of token ids."""
+
+    def __init__(self, model: GPT):
+        import torch
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(**model.config.to_hf(), attn_implementation="eager")
+        self.model = GPT2LMHeadModel(config).eval()
+        read = tensor_reader(model, fold=False)
+        tensors = {
+            f"transformer.{name}": torch.from_numpy(np.array(read(name)))
+            for name in tensor_shapes(model.config)
+        }
+        loaded = self.model.load_state_dict(tensors, strict=False)
+        assert loaded.missing_keys == ["lm_head.weight"]
+        assert not loaded.unexpected_keys
+        self.end = model.config.eos_token_id
+
+    def generate(self, prompts, *, pad: int = 0, right: bool = False, **options):
+        """New tokens of each row up to the first end, and the scores of its beams or None."""
+        import torch
+
+        width = max(map(len, prompts))
+        assert not right, "transformers decodes left-padded batches only"
+        tokens = [[pad] * (width - len(p)) + list(p) for p in prompts]
+        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
+        options = {"eos_token_id": self.end, "pad_token_id": pad, "do_sample": False, **options}
+        with torch.no_grad():
+            out = self.model.generate(
+                torch.tensor(tokens),
+                attention_mask=torch.tensor(mask),
+                return_dict_in_generate=True,
+                output_scores=True,
+                **options,
+            )
+        ends = options["eos_token_id"]
+        ends = ends if isinstance(ends, list) else [ends]
+        rows = []
+        for row in out.sequences[:, width:].tolist():
+            first = next((i + 1 for i, t in enumerate(row) if t in ends), len(row))
+            rows.append(row[:first])
+        scores = getattr(out, "sequences_scores", None)
+        return rows, None if scores is None else scores.tolist()
+
+
+def train(model: GPT, *, steps: int) -> GPT:
+    """Train on rows that count up from somewhere by 1, 2 or 3, modulo 30, and end."""
+    tx = optax.adam(3e-3)
+
+    @jax.jit
+    def step(model, moments, tokens):
+        loss, grads = jax.value_and_grad(next_token_loss)(model, tokens)
+        updates, moments = tx.update(grads, moments)
+        return optax.apply_updates(model, updates), moments, loss
+
+    random, moments, losses = np.random.default_rng(0), tx.init(model), []
+    for _ in range(steps):
+        start, stride, length = random.integers((0, 1, 8), (30, 4, 30), (16, 3)).T[:, :, None]
+        place = np.arange(32)
+        rows = np.where(place < length, (start + stride * place) % 30, 60)
+        model, moments, loss = step(model, moments, rows)
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0], losses[:: steps // 5]
+    return model
+
+
+def prompts_of(*lengths: int, seed: int = 1, vocab_size: int = 60) -> list[list[int]]:
+    """Random prompts of these lengths, without the end of text and without id 0, the padding."""
+    random = np.random.default_rng(seed)
+    return [random.integers(1, vocab_size, n).tolist() for n in lengths]
+
+
+@pytest.fixture(scope="session", name="prompts_of")
+def _prompts_of():
+    return prompts_of
+
+
+@pytest.fixture(scope="session", name="random_model")
+def _random_model():
+    return random_model
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Decoders by name, each with its peer: the inverse-layer scale on and off."""
+    found = {}
+    for name, fields in {
+        "scaled": {"seed": 0},
+        "plain": {"seed": 1, "scale_attn_by_inverse_layer_idx": False, "heads": 2},
+    }.items():
+        model = random_model(**fields)
+        found[name] = model, make_decoder(model), Peer(model)
+    return found
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A model that was trained to count, with its decoder and its peer."""
+    model = train(random_model(deviation=0.1), steps=150)
+    return model, make_decoder(model), Peer(model)

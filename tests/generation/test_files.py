@@ -1,0 +1,115 @@
+import json
+
+import jax
+import pytest
+
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.files import answer_file, read_prompts
+from biomedlm_jax.generation.options import Options
+from biomedlm_jax.generation.text import Generator
+from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt import GPT
+
+TEXTS = ["the kinase", "a trial of the drug", "renal tissue", "was examined", "the receptor"]
+OPTIONS = Options(max_new_tokens=6, temperature=1.5, seed=5, samples=2)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+    config = GPTConfig(
+        vocab_size=280, context_length=32, layers=1, width=32, heads=2, initializer_range=0.4
+    )
+    return Generator(GPT(config, key=jax.random.key(0)), tokenizer)
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "in.jsonl"
+    lines = [json.dumps({"prompt": text, "id": f"q{i}"}) for i, text in enumerate(TEXTS)]
+    file.write_text("\n".join(lines) + "\n\n")
+    return file
+
+
+def answers(generator, source, out, **options):
+    said = []
+    counts = answer_file(
+        generator, source, out, OPTIONS, batch_size=2, notify=said.append, **options
+    )
+    return counts, said
+
+
+def test_every_prompt_has_its_line(generator, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert answers(generator, source, out)[0] == {"kept": 0, "made": 5}
+    records = [json.loads(line) for line in out.open()]
+    assert [(r["index"], r["id"], r["prompt"]) for r in records] == [
+        (i, f"q{i}", text) for i, text in enumerate(TEXTS)
+    ]
+    assert all(len(r["answers"]) == len(r["tokens"]) == 2 for r in records)
+
+
+def test_an_interrupted_file_goes_on_as_if_nothing_had_happened(
+    generator, source, tmp_path, monkeypatch
+):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    answers(generator, source, whole)
+    real, calls = generator.answers, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generator, "answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        answers(generator, source, out)
+    monkeypatch.undo()
+    assert len(out.read_text().splitlines()) == 2
+    with out.open("a") as file:
+        file.write('{"index": 2, "pro')  # cut off by a crash
+    counts, said = answers(generator, source, out)
+    assert counts == {"kept": 2, "made": 3}
+    assert "has 2 of 5 answers" in said[0]
+    assert out.read_bytes() == whole.read_bytes()
+    assert answers(generator, source, out)[0] == {"kept": 5, "made": 0}
+
+
+def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    answers(generator, source, out)
+    with pytest.raises(ValueError, match="other options or another model"):
+        answers(generator, source, out, model="another")
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match="line 1 answers another prompt"):
+        answers(generator, source, out)
+    out.write_text("notes\n")
+    with pytest.raises(ValueError, match="line 1 is no answer"):
+        answers(generator, source, out)
+    assert out.read_text() == "notes\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no prompts"),
+        ('{"prompt": "a"}\nnonsense\n', "line 2 is not JSON"),
+        ('{"text": "a"}\n', r"line 1 has the fields \['text'\]"),
+        ("[1]\n", r"line 1 has \[1\]"),
+    ],
+)
+def test_files_that_cannot_be(tmp_path, text, said):
+    (tmp_path / "in.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / "in.jsonl")
+
+
+def test_a_prompt_that_does_not_fit_stops_before_anything_is_written(generator, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "z " * 60}))
+    with pytest.raises(ValueError, match="prompt 1 has"):
+        answers(generator, source, out)
+    assert not out.exists()
+    assert answers(generator, source, out, truncate="left")[0]["made"] == 2
