@@ -178,15 +178,16 @@ def use_all_threads() -> None:
 
 
 def _model(model, tokenizer) -> tuple[GPT, Tokenizer]:
-    if model:
-        gpt, own = load(model)
-        if own is None and not tokenizer:
-            raise ValueError(f"{model} has no tokenizer; give --tokenizer")
-        return gpt, load_tokenizer(tokenizer) if tokenizer else own
-    if not tokenizer:
-        raise ValueError("bench questions needs --model, or --tokenizer for a random one")
-    tokens = load_tokenizer(tokenizer)
     rates = ("embedding_dropout", "attention_dropout", "residual_dropout")
+    undisturbed = dict.fromkeys(rates, 0.0)  # so that all sides compute the same
+    tokens = load_tokenizer(tokenizer) if tokenizer else None
+    if model:
+        gpt, own = load(model, **undisturbed)
+        if tokens is None and own is None:
+            raise ValueError(f"{model} has no tokenizer; give --tokenizer")
+        return gpt, tokens or own
+    if tokens is None:
+        raise ValueError("bench questions needs --model, or --tokenizer for a random one")
     shape = {"layers": 6, "width": 384, "heads": 6, "vocab_size": tokens.get_vocab_size()}
-    config = GPTConfig(context_length=1024, **shape, **dict.fromkeys(rates, 0.0))
+    config = GPTConfig(context_length=1024, **shape, **undisturbed)
     return GPT(config, key=jax.random.key(0)), tokens

@@ -120,8 +120,7 @@ def _shots(count: int, modes, task: Task, examples, path, read: dict) -> list[Ex
     told = read_examples(task, path, split=split, **read)[:count]
     if len(told) < count or any(shot.label is None for shot in told):
         raise ValueError(f"got shots={count}; {split} has {len(told)} with answers")
-    asked = {(example.question, example.context) for example in examples}
-    if any((shot.question, shot.context) in asked for shot in told):
+    if set(told) & set(examples):
         raise ValueError(
             f"got shots={count}, and the shots are among the questions that are asked; give a "
             f"directory with a {split} split of its own, and ask another split"

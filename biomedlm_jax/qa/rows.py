@@ -261,7 +261,7 @@ def _lettered(example: Example) -> str:
 def _template(task: Task) -> Callable[[Example], str]:
     family = task.name.partition(":")[0]
     if task.kind == "classification":
-        return _asked
+        return lambda e: f"Abstract: {e.context}\nQuestion: {e.question}\nAnswer:"
     if family == "medmcqa":
         return lambda e: f"{_abstract(e)}Question: {e.question}\nChoices:\n{_lettered(e)}Answer:"
     if family == "mmlu":

@@ -63,7 +63,8 @@ def as_table(summaries: list[dict]) -> Table:
     ends = versus["difference"]
     table = Table(
         caption=f"difference {100 * ends['value']:+.1f} points "
-        f"[{100 * ends['low']:+.1f}, {100 * ends['high']:+.1f}]\nMcNemar's exact test, two-sided: {p}",
+        f"[{100 * ends['low']:+.1f}, {100 * ends['high']:+.1f}]\n"
+        f"McNemar's exact test, two-sided: {p}",
     )
     for column in ("fine-tuned from", "questions", "right [95 %]"):
         table.add_column(column, justify="right" if table.columns else "left")

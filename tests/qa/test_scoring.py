@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
@@ -306,6 +307,8 @@ def test_a_choice_head_scores_a_row_for_each_option(choice, tmp_path):
     state = last_states(tuned, tokenizer, tmp_path / "gpt")
     kernel, bias = np.asarray(tuned.score.kernel[...]), np.asarray(tuned.score.bias[...])
     cut = {PAPER: 0, RELEASED: 0}
+    cutting = Tokenizer.from_str(tokenizer.to_str())
+    cutting.enable_truncation(48, strategy="longest_first")
     for row_format in cut:
         options = {"mode": "classifier", "row_format": row_format, "max_length": 48}
         items = score(tuned, tokenizer, CHOICES, MEDQA, **options)["classifier"]
@@ -317,9 +320,11 @@ def test_a_choice_head_scores_a_row_for_each_option(choice, tmp_path):
             for answer in answers:
                 asked = question
                 if len(question) + longest > 46:
-                    keep = 46 - (longest if row_format == PAPER else len(answer))
-                    asked = question[-keep:] if row_format == PAPER else question[:keep]
+                    asked = question[-(46 - longest) :]
                 text = [*asked, *ids(tokenizer, "[SEP]"), *answer, *ids(tokenizer, "[SEP]")]
+                if row_format == RELEASED:
+                    option = tokenizer.decode(answer, skip_special_tokens=False)
+                    text = cutting.encode(f"{example.question}[SEP]", f"{option}[SEP]").ids
                 expected.append((state(text) @ kernel + bias)[0])
             np.testing.assert_allclose(item["scores"], expected, atol=1e-4, err_msg=example.id)
             assert item["truncated"] == (len(question) + longest > 46)
