@@ -38,6 +38,11 @@ def markdown(plan: Plan) -> str:
     ]
     lines += ["| " + " | ".join(_cells(plan, row)) + " |" for row in plan.rows]
     lines += [f"\n{_mesh(row)}: {row.trouble}" for row in plan.rows if row.trouble]
+    unread = [row for row in plan.rows if row.figures and row.figures.why_not]
+    lines += [
+        f"\n{_mesh(row)}: memory and FLOPs only, the program cannot be read: {row.figures.why_not}"
+        for row in unread
+    ]
     return "\n".join([*lines, "", _assumptions(plan), ""])
 
 
