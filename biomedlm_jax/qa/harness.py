@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.generation.decoding import generate
+from biomedlm_jax.generation.text import generate
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.qa.packing import Prompt
