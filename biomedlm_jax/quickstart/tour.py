@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def take_tour(
         console.print(f"   {train['tokens']:,} tokens to train on, in rows of {LENGTH}")
     with stage("4  pre-training"):
         config = get_config(str(out / "tokens"), steps=steps)
+        # One row for every device, at least.
+        config.training.batch_size = math.lcm(config.training.batch_size, jax.device_count())
         figures["validation"] = pretrain(config, out / "run")
         losses = [r["loss"] for r in _records(out / "run") if "loss" in r]
         console.print(f"   loss {losses[0]:.2f} {_sparkline(losses)} {losses[-1]:.2f}")
