@@ -15,7 +15,8 @@ config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_v
 flags.DEFINE_string("topology", "local", "v5e:16x16, v4:4x4x8 ..., or local.", flag_values=FLAGS)
 flags.DEFINE_bool("search", False, "Compile every sensible mesh.", flag_values=FLAGS)
 flags.DEFINE_list("tensor", ["1", "2", "4"], "Tensor axes to search.", flag_values=FLAGS)
-flags.DEFINE_enum("step", "train", ["train", "score"], "The step to plan.", flag_values=FLAGS)
+steps = ["train", "score", "decode"]
+flags.DEFINE_enum("step", "train", steps, "The step to plan.", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "Directory for JSON, Markdown and a plot.", flag_values=FLAGS)
 flags.DEFINE_string("hlo", None, "Directory that keeps the optimised HLO.", flag_values=FLAGS)
 flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)

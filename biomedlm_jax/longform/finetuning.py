@@ -30,7 +30,8 @@ from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.model.tokens import grow_vocabulary
 from biomedlm_jax.training.checkpoint import save_model
 from biomedlm_jax.training.loss import cross_entropy
-from biomedlm_jax.training.state import TrainState, abstract_state, compile_step, has_dropout
+from biomedlm_jax.training.optimizer import warmup_linear
+from biomedlm_jax.training.state import TrainState, abstract_state, compile_step, train_step
 
 
 def finetune_longform(
@@ -86,8 +87,9 @@ def finetune_longform(
         state = TrainState(jnp.int32(0), jax.device_put(model, layout.model), None)
         moments = jax.jit(tx.init, out_shardings=layout.opt_state)(state.model)
         state = dataclasses.replace(state, opt_state=moments)
+        loss_of = functools.partial(mean_target_loss, chunks=training.loss_chunks)
         update = compile_step(
-            train_step, abstract=abstract, tx=tx, seed=training.seed, chunks=training.loss_chunks
+            train_step, abstract=abstract, tx=tx, seed=training.seed, loss_of=loss_of
         )
         measure = jax.jit(functools.partial(target_loss, chunks=training.loss_chunks))
         batches = functools.partial(
@@ -110,8 +112,8 @@ def finetune_longform(
                 order = [packed[i] for i in random.permutation(len(packed))]
                 losses = []
                 for batch in batches(texts, rows=order):
-                    state, loss = update(state, place(batch))
-                    losses.append(loss)
+                    state, found = update(state, place(batch))
+                    losses.append(found["loss"])
                 figures = {"epoch": epoch, "train_loss": float(np.mean(jax.device_get(losses)))}
                 if not np.isfinite(figures["train_loss"]):
                     raise ValueError(
@@ -148,14 +150,7 @@ def make_optimizer(
     weight_decay: float, clip_norm: float,
 ) -> optax.GradientTransformation:  # fmt: skip
     """AdamW with linear warmup and linear decay to 0, as the original fine-tuning has it."""
-    warmup = round(warmup_fraction * steps)
-    schedule = optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, learning_rate, warmup),
-            optax.linear_schedule(learning_rate, 0.0, max(steps - warmup, 1)),
-        ],
-        [warmup],
-    )
+    schedule = warmup_linear(learning_rate=learning_rate, warmup_ratio=warmup_fraction, steps=steps)
     adamw = optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm else adamw
 
@@ -182,18 +177,10 @@ def target_loss(model: GPT, batch, *, chunks: int = 1, dropout_key=None):
     return total, weights_BxL.sum()
 
 
-def train_step(state: TrainState, batch, *, tx, seed: int, chunks: int):
-    """One update; returns the new state and the mean loss of a target's token."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    key = key if has_dropout(state.model.config) else None
-
-    def loss_of(model: GPT) -> jax.Array:
-        total, count = target_loss(model, batch, chunks=chunks, dropout_key=key)
-        return total / jnp.maximum(count, 1)
-
-    loss, grads = jax.value_and_grad(loss_of)(state.model)
-    updates, opt_state = tx.update(grads, state.opt_state, state.model)
-    return TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt_state), loss
+def mean_target_loss(model: GPT, batch, *, chunks: int, dropout_key=None) -> jax.Array:
+    """Mean loss of a target's token in nats; 0 for a batch without targets."""
+    total, count = target_loss(model, batch, chunks=chunks, dropout_key=dropout_key)
+    return total / jnp.maximum(count, 1)
 
 
 def answer(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import Chip, chip
+from biomedlm_jax.generation.decoder import abstract_cache, abstract_decoder, decode_step
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.planning.compiled import Figures, compile_figures, peak_links
@@ -30,7 +31,7 @@ from biomedlm_jax.training.state import (
     train_step,
 )
 
-STEPS = ("train", "score")
+STEPS = ("train", "score", "decode")
 # Assumed, not measured: the share of the peak that attention kernels reach.
 KERNEL_EFFICIENCY = 0.4
 
@@ -91,8 +92,9 @@ def plan(
     """Compile the config's step for `topology` (such as v5e:16x16; local: the devices here).
 
     One mesh is compiled, that of the config; with `search` every sensible one whose tensor axis is
-    in `tensor`. `step` is train or score (the loss of a batch). `hlo` is a directory that keeps the
-    optimised programs. `say` is told of progress. Raises ValueError, before anything is compiled,
+    in `tensor`. `step` is train, score (the loss of a batch) or decode (one more token for every
+    row of a batch, with a full cache). `hlo` is a directory that keeps the optimised programs.
+    `say` is told of progress. Raises ValueError, before anything is compiled,
     for what does not fit together; a mesh that runs out of memory is a row that says so.
     """
     if step not in STEPS:
@@ -119,7 +121,8 @@ def plan(
         accumulation = config.training.accumulation
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model_config)
         kernel = attention.check_training(model_config, mesh)
-    flops = flops_per_token(model_config) * batch * length
+    tokens = batch if step == "decode" else batch * length
+    flops = flops_per_token(model_config) * tokens
     result = Plan(
         topology=topology,
         step=step,
@@ -127,7 +130,7 @@ def plan(
         devices=len(devices),
         chip=known,
         kernel=kernel,
-        tokens_per_step=batch * length,
+        tokens_per_step=tokens,
         model_flops=flops if step == "train" else flops / 3,
         steps=config.training.steps,
         rows=[],
@@ -163,6 +166,8 @@ def _compile(config, model_config, mesh: Mesh, made: Plan) -> tuple[Row, str]:
 
 def _trace(config, model_config: GPTConfig, mesh: Mesh, step: str):
     """The traced step, its compiler options and the bytes of parameters and optimizer."""
+    if step == "decode":
+        return _trace_decode(config.training.batch_size, model_config, mesh)
     shape = (config.training.batch_size, model_config.context_length)
     rows = meshes.sharding(mesh, "batch", "length")
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
@@ -183,6 +188,22 @@ def _trace(config, model_config: GPTConfig, mesh: Mesh, step: str):
         "optimizer": _bytes(abstract.opt_state),
     }
     return jitted.trace(abstract, tokens), options, state_bytes
+
+
+def _trace_decode(batch: int, config: GPTConfig, mesh: Mesh):
+    """The traced decoding step of `batch` rows whose cache is as long as the context."""
+    length, rows = config.context_length, meshes.sharding(mesh, "batch", None)
+    decoder = abstract_decoder(config, mesh)
+    cache = abstract_cache(config, batch, length, mesh)
+    token = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=rows)
+    visible = jax.ShapeDtypeStruct(
+        (batch, 1, length), jnp.bool, sharding=meshes.sharding(mesh, "batch", None, None)
+    )
+    options = compiler_options(mesh.devices.flat[0])
+    jitted = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
+    state_bytes = {"parameters": _bytes(decoder), "cache": _bytes(cache)}
+    slot = jax.ShapeDtypeStruct((), jnp.int32)
+    return jitted.trace(decoder, cache, token, token, slot, visible), options, state_bytes
 
 
 def _bytes(tree) -> int:

@@ -58,7 +58,7 @@ def theirs(case, *processors):
             lambda: peers.MinNewTokensLengthLogitsProcessor(13, 8, torch.tensor(ENDS)),
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "theirs",
 )
 def test_a_processor_is_that_of_transformers(case, fields, processor):
     np.testing.assert_allclose(ours(case, **fields), theirs(case, processor()), rtol=1e-6)
