@@ -50,7 +50,7 @@ GROUPS = {
 }
 FREE = {
     "model": {"compute_dtype", "attention", "remat", "unroll"},
-    "task": {"path"},
+    "task": {"path", "name"},  # jsonl:PATH is a name; a hash of the questions is kept, too
     "mesh": set(GROUPS["mesh"]),
     "checkpoint": set(GROUPS["checkpoint"]),
     "logging": set(GROUPS["logging"]),

@@ -95,7 +95,8 @@ def take_tour(
         model, tokenizer = load(out / "run")
         facts = training_facts(out / "run", step=config.training.steps)
         export_hf(model, tokenizer, out / "hf", training_facts=facts)
-        import_hf(out / "hf", out / "imported")
+        # Whose weights they are need not be said here: they are this run's.
+        import_hf(out / "hf", out / "imported", notify=lambda text: None)
         again, _ = load(out / "imported")
         tokens = jax.numpy.array([tokenizer.encode(texts[0]).ids[:LENGTH]])
         here, there = np.asarray(model(tokens)), np.asarray(again(tokens))

@@ -157,9 +157,9 @@ def test_what_cannot_be_is_one_line_and_nothing_is_compiled(release, capsys, fla
 def test_a_tokenizer_that_does_not_fit(world, tmp_path, capsys):
     from biomedlm_jax.corpus.tokenizer import save_tokenizer
 
-    export_hf(*world, tmp_path / "hf")
+    export_hf(world[0], None, tmp_path / "hf")
     larger = train_tokenizer(iter([str(TEXTS), *TEXTS] * 9), vocab_size=300)
-    save_tokenizer(larger, tmp_path / "hf", overwrite=True)
+    save_tokenizer(larger, tmp_path / "hf")
     assert call(tmp_path / "hf", "--prompt=a") == 2
     assert "id 299" in capsys.readouterr().err
 

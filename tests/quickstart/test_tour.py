@@ -9,26 +9,17 @@ from biomedlm_jax.qa.tuned import load_tuned
 from biomedlm_jax.quickstart.tour import take_tour
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    return tmp_path_factory.mktemp("tour") / "quickstart"
-
-
-@pytest.fixture(scope="module")
-def figures(out):
-    """The whole tour, with hardly any steps."""
-    return take_tour(out, steps=80, documents=240, epochs=1)
-
-
-def test_it_writes_what_it_says(out, figures):
+def test_the_whole_tour_with_hardly_any_steps(tmp_path):
+    out = tmp_path / "quickstart"
+    figures = take_tour(out, steps=80, documents=240, epochs=1)
     assert json.loads((out / "summary.json").read_text()) == figures
     assert figures["logits_equal"]
+
     task = find_task(f"jsonl:{out / 'questions'}")
     for split, count in figures["questions"].items():
         assert len(read_examples(task, split=split)) == count
 
-
-def test_both_models_answered_the_same_questions(out, figures):
+    # Both models answered the same questions, and the table's test is the one on their answers.
     pretrained, random = figures["answers"]
     assert pretrained["n"] == random["n"] == figures["questions"]["test"]
     assert pretrained["chance"] == 0.25
@@ -43,6 +34,7 @@ def test_both_models_answered_the_same_questions(out, figures):
         assert (tuned.kind, head.row_format) == ("choice", "paper")
 
 
-def test_it_does_not_write_over_anything(out, figures):
+def test_it_does_not_write_over_anything(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(FileExistsError, match="not empty"):
-        take_tour(out, steps=80, documents=240)
+        take_tour(tmp_path, steps=80, documents=240)
