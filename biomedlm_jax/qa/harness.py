@@ -26,10 +26,8 @@ try:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
 except ModuleNotFoundError as error:
-    raise ValueError(
-        f"lm-evaluation-harness needs {error.name}, not installed; "
-        "pip install 'biomedlm-jax[harness]'"
-    ) from None
+    advice = "pip install 'biomedlm-jax[harness]'"
+    raise ValueError(f"harness tasks need {error.name}, not installed; {advice}") from None
 
 NEW_TOKENS = 256  # where a task does not say how many: what the `hf` backend takes
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -77,7 +75,7 @@ class Harness(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts of any length, in windows as long as the model allows."""
+        """Log-probabilities of texts of any length, in windows as long as the model allows."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             of_text = utils.get_rolling_token_windows(
@@ -130,17 +128,9 @@ class Harness(TemplateLM):
                 f"a task asks for {new_tokens} new tokens, and the model has {self.max_length} "
                 "positions; lower max_gen_toks in its generation_kwargs"
             )
-        fitting = [self._end(text, room) for text in texts]
-        return generate(self._model, self._tokens, fitting, max_new_tokens=new_tokens)
-
-    def _end(self, text: str, room: int) -> str:
-        ids = self.tok_encode(text)
-        # A cut within a character makes more tokens than it leaves: then cut more.
-        for begin in range(max(0, len(ids) - room), len(ids)):
-            text = self._tokens.decode(ids[begin:], skip_special_tokens=False) if begin else text
-            if len(self.tok_encode(text)) <= room:
-                return text
-        return ""
+        return generate(
+            self._model, self._tokens, texts, max_new_tokens=new_tokens, truncate="left"
+        )
 
 
 def shared_prefixes(
@@ -163,8 +153,8 @@ def shared_prefixes(
     prompts = []
     for question, group in enumerate(groups):
         context, branches = pairs[group[0]][0], [pairs[number][1] for number in group]
-        cut = {"question": question, "max_length": max_length}
-        prompts += continuation_prompts(context, branches, **cut)[0]
+        of = {"question": question, "max_length": max_length}
+        prompts += continuation_prompts(context, branches, **of)[0]
     return prompts, groups
 
 
