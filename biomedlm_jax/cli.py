@@ -102,6 +102,7 @@ def _parse(command, name: str, arguments: list[str]) -> None:
         flag, _, path = argument.partition("=")
         if flag.lstrip("-") == "config" and path and not os.path.isfile(path.partition(":")[0]):
             raise FileNotFoundError(f"no such config file: {path}")
+    command.FLAGS.unparse_flags()  # what an earlier call in this process set
     rest = command.FLAGS(sys.argv)[1:]
     if rest:
         raise ValueError(

@@ -162,5 +162,11 @@ def test_numbers_that_do_not_fit_together(values, said):
 
 
 def test_an_environment_that_names_nobody():
-    with pytest.raises(ValueError, match="nothing in the environment names the other processes"):
-        processes.start_processes(None, process_id=0, process_count=1)
+    # In a process of its own: it must come before any other use of jax.
+    program = (
+        "from biomedlm_jax import processes\n"
+        "try:\n    processes.start_processes(None, process_id=0, process_count=1)\n"
+        "except ValueError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "nothing in the environment names the other processes" in done.stdout, done.stderr

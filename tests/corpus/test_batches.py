@@ -185,7 +185,7 @@ def test_check_tokens(data, tokenizer):
     for change, message in (
         ({"length": 16}, "have length 8, but the model's context is 16"),
         ({"vocab_size": 279}, "vocabulary of 280 entries, but the model's has 279"),
-        ({"vocab_size": 281}, "set it to 280"),
+        ({"vocab_size": 281}, "vocab_size=280"),
         ({"tokenizer_hash": "0" * 64}, "not with 000000000000"),
     ):
         with pytest.raises(ValueError, match=message):

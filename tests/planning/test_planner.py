@@ -117,7 +117,7 @@ def test_a_lock_held_by_another_process_is_said(monkeypatch):
     ("values", "said"),
     [
         ({"mesh.tensor": 8, "mesh.data": 1, "mesh.fsdp": 1}, "model's heads of 4"),
-        ({"mesh.data": 3}, "mesh data=3, fsdp=4, tensor=1 does not make the 8 devices"),
+        ({"mesh.data": 3}, "mesh data=3, fsdp=4, tensor=1 does not make 8, the number of devices"),
         ({"training.batch_size": 12}, "batch_size=12 does not divide"),
         ({"model.attention": "splash"}, "multiple of 64 wide"),
         ({"model.attention": "cudnn", "model.compute_dtype": "bfloat16"}, "runs on a GPU"),

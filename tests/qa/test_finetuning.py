@@ -232,7 +232,8 @@ def test_low_rank_factors_learn_and_leave_the_rest(world, factors):
     np.testing.assert_array_equal(tuned.gpt.wpe[...], base.wpe[...])
     np.testing.assert_array_equal(tuned.gpt.h.mlp.c_fc.bias[...], base.h.mlp.c_fc.bias[...])
     assert (tuned.gpt.h.mlp.c_fc.kernel[...] != base.h.mlp.c_fc.kernel[...]).any()
-    assert set(saved(run, 24)) == {"lora", "rows", "score"}
+    names = {name for name in saved(run, 24) if not name.startswith("_")}  # nnx's own
+    assert names == {"lora", "rows", "score"}
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_a_directory_of_another_run_is_left_alone(config, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
     (tmp_path / "papers").mkdir()
     (tmp_path / "papers" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds files but no run"):
+    with pytest.raises(ValueError, match="holds files but no such run"):
         pretrain(config, tmp_path / "papers")
 
 
