@@ -43,9 +43,12 @@ def test_beside_an_accelerator_nothing_changes():
 def test_elsewhere_nothing_changes(monkeypatch):
     from biomedlm_jax import allocator
 
+    asked = []
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("asked the C library"))
+    monkeypatch.setattr(ctypes, "CDLL", asked.append)
     allocator.keep_freed_memory()
+    allocator.return_freed_memory()
+    assert asked == []
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")

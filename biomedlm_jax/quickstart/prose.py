@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from biomedlm_jax.quickstart.facts import Dice, World
-from biomedlm_jax.quickstart.wording import FILLERS, FINDINGS, PLANS, STATEMENTS, Plan
+from biomedlm_jax.quickstart.plans import PLANS, Plan
+from biomedlm_jax.quickstart.wording import FILLERS, FINDINGS, STATEMENTS
 
 LABELLED = 1 / 3  # the share of abstracts with section labels
 SMALL_NUMBERS = ("three", "four", "five", "six", "seven", "eight", "nine")
