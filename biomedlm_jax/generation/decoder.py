@@ -25,7 +25,8 @@ from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.training.state import abstract_model
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # of each layer: keys and values [B, H, S, K]
+# Of each layer: keys and values [B, H, S, K], on one device [B * H, S, K].
+Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 # The logical axes of a layer's arrays. Queries, keys and values are one product whose columns are
 # ordered by head first, so that tensor parallelism cuts between heads.
@@ -91,20 +92,28 @@ def make_cache(config: GPTConfig, batch: int, length: int) -> Cache:
 
     It takes 2 * layers * length * width * (bytes of the compute dtype) a row, and no more.
     """
-    shape = (batch, config.heads, length, config.head_dim)
+    shape = _cache_shape(config, batch, length, jax.sharding.get_abstract_mesh())
 
     def zeros():
-        return constrain(jnp.zeros(shape, config.dtype), "batch", "heads", None, None)
+        empty = jnp.zeros(shape, config.dtype)
+        return constrain(empty, "batch", "heads", None, None) if len(shape) == 4 else empty
 
     return tuple((zeros(), zeros()) for _ in range(config.layers))
 
 
 def abstract_cache(config: GPTConfig, batch: int, length: int, mesh: Mesh) -> Cache:
     """The cache's shapes, dtypes and shardings on `mesh`, without its values."""
-    shape = (batch, config.heads, length, config.head_dim)
-    sharding = meshes.sharding(mesh, "batch", "heads", None, None)
-    one = jax.ShapeDtypeStruct(shape, config.dtype, sharding=sharding)
+    shape = _cache_shape(config, batch, length, mesh)
+    axes = ("batch", "heads", None, None) if len(shape) == 4 else ()
+    one = jax.ShapeDtypeStruct(shape, config.dtype, sharding=meshes.sharding(mesh, *axes))
     return ((one, one),) * config.layers
+
+
+def _cache_shape(config: GPTConfig, batch: int, length: int, mesh) -> tuple[int, ...]:
+    # On one device rows and heads are one axis: of a single row, XLA would drop the axis of size 1
+    # before the products, and its CPU then copies every cache four times a step.
+    over = (batch, config.heads) if mesh.size > 1 else (batch * config.heads,)
+    return *over, length, config.head_dim
 
 
 def cache_bytes(config: GPTConfig, length: int) -> int:
@@ -180,24 +189,31 @@ def _attention(layer, index, config, x_BxQxD, keys_and_values, slot, visible_BxQ
     scale = 1 / math.sqrt(config.head_dim)
     if config.scale_attn_by_inverse_layer_idx:
         scale /= index + 1
-    filled = tuple(
-        constrain(
-            jax.lax.dynamic_update_slice(old, x, (0, 0, slot, 0)), "batch", "heads", None, None
-        )
-        for old, x in zip(keys_and_values, new, strict=True)
-    )
+    filled = tuple(_fill(*pair, slot) for pair in zip(keys_and_values, new, strict=True))
     # In prefill the tokens look at one another only, which spares the slots that are still empty.
-    key_BxHxSxK, value_BxHxSxK = new if visible_BxQxS.shape[-1] == Q else filled
-    logits_BxHxQxS = jnp.einsum(
-        "BHQK,BHSK->BHQS", query_BxHxQxK, key_BxHxSxK, preferred_element_type=jnp.float32
+    key_xSxK, value_xSxK = new if visible_BxQxS.shape[-1] == Q else filled
+    x = key_xSxK.shape[:-2]  # B, H; or their product
+    query_xQxK = query_BxHxQxK.reshape(*x, *query_BxHxQxK.shape[2:])
+    logits_xQxS = jnp.einsum(
+        "...QK,...SK->...QS", query_xQxK, key_xSxK, preferred_element_type=jnp.float32
     )
+    logits_BxHxQxS = logits_xQxS.reshape(B, config.heads, Q, -1) * scale
     least = jnp.finfo(jnp.float32).min
-    logits_BxHxQxS = jnp.where(visible_BxQxS[:, None], logits_BxHxQxS * scale, least)
+    logits_BxHxQxS = jnp.where(visible_BxQxS[:, None], logits_BxHxQxS, least)
     weights_BxHxQxS = jax.nn.softmax(logits_BxHxQxS, axis=-1).astype(config.dtype)
-    y_BxHxQxK = jnp.einsum("BHQS,BHSK->BHQK", weights_BxHxQxS, value_BxHxSxK)
+    weights_xQxS = weights_BxHxQxS.reshape(*x, Q, -1)
+    y_xQxK = jnp.einsum("...QS,...SK->...QK", weights_xQxS, value_xSxK)
+    y_BxHxQxK = y_xQxK.reshape(query_BxHxQxK.shape)
     y_BxQxD = y_BxHxQxK.swapaxes(1, 2).reshape(B, Q, -1)
     y_BxQxD = _product(y_BxQxD, layer["attn.c_proj.kernel"]) + layer["attn.c_proj.bias"]
     return y_BxQxD, filled
+
+
+def _fill(old: jax.Array, new_BxHxQxK: jax.Array, slot) -> jax.Array:
+    """The cache `old`, in its own shape, with new keys or values from `slot` on."""
+    new = new_BxHxQxK.reshape(*old.shape[:-2], *new_BxHxQxK.shape[2:])
+    filled = jax.lax.dynamic_update_slice(old, new, (*(0,) * (old.ndim - 2), slot, 0))
+    return constrain(filled, "batch", "heads", None, None) if old.ndim == 4 else filled
 
 
 def _product(x_BxQxI, kernel_IxO, dtype=None):
