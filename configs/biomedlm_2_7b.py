@@ -30,6 +30,9 @@ def get_config() -> ConfigDict:
             "residual_dropout": 0.0,
             "eos_token_id": 28_895,
             "compute_dtype": "auto",  # bfloat16 on TPU and GPU
+            # The published run summed gradients in float32; on v5e:16x16 that doubles the exchanges
+            # that compute waits for, 5.7 GiB a step (docs/benchmarks.md).
+            "reduce_dtype": "compute",
             "attention": "auto",
             "remat": "query,key,value,attention,residual,norm,mlp_input",
             "unroll": 1,

@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
             "residual_dropout": 0.0,
             "eos_token_id": 28_895,
             "compute_dtype": "float32",
+            "reduce_dtype": "float32",
             "attention": "auto",
             "remat": "none",
             "unroll": 1,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model import attention
+from biomedlm_jax.model.product import REDUCE_DTYPES
 
 # Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
 HF_NAMES = {
@@ -59,6 +60,7 @@ class GPTConfig:
 
     # How it is executed: another value computes the same function.
     compute_dtype: str = "auto"  # float32, bfloat16, or auto: bfloat16 on TPU and GPU
+    reduce_dtype: str = "float32"  # of the kernels' gradients as devices sum them; or compute
     attention: str = "auto"  # the kernel; see model/attention.py
     remat: str = "none"  # none, full, or the names to save: "query,key,value,attention"
     unroll: int = 1  # layers per iteration of the scan over layers
@@ -105,6 +107,11 @@ class GPTConfig:
         if self.compute_dtype not in ("auto", *COMPUTE_DTYPES):
             raise ValueError(
                 f"model.compute_dtype={self.compute_dtype!r}; choose auto, float32 or bfloat16"
+            )
+        if self.reduce_dtype not in REDUCE_DTYPES:
+            raise ValueError(
+                f"model.reduce_dtype={self.reduce_dtype!r}; choose one of "
+                f"{', '.join(REDUCE_DTYPES)}"
             )
         if self.remat not in ("none", "full"):
             unknown = set(self.remat.split(",")) - set(SAVEABLE)

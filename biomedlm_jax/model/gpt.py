@@ -19,6 +19,7 @@ from biomedlm_jax.model.attention import attend, dropout
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.embedding import lookup
 from biomedlm_jax.model.layer_norm import LayerNorm
+from biomedlm_jax.model.product import product
 
 
 def _normal(deviation: float):
@@ -76,9 +77,9 @@ class QueryKeyValue(nnx.Module):
         )
 
     def _heads(self, x_BxLxD, linear: nnx.Linear):
-        H, K, dtype = self.config.heads, self.config.head_dim, self.config.dtype
-        kernel_DxHxK = linear.kernel[...].astype(dtype).reshape(-1, H, K)
-        y_BxHxLxK = jnp.einsum("BLD,DHK->BHLK", x_BxLxD, kernel_DxHxK)
+        H, K = self.config.heads, self.config.head_dim
+        kernel_DxHxK = linear.kernel[...].reshape(-1, H, K)
+        y_BxHxLxK = product("BLD,DHK->BHLK", self.config.reduce_dtype, x_BxLxD, kernel_DxHxK)
         return _add_bias(y_BxHxLxK, linear.bias[...].reshape(H, 1, K))
 
 
@@ -112,9 +113,8 @@ class Attention(nnx.Module):
             dropout_rate=self.config.attention_dropout,
             dropout_key=dropout_key,
         )
-        kernel_HxKxD = self.c_proj.kernel[...].astype(self.config.dtype)
-        kernel_HxKxD = kernel_HxKxD.reshape(self.config.heads, self.config.head_dim, -1)
-        y_BxLxD = jnp.einsum("BHLK,HKD->BLD", y_BxHxLxK, kernel_HxKxD)
+        kernel_HxKxD = self.c_proj.kernel[...].reshape(*y_BxHxLxK.shape[1::2], -1)
+        y_BxLxD = product("BHLK,HKD->BLD", self.config.reduce_dtype, y_BxHxLxK, kernel_HxKxD)
         return _add_bias(y_BxLxD, self.c_proj.bias[...])
 
 
@@ -127,15 +127,17 @@ class MLP(nnx.Module):
         self.c_fc = _linear(config, ("embed", "mlp"), wide, rngs=rngs, deviation=deviation)
         deviation = config.initializer_range / math.sqrt(2 * config.layers)
         self.c_proj = _linear(config, ("mlp", "embed"), narrow, rngs=rngs, deviation=deviation)
+        self.config = config
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         """Transform each position by itself."""
-        h_BxLxF = checkpoint_name(self._project(x_BxLxD, self.c_fc), "mlp_input")
-        return self._project(jax.nn.gelu(h_BxLxF, approximate=True), self.c_proj)
+        h_BxLxF = self._project("BLD,DF->BLF", x_BxLxD, self.c_fc)
+        h_BxLxF = jax.nn.gelu(checkpoint_name(h_BxLxF, "mlp_input"), approximate=True)
+        return self._project("BLF,FD->BLD", h_BxLxF, self.c_proj)
 
-    @staticmethod
-    def _project(x: jax.Array, linear: nnx.Linear) -> jax.Array:
-        return _add_bias(x @ linear.kernel[...].astype(x.dtype), linear.bias[...])
+    def _project(self, equation: str, x: jax.Array, linear: nnx.Linear) -> jax.Array:
+        y = product(equation, self.config.reduce_dtype, x, linear.kernel[...])
+        return _add_bias(y, linear.bias[...])
 
 
 class Block(nnx.Module):

@@ -109,9 +109,11 @@ def read_program(program: Program) -> dict:
             name = re.sub(r"[.\d]+$", "", instruction.name)
             kernels[name] = kernels.get(name, 0) + times
         for inner, collective in _collectives(program, instruction, where, times):
-            # One exchange appears at its start, within what overlaps it, and at its end; they
-            # share a channel. If any of these is asynchronous, all are.
-            key = (where, inner.attribute("channel_id") or inner.name)
+            # An asynchronous exchange appears at its start, within what overlaps it and at its end;
+            # these share a channel. If any of them is asynchronous, all are. Synchronous ones may
+            # share one, too (those of one `ppermute`), but each stands for itself.
+            alone = inner is instruction and collective.exposed
+            key = (where, inner.name if alone else inner.attribute("channel_id") or inner.name)
             if key not in found or (found[key].exposed and not collective.exposed):
                 found[key] = collective
     return {

@@ -29,6 +29,7 @@ def get_config(tokens: str, *, steps: int) -> ConfigDict:
             "residual_dropout": 0.0,
             "eos_token_id": VOCAB_SIZE - 1,
             "compute_dtype": "float32",
+            "reduce_dtype": "float32",
             "attention": "auto",
             "remat": "none",
             "unroll": 1,
@@ -71,6 +72,7 @@ def get_finetuning_config(task: str, *, epochs: int = EPOCHS) -> ConfigDict:
     config.model = ConfigDict(
         {
             "compute_dtype": "float32",
+            "reduce_dtype": "float32",
             "attention": "auto",
             "remat": "none",
             "unroll": 1,

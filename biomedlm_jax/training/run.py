@@ -36,7 +36,7 @@ GROUPS = {
 }
 # A run may be continued with other values of these: they change where and how it is executed.
 FREE = {
-    "model": {"compute_dtype", "attention", "remat", "unroll"},
+    "model": {"compute_dtype", "reduce_dtype", "attention", "remat", "unroll"},
     "data": {"path"},
     "mesh": set(GROUPS["mesh"]),
     "training": {"loss_chunks", "evaluate_every", "evaluate_batches"},

@@ -117,7 +117,7 @@ def test_sharded_is_unsharded(random_model, prompts_of, sizes):
     assert len(kernel.sharding.device_set) == mesh.size
 
 
-@pytest.mark.parametrize("rows", (1, 2))
+@pytest.mark.parametrize("rows", [1, 2])
 def test_the_cache_has_exactly_its_size_and_is_updated_in_place(pairs, prompts_of, rows):
     _, decoder, _ = pairs["scaled"]
     config = decoder.config
