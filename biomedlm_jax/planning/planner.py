@@ -3,35 +3,26 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import math
-import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.chips import Chip, chip
-from biomedlm_jax.generation.decoder import abstract_cache, abstract_decoder, decode_step
+from biomedlm_jax.chips import GIB, Chip, chip
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.planning.alternatives import alternatives
 from biomedlm_jax.planning.compiled import Figures, compile_figures, peak_links
+from biomedlm_jax.planning.memory import shortage
+from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices, topology_mesh
-from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.metrics import flops_per_token
-from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.run import check_config
-from biomedlm_jax.training.state import (
-    abstract_model,
-    abstract_state,
-    compile_step,
-    compiler_options,
-    train_step,
-)
 
-STEPS = ("train", "score", "decode")
 # Assumed, not measured: the share of the peak that attention kernels reach.
 KERNEL_EFFICIENCY = 0.4
 
@@ -45,6 +36,7 @@ class Row:
     state_bytes: dict[str, int]  # parameters and optimizer on a device
     fits: bool
     trouble: str | None = None
+    change: dict[str, int | str] = dataclasses.field(default_factory=dict)  # of the config's values
     op_seconds: float | None = None
     kernel_seconds: float | None = None
     exchange_seconds: float | None = None
@@ -94,8 +86,9 @@ def plan(
     One mesh is compiled, that of the config; with `search` every sensible one whose tensor axis is
     in `tensor`. `step` is train, score (the loss of a batch) or decode (one more token for every
     row of a batch, with a full cache). `hlo` is a directory that keeps the optimised programs.
-    `say` is told of progress. Raises ValueError, before anything is compiled,
-    for what does not fit together; a mesh that runs out of memory is a row that says so.
+    `say` is told of progress. A mesh that runs out of memory is a row that says so, and if all do,
+    other meshes and settings are compiled until some fit. Raises ValueError, before anything is
+    compiled, for what does not fit together.
     """
     if step not in STEPS:
         raise ValueError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
@@ -110,7 +103,11 @@ def plan(
     if search:
         least = _least_shards(model_config, known) if step == "train" else 1
         sizes = sensible_meshes(
-            len(devices), model_config, batch_size=batch, least_shards=least, tensor=tensor
+            len(devices),
+            model_config,
+            batch_size=batch // config.training.accumulation,
+            least_shards=least,
+            tensor=tensor,
         )
         if not sizes:
             raise ValueError(
@@ -135,83 +132,70 @@ def plan(
         steps=config.training.steps,
         rows=[],
     )
-    for mesh in laid_out:
-        say(f"compiling {_name(mesh)} for {topology}")
-        row, text = _compile(config, model_config, mesh, result)
-        if hlo and text:
-            Path(hlo).mkdir(parents=True, exist_ok=True)
-            (Path(hlo) / f"{_name(mesh).replace(' ', '')}.hlo").write_text(text, encoding="utf-8")
-        result.rows.append(row)
-        say(f"  {row.trouble}" if row.trouble else f"  {row.figures.compile_seconds:.0f} s")
+
+    compile_row = functools.partial(_row, config, result, hlo=hlo, say=say)
+    result.rows.extend(compile_row(mesh) for mesh in laid_out)
+    if not any(row.fits for row in result.rows):
+        tried = [row.mesh for row in result.rows]
+        *kinds, last = alternatives(config, model_config, tried, step=step)
+        for kind in (*kinds, last):
+            if kind is last and any(row.fits for row in result.rows):
+                break  # the last kind costs most
+            rows = (compile_row(topology_mesh(devices, **one), change) for one, change in kind)
+            result.rows.extend(itertools.islice((row for row in rows if row.fits), 1))
+        _say_what_fits(result.rows)
     result.rows.sort(key=_rank)
     return result
 
 
+def _say_what_fits(rows: list[Row]) -> None:
+    """Add to the trouble of the rows that do not fit which of `rows` do."""
+    fitting = "; ".join(row_name(row.mesh, row.change) for row in rows if row.fits)
+    way = (
+        f"would fit: {fitting}"
+        if fitting
+        else (
+            "nothing else that was tried fits; take more devices or a smaller training.batch_size"
+        )
+    )
+    rows[:] = [
+        row if row.fits else dataclasses.replace(row, trouble=f"{row.trouble}; {way}")
+        for row in rows
+    ]
+
+
+def _row(config: ConfigDict, made: Plan, mesh: Mesh, change=(), *, hlo, say) -> Row:
+    """Compile the step with the config's values changed, and keep its program in `hlo`."""
+    config = copy.deepcopy(config)
+    config.update_from_flattened_dict(dict(change))
+    name = row_name(mesh.shape, dict(change))
+    say(f"compiling {name} for {made.topology}")
+    row, text = _compile(config, check_config(config), mesh, made)
+    if hlo and text:
+        Path(hlo).mkdir(parents=True, exist_ok=True)
+        (Path(hlo) / f"{name.replace(' ', '')}.hlo").write_text(text, encoding="utf-8")
+    say(f"  {row.trouble}" if row.trouble else f"  {row.figures.compile_seconds:.0f} s")
+    return dataclasses.replace(row, change=dict(change))
+
+
 def _compile(config, model_config, mesh: Mesh, made: Plan) -> tuple[Row, str]:
     with jax.set_mesh(mesh):
-        traced, options, state_bytes = _trace(config, model_config, mesh, made.step)
+        traced, options, state_bytes = trace_step(config, model_config, mesh, made.step)
         sizes = dict(mesh.shape)
         try:
             figures, text = compile_figures(traced, devices=mesh.size, options=options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return Row(sizes, None, state_bytes, False, _out_of_memory(str(error), made)), ""
+            trouble = shortage(str(error), state_bytes, traced.jaxpr, mesh, model_config)
+            return Row(sizes, None, state_bytes, False, trouble), ""
     room = made.chip.memory / made.chip.devices if made.chip else math.inf
     used = figures.memory.get("total", 0)
-    fits = used <= room
-    trouble = None if fits else f"needs {used / 1e9:.1f} of {room / 1e9:.1f} GB"
+    fits, trouble = used <= room, None
+    if not fits:
+        amount = f"needs {used / GIB:.2f} of {room / GIB:.2f} GiB"
+        trouble = shortage(amount, state_bytes, traced.jaxpr, mesh, model_config)
     return Row(sizes, figures, state_bytes, fits, trouble, **_estimates(figures, made)), text
-
-
-def _trace(config, model_config: GPTConfig, mesh: Mesh, step: str):
-    """The traced step, its compiler options and the bytes of parameters and optimizer."""
-    if step == "decode":
-        return _trace_decode(config.training.batch_size, model_config, mesh)
-    shape = (config.training.batch_size, model_config.context_length)
-    rows = meshes.sharding(mesh, "batch", "length")
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    chunks, seed = config.training.loss_chunks, config.training.seed
-    options = compiler_options(mesh.devices.flat[0])
-    if step == "score":
-        model = abstract_model(model_config, mesh)
-        jitted = jax.jit(functools.partial(summed_loss, chunks=chunks), compiler_options=options)
-        return jitted.trace(model, tokens), options, {"parameters": _bytes(model)}
-    tx, _ = make_optimizer(steps=config.training.steps, **config.optimizer)
-    abstract = abstract_state(model_config, tx, mesh)
-    accumulation = config.training.accumulation
-    static = {"tx": tx, "seed": seed, "accumulation": accumulation}
-    static["loss_of"] = functools.partial(next_token_loss, chunks=chunks)
-    jitted = compile_step(train_step, abstract=abstract, **static)
-    state_bytes = {
-        "parameters": _bytes(abstract.model),
-        "optimizer": _bytes(abstract.opt_state),
-    }
-    return jitted.trace(abstract, tokens), options, state_bytes
-
-
-def _trace_decode(batch: int, config: GPTConfig, mesh: Mesh):
-    """The traced decoding step of `batch` rows whose cache is as long as the context."""
-    length, rows = config.context_length, meshes.sharding(mesh, "batch", None)
-    decoder = abstract_decoder(config, mesh)
-    cache = abstract_cache(config, batch, length, mesh)
-    token = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=rows)
-    visible = jax.ShapeDtypeStruct(
-        (batch, 1, length), jnp.bool, sharding=meshes.sharding(mesh, "batch", None, None)
-    )
-    options = compiler_options(mesh.devices.flat[0])
-    jitted = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
-    state_bytes = {"parameters": _bytes(decoder), "cache": _bytes(cache)}
-    slot = jax.ShapeDtypeStruct((), jnp.int32)
-    return jitted.trace(decoder, cache, token, token, slot, visible), options, state_bytes
-
-
-def _bytes(tree) -> int:
-    """Bytes of a laid-out tree on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _estimates(figures: Figures, made: Plan) -> dict:
@@ -243,20 +227,7 @@ def _least_shards(config: GPTConfig, known: Chip | None) -> int:
     return math.ceil(12 * config.parameter_count / (known.memory / known.devices * 2 / 3))
 
 
-def _name(mesh: Mesh) -> str:
-    return " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-
-
-def _out_of_memory(said: str, made: Plan) -> str:
-    """One line out of the compiler's page: how much, the largest arrays, and what would fit."""
-    used = re.search(r"Used ([\d.]+\w+) of ([\d.]+\w+) hbm", said)
-    amount = f"needs {used[1]} of {used[2]}" if used else "does not fit"
-    largest = re.findall(
-        r"Size: ([\d.]+\w+)\s+(?:Operator: [^\n]*\n\s+)?Shape: (\w+\[[\d,]*\])", said
-    )
-    arrays = ", ".join(f"{shape} of {size}" for size, shape in largest[:3])
-    return (
-        f"out of memory: {amount}" + (f"; largest: {arrays}" if arrays else "") + "; "
-        "try a larger mesh.fsdp (less state a device), model.remat=full or a larger "
-        "training.accumulation (fewer activations); --search finds the meshes that fit"
-    )
+def row_name(sizes, change: dict) -> str:
+    """A mesh and the changed values in words, such as `data 8 x fsdp 32, model.remat=full`."""
+    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one device"
+    return ", ".join([mesh, *(f"{name}={value}" for name, value in change.items())])

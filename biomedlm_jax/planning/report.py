@@ -4,9 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
-from biomedlm_jax.planning.planner import KERNEL_EFFICIENCY, Plan, Row
+from biomedlm_jax.chips import GIB
+from biomedlm_jax.planning.planner import KERNEL_EFFICIENCY, Plan, Row, row_name
 
-GIB = 2**30
 COLUMNS = (
     "mesh",
     "fits",
@@ -81,7 +81,7 @@ def _cells(plan: Plan, row: Row) -> list[str]:
 
 
 def _mesh(row: Row) -> str:
-    return " x ".join(f"{name} {size}" for name, size in row.mesh.items() if size > 1) or "one"
+    return row_name(row.mesh, row.change)
 
 
 def _assumptions(plan: Plan) -> str:

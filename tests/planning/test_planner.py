@@ -10,8 +10,10 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import CHIPS
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.planning import planner, topology
+from biomedlm_jax.planning.alternatives import alternatives
 from biomedlm_jax.planning.compiled import matmul_flops, peak_links
 from biomedlm_jax.planning.report import as_dict, markdown, write_report
+from biomedlm_jax.training import state
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,29 +132,87 @@ def test_what_cannot_work_is_said_before_anything_is_compiled(config, values, sa
         planner.plan(config, "local")
 
 
-def test_out_of_memory_names_the_arrays_and_a_way_out(config, monkeypatch):
-    said = (
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm. "
-        "Exceeded hbm capacity by 15.75G.\n  Largest program allocations in hbm:\n"
-        '  1. Size: 12.50G\n     Operator: op_name="jit(step)/mul"\n'
-        "     Shape: bf16[32,4,1024,10240]{3,2,1,0}\n     Unpadded size: 12.50G\n"
-    )
+OUT_OF_MEMORY = {
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of 15.75G hbm. "
+    "Exceeded hbm capacity by 15.75G.\n  Largest program allocations in hbm:\n"
+    '  1. Size: 12.50G\n     Operator: op_name="jit(step)/mul"\n'
+    "     Shape: bf16[32,4,1024,10240]{3,2,1,0}\n     Unpadded size: 12.50G\n": (
+        "needs 31.50 GiB of 15.75 GiB; ",
+        "largest: bf16[32,4,1024,10240] 12.50 GiB",
+    ),
+    # What libtpu 0.0.52 says; it lists nothing, so the largest that are saved are named.
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+    "required for HLO temporaries (17.42G) exceeds available HBM (15.75G). HLO module: jit_step.": (
+        "temporaries alone need 17.42 GiB of 15.75 GiB; ",
+        "saved for the backward pass: float32[2,1,32,256] 0.00 GiB",
+    ),
+}
 
-    def refuse(*arguments, **options):
-        raise jax.errors.JaxRuntimeError(said)
+
+@pytest.mark.parametrize("said", OUT_OF_MEMORY)
+def test_out_of_memory_names_the_arrays_and_what_would_fit(config, monkeypatch, said):
+    compiled = planner.compile_figures
+
+    def refuse(traced, **options):
+        if "remat" not in str(traced.jaxpr):
+            raise jax.errors.JaxRuntimeError(said)
+        return compiled(traced, **options)
 
     monkeypatch.setattr(planner, "compile_figures", refuse)
     made = planner.plan(config, "local")
-    trouble = made.rows[0].trouble
-    assert "needs 31.50G of 15.75G; largest: bf16[32,4,1024,10240] of 12.50G" in trouble
-    assert "larger mesh.fsdp" in trouble
-    assert "model.remat=full" in trouble
-    assert not made.rows[0].fits
-    assert trouble in markdown(made)
+    fitting, row = made.rows
+    assert fitting.change == {"model.remat": "full"}
+    assert not row.fits
+    for part in (*OUT_OF_MEMORY[said], "parameters 0.00 GiB"):
+        assert part in row.trouble
+    assert row.trouble.endswith("would fit: data 2 x fsdp 4, model.remat=full")
+    assert row.trouble in markdown(made)
+    assert "| data 2 x fsdp 4, model.remat=full | yes |" in markdown(made)
+
+
+def test_when_nothing_fits_it_is_said(config, monkeypatch):
+    tried = []
+
+    def refuse(traced, **options):
+        tried.append(traced)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no")
+
+    monkeypatch.setattr(planner, "compile_figures", refuse)
+    made = planner.plan(config, "local")
+    assert len(made.rows) == 1
+    assert "nothing else that was tried fits; take more devices" in made.rows[0].trouble
+    assert len(tried) == 3  # the mesh asked for, more shards, and model.remat=full
+
+
+def test_alternatives_are_more_shards_fewer_rows_and_less_that_is_saved(config):
+    model = GPTConfig(**config.model)
+    config.training.batch_size = 32
+    tried = [{"data": 4, "fsdp": 2, "tensor": 1}]
+    kinds = alternatives(config, model, tried, step="train")
+    assert kinds[0] == [
+        ({"data": 2, "fsdp": 4, "tensor": 1}, {}),
+        ({"data": 1, "fsdp": 8, "tensor": 1}, {}),
+    ]
+    assert [change for _, change in kinds[1]] == [
+        {"training.accumulation": 2},
+        {"training.accumulation": 4},
+    ]
+    assert kinds[2] == [(tried[0], {"model.remat": "full"})]
+    assert kinds[3][0][1] == {"model.remat": "full", "training.accumulation": 2}
+    assert alternatives(config, model, tried, step="decode") == kinds[:1]
 
 
 def test_links_are_one_direction_of_one_dimension():
     assert peak_links(CHIPS["TPU v5 lite"]) == 100e9
+
+
+def test_an_option_that_the_tpu_compiler_does_not_know_is_left_out(libtpu, monkeypatch, caplog):
+    device = topology.topology_devices("v5e:2x2")[0]
+    options = {"xla_tpu_no_such_option": "1"} | state.COMPILER_OPTIONS["v5e"]
+    monkeypatch.setitem(state.COMPILER_OPTIONS, "v5e", options)
+    known = state.compiler_options.__wrapped__(device)
+    assert set(known) == set(options) - {"xla_tpu_no_such_option"}
+    assert "the compiler refused xla_tpu_no_such_option=1" in caplog.text
 
 
 def test_a_step_for_a_tpu_slice_that_is_not_here(config, libtpu, tmp_path):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.chips import CHIPS
 from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.training import state
 from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.state import abstract_state, compile_step, init_state, train_step
@@ -149,3 +151,12 @@ def test_accumulation_is_in_float32():
     scans = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
     carried = scans[0].params["jaxpr"].out_avals[: scans[0].params["num_carry"]]
     assert {a.dtype for a in carried} == {jnp.dtype("float32")}
+
+
+def test_a_compiler_option_that_is_not_known_is_left_out_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(state, "chip", lambda kind: CHIPS["TPU v5 lite"])
+    options = {"xla_cpu_enable_fast_math": "False", "xla_no_such_option": "1"}
+    monkeypatch.setitem(state.COMPILER_OPTIONS, "v5e", options)
+    known = state.compiler_options.__wrapped__(jax.devices()[0])
+    assert known == {"xla_cpu_enable_fast_math": "False"}
+    assert "the compiler refused xla_no_such_option=1 and goes without" in caplog.text
