@@ -4,7 +4,8 @@
         --config.data.train=meqsum.jsonl
 
 --config.data.train is a JSONL file, or the common stem of a .source and a .target file. OUT is a
-run directory: continue `SOURCE<|startoftext|>` with `biomedlm generate --model=OUT`.
+run directory: continue `SOURCE<|startoftext|>` with `biomedlm generate --model=OUT`. Ctrl-C saves,
+and the same command goes on from there.
 """
 
 from absl import flags as absl_flags
