@@ -18,10 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation.decoder import Cache, Decoder, decode_step, make_cache, prefill
+from biomedlm_jax.generation.decoder import (
+    Cache,
+    Decoder,
+    decode_step,
+    make_cache,
+    mesh_of,
+    prefill,
+)
 from biomedlm_jax.generation.sampling import Strategy, choose, process, row_keys
 from biomedlm_jax.model.config import GPTConfig
 
@@ -200,10 +207,9 @@ def check_numbers(broken_B: np.ndarray, numbers: Sequence[int]) -> None:
 @contextlib.contextmanager
 def on_mesh(decoder: Decoder) -> Iterator[Mesh | None]:
     """Work on the mesh that the decoder is spread over; yield it, or None for one device."""
-    sharding = decoder.tables["wpe"].sharding
-    several = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
-    with jax.set_mesh(sharding.mesh) if several else contextlib.nullcontext():
-        yield sharding.mesh if several else None
+    mesh = mesh_of(decoder)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        yield mesh
 
 
 def _new(state: State, rows: int, ends: Sequence[int]) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """Scoring: how probable each token of a text is, and a coloured view of the surprising ones."""
 
+import contextlib
 import dataclasses
 import functools
 import html
@@ -12,6 +13,8 @@ import numpy as np
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.generation.decoder import mesh_of
 from biomedlm_jax.generation.decoding import bucket
 from biomedlm_jax.model.gpt import GPT
 
@@ -60,7 +63,8 @@ def token_logprobs(model: GPT, texts: Sequence[Sequence[int]]) -> list[list[floa
 
     Raises ValueError for ids or lengths that the model has not.
     """
-    config = model.config
+    config, mesh = model.config, mesh_of(model)
+    rows = 1 if mesh is None else meshes.batch_shards(mesh)  # all but the first of zeros
     found = []
     for ids in texts:
         if not ids or min(ids) < 0 or max(ids) >= config.vocab_size:
@@ -70,16 +74,17 @@ def token_logprobs(model: GPT, texts: Sequence[Sequence[int]]) -> list[list[floa
                 f"got {len(ids)} tokens; the model has {config.context_length} positions: cut them"
             )
         size = min(bucket(len(ids)), config.context_length)
-        padded_1xL = np.zeros((1, size), np.int32)
-        padded_1xL[0, : len(ids)] = ids
-        logprobs_L = np.asarray(_logprobs(model, padded_1xL))[0]
+        padded_BxL = np.zeros((rows, size), np.int32)
+        padded_BxL[0, : len(ids)] = ids
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            logprobs_L = np.asarray(_logprobs(model, padded_BxL))[0]
         found.append(logprobs_L[: len(ids) - 1].tolist())
     return found
 
 
 @functools.partial(jax.jit)
 def _logprobs(model: GPT, tokens_BxL: jax.Array) -> jax.Array:
-    logits_BxLxV = model(tokens_BxL)[:, :-1]
+    logits_BxLxV = model(meshes.constrain(tokens_BxL, "batch", "length"))[:, :-1]
     chosen_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[:, 1:, None], axis=-1)[..., 0]
     return chosen_BxL - jax.nn.logsumexp(logits_BxLxV, axis=-1)
 
