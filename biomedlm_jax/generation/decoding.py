@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
@@ -119,7 +120,7 @@ def decode(
         while step < max_new_tokens:
             until = min(step + every, max_new_tokens)
             state = _loop(decoder, state, until, strategy)
-            broken_B, done_B = np.asarray(state.broken), np.asarray(state.done)
+            broken_B, done_B = fetch(state.broken), fetch(state.done)
             check_numbers(broken_B[: len(prompts)], [n for n in numbers for _ in range(samples)])
             if watch is None or done_B.all():
                 break
@@ -214,7 +215,7 @@ def on_mesh(decoder: Decoder) -> Iterator[Mesh | None]:
 
 def _new(state: State, rows: int, ends: Sequence[int]) -> list[list[int]]:
     """Each row's new tokens, up to and with the first that ends it."""
-    history = np.asarray(state.history)[:rows, state.prompt + 1 :]
+    history = fetch(state.history)[:rows, state.prompt + 1 :]
     return [until_end(row.tolist(), ends) for row in history]
 
 
@@ -226,6 +227,11 @@ def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
         if token < 0:
             return tokens[:place]
     return tokens
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """An array that is spread over the mesh, whole, in every process."""
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def spread(x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -229,6 +230,44 @@ def test_ctrl_c_at_the_command_line(start, tmp_path):
     (last,) = steps(tmp_path / "run")
     assert f"stopped at step {last}, saved" in errors
     assert errors.splitlines()[-1] == "biomedlm finetune-longform: interrupted"
+
+
+def test_two_processes_tune_and_answer_as_one(start, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    config = small(start)
+    config.training.epochs = 2
+    values = {
+        f"config.{group}.{name}": value
+        for group in ("data", "optimizer", "training", "evaluation", "generation", "logging")
+        for name, value in config[group].items()
+        if value != get_config("meqsum")[group].get(name)
+    }
+    command = [sys.executable, "-m", "biomedlm_jax.cli", "finetune-longform"]
+    command += ["--config=configs/longform_meqsum.py", f"--model={start / 'run'}"]
+    command += [f"--workdir={tmp_path / 'two'}", f"--coordinator=localhost:{port}"]
+    command += ["--process_count=2", *(f"--{name}={value}" for name, value in values.items())]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={i}"], env=environment, cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said[0][1] + said[1][1]
+    one = finetune_longform(config, start / "run", tmp_path / "one")
+    for out, _ in said:
+        report = json.loads(out[out.index("{") :])  # gloo speaks there, too
+        assert report.keys() == one.keys()
+        assert report["dev_loss"] == pytest.approx(one["dev_loss"], rel=1e-5)
+        assert report["rouge1"] == pytest.approx(one["rouge1"], abs=0.01)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {path.name for path in (tmp_path / "two").iterdir()}
+    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, rel=1e-3)
 
 
 def test_packed_texts_do_not_see_one_another(start):
