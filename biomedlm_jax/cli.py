@@ -19,7 +19,7 @@ COMMANDS = {
     "pretrain": "pre-train a GPT; the same command resumes it",
     "finetune": "fine-tune a model on questions; the same command resumes it",
     "evaluate": "score a model on questions and write a report with intervals",
-    "finetune-longform": "teach a model to answer at length or to summarise",
+    "finetune-longform": "teach a model to answer at length; the same command resumes it",
     "generate": "continue prompts, or score a text",
     "import-hf": "convert a Hugging Face GPT-2 directory into a run directory",
     "export-hf": "write a run as a Hugging Face directory, checked",

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "learning_rate": 2e-5,
-            "warmup_fraction": 0.5,  # as the original fine-tuning scripts have it
+            "warmup_ratio": 0.5,  # as the original fine-tuning scripts have it
             "beta1": 0.9,
             "beta2": 0.999,
             "epsilon": 1e-8,
@@ -46,6 +46,8 @@ def get_config() -> ConfigDict:
             "seed": 17,
         }
     )
+    config.checkpoint = ConfigDict({"every": 500, "keep": 1})
+    config.logging = ConfigDict({"every": 10, "tensorboard": True})
     config.evaluation = ConfigDict(
         {
             "examples": 16,  # decoded after each epoch but the last

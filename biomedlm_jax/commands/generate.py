@@ -6,7 +6,8 @@
     biomedlm generate --model=run --score="The heart has four chambers." --html=score.html
 
 Options begin from the model's generation_config.json. A file of {"prompt": ..} lines is resumed by
-the same command. BioMedLM's answers are not medical advice.
+the same command. All devices work: each answers its share of the prompts with a copy of the model,
+or with --tensor=N a part of it. BioMedLM's answers are not medical advice.
 """
 
 from absl import flags as absl_flags
@@ -35,6 +36,8 @@ for name, meaning in (("stop", "string that ends an answer"), ("bad_words", "tex
     absl_flags.DEFINE_multi_string(name, None, f"{meaning}; repeatable", flag_values=FLAGS)
 absl_flags.DEFINE_enum("truncate", "error", ["error", "left"], "long prompts", flag_values=FLAGS)
 absl_flags.DEFINE_integer("batch_size", 16, "prompts at once", 1, flag_values=FLAGS)
+for name, size in (("data", -1), ("fsdp", 1), ("tensor", 1)):
+    absl_flags.DEFINE_integer(name, size, "mesh, as in configs; -1: the rest", flag_values=FLAGS)
 absl_flags.DEFINE_bool("stats", False, "say how fast it was", flag_values=FLAGS)
 absl_flags.DEFINE_bool("notice", True, "say that this is no medical advice", flag_values=FLAGS)
 
@@ -45,6 +48,6 @@ def run(flags: absl_flags.FlagValues) -> None:
 
     terminal.check(flags)
     if flags.score is not None:
-        terminal.show_score(flags.model, flags.score, dtype=flags.dtype, file=flags.html)
+        terminal.show_score(flags)
         return
     terminal.generate(flags, {name: flags[name].value for name in terminal.OPTIONS})

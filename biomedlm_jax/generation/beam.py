@@ -121,10 +121,10 @@ def search(
         penalties_N1 = (penalties_N1**beams.length_penalty).astype(np.float32)
         real_B = np.arange(B) < len(prompts)
         state = _loop(decoder, state, max_new_tokens, penalties_N1, real_B, beams, strategy)
-        broken_B = np.asarray(state.broken)
+        broken_B = decoding.fetch(state.broken)
         decoding.check_numbers(broken_B[: len(prompts)], range(len(prompts)))
-        found = np.asarray(state.finished)[: len(prompts), : beams.returned]
-        scores = np.asarray(state.finished_scores)[: len(prompts), : beams.returned]
+        found = decoding.fetch(state.finished)[: len(prompts), : beams.returned]
+        scores = decoding.fetch(state.finished_scores)[: len(prompts), : beams.returned]
     return Searched(
         [[decoding.until_end(s.tolist(), strategy.ends) for s in row] for row in found],
         scores.tolist(),

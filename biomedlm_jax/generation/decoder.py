@@ -153,7 +153,7 @@ def prefill(decoder: Decoder, cache: Cache, tokens_BxP: jax.Array, lengths_B: ja
     return cache
 
 
-def mesh_of(model: GPT) -> Mesh | None:
+def mesh_of(model: GPT | Decoder) -> Mesh | None:
     """The mesh of several devices that the parameters are spread over, or None."""
     sharding = getattr(jax.tree.leaves(model)[0], "sharding", None)
     several = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1

@@ -18,10 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation.decoder import Cache, Decoder, decode_step, make_cache, prefill
+from biomedlm_jax.generation.decoder import (
+    Cache,
+    Decoder,
+    decode_step,
+    make_cache,
+    mesh_of,
+    prefill,
+)
 from biomedlm_jax.generation.sampling import Strategy, choose, process, row_keys
 from biomedlm_jax.model.config import GPTConfig
 
@@ -112,7 +120,7 @@ def decode(
         while step < max_new_tokens:
             until = min(step + every, max_new_tokens)
             state = _loop(decoder, state, until, strategy)
-            broken_B, done_B = np.asarray(state.broken), np.asarray(state.done)
+            broken_B, done_B = fetch(state.broken), fetch(state.done)
             check_numbers(broken_B[: len(prompts)], [n for n in numbers for _ in range(samples)])
             if watch is None or done_B.all():
                 break
@@ -200,15 +208,14 @@ def check_numbers(broken_B: np.ndarray, numbers: Sequence[int]) -> None:
 @contextlib.contextmanager
 def on_mesh(decoder: Decoder) -> Iterator[Mesh | None]:
     """Work on the mesh that the decoder is spread over; yield it, or None for one device."""
-    sharding = decoder.tables["wpe"].sharding
-    several = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
-    with jax.set_mesh(sharding.mesh) if several else contextlib.nullcontext():
-        yield sharding.mesh if several else None
+    mesh = mesh_of(decoder)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        yield mesh
 
 
 def _new(state: State, rows: int, ends: Sequence[int]) -> list[list[int]]:
     """Each row's new tokens, up to and with the first that ends it."""
-    history = np.asarray(state.history)[:rows, state.prompt + 1 :]
+    history = fetch(state.history)[:rows, state.prompt + 1 :]
     return [until_end(row.tolist(), ends) for row in history]
 
 
@@ -220,6 +227,11 @@ def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
         if token < 0:
             return tokens[:place]
     return tokens
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+    """An array that is spread over the mesh, whole, in every process."""
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def spread(x: jax.Array) -> jax.Array:

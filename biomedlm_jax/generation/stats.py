@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biomedlm_jax.generation.decoder import Decoder, cache_bytes
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.generation.decoder import Decoder, cache_bytes, mesh_of
 
 # Bytes per second of one device's memory, by the start of jax's `device_kind`. Sources: Google
 # Cloud's TPU system architecture pages, NVIDIA's data sheets.
@@ -72,11 +73,14 @@ class Stats:
 def step_bytes(decoder: Decoder, batch: int, slots: int) -> int:
     """Bytes that a step must read: each weight once, and the cache of every row.
 
-    The embeddings count once, for the output head; a lookup takes only its rows.
+    The embeddings count once, for the output head; a lookup takes only its rows. Devices that
+    share a batch read all weights each.
     """
+    mesh = mesh_of(decoder)
+    copies = 1 if mesh is None else meshes.batch_shards(mesh)
     head = decoder.tables.get("head", decoder.tables["wte"])
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(decoder.layers)) + head.nbytes
-    return weights + batch * cache_bytes(decoder.config, slots)
+    return copies * weights + batch * cache_bytes(decoder.config, slots)
 
 
 def bandwidth() -> tuple[float, str]:

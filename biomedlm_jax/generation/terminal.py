@@ -6,12 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.generation import scoring
 from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.files import answer_file
 from biomedlm_jax.generation.options import Options, make_options, read_settings
-from biomedlm_jax.generation.text import NOTICE, Generator
+from biomedlm_jax.generation.text import NOTICE, Generator, require_tokenizer
+from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
 
 OPTIONS = tuple(f.name for f in dataclasses.fields(Options) if f.name != "ends")
@@ -41,7 +43,7 @@ def generate(flags, given: dict) -> None:
     for name in ("stop", "bad_words"):
         given[name] = tuple(given[name]) if given[name] else None
     options = make_options(read_settings(flags.model), **given)
-    model, tokenizer = load(flags.model, compute_dtype=flags.dtype)
+    model, tokenizer = _load(flags)
     generator = Generator(model, tokenizer)
     del model  # the generator has its own copy, in the dtype it computes in
     say = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -69,6 +71,14 @@ def generate(flags, given: dict) -> None:
     if flags.stats:
         for line in generator.stats.lines():
             say.print(line)
+
+
+def _load(flags):
+    """The model, spread over all devices as the flags say, and its tokenizer."""
+    mesh = meshes.make_mesh(data=flags.data, fsdp=flags.fsdp, tensor=flags.tensor)
+    # Batches are filled up to what the mesh divides.
+    meshes.check_fits(mesh, batch_size=meshes.batch_shards(mesh), model=model_config(flags.model))
+    return load(flags.model, mesh=mesh, compute_dtype=flags.dtype)
 
 
 def _answer(generator, prompt: str, options: Options, truncate: str, *, show=True) -> None:
@@ -102,13 +112,12 @@ def _converse(generator, options: Options, truncate: str, say: Console) -> None:
             say.print(f"error: {error}", markup=False)
 
 
-def show_score(model: str, text: str, *, dtype: str, file: str | None) -> None:
+def show_score(flags) -> None:
     """Print a text with its surprising tokens coloured, and write the page where asked."""
     keep_freed_memory()
-    loaded, tokenizer = load(model, compute_dtype=dtype)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer; put its tokenizer.json there")
-    scored = scoring.score_text(loaded, tokenizer, text)
+    model, tokenizer = _load(flags)
+    require_tokenizer(tokenizer, model.config)
+    scored = scoring.score_text(model, tokenizer, flags.score)
     console = Console(highlight=False)
     console.print(scoring.coloured(scored))
     console.print(scoring.legend())
@@ -116,7 +125,7 @@ def show_score(model: str, text: str, *, dtype: str, file: str | None) -> None:
         f"{len(scored.tokens)} tokens, log-probability {sum(scored.logprobs):.2f}, perplexity "
         f"{scored.perplexity:.2f}"
     )
-    if file:
+    if flags.html:
         page = scoring.page([scored], title="Surprising tokens")
-        Path(file).write_text(page, encoding="utf-8")
-        console.print(f"wrote {file}")
+        Path(flags.html).write_text(page, encoding="utf-8")
+        console.print(f"wrote {flags.html}")

@@ -9,6 +9,8 @@ from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.decoder import make_decoder
 from biomedlm_jax.generation.options import Options, as_texts, make_options
 from biomedlm_jax.generation.stats import Stats
+from biomedlm_jax.interop.huggingface import check_tokenizer
+from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
 
 NOTICE = "BioMedLM's answers are not medical advice: they may be wrong, numbers above all."
@@ -34,7 +36,7 @@ class Generator:
 
     def __init__(self, model: GPT, tokenizer: Tokenizer | None):
         self.config, self.tokenizer = model.config, tokenizer
-        check_tokenizer(tokenizer, model.config.vocab_size)
+        require_tokenizer(tokenizer, model.config)
         self.decoder = make_decoder(model)
         self.stats = Stats(self.decoder)
 
@@ -210,16 +212,11 @@ def generate_until(
     return texts
 
 
-def check_tokenizer(tokenizer: Tokenizer | None, vocab_size: int) -> None:
-    """Raise ValueError unless this tokenizer's ids are all in the model's vocabulary."""
+def require_tokenizer(tokenizer: Tokenizer | None, config: GPTConfig) -> None:
+    """Raise ValueError unless there is a tokenizer, and it fits the model."""
     if tokenizer is None:
         raise ValueError("the model has no tokenizer beside it; put its tokenizer.json there")
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= vocab_size:
-        raise ValueError(
-            f"the tokenizer has id {largest}, and the model's vocabulary ends at "
-            f"{vocab_size - 1}; use the tokenizer that the model was trained with"
-        )
+    check_tokenizer(tokenizer, config)
 
 
 def _pieces(answer: Callable[[Callable[[list[str]], None]], str]) -> Iterator[str]:

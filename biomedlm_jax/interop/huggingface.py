@@ -175,7 +175,8 @@ def write_directory(
     check_output(path, kind=HUGGING_FACE, overwrite=overwrite)
     parse_size(max_shard_size)
     config, score = model.config, score or {}
-    _check_tokenizer(tokenizer, config)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, config)
     folded = fold_attention_scale and config.scale_attn_by_inverse_layer_idx
     if folded:
         config = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
@@ -214,13 +215,12 @@ def read_tokenizer(path: str | Path, config: GPTConfig) -> Tokenizer | None:
     if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
         return None
     tokenizer = load_tokenizer(path)
-    _check_tokenizer(tokenizer, config)
+    check_tokenizer(tokenizer, config)
     return tokenizer
 
 
-def _check_tokenizer(tokenizer: Tokenizer | None, config: GPTConfig) -> None:
-    if tokenizer is None:
-        return
+def check_tokenizer(tokenizer: Tokenizer, config: GPTConfig) -> None:
+    """Raise ValueError unless this tokenizer's ids, and its end of text, are the model's."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= config.vocab_size:
         raise ValueError(

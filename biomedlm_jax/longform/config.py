@@ -3,6 +3,8 @@
 from ml_collections import ConfigDict
 
 from biomedlm_jax.generation.options import Options, make_options
+from biomedlm_jax.training.optimizer import check_tuning
+from biomedlm_jax.training.run import check_groups
 
 GROUPS = {
     "data": {
@@ -19,7 +21,7 @@ GROUPS = {
     "mesh": {"data": int, "fsdp": int, "tensor": int},
     "optimizer": {
         "learning_rate": float,
-        "warmup_fraction": float,
+        "warmup_ratio": float,
         "beta1": float,
         "beta2": float,
         "epsilon": float,
@@ -27,8 +29,27 @@ GROUPS = {
         "clip_norm": float,
     },
     "training": {"epochs": int, "batch_size": int, "loss_chunks": int, "seed": int},
+    "checkpoint": {"every": int, "keep": int},
+    "logging": {"every": int, "tensorboard": bool},
     "evaluation": {"examples": int, "final_examples": int, "batch_size": int},
 }
+# A run may be continued with other values of these; a hash of its texts is kept, too.
+FREE = {
+    "data": {"train", "dev"},
+    "mesh": set(GROUPS["mesh"]),
+    "training": {"loss_chunks"},
+    "checkpoint": set(GROUPS["checkpoint"]),
+    "logging": set(GROUPS["logging"]),
+    "evaluation": {"batch_size"},
+}
+AT_LEAST_ONE = {
+    "data": ("source_tokens", "target_tokens", "row_tokens"),
+    "training": ("epochs", "batch_size", "loss_chunks"),
+    "checkpoint": ("every", "keep"),
+    "logging": ("every",),
+    "evaluation": ("batch_size",),
+}
+AT_LEAST_ZERO = {"training": ("seed",), "evaluation": ("examples", "final_examples")}
 DECODING = "generation"  # its names are those of Options
 
 
@@ -37,42 +58,19 @@ def check_config(config: ConfigDict) -> Options:
 
     Raises ValueError naming the first key that is unknown, missing or of another type.
     """
-    _check_names("config", config, {*GROUPS, DECODING})
-    for group, schema in GROUPS.items():
-        _check_names(f"config.{group}", config[group], schema)
-        for name, kind in schema.items():
-            value = config[group][name]
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            if not fits or isinstance(value, bool):
+    check_groups(config, GROUPS, AT_LEAST_ONE, others={DECODING})
+    for group, names in AT_LEAST_ZERO.items():
+        for name in names:
+            if config[group][name] < 0:
                 raise ValueError(
-                    f"config.{group}.{name}={value!r} is a {type(value).__name__}; it must be "
-                    f"{kind.__name__}"
+                    f"config.{group}.{name}={config[group][name]}; it must be at least 0"
                 )
-    for group, least in (("training", 1), ("evaluation", 0)):
-        for name in GROUPS[group]:
-            low = 1 if name == "batch_size" else 0 if name == "seed" else least
-            if config[group][name] < low:
-                raise ValueError(
-                    f"config.{group}.{name}={config[group][name]}; it must be at least {low}"
-                )
-    optimizer = config.optimizer
-    if optimizer.learning_rate <= 0 or not 0 <= optimizer.warmup_fraction < 1:
-        raise ValueError(
-            f"config.optimizer has learning_rate={optimizer.learning_rate} and warmup_fraction="
-            f"{optimizer.warmup_fraction}; the rate is above 0, the fraction in [0, 1)"
-        )
+    check_tuning(config.optimizer)
     if not config.data.train:
         raise ValueError(
             "config.data.train is empty; set --config.data.train=FILE to a JSONL file or to the "
             "stem of a .source and a .target file"
         )
+    if not isinstance(config[DECODING], ConfigDict):
+        raise ValueError(f"config.{DECODING} is {config[DECODING]!r}; it must be a group")
     return make_options(**config[DECODING].to_dict())
-
-
-def _check_names(where: str, got, known) -> None:
-    if not isinstance(got, ConfigDict):
-        raise ValueError(f"{where} is {got!r}; it must be a group with {sorted(known)}")
-    unknown, missing = sorted(set(got) - set(known)), sorted(set(known) - set(got))
-    if unknown or missing:
-        what = f"has {unknown}, unknown" if unknown else f"lacks {missing}"
-        raise ValueError(f"{where} {what}; its values are {sorted(known)}")

@@ -5,8 +5,9 @@ Axes: B rows, L tokens of a row. The format is the published one: the first toke
 are added to the vocabulary in this order (28896 and 28897 for BioMedLM).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -35,8 +36,7 @@ class Limits:
             )
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Packed rows, each array [B, L]."""
 
     tokens: np.ndarray
@@ -77,27 +77,56 @@ def pack(lengths: Sequence[int], row: int) -> list[list[int]]:
     return rows
 
 
-def batches(
+def lay_out(
     texts: Sequence[tuple[list[int], int]],
-    *,
     rows: Sequence[Sequence[int]],
+    *,
     batch_size: int,
     length: int,
     pad: int,
-) -> Iterator[Batch]:
-    """Batches of the packed `rows` in their order; the last is filled up with padding."""
-    for first in range(0, len(rows), batch_size):
-        shape = batch_size, length
-        tokens, segments, positions = np.full(shape, pad, np.int32), *np.zeros((2, *shape), "i4")
-        weights = np.zeros(shape, np.float32)
-        for b, row in enumerate(rows[first : first + batch_size]):
-            start = 0
-            for segment, i in enumerate(row, start=1):
-                ids, before = texts[i]
-                end = start + len(ids)
-                tokens[b, start:end], segments[b, start:end] = ids, segment
-                positions[b, start:end] = np.arange(len(ids))
-                # The token before the target predicts its first; the last predicts nothing.
-                weights[b, start + before - 1 : end - 1] = 1
-                start = end
-        yield Batch(tokens, segments, positions, weights)
+) -> Batch:
+    """A batch of the packed `rows`, filled up with rows of padding."""
+    shape = batch_size, length
+    tokens, segments, positions = np.full(shape, pad, np.int32), *np.zeros((2, *shape), "i4")
+    weights = np.zeros(shape, np.float32)
+    for b, row in enumerate(rows):
+        start = 0
+        for segment, i in enumerate(row, start=1):
+            ids, before = texts[i]
+            end = start + len(ids)
+            tokens[b, start:end], segments[b, start:end] = ids, segment
+            positions[b, start:end] = np.arange(len(ids))
+            # The token before the target predicts its first; the last predicts nothing.
+            weights[b, start + before - 1 : end - 1] = 1
+            start = end
+    return Batch(tokens, segments, positions, weights)
+
+
+class Packed:
+    """Texts packed into rows, and any batch of them by its number alone."""
+
+    def __init__(self, texts, *, length: int, batch_size: int, pad: int):
+        self._texts, self._pad = texts, pad
+        self.length, self.batch_size = length, batch_size
+        self.rows = pack([len(ids) for ids, _ in texts], length)
+        self.batches = -(-len(self.rows) // batch_size)
+        self.tokens = sum(len(ids) for ids, _ in texts)
+        self.filled = self.tokens / (len(self.rows) * length)  # share that is no padding
+
+    def batch(self, index: int, order: Sequence[int] | None = None) -> Batch:
+        """Batch `index` of the rows as packed, or in another order; the last has padding."""
+        order = range(len(self.rows)) if order is None else order
+        chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+        return lay_out(
+            self._texts,
+            [self.rows[i] for i in chosen],
+            batch_size=self.batch_size,
+            length=self.length,
+            pad=self._pad,
+        )
+
+    def shuffled(self, step: int, *, seed: int) -> Batch:
+        """The batch of a step, counted from 0 over all epochs; each epoch has its own order."""
+        epoch, index = divmod(step, self.batches)
+        order = np.random.default_rng([seed, epoch]).permutation(len(self.rows))
+        return self.batch(index, order)

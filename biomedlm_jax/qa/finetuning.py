@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
@@ -15,20 +14,16 @@ from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.qa import rows as formats
 from biomedlm_jax.qa import setup
 from biomedlm_jax.qa.losses import batch_loss
-from biomedlm_jax.qa.origin import (
-    check_origin,
-    labelled_examples,
-    questions_hash,
-    starting_point,
-)
+from biomedlm_jax.qa.origin import labelled_examples, starting_point
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.shuffling import Shuffled
 from biomedlm_jax.qa.tasks import Skipped, Task, find_task
 from biomedlm_jax.qa.tuned import best_facts, save_tuned
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.loop import stop_signals, wait_for_all
-from biomedlm_jax.training.metrics import Recorder, Silent
-from biomedlm_jax.training.optimizer import warmup_linear
+from biomedlm_jax.training.metrics import Recorder, Silent, step_figures
+from biomedlm_jax.training.optimizer import make_tuning_optimizer
+from biomedlm_jax.training.origin import check_origin, content_hash
 from biomedlm_jax.training.run import check_run, write_json
 from biomedlm_jax.training.state import compile_step, laid_out, train_step
 
@@ -65,7 +60,7 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
         make = formats.choice_prompts if head.kind == "choice" else formats.classification_prompts
         made = make(tokenizer, examples[0], row_format=head.row_format, max_length=head.max_length)
         labels = [example.label for example in examples[0]]
-        start.facts["questions"] = questions_hash(made.prompts, labels)
+        start.facts["questions"] = content_hash([made.prompts, labels])
         data = Shuffled(
             made.prompts,
             labels,
@@ -76,12 +71,7 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
             seed=training.seed,
         )
         steps = data.steps_per_epoch * training.epochs
-        schedule = warmup_linear(
-            learning_rate=config.optimizer.learning_rate,
-            warmup_ratio=config.optimizer.warmup_ratio,
-            steps=steps,
-        )
-        tx = _optimizer(config.optimizer, schedule)
+        tx, schedule = make_tuning_optimizer(steps=steps, **config.optimizer)
 
         # ---- State: the model with its head, or the adapter beside the frozen model.
         make_state = functools.partial(start.state, tx)
@@ -140,7 +130,7 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
             stopping = stop(ended or step % config.logging.every == 0)
             saving = stopping or ended or step % config.checkpoint.every == 0
             if step % config.logging.every == 0 or saving:
-                recorder.write(step, _figures(step, metrics, schedule))
+                recorder.write(step, step_figures(step, metrics, schedule))
             if ended:
                 tuned = state.model.merged(*constants) if lora.rank else state.model
                 found = _dev_accuracy(tuned, tokenizer, examples[1], task, head)
@@ -164,28 +154,6 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
             f"{workdir / 'best'}"
         )
         return {"step": step, "dev_accuracy": best["dev_accuracy"], "epoch": best["epoch"]}
-
-
-def _optimizer(group: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    adamw = optax.adamw(
-        schedule,
-        b1=group.beta1,
-        b2=group.beta2,
-        eps=group.epsilon,
-        weight_decay=group.weight_decay,
-    )
-    clip = optax.clip_by_global_norm(group.clip_norm) if group.clip_norm else optax.identity()
-    return optax.chain(clip, adamw)
-
-
-def _figures(step: int, metrics: dict, schedule) -> dict[str, float]:
-    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not (np.isfinite(loss) and np.isfinite(norm)):
-        raise ValueError(
-            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is intact. "
-            "Lower optimizer.learning_rate and start a new run"
-        )
-    return {"loss": loss, "learning_rate": float(schedule(step - 1)), "grad_norm": norm}
 
 
 def _dev_accuracy(tuned, tokenizer, examples, task: Task, head: setup.Head) -> float:

@@ -1,16 +1,11 @@
 """Origin: the questions of a fine-tuning run, and the model that it starts from."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,10 +14,10 @@ from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa import rows as formats
-from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.setup import Head, read_head
 from biomedlm_jax.qa.tasks import Example, Skipped, Task, read_examples
 from biomedlm_jax.qa.tuned import Adapter, best_of, load_tuned, with_head
+from biomedlm_jax.training.origin import weights_hash
 from biomedlm_jax.training.state import TrainState, laid_out
 
 
@@ -129,29 +124,6 @@ def starting_point(config: ConfigDict, task: Task, model: str | Path, mesh: Mesh
             f"{positions} positions; choose at most that"
         )
     facts["tokenizer"] = tokenizer_hash(tokenizer)
-    facts["weights"] = _fingerprint(getattr(base, "gpt", base))
+    facts["weights"] = weights_hash(getattr(base, "gpt", base))
     start = Origin(base, Head(**asked), added, config.training.seed, config.lora, facts)
     return start, tokenizer, start.head
-
-
-def questions_hash(prompts: Sequence[Prompt], labels: Sequence[int]) -> str:
-    """Identify what is learnt: the SHA-256 (hexadecimal) of the questions' tokens and answers."""
-    return hashlib.sha256(json.dumps([prompts, list(labels)]).encode("ascii")).hexdigest()
-
-
-def _fingerprint(gpt) -> str:
-    # The positions' embedding: small, changed by every step of training, the same on every mesh.
-    wpe_LxD = multihost_utils.process_allgather(gpt.wpe[...], tiled=True)
-    return hashlib.sha256(np.ascontiguousarray(wpe_LxD).tobytes()).hexdigest()
-
-
-def check_origin(file: Path, facts: dict) -> None:
-    """Raise ValueError if the run that wrote `file` started from something else."""
-    if not file.exists():
-        return
-    before = json.loads(file.read_text(encoding="utf-8")).get("started_from")
-    if before != facts:
-        raise ValueError(
-            f"{file.parent} holds a run that started from {before}, and this one would from "
-            f"{facts}; choose another --workdir"
-        )

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from biomedlm_jax.interop.directories import head_entry
 from biomedlm_jax.model.heads import CHOICE
 from biomedlm_jax.qa.rows import FORMATS, LEAST_LENGTH, RELEASED
-from biomedlm_jax.training.optimizer import check_numbers
+from biomedlm_jax.training.optimizer import check_tuning
 from biomedlm_jax.training.run import check_groups
 
 GROUPS = {
@@ -77,12 +77,7 @@ def check_config(config: ConfigDict) -> None:
             "config.task.row_format='released' cuts long questions option by option, which may "
             "then lie in different parts of a batch; set --config.training.accumulation=1"
         )
-    group = {k: v for k, v in config.optimizer.items() if k != "warmup_ratio"}
-    check_numbers(**group)
-    if not 0 <= config.optimizer.warmup_ratio <= 1:
-        raise ValueError(
-            f"config.optimizer.warmup_ratio={config.optimizer.warmup_ratio}; it must be in [0, 1]"
-        )
+    check_tuning(config.optimizer)
     if task.max_length < LEAST_LENGTH:
         raise ValueError(
             f"config.task.max_length={task.max_length}; it must be at least {LEAST_LENGTH}"

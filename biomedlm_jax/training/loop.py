@@ -24,6 +24,7 @@ from biomedlm_jax.training.metrics import (
     Silent,
     flops_per_token,
     peak_flops,
+    step_figures,
     validation_metrics,
 )
 from biomedlm_jax.training.optimizer import make_optimizer
@@ -199,17 +200,10 @@ class Pace:
 
 
 def _figures(done: dict, schedule, pace: Pace | None = None) -> tuple[int, dict[str, float]]:
-    # Fetching the figures waits for the step.
-    step, loss, norm = done["step"], float(done["loss"]), float(done["grad_norm"])
-    speed = pace.read(step) if pace else {}
-    if not (np.isfinite(loss) and np.isfinite(norm)):
-        raise ValueError(
-            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is intact. "
-            "Lower optimizer.learning_rate, or lengthen optimizer.warmup_steps, and start a new run"
-        )
-    # `step` updates were done, the last of them with the rate of index step - 1.
-    figures = {"loss": loss, "learning_rate": float(schedule(step - 1)), "grad_norm": norm}
-    return step, {**figures, **speed}
+    step, advice = done["step"], "lengthen optimizer.warmup_steps, and start a new run"
+    advice = f"Lower optimizer.learning_rate, or {advice}"
+    figures = step_figures(step, done, schedule, advice=advice)
+    return step, {**figures, **(pace.read(step) if pace else {})}
 
 
 def _evaluator(config: ConfigDict, manifest: dict, mesh):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,6 +42,27 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
         "perplexity": math.exp(min(loss, 700)),
         "bits_per_byte": loss / math.log(2) * tokens / text_bytes,
     }
+
+
+def step_figures(
+    step: int,
+    metrics: dict,
+    schedule: Callable,
+    *,
+    advice: str = "Lower optimizer.learning_rate and start a new run",
+) -> dict[str, float]:
+    """The figures of the update that made `step`; fetching them waits for it.
+
+    Raises ValueError with the `advice` if they are not finite.
+    """
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise ValueError(
+            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is intact. "
+            f"{advice}"
+        )
+    # `step` updates were done, the last of them with the rate of index step - 1.
+    return {"loss": loss, "learning_rate": float(schedule(step - 1)), "grad_norm": norm}
 
 
 class Recorder:

@@ -1,6 +1,7 @@
-"""The optimizer: warmup-cosine schedule and decoupled AdamW in optax."""
+"""The optimizers in optax: of pre-training (cosine, decoupled AdamW) and of fine-tuning."""
 
 import math
+from collections.abc import Mapping
 
 import optax
 
@@ -107,6 +108,37 @@ def make_optimizer(
     if not clip_norm:
         return adamw, schedule
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), schedule
+
+
+def make_tuning_optimizer(
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup_ratio: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """PyTorch's AdamW with linear warmup and decay, as the original fine-tuning has it.
+
+    The optimizer of a fine-tuning config's `optimizer` group for a run of `steps`, and its
+    schedule; `check_tuning` says which values can be.
+    """
+    schedule = warmup_linear(learning_rate=learning_rate, warmup_ratio=warmup_ratio, steps=steps)
+    adamw = optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay)
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, adamw), schedule
+
+
+def check_tuning(group: Mapping) -> None:
+    """Raise ValueError for a value that `make_tuning_optimizer` cannot work with."""
+    check_numbers(**{name: value for name, value in group.items() if name != "warmup_ratio"})
+    if not 0 <= group["warmup_ratio"] <= 1:
+        raise ValueError(
+            f"config.optimizer.warmup_ratio={group['warmup_ratio']}; it must be in [0, 1]"
+        )
 
 
 def check_numbers(

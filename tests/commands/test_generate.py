@@ -10,6 +10,7 @@ import pytest
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.generate import FLAGS
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.scoring import score_text
 from biomedlm_jax.generation.text import NOTICE, generate
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.config import GPTConfig
@@ -114,6 +115,35 @@ def test_ctrl_c_in_a_file_keeps_what_is_done(release, tmp_path, capsys, monkeypa
     assert "2 answers made, 1 kept" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": -1, "tensor": 2}])
+def test_all_devices_work_and_say_the_same(world, release, tmp_path, capsys, monkeypatch, sizes):
+    from biomedlm_jax.generation import terminal
+
+    meshes, original = [], terminal.load
+
+    def kept(path, *, mesh, **options):
+        meshes.append(dict(mesh.shape))
+        return original(path, mesh=mesh, **options)
+
+    monkeypatch.setattr(terminal, "load", kept)
+    flags = tuple(f"--{name}={size}" for name, size in sizes.items())
+    wanted = {"data": 8, "fsdp": 1, "tensor": 1, **sizes}
+    wanted["data"] = 8 // (wanted["fsdp"] * wanted["tensor"])
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    options = (f"--prompts={prompts}", f"--out={out}", "--max_new_tokens=8")
+    assert call(release, *options, *flags) == 0
+    expected = generate(*world, TEXTS, max_new_tokens=8)  # on one device
+    assert [json.loads(line)["answers"] for line in out.open()] == [[text] for text in expected]
+    capsys.readouterr()
+    assert call(release, f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--nonotice", *flags) == 0
+    assert capsys.readouterr().out == expected[0] + "\n"
+    assert call(release, f"--score={TEXTS[0]}", *flags) == 0
+    score = capsys.readouterr().out.split("perplexity ")[1]
+    assert float(score) == pytest.approx(score_text(*world, TEXTS[0]).perplexity, abs=0.01)
+    assert meshes == [wanted] * 3
+
+
 def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
     page = tmp_path / "score.html"
     assert call(release, f"--score={TEXTS[0]}", f"--html={page}") == 0
@@ -140,6 +170,9 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
         (["--prompt=" + "z " * 60, "--max_new_tokens=4"], "--truncate=left"),
         (["--prompt=a", "--truncate=right"], "right"),
         (["--score="], "an empty text"),
+        (["--prompt=a", "--tensor=4"], "mesh.tensor=4 does not divide the model's heads of 2"),
+        (["--prompt=a", "--data=3"], "does not make 8, the number of devices"),
+        (["--score=a", "--fsdp=0"], "sizes are at least 1"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -46,14 +46,16 @@ def test_pieces_make_the_text_whole_characters_only(model, tokenizer):
 
 
 def test_the_page_escapes_and_colours(model, tokenizer):
-    scored = scoring.Scored(["a", "<b>", "c"], [1, 2, 3], [-0.1, -4.0, -12.0])
+    scored = scoring.Scored(["a", " <b>", "c"], [1, 2, 3], [-0.1, -4.0, -12.0])
     page = scoring.page([scored], title="x & y")
-    assert "&lt;b&gt;" in page
+    assert ' <span style="background:#ffd98a" title="probability 1.8%, 5.8 bits">&lt;b&gt;<' in page
     assert "x &amp; y" in page
     assert [scoring.colour(bits) for bits in (0, 1.9, 2, 6, 99)] == [
-        "#ffffff", "#ffffff", "#fff3c4", "#ffd98a", "#ff7f6b",
+        None, None, "#fff3c4", "#ffd98a", "#ff7f6b",
     ]  # fmt: skip
-    assert 'style="background:#ff7f6b" title="probability 6.1e-06, 17.3 bits">c<' in page
+    assert '<span title="probability 90.5%, 0.1 bits">a<' in page
+    assert '<span style="background:#ff7f6b" title="probability 1 in 162,755, 17.3 bits">c<' in page
+    assert '<span style="background:#ffd98a">5+ (1 in 32)<' in page
 
 
 def test_the_terminal_shows_every_token(tokenizer):

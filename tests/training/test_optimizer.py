@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from biomedlm_jax.training.optimizer import make_optimizer, warmup_cosine, warmup_linear
+from biomedlm_jax.training.optimizer import (
+    check_tuning,
+    make_optimizer,
+    make_tuning_optimizer,
+    warmup_cosine,
+    warmup_linear,
+)
 
 PUBLISHED = {
     "learning_rate": 1.6e-4,
@@ -17,6 +23,16 @@ PUBLISHED = {
     "epsilon": 1e-8,
     "weight_decay": 1.6e-5,
     "clip_norm": 0.0,
+}
+
+TUNING = {
+    "learning_rate": 3e-3,
+    "warmup_ratio": 0.5,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "epsilon": 1e-8,
+    "weight_decay": 0.1,
+    "clip_norm": 1.0,
 }
 
 
@@ -127,9 +143,7 @@ def test_clipped_adamw_with_it_steps_as_torchs_does():
     scheduler = get_linear_schedule_with_warmup(optimizer, 30, 60)
     with jax.enable_x64(True):
         mine = {name: jnp.asarray(p) for name, p in start.items()}
-        schedule = warmup_linear(learning_rate=3e-3, warmup_ratio=0.5, steps=60)
-        adamw = optax.adamw(schedule, eps=1e-8, weight_decay=0.1)
-        tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        tx, _ = make_tuning_optimizer(steps=60, **TUNING)
         state, update = tx.init(mine), jax.jit(tx.update)
         for _ in range(60):
             grads = {name: rng.normal(size=p.shape) for name, p in start.items()}
@@ -144,6 +158,13 @@ def test_clipped_adamw_with_it_steps_as_torchs_does():
             assert np.abs(mine[name] - start[name]).max() > 0.01
             # torch divides by the norm + 1e-6, and optax's rate is a float32.
             np.testing.assert_allclose(mine[name], p.detach().numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "value"), [("warmup_ratio", 1.5), ("clip_norm", -1.0)])
+def test_tuning_values_that_cannot_be(name, value):
+    check_tuning(TUNING)
+    with pytest.raises(ValueError, match=f"optimizer.{name}={value}"):
+        check_tuning({**TUNING, name: value})
 
 
 @pytest.mark.parametrize(("rate", "ratio"), [(0.0, 0.5), (-1e-5, 0.5), (1e-5, -0.1), (1e-5, 1.1)])
