@@ -72,7 +72,6 @@ def get_finetuning_config(task: str, *, epochs: int = EPOCHS) -> ConfigDict:
     config.model = ConfigDict(
         {
             "compute_dtype": "float32",
-            "reduce_dtype": "float32",
             "attention": "auto",
             "remat": "none",
             "unroll": 1,
