@@ -7,7 +7,8 @@
 
 `auto` decides by the platform of the mesh (so also while compiling for devices that are not here)
 and by what is asked for, never by trying; its choice is logged once. A kernel asked for by name
-that cannot serve is an error that names what to choose.
+that cannot serve is an error that names what to choose. Padding on the right needs neither a mask
+nor lengths: causal attention shows it to no token before it.
 """
 
 import functools
