@@ -30,11 +30,14 @@ def run(options: flags.FlagValues) -> None:
     import sys
     from pathlib import Path
 
+    if options.topology != "local":
+        # Nothing runs: do not look for a TPU or a GPU. Before jax is imported, or it is too late.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
     from biomedlm_jax.planning.topology import check_topology
 
     if options.topology != "local":
         check_topology(options.topology)
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs; do not look for a TPU
     if not all(size.isdigit() and int(size) for size in options.tensor):
         raise ValueError(f"--tensor={','.join(options.tensor)}; give sizes such as 1,2,4")
 

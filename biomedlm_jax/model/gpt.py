@@ -26,9 +26,14 @@ def _normal(deviation: float):
     return nnx.initializers.normal(deviation)
 
 
-def _axes(*names: str) -> dict:
+def _axes(*names: str | None) -> dict:
     # Without eager_sharding=False a module could not be built outside a mesh.
     return {"out_sharding": names, "eager_sharding": False}
+
+
+def _of_vector(axis: str) -> str | None:
+    # A vector of the width is small: whole on each device, it need not be gathered in each layer.
+    return None if axis == "embed" else axis
 
 
 def _linear(config: GPTConfig, axes: tuple[str, str], sizes, *, rngs, deviation: float):
@@ -37,7 +42,7 @@ def _linear(config: GPTConfig, axes: tuple[str, str], sizes, *, rngs, deviation:
         dtype=config.dtype,
         kernel_init=_normal(deviation),
         kernel_metadata=_axes(*axes),
-        bias_metadata=_axes(axes[1]),
+        bias_metadata=_axes(_of_vector(axes[1])),
         rngs=rngs,
     )
 
@@ -47,14 +52,14 @@ def _layer_norm(config: GPTConfig, *, rngs: nnx.Rngs) -> LayerNorm:
         config.width,
         epsilon=config.layer_norm_epsilon,
         dtype=config.dtype,
-        scale_metadata=_axes("embed"),
-        bias_metadata=_axes("embed"),
+        scale_metadata=_axes(_of_vector("embed")),
+        bias_metadata=_axes(_of_vector("embed")),
         rngs=rngs,
     )
 
 
 def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    # In float32, so that the gradient of the bias is summed in float32 over all positions.
+    # In float32, so that the gradient of the bias is summed in float32 over rows and positions.
     return (y + bias.astype(jnp.float32)).astype(y.dtype)
 
 
@@ -222,7 +227,7 @@ class GPT(nnx.Module):
         x_BxLxD = lookup(config.dtype, self.wte[...], tokens_BxL)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         positions = slice(L) if positions_BxL is None else positions_BxL
-        x_BxLxD += constrain(self.wpe[...], "length", None)[positions].astype(config.dtype)
+        x_BxLxD = _add_bias(x_BxLxD, constrain(self.wpe[...], "length", None)[positions])
         x_BxLxD = dropout(x_BxLxD, config.embedding_dropout, embed_key)
 
         def step(x_BxLxD, sliced):

@@ -19,7 +19,7 @@ from biomedlm_jax.planning.alternatives import alternatives
 from biomedlm_jax.planning.compiled import Figures, compile_figures, peak_links
 from biomedlm_jax.planning.memory import shortage
 from biomedlm_jax.planning.steps import STEPS, trace_step
-from biomedlm_jax.planning.topology import sensible_meshes, topology_devices, topology_mesh
+from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
 from biomedlm_jax.training.metrics import flops_per_token
 from biomedlm_jax.training.run import check_config
 
@@ -113,7 +113,7 @@ def plan(
             raise ValueError(
                 f"no mesh of {topology} divides the model and {batch} rows; change one"
             )
-    laid_out = [topology_mesh(devices, **one) for one in sizes]
+    laid_out = [meshes.make_mesh(**one, devices=devices) for one in sizes]
     for mesh in laid_out:
         accumulation = config.training.accumulation
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model_config)
@@ -141,7 +141,10 @@ def plan(
         for kind in (*kinds, last):
             if kind is last and any(row.fits for row in result.rows):
                 break  # the last kind costs most
-            rows = (compile_row(topology_mesh(devices, **one), change) for one, change in kind)
+            rows = (
+                compile_row(meshes.make_mesh(**one, devices=devices), change)
+                for one, change in kind
+            )
             result.rows.extend(itertools.islice((row for row in rows if row.fits), 1))
         _say_what_fits(result.rows)
     result.rows.sort(key=_rank)

@@ -5,10 +5,8 @@ import importlib.util
 import os
 
 import jax
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
 
-from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.config import GPTConfig
 
 # Slices by the maker's name of the generation. v4 and v5p chips have two cores that act as one
@@ -76,17 +74,6 @@ def topology_devices(name: str) -> list:
                 "ALLOW_MULTIPLE_LIBTPU_LOAD=true for both"
             ) from error
         raise ValueError(f"libtpu does not make the topology {name}: {said[:300]}") from error
-
-
-def topology_mesh(devices: list, *, data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over a slice's devices, laid along its links; sizes as in `mesh.make_mesh`."""
-    sizes = meshes.mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
-    if devices[0].platform == "tpu":
-        # An axis of 32 on a torus of 16 x 16 takes a part of the second ring.
-        array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        array = mesh_utils.create_device_mesh(sizes, devices)
-    return Mesh(array, meshes.AXES, axis_types=(AxisType.Auto,) * len(meshes.AXES))
 
 
 def sensible_meshes(

@@ -206,6 +206,15 @@ def test_links_are_one_direction_of_one_dimension():
     assert peak_links(CHIPS["TPU v5 lite"]) == 100e9
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "fsdp"),
+    [("v5e:16x16", 8, 32), ("v6e:16x16", 8, 32), ("v5p:4x4x4", 2, 32), ("v4:4x4x4", 2, 32)],
+)
+def test_the_meshes_of_the_guide_can_be_made_as_a_run_makes_them(libtpu, name, data, fsdp):
+    mesh = meshes.make_mesh(data=data, fsdp=fsdp, devices=topology.topology_devices(name))
+    assert dict(mesh.shape) == {"data": data, "fsdp": fsdp, "tensor": 1}
+
+
 def test_an_option_that_the_tpu_compiler_does_not_know_is_left_out(libtpu, monkeypatch, caplog):
     device = topology.topology_devices("v5e:2x2")[0]
     options = {"xla_tpu_no_such_option": "1"} | state.COMPILER_OPTIONS["v5e"]
