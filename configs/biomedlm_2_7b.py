@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
             "residual_dropout": 0.0,
             "eos_token_id": 28_895,
             "compute_dtype": "auto",  # bfloat16 on TPU and GPU
-            # The published run summed gradients in float32; on v5e:16x16 that doubles the exchanges
-            # that compute waits for, 5.7 GiB a step (docs/benchmarks.md).
+            # The published run summed gradients in float32. Planned for v5e:16x16, that takes the
+            # exchanges that compute waits for from 5.69 to 10.53 GiB a step (docs/benchmarks.md).
             "reduce_dtype": "compute",
             "attention": "auto",
             "remat": "query,key,value,attention,residual,norm,mlp_input",
@@ -40,7 +40,9 @@ def get_config() -> ConfigDict:
         }
     )
     config.data = ConfigDict({"path": "", "seed": 17})
-    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    # 32 shards of the state, repeated over the other devices: the best of 18 meshes planned for 256
+    # chips of v5e (docs/benchmarks.md). Fewer than 32 devices: mesh.fsdp=8, say.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 32, "tensor": 1})
     config.optimizer = ConfigDict(
         {
             "learning_rate": 1.6e-4,
