@@ -185,12 +185,13 @@ def generate_until(
     until: Sequence[str],
     max_new_tokens: int,
     batch_size: int = 16,
+    notify: Callable[[int, str], None] = lambda number, text: None,
     **options,
 ) -> list[str]:
     """Continue prompts of token ids until one of the strings, which is cut off; for harnesses.
 
-    A prompt that does not fit with its new tokens loses its beginning. Raises ValueError as
-    `generate` does.
+    A prompt that does not fit with its new tokens loses its beginning. `notify` is told each
+    prompt's number and its text, after every batch. Raises ValueError as `generate` does.
     """
     wanted = make_options(max_new_tokens=max_new_tokens, stop=as_texts(until), **options)
     room = generator.config.context_length - max_new_tokens
@@ -209,6 +210,7 @@ def generate_until(
             batch, generator.answers([cut[i] for i in batch], wanted, numbers=batch), strict=True
         ):
             texts[i] = answers[0].text
+            notify(i, texts[i])
     return texts
 
 
