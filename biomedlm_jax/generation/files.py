@@ -72,7 +72,9 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
     Raises FileNotFoundError or ValueError naming the line.
     """
     prompts = []
-    for number, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), start=1):
+    # splitlines() would also cut at U+2028 and others, which JSON leaves within a text.
+    lines = Path(source).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -96,7 +98,7 @@ def _kept(out: Path, prompts: Sequence[str], settings: str) -> int:
         return 0
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8").splitlines()
+    lines = whole.decode("utf-8").split("\n")[:-1]
     for i, line in enumerate(lines):
         try:
             record = json.loads(line)

@@ -76,6 +76,17 @@ def test_an_interrupted_file_goes_on_as_if_nothing_had_happened(
     assert answers(generator, source, out)[0] == {"kept": 5, "made": 0}
 
 
+def test_other_line_separators_are_part_of_a_prompt(generator, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = ["a\u2028b", "a\u2029\u0085b"]
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    source.write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert [prompt for prompt, _ in read_prompts(source)] == texts
+    assert answers(generator, source, out)[0]["made"] == 2
+    assert "\u2028" in out.read_text(encoding="utf-8")
+    assert answers(generator, source, out)[0] == {"kept": 2, "made": 0}
+
+
 def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path):
     out = tmp_path / "out.jsonl"
     answers(generator, source, out)
