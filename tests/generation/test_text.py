@@ -6,6 +6,7 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.decoder import fingerprint, make_decoder
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.text import Generator, generate, generate_until
 from biomedlm_jax.model.config import GPTConfig
@@ -60,6 +61,8 @@ def test_batches_and_samples_are_the_same_on_a_mesh(model, tokenizer, sizes):
     mesh = meshes.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
     sharded = jax.device_put(model, layout)
+    of_both = [fingerprint(make_decoder(each)) for each in (model, sharded)]
+    assert of_both[0] == of_both[1]
     prompts = [*TEXTS, "the drug", "renal"]
     for drawing in ({}, {"temperature": 1.5, "top_k": 40, "samples": 3, "seed": 7}):
         options = {"max_new_tokens": 9, "batch_size": 2, **drawing}
