@@ -3,10 +3,10 @@
 Sources, read in November 2026: Google Cloud's pages docs.cloud.google.com/tpu/docs/ v4, v5e, v5p,
 v6e and tpu7x (peak bf16, HBM, inter-chip bandwidth per chip in both directions; that of v4 is not
 stated and is twice the pod's all-reduce bandwidth of 1.1 PB/s over 4,096 chips, which gives the
-stated figures for v5e and v6e), and NVIDIA's data sheets of the A100 80GB SXM, H100 SXM and H200
-SXM (dense bf16, NVLink). The clock, for the compiler's cycles, is the peak over what the matrix
-units do in a cycle: 2 cores of 4 units of 128 x 128 (v4, v5p), one such core (v5e); for v6e and
-TPU7x, inferred, 2^19 FLOPs a device, the power of two above the compiler's own large products.
+stated figures for v5e and v6e), and NVIDIA's data sheets of the A100 SXM (80GB and 40GB), H100 SXM
+and H200 SXM (dense bf16, NVLink). The clock, for the compiler's cycles, is the peak over what the
+matrix units do in a cycle: 2 cores of 4 units of 128 x 128 (v4, v5p), one such core (v5e); for v6e
+and TPU7x, inferred, 2^19 FLOPs a device, the power of two above the compiler's own large products.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ CHIPS = {
     "TPU v6 lite": Chip("v6e", 918e12, 32e9, 1638e9, 800e9, 2, clock=1.75e9),
     "TPU7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 1200e9, 3, clock=2.2e9, devices=2),
     "NVIDIA A100": Chip("A100", 312e12, 80e9, 2039e9, 600e9),
+    "NVIDIA A100-SXM4-40GB": Chip("A100 40GB", 312e12, 40e9, 1555e9, 600e9),
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 3350e9, 900e9),  # the SXM board
     "NVIDIA H200": Chip("H200", 989e12, 141e9, 4800e9, 900e9),
 }

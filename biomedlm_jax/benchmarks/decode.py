@@ -16,14 +16,12 @@ import numpy as np
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.generation import beam, decoding
-from biomedlm_jax.generation.decoder import make_decoder
+from biomedlm_jax.generation.decoder import Decoder, make_decoder
 from biomedlm_jax.generation.sampling import Strategy
 from biomedlm_jax.generation.stats import bandwidth, step_bytes
 from biomedlm_jax.interop.weights import tensor_reader, tensor_shapes
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
-
-VOCABULARY_USED = 28_000  # prompts are random ids below this
 
 
 def run_benchmark(
@@ -67,17 +65,17 @@ def measure_decode(
     """
     keep_freed_memory()
     model = GPT(config, key=jax.random.key(0))
-    sides = {"biomedlm_jax": _ours(model, new_tokens)}
+    decoder = make_decoder(model)
+    sides = {"biomedlm_jax": _ours(decoder, new_tokens)}
     for peer in peers:
         sides[peer] = _theirs(model, new_tokens, *peer.split()[1:])
     cases = {f"greedy, batch {size}": (size, 1) for size in batch_sizes}
     if beams > 1:
         cases[f"{beams} beams, batch 1"] = (1, beams)
-    decoder_bytes = step_bytes(make_decoder(model), 1, prompt_length + new_tokens)
     found = {}
     for case, (size, width) in cases.items():
         shape = size, prompt_length
-        prompts = np.random.default_rng(0).integers(0, VOCABULARY_USED, shape).tolist()
+        prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
         said = {name: side(prompts, width) for name, side in sides.items()}  # compiles, too
         seconds = {name: [] for name in sides}
         for _ in range(rounds):
@@ -107,16 +105,14 @@ def measure_decode(
         f"{config.vocab_size:,}, prompt {prompt_length}, {new_tokens} new, "
         f"{config.dtype.__name__}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",
-        "bytes_per_step_at_batch_1": decoder_bytes,
-        "memory_bandwidth": bandwidth()[0],
+        "bytes_per_step_at_batch_1": step_bytes(decoder, 1, prompt_length + new_tokens),
+        "memory_bandwidth": bandwidth(1)[0],
         "versions": {name: importlib.metadata.version(name) for name in versions},
         "cases": found,
     }
 
 
-def _ours(model: GPT, new_tokens: int):
-    decoder = make_decoder(model)
-
+def _ours(decoder: Decoder, new_tokens: int):
     def decode(prompts: list[list[int]], beams: int) -> list[list[int]]:
         options = {"max_new_tokens": new_tokens, "strategy": Strategy()}
         if beams == 1:

@@ -3,8 +3,9 @@
     biomedlm export-hf --model=run/ --out=release/
     biomedlm export-hf --model=run/ --out=for-vllm/ --fold_attention_scale
 
-A fine-tuned model (a run of finetune, or its best) is written with its head. The directory appears
-when every tensor has been read back and found equal to the model's.
+A fine-tuned model (a run of finetune, or its best) is written with its head, one of
+finetune-longform with its decoding. The directory appears when every tensor has been read back and
+found equal to the model's.
 """
 
 from absl import flags as absl_flags
@@ -24,6 +25,7 @@ absl_flags.DEFINE_string("max_shard_size", "5GB", SIZE, flag_values=FLAGS)
 
 def run(flags: absl_flags.FlagValues) -> None:
     """Load, write, read back, and say where."""
+    from biomedlm_jax.generation.options import read_settings
     from biomedlm_jax.interop import directories, heads, huggingface, modelcard, shards
     from biomedlm_jax.qa import setup, tuned
     from biomedlm_jax.training.checkpoint import latest_step
@@ -42,6 +44,7 @@ def run(flags: absl_flags.FlagValues) -> None:
         out = heads.export_head(model, tokenizer, flags.out, **options)
         config, advice = model.gpt.config, "its README.md has the code that scores with it in torch"
     else:
+        options["generation"] = read_settings(path)
         model, tokenizer = huggingface.load(path, step=flags.step)
         if directories.kind_of(path) == directories.RUN:
             step = latest_step(path) if flags.step is None else flags.step

@@ -38,7 +38,7 @@ absl_flags.DEFINE_enum("truncate", "error", ["error", "left"], "long prompts", f
 absl_flags.DEFINE_integer("batch_size", 16, "prompts at once", 1, flag_values=FLAGS)
 for name, size in (("data", -1), ("fsdp", 1), ("tensor", 1)):
     absl_flags.DEFINE_integer(name, size, "mesh, as in configs; -1: the rest", flag_values=FLAGS)
-absl_flags.DEFINE_bool("stats", False, "say how fast it was", flag_values=FLAGS)
+absl_flags.DEFINE_bool("stats", False, "say how fast it was, answers whole", flag_values=FLAGS)
 absl_flags.DEFINE_bool("notice", True, "say that this is no medical advice", flag_values=FLAGS)
 
 

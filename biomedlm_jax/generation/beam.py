@@ -93,11 +93,13 @@ def search(
     beams: Beams,
     max_new_tokens: int,
     strategy: Strategy | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Searched:
     """Search the best continuations of each prompt of token ids.
 
     `strategy` may penalise and ban; it applies to log-probabilities here, as in transformers, and
-    nothing is drawn. Raises ValueError as `decode` does.
+    nothing is drawn. `numbers` are what errors call the prompts, 0, 1, .. by default. Raises
+    ValueError as `decode` does.
     """
     config = decoder.config
     strategy = Strategy(ends=(config.eos_token_id,)) if strategy is None else strategy
@@ -122,7 +124,8 @@ def search(
         real_B = np.arange(B) < len(prompts)
         state = _loop(decoder, state, max_new_tokens, penalties_N1, real_B, beams, strategy)
         broken_B = decoding.fetch(state.broken)
-        decoding.check_numbers(broken_B[: len(prompts)], range(len(prompts)))
+        numbers = range(len(prompts)) if numbers is None else numbers
+        decoding.check_numbers(broken_B[: len(prompts)], numbers)
         found = decoding.fetch(state.finished)[: len(prompts), : beams.returned]
         scores = decoding.fetch(state.finished_scores)[: len(prompts), : beams.returned]
     return Searched(

@@ -13,10 +13,12 @@ what each query may see.
 
 import dataclasses
 import functools
+import hashlib
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from biomedlm_jax import mesh as meshes
@@ -151,6 +153,25 @@ def prefill(decoder: Decoder, cache: Cache, tokens_BxP: jax.Array, lengths_B: ja
     visible_BxPxP = causal_PxP & (jnp.arange(P) >= starts_Bx1)[:, None]
     _, cache = _states(decoder, cache, tokens_BxP, positions_BxP, 0, visible_BxPxP)
     return cache
+
+
+def fingerprint(decoder: Decoder) -> str:
+    """Identify the weights and how they compute, the same on every mesh, without reading them all.
+
+    A SHA-256 (hexadecimal) of the config, the compute dtype and up to 64 numbers of each array.
+    """
+    config, tables = decoder.config, {k: v for k, v in decoder.tables.items() if k != "head"}
+    arrays = jax.tree.leaves((decoder.layers, tables))
+
+    def firsts(arrays: list[jax.Array]) -> jax.Array:
+        some = [x[(0,) * (x.ndim - 1)][:64].astype(jnp.float32) for x in arrays]
+        return jnp.concatenate(some)
+
+    mesh = mesh_of(decoder)
+    whole = None if mesh is None else meshes.sharding(mesh)
+    some = np.asarray(jax.jit(firsts, out_shardings=whole)(arrays))
+    computed = repr((config.architecture(), config.dtype.__name__))
+    return hashlib.sha256(computed.encode() + some.tobytes()).hexdigest()
 
 
 def mesh_of(model: GPT | Decoder) -> Mesh | None:

@@ -181,20 +181,6 @@ def align(prompts: Sequence[Sequence[int]], *, rows: int) -> tuple[np.ndarray, n
     return tokens_BxP1, np.array(lengths, np.int32)
 
 
-def unpad(tokens_BxL: np.ndarray, mask_BxL: np.ndarray) -> list[list[int]]:
-    """The prompts in a padded batch, as transformers has them: 1 in the mask is a token.
-
-    Padding may be on the left or on the right, even mixed, but not between tokens.
-    """
-    prompts = []
-    for number, (row, mask) in enumerate(zip(np.asarray(tokens_BxL), mask_BxL, strict=True)):
-        places = np.flatnonzero(mask)
-        if places.size and places[-1] - places[0] + 1 != places.size:
-            raise ValueError(f"row {number} has padding between its tokens; put it on one side")
-        prompts.append(row[places].tolist())
-    return prompts
-
-
 def check_numbers(broken_B: np.ndarray, numbers: Sequence[int]) -> None:
     """Raise ValueError if a row's logits were NaN: `broken_B` has the step, or -1."""
     for step, number in zip(broken_B.tolist(), numbers, strict=True):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from biomedlm_jax.generation.decoder import fingerprint
 from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.text import Generator
@@ -26,10 +27,10 @@ def answer_file(
     """Answer every line of `source`, an object with the text `field`; append to `out`.
 
     Each line out has `index` (0-based), the prompt, its `id` if it has one, `answers` (texts),
-    `tokens` (ids), `scores` of beams, and `settings`, which identifies options and `model`.
-    Lines that `out` has already are kept and not made again; draws depend on a line's index only,
-    so a resumed file is as one that was never interrupted. Returns the numbers of lines kept and
-    made.
+    `tokens` (ids), `scores` of beams, and `settings`, which identifies the options, `model`, its
+    weights and their dtype. Lines that `out` has already are kept and not made again; draws depend
+    on a line's index only, so a resumed file is as one that was never interrupted. Returns the
+    numbers of lines kept and made.
 
     Raises:
       FileNotFoundError, ValueError: there is no such file, a line is not what it must be or does
@@ -42,7 +43,7 @@ def answer_file(
         for prompt, _ in prompts
     ]
     check_prompts(generator.config, ids, options.max_new_tokens)
-    parts = (model, str(options), truncate, field)
+    parts = (model, fingerprint(generator.decoder), str(options), truncate, field)
     settings = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
     out = Path(out)
     done = _kept(out, [prompt for prompt, _ in prompts], settings)
@@ -72,7 +73,9 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
     Raises FileNotFoundError or ValueError naming the line.
     """
     prompts = []
-    for number, line in enumerate(Path(source).read_text(encoding="utf-8").splitlines(), start=1):
+    # splitlines() would also cut at U+2028 and others, which JSON leaves within a text.
+    lines = Path(source).read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -96,7 +99,7 @@ def _kept(out: Path, prompts: Sequence[str], settings: str) -> int:
         return 0
     data = out.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8").splitlines()
+    lines = whole.decode("utf-8").split("\n")[:-1]
     for i, line in enumerate(lines):
         try:
             record = json.loads(line)
@@ -107,8 +110,8 @@ def _kept(out: Path, prompts: Sequence[str], settings: str) -> int:
             raise ValueError(f"{out}, line {i + 1} answers another prompt; choose another --out")
         if was[2] != settings:
             raise ValueError(
-                f"{out} was made with other options or another model; go on with those, or choose "
-                "another --out"
+                f"{out} was made with other options, another model, other weights of it or another "
+                "--dtype; go on with those, or choose another --out"
             )
     if len(whole) < len(data):
         out.write_bytes(whole)

@@ -1,10 +1,12 @@
 """Options: everything a person can ask of generation, checked before anything is compiled.
 
-They begin from a model's `generation_config.json` (transformers' names) and go on with flags.
+They begin from a model's `generation_config.json`, with transformers' names and defaults, and go on
+with flags.
 """
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ SILENT = (
     "_from_model_config",
     "bos_token_id",
     "pad_token_id",
+    "max_length",  # there, too, max_new_tokens goes before it, which always has a value here
     "transformers_version",
     "use_cache",
     "cache_implementation",
@@ -29,7 +32,18 @@ SILENT = (
     "output_hidden_states",
 )
 # transformers' name -> ours, where they differ.
-RENAMED = {"num_beams": "beams", "num_return_sequences": "samples", "stop_strings": "stop"}
+RENAMED = {
+    "num_beams": "beams",
+    "num_return_sequences": "samples",
+    "stop_strings": "stop",
+    "bad_words_ids": "bad_words",
+    "eos_token_id": "ends",
+}
+# What counts only where tokens are drawn, and only where there are beams.
+DRAWING = ("temperature", "top_k", "top_p", "min_p")
+COMPARING = ("length_penalty", "early_stopping")
+DRAWN_BY_DEFAULT = {"temperature": 1.0, "top_k": 50}  # by transformers with do_sample
+LARGEST = 2**31 - 1  # whole number that the devices know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +59,7 @@ class Options:
     no_repeat_ngram_size: int = 0
     min_length: int = 0  # tokens, prompt included, as transformers counts
     min_new_tokens: int = 0
-    bad_words: tuple[str, ...] = ()  # never said, neither with nor without a space before them
+    bad_words: tuple[str | tuple[int, ...], ...] = ()  # never said: texts, with a space or not; ids
     stop: tuple[str, ...] = ()  # strings that end an answer and are cut off
     ends: tuple[int, ...] = ()  # token ids that end an answer; () for the model's end of text
     samples: int = 1  # answers to a prompt
@@ -55,6 +69,16 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
+        kinds = {int: ((int,), "a whole number"), float: ((int, float), "a number")}
+        for field in dataclasses.fields(self):
+            types, wanted = kinds.get(field.type, ((object,), ""))
+            value = getattr(self, field.name)
+            fits = isinstance(value, types) and not (wanted and isinstance(value, bool))
+            self._need(field.name, fits, wanted)
+            if wanted:  # NaN is not below infinity, either
+                self._need(field.name, abs(value) < math.inf, "finite")
+            if field.type is int:
+                self._need(field.name, value <= LARGEST, f"at most {LARGEST}")
         for name in ("max_new_tokens", "samples", "beams"):
             self._need(name, getattr(self, name) >= 1, "at least 1")
         names = ("temperature", "top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size")
@@ -64,29 +88,35 @@ class Options:
         self._need("min_p", 0 <= self.min_p <= 1, "between 0 and 1")
         self._need("repetition_penalty", self.repetition_penalty > 0, "above 0")
         known = ", ".join(map(repr, EARLY_STOPPING))
-        self._need("early_stopping", self.early_stopping in EARLY_STOPPING, f"one of {known}")
-        for name in ("bad_words", "stop"):
-            texts = getattr(self, name)
-            fits = isinstance(texts, tuple) and all(t and isinstance(t, str) for t in texts)
-            self._need(name, fits, "texts that are not empty")
+        fits = self.early_stopping in EARLY_STOPPING and isinstance(self.early_stopping, bool | str)
+        self._need("early_stopping", fits, f"one of {known}")
+        self._need("ends", _are_ids(self.ends), "token ids")
+        self._need("stop", _are_texts(self.stop), "texts that are not empty")
+        fits = isinstance(self.bad_words, tuple) and all(
+            word and (isinstance(word, str) or _are_ids(word)) for word in self.bad_words
+        )
+        self._need("bad_words", fits, "texts, or tuples of token ids, that are not empty")
         self._check_together()
 
     def _need(self, name: str, fits: bool, allowed: str) -> None:
         if not fits:
             raise ValueError(f"got {name}={getattr(self, name)!r}; it must be {allowed}")
 
+    def _changed(self) -> set[str]:
+        return {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
     def _check_together(self) -> None:
-        changed = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        changed = self._changed()
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"got min_new_tokens={self.min_new_tokens} above max_new_tokens="
                 f"{self.max_new_tokens}; lower the one or raise the other"
             )
         for needs, names in (
-            ("temperature", ("top_k", "top_p", "min_p")),
-            ("beams", ("length_penalty", "early_stopping")),
+            ("temperature", DRAWING),
+            ("beams", COMPARING),
         ):
-            idle = sorted(changed.intersection(names))
+            idle = sorted(changed & set(names))
             if idle and needs not in changed:
                 least = "a temperature above 0" if needs == "temperature" else "at least 2 beams"
                 raise ValueError(
@@ -114,6 +144,9 @@ class Options:
         """The part that decides tokens, with bad words as ids."""
         words = []
         for word in self.bad_words:
+            if isinstance(word, tuple):
+                words.append(word)
+                continue
             for text in (word, f" {word}"):
                 ids = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
                 words.append(ids)
@@ -131,41 +164,57 @@ class Options:
             returned=self.samples,
         )
 
+    def settings(self, config: GPTConfig, tokenizer: Tokenizer | None) -> dict:
+        """The `generation_config.json` that says all this to transformers, and to `make_options`.
+
+        The seed is in it, too, although transformers has one for the whole process only.
+        """
+        said = {name: getattr(self, name) for name in self._changed()}
+        if self.bad_words:
+            said["bad_words"] = self.strategy(config, tokenizer).bad_words
+        if self.temperature:
+            said["top_k"] = self.top_k  # for it has another default there
+        theirs = {ours: name for name, ours in RENAMED.items()}
+        return {
+            "bos_token_id": config.eos_token_id,
+            "eos_token_id": config.eos_token_id,
+            "do_sample": self.temperature > 0,
+            "max_new_tokens": self.max_new_tokens,
+            **{theirs.get(name, name): said[name] for name in sorted(said)},
+        }
+
 
 def make_options(settings: dict | None = None, **given) -> Options:
     """Options from `settings` (as in generation_config.json), and `given` ones over them.
 
-    Raises ValueError for names or values that are unknown or contradict one another.
+    As in transformers, settings for drawing count with `do_sample` (or a given temperature) only,
+    and those that compare beams with beams only. Raises ValueError for names or values that are
+    unknown or contradict one another.
     """
     known = [field.name for field in dataclasses.fields(Options)]
-    values = {}
-    for name, value in (settings or {}).items():
-        if name in SILENT or value is None:
+    settings, values = settings or {}, {}
+    for name, value in settings.items():
+        ours = RENAMED.get(name, name)
+        if name in SILENT or name == "do_sample" or value is None:
             continue
-        name = RENAMED.get(name, name)
-        if name == "eos_token_id":
-            values["ends"] = tuple(value) if isinstance(value, list) else (value,)
-        elif name == "do_sample":
-            values.setdefault("temperature", 1.0 if value else 0.0)
-        elif name in known:
-            values[name] = tuple(value) if isinstance(value, list) else value
-        else:
+        if ours not in known:
             raise ValueError(
                 f"{SETTINGS} has {name}={value!r}, which this decoder does not know; remove it, or "
                 f"use one of {', '.join(known)}"
             )
-    if not (settings or {}).get("do_sample", True):
-        # As in transformers, what is for drawing alone does nothing then.
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            values.pop(name, None)
+        if ours in ("ends", "stop") and not isinstance(value, list | tuple):
+            value = (value,)
+        values[ours] = _as_tuples(value)
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"got the option {unknown[0]!r}; the options are {', '.join(known)}")
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("temperature") == 0:
-        values = {k: v for k, v in values.items() if k not in ("top_k", "top_p", "min_p")}
-    if given.get("beams") == 1:
-        values = {k: v for k, v in values.items() if k not in ("length_penalty", "early_stopping")}
+    if settings.get("do_sample"):
+        values = {**DRAWN_BY_DEFAULT, **values}
+    if not given.get("temperature", settings.get("do_sample")):
+        values = {name: value for name, value in values.items() if name not in DRAWING}
+    if given.get("beams", values.get("beams", 1)) == 1:
+        values = {name: value for name, value in values.items() if name not in COMPARING}
     return Options(**{**values, **given})
 
 
@@ -186,3 +235,15 @@ def read_settings(path: str | Path) -> dict:
 def as_texts(value: str | Sequence[str]) -> tuple[str, ...]:
     """One text or several, as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _as_tuples(value):
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _are_ids(value) -> bool:
+    return isinstance(value, tuple) and all(type(i) is int and 0 <= i <= LARGEST for i in value)
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, tuple) and all(text and isinstance(text, str) for text in value)

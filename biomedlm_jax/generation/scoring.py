@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import html
 import math
 from collections.abc import Sequence
@@ -82,7 +81,7 @@ def token_logprobs(model: GPT, texts: Sequence[Sequence[int]]) -> list[list[floa
     return found
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _logprobs(model: GPT, tokens_BxL: jax.Array) -> jax.Array:
     logits_BxLxV = model(meshes.constrain(tokens_BxL, "batch", "length"))[:, :-1]
     chosen_BxL = jnp.take_along_axis(logits_BxLxV, tokens_BxL[:, 1:, None], axis=-1)[..., 0]
@@ -91,14 +90,14 @@ def _logprobs(model: GPT, tokens_BxL: jax.Array) -> jax.Array:
 
 def _pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
     """The text that each token adds."""
-    pieces, done, shown = [], 0, ""
+    pieces, done = [], 0
     for end in range(1, len(tokens) + 1):
         text = tokenizer.decode(tokens[done:end], skip_special_tokens=False)
         if text.endswith("\ufffd") and end < len(tokens):
             pieces.append("")
             continue
         pieces.append(text)
-        done, shown = end, shown + text
+        done = end
     return pieces
 
 

@@ -10,21 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from biomedlm_jax import chips
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.generation.decoder import Decoder, cache_bytes, mesh_of
-
-# Bytes per second of one device's memory, by the start of jax's `device_kind`. Sources: Google
-# Cloud's TPU system architecture pages, NVIDIA's data sheets.
-BANDWIDTH = {
-    "TPU v4": 1228e9,
-    "TPU v5 lite": 819e9,
-    "TPU v5": 2765e9,
-    "TPU v6 lite": 1640e9,
-    "NVIDIA A100-SXM4-40GB": 1555e9,
-    "NVIDIA A100-SXM4-80GB": 2039e9,
-    "NVIDIA H100 80GB HBM3": 3350e9,
-    "NVIDIA H200": 4800e9,
-}
 
 
 class Stats:
@@ -59,7 +47,8 @@ class Stats:
             return ["no figures: every batch compiled; decode more of one shape"]
         rate = self.decode_tokens / self.decode_seconds
         moved = self.step_bytes / self.decode_seconds
-        limit, source = bandwidth()
+        mesh = mesh_of(self._decoder)
+        limit, source = bandwidth(1 if mesh is None else mesh.size)
         return [
             f"prefill  {self.prefill_tokens:,} tokens, "
             f"{self.prefill_tokens / self.prefill_seconds:,.0f} tokens/s",
@@ -83,13 +72,12 @@ def step_bytes(decoder: Decoder, batch: int, slots: int) -> int:
     return copies * weights + batch * cache_bytes(decoder.config, slots)
 
 
-def bandwidth() -> tuple[float, str]:
-    """Bytes per second of this machine's devices, and where the figure comes from."""
-    kind = jax.devices()[0].device_kind
-    known = [name for name in BANDWIDTH if kind.startswith(name)]
-    if known:
-        return BANDWIDTH[max(known, key=len)] * jax.device_count(), "data sheet"
-    return _measured(), "measured now: a sum over 256 MB"
+def bandwidth(devices: int) -> tuple[float, str]:
+    """Bytes per second of this machine's memory for so many devices, and where that is from."""
+    chip = chips.chip(jax.devices()[0].device_kind)
+    if chip is None:
+        return _measured(), "measured now: a sum over 256 MB"
+    return devices * chip.memory_bandwidth / chip.devices, "data sheet"
 
 
 def _measured() -> float:

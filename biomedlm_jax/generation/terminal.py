@@ -64,10 +64,10 @@ def generate(flags, given: dict) -> None:
         say.print(f"{flags.out}: {counts['made']} answers made, {counts['kept']} kept")
     elif flags.prompt is not None:
         if flags.stats:
-            _answer(generator, flags.prompt, options, flags.truncate, show=False)  # compiles
-        _answer(generator, flags.prompt, options, flags.truncate)
+            _answer(generator, flags.prompt, options, flags, show=False)  # compiles
+        _answer(generator, flags.prompt, options, flags)
     else:
-        _converse(generator, options, flags.truncate, say)
+        _converse(generator, options, flags, say)
     if flags.stats:
         for line in generator.stats.lines():
             say.print(line)
@@ -81,23 +81,22 @@ def _load(flags):
     return load(flags.model, mesh=mesh, compute_dtype=flags.dtype)
 
 
-def _answer(generator, prompt: str, options: Options, truncate: str, *, show=True) -> None:
-    ids = generator.encode(prompt, new=options.max_new_tokens, truncate=truncate)
+def _answer(generator, prompt: str, options: Options, flags, *, show=True) -> None:
+    ids = generator.encode(prompt, new=options.max_new_tokens, truncate=flags.truncate)
     check_prompts(generator.config, [ids], options.max_new_tokens)
-    if options.beams > 1 or options.samples > 1:
+    # To show each token as it comes takes time, which is none of the decoder's.
+    if flags.stats or options.beams > 1 or options.samples > 1:
         for answer in generator.answers([ids], options)[0]:
             score = "" if answer.score is None else f"[{answer.score:.3f}] "
             if show:
                 print(score + answer.text, flush=True)
         return
     for piece in generator.stream(ids, options):
-        if show:
-            print(piece, end="", flush=True)
-    if show:
-        print(flush=True)
+        print(piece, end="", flush=True)
+    print(flush=True)
 
 
-def _converse(generator, options: Options, truncate: str, say: Console) -> None:
+def _converse(generator, options: Options, flags, say: Console) -> None:
     if sys.stdin.isatty():
         say.print("A prompt a line; an empty line or Ctrl-D ends.")
     while True:
@@ -107,7 +106,7 @@ def _converse(generator, options: Options, truncate: str, say: Console) -> None:
         if not prompt:
             return
         try:
-            _answer(generator, prompt, options, truncate)
+            _answer(generator, prompt, options, flags)
         except ValueError as error:  # the next prompt may be better
             say.print(f"error: {error}", markup=False)
 

@@ -63,7 +63,8 @@ class Generator:
         """Answer one batch of prompts of token ids: `options.samples` answers to each.
 
         Args:
-          numbers: what the draws of each prompt depend on, besides the seed; 0, 1, .. by default.
+          numbers: what errors call the prompts, and draws depend on besides the seed; 0, 1, .. by
+            default.
           watch: called after every step with the texts so far, one for each answer.
         """
         strategy = options.strategy(self.config, self.tokenizer)
@@ -74,6 +75,7 @@ class Generator:
                 beams=options.beam_options(),
                 max_new_tokens=options.max_new_tokens,
                 strategy=strategy,
+                numbers=numbers,
             )
             self.stats.add(found, prompts, [t for row in found.tokens for t in row], options.beams)
             return [
@@ -109,8 +111,7 @@ class Generator:
                 f"got beams={options.beams} and samples={options.samples}; one answer is streamed "
                 "as it is written: ask for it without beams and samples"
             )
-        # decode() calls back; a thread would be needed to turn that into an iterator lazily.
-        yield from _pieces(lambda watch: self.answers([prompt], options, watch=watch)[0][0].text)
+        yield from _iterate(lambda watch: self.answers([prompt], options, watch=watch)[0][0].text)
 
     def _answer(self, tokens: list[int], options: Options, score: float | None = None) -> Answer:
         ends = options.ends or (self.config.eos_token_id,)
@@ -185,12 +186,13 @@ def generate_until(
     until: Sequence[str],
     max_new_tokens: int,
     batch_size: int = 16,
+    notify: Callable[[int, str], None] = lambda number, text: None,
     **options,
 ) -> list[str]:
     """Continue prompts of token ids until one of the strings, which is cut off; for harnesses.
 
-    A prompt that does not fit with its new tokens loses its beginning. Raises ValueError as
-    `generate` does.
+    A prompt that does not fit with its new tokens loses its beginning. `notify` is told each
+    prompt's number and its text, after every batch. Raises ValueError as `generate` does.
     """
     wanted = make_options(max_new_tokens=max_new_tokens, stop=as_texts(until), **options)
     room = generator.config.context_length - max_new_tokens
@@ -209,6 +211,7 @@ def generate_until(
             batch, generator.answers([cut[i] for i in batch], wanted, numbers=batch), strict=True
         ):
             texts[i] = answers[0].text
+            notify(i, texts[i])
     return texts
 
 
@@ -219,8 +222,11 @@ def require_tokenizer(tokenizer: Tokenizer | None, config: GPTConfig) -> None:
     check_tokenizer(tokenizer, config)
 
 
-def _pieces(answer: Callable[[Callable[[list[str]], None]], str]) -> Iterator[str]:
-    """Turn a function that calls back with the text so far into an iterator over new pieces."""
+def _iterate(answer: Callable[[Callable[[list[str]], None]], str]) -> Iterator[str]:
+    """Turn a function that calls back with the text so far into an iterator over new pieces.
+
+    It runs in a thread of its own, so that each piece is there as soon as it is said.
+    """
     import queue
     import threading
 

@@ -118,6 +118,7 @@ def export_hf(
     fold_attention_scale: bool = False,
     max_shard_size: int | str = "5GB",
     training_facts: Facts | None = None,
+    generation: Mapping[str, object] | None = None,
 ) -> Path:
     """Write `model` as the Hugging Face directory `path`, read it back, and return it.
 
@@ -126,6 +127,7 @@ def export_hf(
         `scale_attn_by_inverse_layer_idx`, for engines that refuse or ignore that flag.
       max_shard_size: bytes, or a size such as "5GB"; above it the weights are cut into shards.
       training_facts: sections for the model card; see `modelcard.training_facts`.
+      generation: how the model decodes, entries of generation_config.json with transformers' names.
 
     Raises:
       FileExistsError: `path` is there and `overwrite` is false, or it is no Hugging Face directory.
@@ -135,7 +137,7 @@ def export_hf(
 
     def finish(new: Path, config: GPTConfig, folded: bool) -> str:
         ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
-        write_json(new / "generation_config.json", ends)
+        write_json(new / "generation_config.json", {**ends, **(generation or {})})
         return model_card(
             config,
             name=Path(path).name,

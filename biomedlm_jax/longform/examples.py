@@ -38,7 +38,8 @@ def read_examples(
     path = Path(path)
     pair = [path.with_name(f"{path.name}.{side}") for side in ("source", "target")]
     if all(map(Path.exists, pair)):
-        texts = [file.read_text(encoding="utf-8").splitlines() for file in pair]
+        # Not splitlines(), which would also cut at U+2028 and others, within a text.
+        texts = [file.read_text(encoding="utf-8").removesuffix("\n").split("\n") for file in pair]
         if len(texts[0]) != len(texts[1]):
             raise ValueError(
                 f"{pair[0]} has {len(texts[0])} lines and {pair[1]} {len(texts[1])}; they must "

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
-from biomedlm_jax.generation.options import SETTINGS
+from biomedlm_jax.generation.options import SETTINGS, Options
 from biomedlm_jax.interop.directories import model_config
-from biomedlm_jax.longform.config import DECODING, FREE, check_config
+from biomedlm_jax.longform.config import FREE, check_config
 from biomedlm_jax.longform.evaluation import Evaluation, figures, place, write_answers
 from biomedlm_jax.longform.losses import mean_target_loss
 from biomedlm_jax.longform.origin import Origin, starting_point, train_and_dev
@@ -76,7 +76,7 @@ def finetune_longform(config: ConfigDict, model: str | Path, workdir: str | Path
         abstract = laid_out(make_state, mesh, start.base)
         wait_for_all("checked")
         if first:
-            _write_run(workdir, config, abstract.model.config, start)
+            _write_run(workdir, config, options, abstract.model.config, start)
         wait_for_all("written")
         checkpointer = Checkpointer(workdir, keep=config.checkpoint.keep)
         resources.callback(checkpointer.close)
@@ -194,11 +194,13 @@ class Run:
         return result
 
 
-def _write_run(workdir: Path, config: ConfigDict, model: GPTConfig, start: Origin) -> None:
+def _write_run(
+    workdir: Path, config: ConfigDict, options: Options, model: GPTConfig, start: Origin
+) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     # What this run starts from is part of what it is.
     write_json(workdir / RUN_FILE, {**json.loads(config.to_json()), "started_from": start.facts})
     write_json(workdir / "config.json", {"model": dataclasses.asdict(model)})
-    write_json(workdir / SETTINGS, config[DECODING].to_dict())
+    write_json(workdir / SETTINGS, options.settings(model, start.tokenizer))
     if not (workdir / "tokenizer.json").exists():  # else the facts say that it is the same
         save_tokenizer(start.tokenizer, workdir)

@@ -4,6 +4,7 @@ Needs the extra `harness`; neither torch nor transformers. Requests with the sam
 as branches of one shared prefix, so a question is read once for all of its options.
 """
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.generation.text import generate
+from biomedlm_jax.generation.options import as_texts
+from biomedlm_jax.generation.text import Generator, generate_until
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.qa.packing import Prompt
@@ -100,7 +102,7 @@ class Harness(TemplateLM):
         A prompt that is too long loses its start. Raises ValueError where a task asks for samples,
         or for as many new tokens as the model has positions.
         """
-        of_length: dict[int, list[int]] = {}
+        alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
             asked = request.args[1]
             if asked.get("do_sample") or float(asked.get("temperature") or 0) > 0:
@@ -109,28 +111,36 @@ class Harness(TemplateLM):
                     "harness plug-in only decodes greedily"
                 )
             lengths = [int(asked[name]) for name in LENGTHS if asked.get(name) is not None]
-            of_length.setdefault(lengths[0] if lengths else NEW_TOKENS, []).append(number)
+            new_tokens = lengths[0] if lengths else NEW_TOKENS
+            if new_tokens >= self.max_length:
+                raise ValueError(
+                    f"a task asks for {new_tokens} new tokens, and the model has "
+                    f"{self.max_length} positions; lower max_gen_toks in its generation_kwargs"
+                )
+            stops = tuple(stop for stop in as_texts(asked.get("until") or ()) if stop)
+            alike.setdefault((new_tokens, stops), []).append(number)
         answers = [""] * len(requests)
-        for new_tokens, numbers in of_length.items():
-            numbers.sort(key=lambda number: len(requests[number].args[0]))
-            for begin in range(0, len(numbers), ROWS):
-                chosen = [requests[number] for number in numbers[begin : begin + ROWS]]
-                made = self._continue([request.args[0] for request in chosen], new_tokens)
-                for number, request, text in zip(numbers[begin:], chosen, made, strict=False):
-                    answers[number] = _until(text, request.args[1].get("until") or [])
-                    self.cache_hook.add_partial("generate_until", request.args, answers[number])
+        for (new_tokens, stops), numbers in alike.items():
+
+            def keep(place: int, text: str, numbers: list[int] = numbers) -> None:
+                answers[numbers[place]] = text
+                arguments = requests[numbers[place]].args
+                self.cache_hook.add_partial("generate_until", arguments, text)
+
+            generate_until(
+                self._generator,
+                [self.tok_encode(requests[number].args[0]) for number in numbers],
+                until=stops,
+                max_new_tokens=new_tokens,
+                batch_size=ROWS,
+                notify=keep,
+            )
         return answers
 
-    def _continue(self, texts: Sequence[str], new_tokens: int) -> list[str]:
-        room = self.max_length - new_tokens
-        if room < 1:
-            raise ValueError(
-                f"a task asks for {new_tokens} new tokens, and the model has {self.max_length} "
-                "positions; lower max_gen_toks in its generation_kwargs"
-            )
-        return generate(
-            self._model, self._tokens, texts, max_new_tokens=new_tokens, truncate="left"
-        )
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        """The model laid out for decoding: a copy, made when a task first generates."""
+        return Generator(self._model, self._tokens)
 
 
 def shared_prefixes(
@@ -236,8 +246,3 @@ def _ours(path: Path) -> bool:
 
 def _json(value, **options) -> str:
     return json.dumps(value, default=utils.handle_non_serializable, **options)
-
-
-def _until(text: str, stops: str | Sequence[str]) -> str:
-    ends = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-    return text[: min([end for end in ends if end >= 0], default=len(text))]

@@ -6,7 +6,9 @@ from biomedlm_jax.model.config import GPTConfig
 
 
 def test_both_sides_say_the_same_and_have_figures(capsys):
-    config = GPTConfig(context_length=32, layers=1, width=32, heads=2, initializer_range=0.3)
+    config = GPTConfig(
+        vocab_size=99, context_length=32, layers=1, width=32, heads=2, initializer_range=0.3
+    )
     figures = measure_decode(
         config, batch_sizes=(1, 2), beams=2, prompt_length=4, new_tokens=6, rounds=1
     )

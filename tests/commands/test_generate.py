@@ -66,6 +66,17 @@ def test_beams_show_their_scores_and_stats_their_speed(world, release, capsys):
         assert what in said.err
 
 
+def test_stats_measure_an_answer_that_is_not_streamed(world, release, capsys, monkeypatch):
+    from biomedlm_jax.generation.text import Generator
+
+    monkeypatch.setattr(Generator, "stream", lambda *arguments: pytest.fail("it streamed"))
+    expected = generate(*world, [TEXTS[0]], max_new_tokens=8)[0]
+    assert call(release, f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--stats") == 0
+    said = capsys.readouterr()
+    assert said.out == expected + "\n"
+    assert "ms a step" in said.err
+
+
 def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypatch):
     expected = generate(*world, TEXTS[:2], max_new_tokens=6)
     lines = iter([f"{TEXTS[0]}\n", "z " * 60 + "\n", f"{TEXTS[1]}\n", "\n"])

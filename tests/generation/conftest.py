@@ -48,12 +48,11 @@ class Peer:
         assert not loaded.unexpected_keys
         self.end = model.config.eos_token_id
 
-    def generate(self, prompts, *, pad: int = 0, right: bool = False, **options):
+    def generate(self, prompts, *, pad: int = 0, **options):
         """New tokens of each row up to the first end, and the scores of its beams or None."""
         import torch
 
         width = max(map(len, prompts))
-        assert not right, "transformers decodes left-padded batches only"
         tokens = [[pad] * (width - len(p)) + list(p) for p in prompts]
         mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
         options = {"eos_token_id": self.end, "pad_token_id": pad, "do_sample": False, **options}

@@ -1,5 +1,7 @@
 """Beam search beside transformers' `generate`: every token and every score."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -80,6 +82,18 @@ def test_a_search_does_not_depend_on_its_company(pairs, prompts_of):
     options = {"beams": Beams(beams=4, length_penalty=-0.5), "max_new_tokens": 19}
     together = search(decoder, prompts, **options).tokens
     assert together == [search(decoder, [p], **options).tokens[0] for p in prompts]
+
+
+def test_logits_that_are_no_numbers_name_the_prompt(random_model):
+    model = random_model()
+    model.wte[...] = model.wte[...].at[5].set(np.nan)
+    decoder = make_decoder(model)
+    tables = {**decoder.tables, "head": make_decoder(random_model()).tables["head"]}
+    broken = dataclasses.replace(decoder, tables=tables)  # what follows a 5 is no number
+    options = {"beams": Beams(beams=2), "max_new_tokens": 4}
+    for numbers, number in ((None, 1), ([3, 7], 7)):
+        with pytest.raises(ValueError, match=f"NaN at step 0 of prompt {number};"):
+            search(broken, [[1, 2], [3, 4, 5]], numbers=numbers, **options)
 
 
 def test_beams_that_cannot_be():

@@ -18,7 +18,7 @@ from biomedlm_jax.generation.decoder import (
     make_cache,
     make_decoder,
 )
-from biomedlm_jax.generation.decoding import decode, unpad
+from biomedlm_jax.generation.decoding import decode
 from biomedlm_jax.generation.sampling import Strategy
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
@@ -75,18 +75,6 @@ def test_each_step_has_the_logits_of_the_full_forward_pass(random_model):
         np.testing.assert_allclose(logits[:, 0], expected_BxLxV[:, i], rtol=2e-4, atol=2e-4)
 
 
-def test_padding_on_either_side(prompts_of):
-
-    prompts = prompts_of(5, 11, 8)
-    left, right, mask_l, mask_r = np.zeros((4, 3, 11), np.int32)
-    for i, p in enumerate(prompts):
-        left[i, 11 - len(p) :], mask_l[i, 11 - len(p) :] = p, 1
-        right[i, : len(p)], mask_r[i, : len(p)] = p, 1
-    assert unpad(left, mask_l) == unpad(right, mask_r) == prompts
-    with pytest.raises(ValueError, match="row 1 has padding between"):
-        unpad(left, np.array([[1] * 11, [1, 0] * 5 + [1], [1] * 11]))
-
-
 def test_an_answer_does_not_depend_on_its_company(pairs, prompts_of):
     _, decoder, _ = pairs["scaled"]
     prompts = prompts_of(9, 40, 3)
@@ -133,9 +121,9 @@ def test_the_cache_has_exactly_its_size_and_is_updated_in_place(pairs, prompts_o
     assert [b.unsafe_buffer_pointer() for b in jax.tree.leaves(after.cache)] == where
     # All that the compiled loop allocates beside its arguments is less than one layer's cache.
     compiled = decoding._loop.lower(decoder, after, 30, Strategy()).compile()
-    assert compiled.memory_analysis().alias_size_in_bytes >= sum(
-        b.nbytes for b in jax.tree.leaves(after.cache)
-    )
+    memory, total = compiled.memory_analysis(), rows * cache_bytes(config, 48)
+    assert memory.alias_size_in_bytes >= total
+    assert memory.temp_size_in_bytes < total / config.layers
     # Nor does it copy a cache, which an array of its shape and dtype would betray.
     shapes = {",".join(map(str, b.shape)) for b in jax.tree.leaves(after.cache)}
     copied = re.findall(r"f32\[([\d,]+)\]\S* copy\(", compiled.as_text())

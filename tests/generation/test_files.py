@@ -14,13 +14,16 @@ TEXTS = ["the kinase", "a trial of the drug", "renal tissue", "was examined", "t
 OPTIONS = Options(max_new_tokens=6, temperature=1.5, seed=5, samples=2)
 
 
+def make_generator(*, seed: int = 0, **fields) -> Generator:
+    tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+    shape = {"vocab_size": 280, "context_length": 32, "layers": 1, "width": 32, "heads": 2}
+    config = GPTConfig(**shape, initializer_range=0.4, **fields)
+    return Generator(GPT(config, key=jax.random.key(seed)), tokenizer)
+
+
 @pytest.fixture(scope="module")
 def generator():
-    tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
-    config = GPTConfig(
-        vocab_size=280, context_length=32, layers=1, width=32, heads=2, initializer_range=0.4
-    )
-    return Generator(GPT(config, key=jax.random.key(0)), tokenizer)
+    return make_generator()
 
 
 @pytest.fixture
@@ -76,11 +79,26 @@ def test_an_interrupted_file_goes_on_as_if_nothing_had_happened(
     assert answers(generator, source, out)[0] == {"kept": 5, "made": 0}
 
 
+def test_other_line_separators_are_part_of_a_prompt(generator, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = ["a\u2028b", "a\u2029\u0085b"]
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    source.write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert [prompt for prompt, _ in read_prompts(source)] == texts
+    assert answers(generator, source, out)[0]["made"] == 2
+    assert "\u2028" in out.read_text(encoding="utf-8")
+    assert answers(generator, source, out)[0] == {"kept": 2, "made": 0}
+
+
 def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path):
     out = tmp_path / "out.jsonl"
     answers(generator, source, out)
-    with pytest.raises(ValueError, match="other options or another model"):
+    with pytest.raises(ValueError, match="other options, another model"):
         answers(generator, source, out, model="another")
+    for other in (make_generator(seed=1), make_generator(compute_dtype="bfloat16")):
+        with pytest.raises(ValueError, match="other weights of it or another --dtype"):
+            answers(other, source, out)
+    assert answers(make_generator(), source, out)[0] == {"kept": 5, "made": 0}
     lines = source.read_text().splitlines()
     source.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
     with pytest.raises(ValueError, match="line 1 answers another prompt"):

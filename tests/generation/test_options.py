@@ -1,6 +1,8 @@
+import dataclasses
 import json
 
 import pytest
+from transformers import GenerationConfig
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.options import Options, make_options, read_settings
@@ -24,6 +26,16 @@ from biomedlm_jax.model.config import GPTConfig
         ({"samples": 3, "beams": 2}, "no more answers than beams"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens=9 above"),
         ({"bad_words": ("",)}, "bad_words"),
+        ({"bad_words": ((3, -1),)}, "bad_words"),
+        ({"max_new_tokens": 4.5}, "max_new_tokens=4.5; it must be a whole number"),
+        ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size=2.5"),
+        ({"samples": True}, "samples=True; it must be a whole number"),
+        ({"temperature": "0.7"}, "temperature='0.7'; it must be a number"),
+        ({"beams": 2, "length_penalty": float("nan")}, "length_penalty=nan; it must be finite"),
+        ({"beams": 2, "early_stopping": 1}, "early_stopping=1; it must be one of False"),
+        ({"seed": 2**40}, "seed=1099511627776; it must be at most 2147483647"),
+        ({"seed": -1}, "seed=-1; it must be at least 0"),
+        ({"ends": (1.5,)}, r"ends=\(1.5,\); it must be token ids"),
         ({"heat": 3}, "the option 'heat'; the options are max_new_tokens, temperature"),
     ],
     ids=str,
@@ -58,6 +70,51 @@ def test_drawing_follows_do_sample():
     greedy = make_options({"do_sample": False, "temperature": 0.6, "top_k": 50})
     assert (greedy.temperature, greedy.top_k) == (0.0, 0)
     assert make_options({"do_sample": True, "top_k": 50}, temperature=0.0).top_k == 0
+
+
+def test_a_models_settings_have_the_defaults_of_transformers():
+    for idle in ({"temperature": 0.7}, {"top_k": 50}, {"max_length": 20}, {"length_penalty": 2.0}):
+        assert make_options(idle) == Options()
+    assert make_options({"do_sample": True}).top_k == 50
+    assert make_options({"do_sample": True, "top_k": 0}).top_k == 0
+    # What is asked for makes them count.
+    assert make_options({"top_k": 9}, temperature=0.7) == Options(temperature=0.7, top_k=9)
+    assert make_options({"length_penalty": 2.0}, beams=3) == Options(beams=3, length_penalty=2.0)
+    with pytest.raises(ValueError, match="ask for a temperature above 0"):
+        make_options({"temperature": 0.7}, top_k=5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(beams=5, length_penalty=-0.5, no_repeat_ngram_size=6, min_length=5, samples=2),
+        Options(temperature=1.0, seed=9, samples=3, stop=("END", "\n"), max_new_tokens=128),
+        Options(temperature=0.7, top_k=9, top_p=0.9, bad_words=("drug", (3, 4)), ends=(5, 6)),
+    ],
+    ids=str,
+)
+def test_settings_say_the_same_to_transformers_and_here(options, tmp_path):
+    tokenizer = train_tokenizer(iter(["the drug, the drug"] * 9), vocab_size=262)
+    config = GPTConfig(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
+    settings = options.settings(config, tokenizer)
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    again = make_options(read_settings(tmp_path))
+    assert again.strategy(config, tokenizer) == options.strategy(config, tokenizer)
+    assert dataclasses.replace(again, ends=options.ends, bad_words=options.bad_words) == options
+    theirs = GenerationConfig.from_pretrained(tmp_path)
+    theirs.validate(strict=True)
+    assert theirs.max_new_tokens == 128
+    assert theirs.do_sample is (options.temperature > 0)
+    assert (theirs.num_beams or 1) == options.beams
+    assert (theirs.num_return_sequences or 1) == options.samples
+    for name in ("temperature", "top_k") if options.temperature else ():
+        assert getattr(theirs, name) == getattr(options, name)
+    if options.beams > 1:
+        assert (theirs.length_penalty, theirs.no_repeat_ngram_size) == (-0.5, 6)
+    if options.bad_words:
+        words = [list(word) for word in options.strategy(config, tokenizer).bad_words]
+        assert theirs.bad_words_ids == words
 
 
 def test_settings_that_are_unknown_or_no_json(tmp_path):

@@ -4,11 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.decoder import fingerprint, make_decoder
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.text import Generator, generate, generate_until
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.training.state import abstract_model
 
 TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
 
@@ -51,6 +54,21 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(model, tokenizer)
     expected = new[: new.index(279)] if 279 in new else new
     said = generate(model, tokenizer, [TEXTS[0]], max_new_tokens=8)
     assert said == [tokenizer.decode(expected)]
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_batches_and_samples_are_the_same_on_a_mesh(model, tokenizer, sizes):
+    mesh = meshes.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
+    sharded = jax.device_put(model, layout)
+    of_both = [fingerprint(make_decoder(each)) for each in (model, sharded)]
+    assert of_both[0] == of_both[1]
+    prompts = [*TEXTS, "the drug", "renal"]
+    for drawing in ({}, {"temperature": 1.5, "top_k": 40, "samples": 3, "seed": 7}):
+        options = {"max_new_tokens": 9, "batch_size": 2, **drawing}
+        one = generate(model, tokenizer, prompts, **options)
+        assert len(set(one)) > 4
+        assert generate(sharded, tokenizer, prompts, **options) == one
 
 
 def test_batches_change_nothing(model, tokenizer):

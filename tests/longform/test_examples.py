@@ -7,8 +7,9 @@ from biomedlm_jax.longform.examples import read_examples, split
 
 
 def test_jsonl_and_pairs_of_files_hold_the_same(tmp_path):
-    pairs = [("what is x?", "a thing"), ("why y?", "because")]
-    lines = "".join(json.dumps({"q": s, "a": t, "about": t}) + "\n" for s, t in pairs)
+    pairs = [("what is x?", "a thing"), ("why\u2028y?", "be\u0085cause")]
+    records = [{"q": s, "a": t, "about": t} for s, t in pairs]
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     (tmp_path / "dev.source").write_text("".join(s + "\n" for s, _ in pairs))
     (tmp_path / "dev.target").write_text("".join(t + "\n" for _, t in pairs))
     (tmp_path / "dev.jsonl").write_text(lines)
@@ -18,7 +19,7 @@ def test_jsonl_and_pairs_of_files_hold_the_same(tmp_path):
         found = read_examples(tmp_path / path, source="q", target="a")
         assert [(e.source, e.target, e.group) for e in found] == [(s, t, s) for s, t in pairs]
     grouped = read_examples(tmp_path / "dev.jsonl", source="q", target="a", group="about")
-    assert [e.group for e in grouped] == ["a thing", "because"]
+    assert [e.group for e in grouped] == ["a thing", "be\u0085cause"]
 
 
 def test_a_split_keeps_groups_together_and_is_always_the_same(tmp_path):

@@ -14,10 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 from ml_collections import ConfigDict
+from transformers import GenerationConfig, GPT2LMHeadModel
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
+from biomedlm_jax.generation.options import make_options
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.longform import finetuning
 from biomedlm_jax.longform import rows as packing
@@ -131,6 +134,33 @@ def test_a_tiny_model_learns_to_answer(whole, tmp_path):
     command = ["generate", f"--model={run}", f"--prompts={prompts}", "--nonotice"]
     assert main([*command, f"--out={answers}"]) == 0
     assert json.loads(answers.read_text())["answers"] == [first["answer"]]
+
+
+def test_an_exported_run_decodes_as_the_run(start, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole[0], run)
+    settings = json.loads((run / "generation_config.json").read_text())
+    assert settings["num_beams"] == 2
+    published = {**get_config("meqsum").generation, "max_new_tokens": 14}
+    model, tokenizer = load(run)
+    settings = make_options(**published).settings(model.config, tokenizer)
+    (run / "generation_config.json").write_text(json.dumps(settings))
+    release = tmp_path / "release"
+    assert main(["export-hf", f"--model={run}", f"--out={release}"]) == 0
+    theirs = GenerationConfig.from_pretrained(release)
+    assert (theirs.num_beams, theirs.length_penalty, theirs.min_length) == (5, -0.5, 5)
+    assert (theirs.no_repeat_ngram_size, theirs.max_new_tokens) == (6, 14)
+    assert theirs.eos_token_id == model.config.eos_token_id
+    prompt = "what about fever? 3<|startoftext|>"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": prompt}))
+    command = ["generate", f"--model={release}", f"--prompts={tmp_path / 'in.jsonl'}", "--nonotice"]
+    assert main([*command, f"--out={tmp_path / 'out.jsonl'}"]) == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    assert len(record["scores"]) == 1
+    ids = tokenizer.encode(prompt).ids
+    peer = GPT2LMHeadModel.from_pretrained(release, attn_implementation="eager").eval()
+    said = peer.generate(torch.tensor([ids]), pad_token_id=0)  # by its own file
+    assert record["tokens"] == [said[0, len(ids) :].tolist()]
 
 
 def test_an_interrupted_run_continues_bit_for_bit(start, whole, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
+from biomedlm_jax.generation import decoding
+from biomedlm_jax.generation import text as text_module
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
@@ -187,6 +189,29 @@ def test_generated_texts_are_equal(ours, theirs):
     asked = [(text(dice, 2, n), limits) for n in (3, 5, 12, 60, 90)]
     asked = requests("generate_until", asked)
     assert ours.generate_until(asked) == theirs.generate_until(asked)
+
+
+def test_the_model_is_laid_out_once_and_rows_stop_at_their_sequences(
+    model, tokenizer, theirs, monkeypatch
+):
+    made, decoded, make, decode = [], [], text_module.make_decoder, decoding.decode
+    monkeypatch.setattr(text_module, "make_decoder", lambda m: made.append(m) or make(m))
+
+    def decoding_once(*arguments, **options):
+        decoded.append(decode(*arguments, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(decoding, "decode", decoding_once)
+    harness, dice = Harness(model, tokenizer), np.random.default_rng(4)
+    asked = [(text(dice, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
+    asked += [(text(dice, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
+    asked = requests("generate_until", asked)
+    assert harness.generate_until(asked) == theirs.generate_until(asked)
+    assert len(decoded) == 3
+    assert len(made) == 1
+    rows = decoded[0].tokens
+    assert min(map(len, rows)) < 16
+    assert not any(stop in tokenizer.decode(row[:-8]) for row in rows for stop in "ae")
 
 
 def test_a_text_ends_before_its_first_stop_sequence(ours):
