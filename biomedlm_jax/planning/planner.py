@@ -16,7 +16,7 @@ from biomedlm_jax.chips import GIB, Chip, chip
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.planning.alternatives import alternatives
-from biomedlm_jax.planning.compiled import Figures, compile_figures, peak_links
+from biomedlm_jax.planning.compiled import Figures, compile_figures
 from biomedlm_jax.planning.memory import shortage
 from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices, topology_mesh
@@ -173,7 +173,8 @@ def _row(config: ConfigDict, made: Plan, mesh: Mesh, change=(), *, hlo, say) -> 
     row, text = _compile(config, check_config(config), mesh, made)
     if hlo and text:
         Path(hlo).mkdir(parents=True, exist_ok=True)
-        (Path(hlo) / f"{name.replace(' ', '')}.hlo").write_text(text, encoding="utf-8")
+        words = (made.topology.replace(":", "-"), made.step, name.replace(" ", ""))
+        (Path(hlo) / f"{'_'.join(words)}.hlo").write_text(text, encoding="utf-8")
     say(f"  {row.trouble}" if row.trouble else f"  {row.figures.compile_seconds:.0f} s")
     return dataclasses.replace(row, change=dict(change))
 
@@ -189,7 +190,7 @@ def _compile(config, model_config, mesh: Mesh, made: Plan) -> tuple[Row, str]:
                 raise
             trouble = shortage(str(error), state_bytes, traced.jaxpr, mesh, model_config)
             return Row(sizes, None, state_bytes, False, trouble), ""
-    room = made.chip.memory / made.chip.devices if made.chip else math.inf
+    room = made.chip.device_memory if made.chip else math.inf
     used = figures.memory.get("total", 0)
     fits, trouble = used <= room, None
     if not fits:
@@ -202,12 +203,12 @@ def _estimates(figures: Figures, made: Plan) -> dict:
     known = made.chip
     if known is None or figures.cycles is None or known.clock is None:
         return {}
-    peak = known.bf16_flops / known.devices
+    peak = known.device_flops
     exposed = [c for c in figures.collectives if c.exposed]
     found = {
         "op_seconds": figures.cycles / known.clock,
         "kernel_seconds": figures.kernel_flops / (peak * KERNEL_EFFICIENCY),
-        "exchange_seconds": sum(c.wire for c in exposed) / peak_links(known),
+        "exchange_seconds": sum(c.wire for c in exposed) / known.ring_bandwidth,
     }
     seconds = sum(found.values())
     found["tokens_per_second"] = made.tokens_per_step / seconds
@@ -224,7 +225,7 @@ def _least_shards(config: GPTConfig, known: Chip | None) -> int:
     """Over how many devices the float32 state must be spread to take two thirds of a device."""
     if known is None:
         return 1
-    return math.ceil(12 * config.parameter_count / (known.memory / known.devices * 2 / 3))
+    return math.ceil(12 * config.parameter_count / (known.device_memory * 2 / 3))
 
 
 def row_name(sizes, change: dict) -> str:

@@ -7,12 +7,13 @@ import jax
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.chips import CHIPS
+from biomedlm_jax.chips import CHIPS, GIB, Chip
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.planning import planner, topology
 from biomedlm_jax.planning.alternatives import alternatives
-from biomedlm_jax.planning.compiled import matmul_flops, peak_links
+from biomedlm_jax.planning.hlo import DTYPE_BITS
 from biomedlm_jax.planning.report import as_dict, markdown, write_report
+from biomedlm_jax.planning.traced import matmul_flops
 from biomedlm_jax.training import state
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +204,8 @@ def test_alternatives_are_more_shards_fewer_rows_and_less_that_is_saved(config):
 
 
 def test_links_are_one_direction_of_one_dimension():
-    assert peak_links(CHIPS["TPU v5 lite"]) == 100e9
+    assert CHIPS["TPU v5 lite"].ring_bandwidth == 100e9
+    assert CHIPS["TPU7x"].device_memory == 96 * GIB
 
 
 def test_an_option_that_the_tpu_compiler_does_not_know_is_left_out(libtpu, monkeypatch, caplog):
