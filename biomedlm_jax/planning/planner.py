@@ -101,14 +101,11 @@ def plan(
     batch, length = config.training.batch_size, model_config.context_length
     sizes = [dict(config.mesh)]
     if search:
+        rows = batch // config.training.accumulation
+        find = functools.partial(sensible_meshes, len(devices), model_config, batch_size=rows)
         least = _least_shards(model_config, known) if step == "train" else 1
-        sizes = sensible_meshes(
-            len(devices),
-            model_config,
-            batch_size=batch // config.training.accumulation,
-            least_shards=least,
-            tensor=tensor,
-        )
+        # Where no mesh spreads the state that far, those that spread it most say what is missing.
+        sizes = find(least_shards=least, tensor=tensor) or _most_spread(find(tensor=tensor))
         if not sizes:
             raise ValueError(
                 f"no mesh of {topology} divides the model and {batch} rows; change one"
@@ -117,7 +114,7 @@ def plan(
     for mesh in laid_out:
         accumulation = config.training.accumulation
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model_config)
-        kernel = attention.check_training(model_config, mesh)
+        kernel = attention_kernel(model_config, mesh, step)
     tokens = batch if step == "decode" else batch * length
     flops = flops_per_token(model_config) * tokens
     result = Plan(
@@ -146,6 +143,20 @@ def plan(
         _say_what_fits(result.rows)
     result.rows.sort(key=_rank)
     return result
+
+
+def _most_spread(sizes: list[dict[str, int]]) -> list[dict[str, int]]:
+    shards = [one["fsdp"] * one["tensor"] for one in sizes]
+    return [one for one, count in zip(sizes, shards, strict=True) if count == max(shards)]
+
+
+def attention_kernel(config: GPTConfig, mesh: Mesh, step: str) -> str:
+    """The attention kernel of the step; a decoding step has none, scoring drops nothing out."""
+    if step == "decode":
+        return "xla"
+    if step == "score":
+        config = dataclasses.replace(config, attention_dropout=0.0)
+    return attention.check_training(config, mesh)
 
 
 def _say_what_fits(rows: list[Row]) -> None:

@@ -87,6 +87,40 @@ def test_meshes_worth_compiling():
     assert not [mesh for mesh in found if mesh["fsdp"] * mesh["tensor"] < 4]
 
 
+def test_a_mesh_that_cuts_the_mlp_or_the_vocabulary_unevenly_is_skipped():
+    asked = {"batch_size": 8, "tensor": (1, 2, 4)}
+    uneven = {
+        "mlp": GPTConfig(layers=1, width=64, heads=4, mlp_width=130),
+        "vocabulary": GPTConfig(layers=1, width=64, heads=4, vocab_size=90, vocab_multiple=6),
+    }
+    for model in uneven.values():
+        assert {mesh["tensor"] for mesh in topology.sensible_meshes(8, model, **asked)} == {1, 2}
+
+
+def test_a_search_on_a_slice_that_is_too_small_speaks_of_memory(config, monkeypatch):
+    monkeypatch.setattr(planner, "chip", lambda kind: Chip("pebble", 1e12, 1e5, 1e12, 1e11))
+    config.model.layers = 1
+    made = planner.plan(config, "local", search=True, tensor=(1,))
+    assert not any(row.fits for row in made.rows)
+    assert "out of memory: needs" in made.rows[0].trouble
+    assert "nothing else that was tried fits; take more devices" in made.rows[0].trouble
+    assert {row.mesh["fsdp"] for row in made.rows} == {8}  # those that spread the state most
+    config.training.batch_size = 6
+    with pytest.raises(ValueError, match="no mesh of local divides the model and 6 rows"):
+        planner.plan(config, "local", search=True, tensor=(1,))
+
+
+def test_decoding_has_no_kernel_and_scoring_no_dropout(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        planner.attention, "check_training", lambda model, mesh: asked.append(model) or "splash"
+    )
+    model = GPTConfig(attention_dropout=0.1)
+    kernels = [planner.attention_kernel(model, None, step) for step in ("train", "score", "decode")]
+    assert kernels == ["splash", "splash", "xla"]
+    assert [one.attention_dropout for one in asked] == [0.1, 0.0]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
