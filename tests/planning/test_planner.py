@@ -261,14 +261,24 @@ def test_a_step_for_a_tpu_slice_that_is_not_here(config, libtpu, tmp_path):
     assert made.kernel == "splash"
     # One kernel a layer forward and one backward, and no scores in memory.
     assert sorted(figures.kernels.values()) == [3, 3]
+    assert [path.name for path in tmp_path.glob("*")] == ["v5e-2x2_train_data2xfsdp2.hlo"]
     text = next(tmp_path.glob("*.hlo")).read_text()
     assert "[2,2,256,256]" not in text
     assert "bf16[2,2,256,128]" in text
-    gathered = [c for c in figures.collectives if c.kind == "all-gather" and c.bytes > 2**17]
-    assert gathered
+    kernels = [256 * 256] * 4 + [256 * 1024] * 2  # of a layer: query, key, value, c_proj; MLP
+    gathered = [c for c in figures.collectives if c.kind == "all-gather" and c.bytes >= 2**17]
     assert {c.dtype for c in gathered} == {"bf16"}
-    # Each weight of a layer is gathered at most once forward and once backward.
-    assert sum(c.times for c in gathered if c.times == 3) <= 2 * 6 * 3
+    # Each kernel of a layer is gathered once forward and once backward.
+    inside = [c for c in gathered if c.times == 3]
+    assert sorted(c.bytes // 2 for c in inside) == sorted(2 * kernels)
+    # Its gradient is scattered over `fsdp`, so that only half of it is reduced over `data`.
+    numbers = {"reduce-scatter": 0, "all-reduce": 0}
+    for c in figures.collectives:
+        if c.times == 3 and c.kind in numbers:
+            numbers[c.kind] += c.bytes * 8 // DTYPE_BITS[c.dtype]
+    assert numbers["reduce-scatter"] == sum(kernels)
+    vectors = 16 * 1024  # more than there are in the gradients of biases and LayerNorms
+    assert sum(kernels) / 2 <= numbers["all-reduce"] < sum(kernels) / 2 + vectors
     assert figures.recomputed_cycles < 0.08 * figures.cycles
     assert made.rows[0].step_seconds > 0
     assert made.rows[0].mfu < 1
