@@ -134,7 +134,11 @@ def plan(
     result.rows.extend(compile_row(mesh) for mesh in laid_out)
     if not any(row.fits for row in result.rows):
         tried = [row.mesh for row in result.rows]
-        *kinds, last = alternatives(config, model_config, tried, step=step)
+        kinds = alternatives(config, model_config, tried, step=step)
+        state = min(sum(row.state_bytes.values()) for row in result.rows)
+        if known and state > known.device_memory:
+            kinds = kinds[:1]  # fewer rows do not make the state smaller, more shards do
+        *kinds, last = kinds
         for kind in (*kinds, last):
             if kind is last and any(row.fits for row in result.rows):
                 break  # the last kind costs most

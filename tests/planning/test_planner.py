@@ -100,11 +100,14 @@ def test_a_mesh_that_cuts_the_mlp_or_the_vocabulary_unevenly_is_skipped():
 def test_a_search_on_a_slice_that_is_too_small_speaks_of_memory(config, monkeypatch):
     monkeypatch.setattr(planner, "chip", lambda kind: Chip("pebble", 1e12, 1e5, 1e12, 1e11))
     config.model.layers = 1
-    made = planner.plan(config, "local", search=True, tensor=(1,))
+    said = []
+    made = planner.plan(config, "local", search=True, tensor=(1,), say=said.append)
     assert not any(row.fits for row in made.rows)
     assert "out of memory: needs" in made.rows[0].trouble
     assert "nothing else that was tried fits; take more devices" in made.rows[0].trouble
     assert {row.mesh["fsdp"] for row in made.rows} == {8}  # those that spread the state most
+    # No batch is so small that the state would fit: nothing else was compiled.
+    assert len([line for line in said if line.startswith("compiling")]) == 1
     config.training.batch_size = 6
     with pytest.raises(ValueError, match="no mesh of local divides the model and 6 rows"):
         planner.plan(config, "local", search=True, tensor=(1,))
