@@ -27,6 +27,21 @@ class Chip:
     clock: float | None = None  # Hz, of the compiler's cycles; None where it states none
     devices: int = 1  # jax devices a chip counts as
 
+    @property
+    def device_flops(self) -> float:
+        """Peak bf16 FLOP/s of one jax device."""
+        return self.bf16_flops / self.devices
+
+    @property
+    def device_memory(self) -> float:
+        """Bytes of one jax device."""
+        return self.memory / self.devices
+
+    @property
+    def ring_bandwidth(self) -> float:
+        """Bytes/s that a ring along one dimension of the torus sends from a device: one way."""
+        return self.link_bandwidth / 2 / self.link_dimensions / self.devices
+
 
 # By the start of jax's `device_kind`; the longest that fits counts.
 CHIPS = {

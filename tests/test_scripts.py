@@ -1,6 +1,9 @@
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,8 @@ import pytest
 from biomedlm_jax.cli import COMMANDS
 from biomedlm_jax.commands import bench, plan, pretrain
 
-SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.*"))
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "scripts").glob("*.*"))
 FLAGS = {"bench": bench.FLAGS, "plan": plan.FLAGS, "pretrain": pretrain.FLAGS}
 
 
@@ -34,3 +38,107 @@ def test_a_launcher_without_its_settings_says_what_it_needs():
     )
     assert done.returncode != 0
     assert "TPU: name of the TPU" in done.stderr
+
+
+# A gcloud whose pod is in the state $STATE, and whose workers are the folder $WORKER.
+GCLOUD = """#!/usr/bin/env bash
+echo "$4" >> "$WORKER/calls"
+case "$4" in
+  describe) echo "$STATE" ;;
+  scp) cp "$6" "$WORKER/biomedlm_jax.tar.gz" ;;
+  ssh)
+    command="${7#--command=}"
+    case "$command" in *pip*) exit 0 ;; esac
+    cd "$WORKER" && mkdir -p biomedlm_jax && exec bash -c "$command"
+    ;;
+esac
+"""
+# A biomedlm that writes down its arguments, one a line, and ends with $CODE.
+BIOMEDLM = """#!/usr/bin/env bash
+printf '%s\\n' "$@" >> "$WORKER/arguments"
+exit "${CODE:-0}"
+"""
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
+def launch_pod(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
+    """Run a copy of tpu_pod.sh with a gcloud that asks nobody."""
+    launcher = tmp_path / "here" / "scripts" / "tpu_pod.sh"
+    program(launcher, (ROOT / "scripts" / "tpu_pod.sh").read_text(encoding="utf-8"))
+    for name in (".git/config", ".venv/bin/python", "runs/a", "biomedlm_jax/cli.py"):
+        program(tmp_path / "here" / name, "")
+    program(tmp_path / "bin" / "gcloud", GCLOUD)
+    worker = tmp_path / "worker"
+    program(worker / "biomedlm_jax" / ".venv" / "bin" / "biomedlm", BIOMEDLM)
+    values = {
+        "TPU": "t",
+        "ZONE": "z",
+        "TYPE": "y",
+        "DATA": "/a folder",
+        "RUN": "/b",
+        "STATE": "READY",
+    }
+    values |= {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "RETRY_SECONDS": "0"}
+    return subprocess.run(
+        ["bash", launcher, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**values, "WORKER": str(worker), **settings},
+    )
+
+
+def test_a_pod_gets_the_repository_and_the_arguments_as_they_are(tmp_path):
+    done = launch_pod(tmp_path, "--config.data.path=it's $HOME", "--config=a b.py")
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "worker" / "arguments").read_text().splitlines()
+    assert said[:2] == ["pretrain", "--distributed"]
+    assert said[2:4] == ["--config.data.path=/a folder", "--workdir=/b"]
+    assert said[4:] == ["--config.data.path=it's $HOME", "--config=a b.py"]
+    with tarfile.open(tmp_path / "worker" / "biomedlm_jax.tar.gz") as package:
+        files = {name for name in package.getnames() if not package.getmember(name).isdir()}
+    assert files == {"./biomedlm_jax/cli.py", "./scripts/tpu_pod.sh"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "calls", "said"),
+    [
+        ({"CODE": "2"}, 2, "describe scp ssh ssh", ""),
+        ({"CODE": "1", "FAILURES": "2"}, 1, "describe scp ssh ssh " * 2, "after 2 failures"),
+        ({"STATE": "STOPPED", "WAITS": "2"}, 1, "describe start " * 2, "is STOPPED after 2 looks"),
+        ({"STATE": "CREATING", "WAITS": "3"}, 1, "describe " * 3, "is CREATING after 3 looks"),
+        ({"STATE": "ABSENT", "WAITS": "2"}, 1, "describe create " * 2, "is ABSENT after 2 looks"),
+        ({"STATE": "FAILED", "WAITS": "2"}, 1, "describe delete " * 2, "is FAILED after 2 looks"),
+    ],
+)
+def test_a_pod_is_not_waited_for_or_started_for_ever(tmp_path, settings, code, calls, said):
+    done = launch_pod(tmp_path, **settings)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "worker" / "calls").read_text().split() == calls.split()
+    assert said in done.stderr
+
+
+def test_one_gpu_is_measured_with_the_shape_of_its_config(tmp_path):
+    for name in ("scripts/one_gpu.sh", "configs/gpt_125m.py"):
+        program(tmp_path / name, (ROOT / name).read_text(encoding="utf-8"))
+    program(tmp_path / ".venv" / "bin" / "biomedlm", BIOMEDLM)
+    python = f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n'
+    program(tmp_path / ".venv" / "bin" / "python", python)
+    arguments = ["--config=configs/gpt_125m.py", "--config.data.path=a b", "--workdir=RUN"]
+    done = subprocess.run(
+        ["bash", tmp_path / "scripts" / "one_gpu.sh", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORKER": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    said = (tmp_path / "arguments").read_text().split("\n")[:-1]
+    assert said[:4] == ["plan", *arguments[:2], "--topology=local"]
+    shape = ["--layers=12", "--width=768", "--heads=12", "--vocab_size=28896", "--length=1024"]
+    assert said[4:11] == ["bench", "train", *shape]
+    assert said[-4:] == ["pretrain", *arguments]

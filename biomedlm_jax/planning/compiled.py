@@ -7,8 +7,8 @@ import time
 
 import jax
 
-from biomedlm_jax.chips import Chip
 from biomedlm_jax.planning.hlo import COLLECTIVES, Instruction, Program, array_bytes
+from biomedlm_jax.planning.traced import matmul_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,12 @@ class Collective:
 
     @property
     def wire(self) -> float:
-        """Bytes a step that leave a device in a ring: an all-reduce goes round twice."""
+        """Bytes a step that leave a device in a ring: an all-reduce goes round twice.
+
+        A permutation is no ring: a device sends all it holds at once.
+        """
+        if self.kind == "collective-permute":
+            return self.total
         rounds = 2 if self.kind == "all-reduce" else 1
         return rounds * self.total * (self.group - 1) / self.group
 
@@ -65,16 +70,10 @@ def compile_figures(traced, *, devices: int, options: dict | None = None) -> tup
     began = time.perf_counter()
     compiled = lowered.compile(compiler_options=options or None)
     seconds = time.perf_counter() - began
-    read = {"cycles": None, "recomputed_cycles": None, "kernels": None, "collectives": None}
-    text = ""
-    try:
-        text = compiled.as_text()
-        read = read_program(Program(text))
-    except Exception as error:  # some versions cannot print the programs of some chips
-        read["why_not"] = " ".join(str(error).split())[:200]
+    text, read = read_compiled(compiled)
     figures = Figures(
         compile_seconds=seconds,
-        memory=memory(compiled),
+        memory=memory_bytes(compiled),
         flops=products / devices,
         kernel_flops=in_kernels / devices,
         **read,
@@ -82,7 +81,22 @@ def compile_figures(traced, *, devices: int, options: dict | None = None) -> tup
     return figures, text
 
 
-def memory(compiled) -> dict[str, int]:
+def read_compiled(compiled) -> tuple[str, dict]:
+    """The program's text and what it says; where it cannot be printed or read, why not."""
+    unread = {"cycles": None, "recomputed_cycles": None, "kernels": None, "collectives": None}
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:  # some versions cannot print some chips' programs
+        return "", unread | {"why_not": " ".join(str(error).split())[:200]}
+    if text is None:
+        return "", unread | {"why_not": "the backend does not print programs"}
+    try:
+        return text, read_program(Program(text))
+    except ValueError as error:  # a form that the reader does not know, and says so
+        return text, unread | {"why_not": " ".join(str(error).split())[:200]}
+
+
+def memory_bytes(compiled) -> dict[str, int]:
     """Bytes on one device while the step runs; arguments that the result reuses count once."""
     stats = compiled.memory_analysis()
     if stats is None:
@@ -141,10 +155,7 @@ def _collectives(program: Program, instruction: Instruction, where: str, times: 
             continue
         # The compiler's fused reduce-scatter is an all-reduce and a slice of it.
         scattered = "all-reduce-scatter" in called
-        operands = ""
-        for name, lines in program.computations.items():
-            if name == called:
-                operands = _types(lines, inner.operands)
+        operands = _types(program.computations.get(called, []), inner.operands)
         kind = "reduce-scatter" if scattered else kind
         yield inner, _collective(kind, inner, operands, times, exposed=scattered)
 
@@ -154,12 +165,15 @@ def _collective(kind, instruction, operands: str, times: int, *, exposed: bool) 
     if kind == "reduce-scatter" and operands:
         types = operands
     sizes = array_bytes(types)
-    whole = max(sizes, default=0) if instruction.opcode.endswith("-start") else sum(sizes)
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        # The type of such a start is (operands, results, contexts).
+        count = len(instruction.operands)
+        sizes = sizes[count : 2 * count]
     dtype = re.search(r"\b([a-z]+\d*\w*)\[", types)
     return Collective(
         kind=kind,
         dtype=dtype[1] if dtype else "",
-        bytes=whole,
+        bytes=sum(sizes),
         group=_group(instruction.rest),
         times=times,
         exposed=exposed,
@@ -182,44 +196,3 @@ def _group(rest: str) -> int:
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return listed[1].count(",") + 1
     return 2  # pairs of a permutation
-
-
-def matmul_flops(jaxpr, *, times: int = 1) -> tuple[float, float]:
-    """FLOPs of all matrix products of a traced step over all devices: (outside, inside) kernels.
-
-    Loops count their turns; recomputation is counted, as it is done. A kernel counts every block
-    of its grid, also those that it skips.
-    """
-    inside = outside = 0.0
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        name, parameters = equation.primitive.name, equation.params
-        turns = times
-        if name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            left, result = equation.invars[0].aval, equation.outvars[0].aval
-            depth = math.prod(left.shape[axis] for axis in contracted)
-            outside += 2 * times * depth * math.prod(result.shape)
-            continue
-        if name == "scan":
-            turns *= parameters["length"]
-        elif name == "shard_map":
-            turns *= parameters["mesh"].size
-        elif name == "pallas_call":
-            turns *= math.prod(parameters["grid_mapping"].grid)
-        for inner in jax.tree.leaves(list(parameters.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(inner):
-                more = matmul_flops(inner, times=turns)
-                if name == "pallas_call":
-                    inside += sum(more)
-                else:
-                    outside, inside = outside + more[0], inside + more[1]
-    return outside, inside
-
-
-def _is_jaxpr(value) -> bool:
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
-
-
-def peak_links(chip: Chip) -> float:
-    """Bytes/s that a ring along one dimension of the torus sends from a device: one direction."""
-    return chip.link_bandwidth / 2 / chip.link_dimensions / chip.devices

@@ -81,8 +81,8 @@ class Program:
     def executed(self) -> Iterator[tuple[Instruction, str, int]]:
         """Every scheduled operation with its computation's name and how often it runs.
 
-        Loop bodies count as often as the loop turns; what is fused or called by an operation is
-        part of that operation.
+        Loop bodies count as often as the loop turns, and every branch of a conditional as if it
+        were taken; what is fused or called by an operation is part of that operation.
         """
         yield from self._executed(self.entry, 1)
 
@@ -95,8 +95,7 @@ class Program:
             elif instruction.opcode == "call":
                 yield from self._executed(instruction.attribute("to_apply"), times)
             elif instruction.opcode == "conditional":
-                branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
-                for branch in re.findall(r"[\w.\-]+", branches[1]) if branches else ():
+                for branch in _branches(instruction):
                     yield from self._executed(branch, times)
 
     def trip_count(self, loop: Instruction) -> int:
@@ -132,6 +131,19 @@ class Program:
                 for inner in self.computations[called]:
                     found += [inner, *self.inside(inner)]
         return found
+
+
+def _branches(instruction: Instruction) -> list[str]:
+    """The computations of a conditional, by index or by truth.
+
+    Raises ValueError if it names none: what it does must not be left out unsaid.
+    """
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", instruction.rest):
+        return re.findall(r"[\w.\-]+", listed[1])
+    both = [instruction.attribute(f"{truth}_computation") for truth in ("true", "false")]
+    if None in both:
+        raise ValueError(f"the conditional {instruction.name} does not name its branches")
+    return both
 
 
 def _instruction(line: str) -> Instruction:

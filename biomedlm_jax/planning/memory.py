@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB
 from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.planning.traced import inner_jaxprs
 
 
 def shortage(said: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: GPTConfig) -> str:
@@ -69,9 +70,8 @@ def _first_scan(jaxpr):
             stacked = equation.outvars[equation.params["num_carry"] :]
             if any(len(variable.aval.shape) > 2 for variable in stacked):
                 return equation
-        for value in equation.params.values():
-            if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
-                found = _first_scan(value)
-                if found is not None:
-                    return found
+        for inner in inner_jaxprs(equation):
+            found = _first_scan(inner)
+            if found is not None:
+                return found
     return None

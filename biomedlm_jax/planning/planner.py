@@ -16,7 +16,7 @@ from biomedlm_jax.chips import GIB, Chip, chip
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.planning.alternatives import alternatives
-from biomedlm_jax.planning.compiled import Figures, compile_figures, peak_links
+from biomedlm_jax.planning.compiled import Figures, compile_figures
 from biomedlm_jax.planning.memory import shortage
 from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
@@ -101,14 +101,11 @@ def plan(
     batch, length = config.training.batch_size, model_config.context_length
     sizes = [dict(config.mesh)]
     if search:
+        rows = batch // config.training.accumulation
+        find = functools.partial(sensible_meshes, len(devices), model_config, batch_size=rows)
         least = _least_shards(model_config, known) if step == "train" else 1
-        sizes = sensible_meshes(
-            len(devices),
-            model_config,
-            batch_size=batch // config.training.accumulation,
-            least_shards=least,
-            tensor=tensor,
-        )
+        # Where no mesh spreads the state that far, those that spread it most say what is missing.
+        sizes = find(least_shards=least, tensor=tensor) or _most_spread(find(tensor=tensor))
         if not sizes:
             raise ValueError(
                 f"no mesh of {topology} divides the model and {batch} rows; change one"
@@ -117,7 +114,7 @@ def plan(
     for mesh in laid_out:
         accumulation = config.training.accumulation
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model_config)
-        kernel = attention.check_training(model_config, mesh)
+        kernel = attention_kernel(model_config, mesh, step)
     tokens = batch if step == "decode" else batch * length
     flops = flops_per_token(model_config) * tokens
     result = Plan(
@@ -137,7 +134,11 @@ def plan(
     result.rows.extend(compile_row(mesh) for mesh in laid_out)
     if not any(row.fits for row in result.rows):
         tried = [row.mesh for row in result.rows]
-        *kinds, last = alternatives(config, model_config, tried, step=step)
+        kinds = alternatives(config, model_config, tried, step=step)
+        state = min(sum(row.state_bytes.values()) for row in result.rows)
+        if known and state > known.device_memory:
+            kinds = kinds[:1]  # fewer rows do not make the state smaller, more shards do
+        *kinds, last = kinds
         for kind in (*kinds, last):
             if kind is last and any(row.fits for row in result.rows):
                 break  # the last kind costs most
@@ -149,6 +150,20 @@ def plan(
         _say_what_fits(result.rows)
     result.rows.sort(key=_rank)
     return result
+
+
+def _most_spread(sizes: list[dict[str, int]]) -> list[dict[str, int]]:
+    shards = [one["fsdp"] * one["tensor"] for one in sizes]
+    return [one for one, count in zip(sizes, shards, strict=True) if count == max(shards)]
+
+
+def attention_kernel(config: GPTConfig, mesh: Mesh, step: str) -> str:
+    """The attention kernel of the step; a decoding step has none, scoring drops nothing out."""
+    if step == "decode":
+        return "xla"
+    if step == "score":
+        config = dataclasses.replace(config, attention_dropout=0.0)
+    return attention.check_training(config, mesh)
 
 
 def _say_what_fits(rows: list[Row]) -> None:
@@ -176,7 +191,8 @@ def _row(config: ConfigDict, made: Plan, mesh: Mesh, change=(), *, hlo, say) -> 
     row, text = _compile(config, check_config(config), mesh, made)
     if hlo and text:
         Path(hlo).mkdir(parents=True, exist_ok=True)
-        (Path(hlo) / f"{name.replace(' ', '')}.hlo").write_text(text, encoding="utf-8")
+        words = (made.topology.replace(":", "-"), made.step, name.replace(" ", ""))
+        (Path(hlo) / f"{'_'.join(words)}.hlo").write_text(text, encoding="utf-8")
     say(f"  {row.trouble}" if row.trouble else f"  {row.figures.compile_seconds:.0f} s")
     return dataclasses.replace(row, change=dict(change))
 
@@ -192,7 +208,7 @@ def _compile(config, model_config, mesh: Mesh, made: Plan) -> tuple[Row, str]:
                 raise
             trouble = shortage(str(error), state_bytes, traced.jaxpr, mesh, model_config)
             return Row(sizes, None, state_bytes, False, trouble), ""
-    room = made.chip.memory / made.chip.devices if made.chip else math.inf
+    room = made.chip.device_memory if made.chip else math.inf
     used = figures.memory.get("total", 0)
     fits, trouble = used <= room, None
     if not fits:
@@ -205,12 +221,12 @@ def _estimates(figures: Figures, made: Plan) -> dict:
     known = made.chip
     if known is None or figures.cycles is None or known.clock is None:
         return {}
-    peak = known.bf16_flops / known.devices
+    peak = known.device_flops
     exposed = [c for c in figures.collectives if c.exposed]
     found = {
         "op_seconds": figures.cycles / known.clock,
         "kernel_seconds": figures.kernel_flops / (peak * KERNEL_EFFICIENCY),
-        "exchange_seconds": sum(c.wire for c in exposed) / peak_links(known),
+        "exchange_seconds": sum(c.wire for c in exposed) / known.ring_bandwidth,
     }
     seconds = sum(found.values())
     found["tokens_per_second"] = made.tokens_per_step / seconds
@@ -227,7 +243,7 @@ def _least_shards(config: GPTConfig, known: Chip | None) -> int:
     """Over how many devices the float32 state must be spread to take two thirds of a device."""
     if known is None:
         return 1
-    return math.ceil(12 * config.parameter_count / (known.memory / known.devices * 2 / 3))
+    return math.ceil(12 * config.parameter_count / (known.device_memory * 2 / 3))
 
 
 def row_name(sizes, change: dict) -> str:

@@ -94,8 +94,8 @@ def _assumptions(plan: Plan) -> str:
         "compute waits for. step s adds both and the exposed exchanges as rings along one "
         f"dimension of the links ({plan.chip.link_bandwidth / 1e9:.0f} GB/s a chip both ways, "
         f"{plan.chip.link_dimensions} dimensions), nothing overlapping: an upper bound under these "
-        "assumptions, and no measurement. The input pipeline, evaluation and checkpoints are left "
-        "out."
+        "assumptions, and no measurement. The latency of exchanges is not counted, which many "
+        "small ones would feel, nor the input pipeline, evaluation and checkpoints."
     )
 
 
@@ -147,7 +147,7 @@ def _plot(plan: Plan, path: Path) -> bool:
     _bars(right, names, memory)
     right.set_xlabel("GiB a device")
     if plan.chip:
-        room = plan.chip.memory / plan.chip.devices / GIB
+        room = plan.chip.device_memory / GIB
         right.axvline(room, color="black", linewidth=0.8, linestyle="--")
     figure.suptitle(f"{plan.topology}, {plan.step} step of {plan.tokens_per_step:,} tokens")
     figure.savefig(path, dpi=150)

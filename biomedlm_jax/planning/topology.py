@@ -89,6 +89,7 @@ def sensible_meshes(
     `least_shards` leaves out meshes that keep more than that part of the state on each device.
     A cut of the width that is no multiple of 8 would not fill a TPU's tiles and is left out, too.
     """
+    split = (config.heads, config.mlp_width, config.padded_vocab_size)  # over `tensor`
     found = []
     for parts in tensor:
         for fsdp in (2**i for i in range(devices.bit_length())):
@@ -96,7 +97,7 @@ def sensible_meshes(
             fits = (
                 data * fsdp * parts == devices
                 and batch_size % (data * fsdp) == 0
-                and config.heads % parts == 0
+                and not any(size % parts for size in split)
                 and config.width % (8 * fsdp) == 0
                 and fsdp * parts >= least_shards
             )

@@ -28,7 +28,7 @@ def flops_per_token(config: GPTConfig) -> int:
 def peak_flops(device_kind: str) -> float | None:
     """Peak bf16 FLOP/s of a jax device, or None where no peak is known (a CPU)."""
     found = chip(device_kind)
-    return found.bf16_flops / found.devices if found else None
+    return found.device_flops if found else None
 
 
 def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str, float]:

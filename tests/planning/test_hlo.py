@@ -1,5 +1,7 @@
+import jax
 import pytest
 
+from biomedlm_jax.planning import compiled
 from biomedlm_jax.planning.compiled import read_program
 from biomedlm_jax.planning.hlo import Program, array_bytes
 
@@ -97,3 +99,76 @@ def test_a_count_that_cannot_be_read_is_not_guessed():
 
 def test_bytes_of_types():
     assert array_bytes("(bf16[4,2]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, u32[3])") == [16, 4, 12]
+
+
+# A permutation, starts of several arrays at once, and a choice by truth and one by index.
+STARTS = """HloModule step
+
+%yes (y: f32[8]) -> f32[8] {
+  %y = f32[8]{0} parameter(0)
+  ROOT %ry = f32[8]{0} all-reduce(%y), channel_id=1, replica_groups=[1,4]<=[4], \
+backend_config={"estimated_cycles":"10"}
+}
+
+%no (n: f32[8]) -> f32[8] {
+  %n = f32[8]{0} parameter(0)
+  ROOT %rn = f32[8]{0} negate(%n), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main (m: f32[8], p: pred[]) -> f32[8] {
+  %m = f32[8]{0} parameter(0)
+  %p = pred[] parameter(1)
+  %cp = f32[8]{0} collective-permute(%m), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %cps = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%m), channel_id=3, \
+source_target_pairs={{0,1},{1,0}}
+  %ags = ((f32[8]{0}, bf16[4]{0}), (f32[32]{0}, bf16[16]{0})) all-gather-start(%m, %q), \
+channel_id=4, replica_groups=[1,4]<=[4], dimensions={0}
+  %ag1 = (f32[8]{0}, f32[32]{0}) all-gather-start(%m), channel_id=5, replica_groups=[1,4]<=[4]
+  %ars = (f32[8]{0}, f32[2]{0}) all-reduce-start(%m, %r), channel_id=6, replica_groups=[1,4]<=[4]
+  %if = f32[8]{0} conditional(%p, %m, %m), true_computation=%yes, false_computation=%no
+  ROOT %pick = f32[8]{0} conditional(%i, %m, %m), branch_computations={%no, %no}
+}
+""".replace("\\\n", "")
+
+
+def test_a_permutation_sends_all_its_bytes():
+    found = read_program(Program(STARTS))["collectives"]
+    permutes = [(c.bytes, c.wire, c.exposed) for c in found if c.kind == "collective-permute"]
+    assert permutes == [(32, 32, True), (32, 32, False)]
+
+
+def test_a_start_of_several_arrays_counts_all_results():
+    found = read_program(Program(STARTS))["collectives"]
+    gathers = [c.bytes for c in found if c.kind == "all-gather"]
+    assert gathers == [32 * 4 + 16 * 2, 32 * 4]
+    assert [c.bytes for c in found if c.kind == "all-reduce" and not c.exposed] == [8 * 4 + 2 * 4]
+
+
+def test_the_branches_of_a_choice_count_by_truth_and_by_index():
+    found = read_program(Program(STARTS))
+    assert found["cycles"] == 10 + 5 + 2 * 5
+    assert [c.group for c in found["collectives"] if c.exposed and c.kind == "all-reduce"] == [4]
+    text = STARTS.replace("true_computation=%yes, ", "")
+    with pytest.raises(ValueError, match="conditional if does not name its branches"):
+        read_program(Program(text))
+
+
+def test_what_cannot_be_printed_or_read_is_said_and_a_defect_is_raised(monkeypatch):
+    class Compiled:
+        def as_text(self):
+            return "no program"
+
+    def refuse(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: operands")
+
+    text, read = compiled.read_compiled(Compiled())
+    assert text == "no program"
+    assert "no ENTRY" in read["why_not"]
+    monkeypatch.setattr(Compiled, "as_text", lambda self: None)
+    assert compiled.read_compiled(Compiled())[1]["why_not"] == "the backend does not print programs"
+    monkeypatch.setattr(Compiled, "as_text", refuse)
+    assert compiled.read_compiled(Compiled())[1]["why_not"] == "INTERNAL: operands"
+    monkeypatch.setattr(Compiled, "as_text", lambda self: STARTS)
+    monkeypatch.setattr(compiled, "read_program", lambda program: {}["no such name"])
+    with pytest.raises(KeyError):
+        compiled.read_compiled(Compiled())

@@ -7,12 +7,13 @@ import jax
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.chips import CHIPS
+from biomedlm_jax.chips import CHIPS, GIB, Chip
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.planning import planner, topology
 from biomedlm_jax.planning.alternatives import alternatives
-from biomedlm_jax.planning.compiled import matmul_flops, peak_links
+from biomedlm_jax.planning.hlo import DTYPE_BITS
 from biomedlm_jax.planning.report import as_dict, markdown, write_report
+from biomedlm_jax.planning.traced import matmul_flops
 from biomedlm_jax.training import state
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,43 @@ def test_meshes_worth_compiling():
     assert all(mesh["data"] * mesh["fsdp"] * mesh["tensor"] == 256 for mesh in found)
     assert not [mesh for mesh in found if mesh["fsdp"] > 64]  # 2560 / 128 is no multiple of 8
     assert not [mesh for mesh in found if mesh["fsdp"] * mesh["tensor"] < 4]
+
+
+def test_a_mesh_that_cuts_the_mlp_or_the_vocabulary_unevenly_is_skipped():
+    asked = {"batch_size": 8, "tensor": (1, 2, 4)}
+    uneven = {
+        "mlp": GPTConfig(layers=1, width=64, heads=4, mlp_width=130),
+        "vocabulary": GPTConfig(layers=1, width=64, heads=4, vocab_size=90, vocab_multiple=6),
+    }
+    for model in uneven.values():
+        assert {mesh["tensor"] for mesh in topology.sensible_meshes(8, model, **asked)} == {1, 2}
+
+
+def test_a_search_on_a_slice_that_is_too_small_speaks_of_memory(config, monkeypatch):
+    monkeypatch.setattr(planner, "chip", lambda kind: Chip("pebble", 1e12, 1e5, 1e12, 1e11))
+    config.model.layers = 1
+    said = []
+    made = planner.plan(config, "local", search=True, tensor=(1,), say=said.append)
+    assert not any(row.fits for row in made.rows)
+    assert "out of memory: needs" in made.rows[0].trouble
+    assert "nothing else that was tried fits; take more devices" in made.rows[0].trouble
+    assert {row.mesh["fsdp"] for row in made.rows} == {8}  # those that spread the state most
+    # No batch is so small that the state would fit: nothing else was compiled.
+    assert len([line for line in said if line.startswith("compiling")]) == 1
+    config.training.batch_size = 6
+    with pytest.raises(ValueError, match="no mesh of local divides the model and 6 rows"):
+        planner.plan(config, "local", search=True, tensor=(1,))
+
+
+def test_decoding_has_no_kernel_and_scoring_no_dropout(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        planner.attention, "check_training", lambda model, mesh: asked.append(model) or "splash"
+    )
+    model = GPTConfig(attention_dropout=0.1)
+    kernels = [planner.attention_kernel(model, None, step) for step in ("train", "score", "decode")]
+    assert kernels == ["splash", "splash", "xla"]
+    assert [one.attention_dropout for one in asked] == [0.1, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +241,8 @@ def test_alternatives_are_more_shards_fewer_rows_and_less_that_is_saved(config):
 
 
 def test_links_are_one_direction_of_one_dimension():
-    assert peak_links(CHIPS["TPU v5 lite"]) == 100e9
+    assert CHIPS["TPU v5 lite"].ring_bandwidth == 100e9
+    assert CHIPS["TPU7x"].device_memory == 96 * GIB
 
 
 @pytest.mark.parametrize(
@@ -234,14 +273,24 @@ def test_a_step_for_a_tpu_slice_that_is_not_here(config, libtpu, tmp_path):
     assert made.kernel == "splash"
     # One kernel a layer forward and one backward, and no scores in memory.
     assert sorted(figures.kernels.values()) == [3, 3]
+    assert [path.name for path in tmp_path.glob("*")] == ["v5e-2x2_train_data2xfsdp2.hlo"]
     text = next(tmp_path.glob("*.hlo")).read_text()
     assert "[2,2,256,256]" not in text
     assert "bf16[2,2,256,128]" in text
-    gathered = [c for c in figures.collectives if c.kind == "all-gather" and c.bytes > 2**17]
-    assert gathered
+    kernels = [256 * 256] * 4 + [256 * 1024] * 2  # of a layer: query, key, value, c_proj; MLP
+    gathered = [c for c in figures.collectives if c.kind == "all-gather" and c.bytes >= 2**17]
     assert {c.dtype for c in gathered} == {"bf16"}
-    # Each weight of a layer is gathered at most once forward and once backward.
-    assert sum(c.times for c in gathered if c.times == 3) <= 2 * 6 * 3
+    # Each kernel of a layer is gathered once forward and once backward.
+    inside = [c for c in gathered if c.times == 3]
+    assert sorted(c.bytes // 2 for c in inside) == sorted(2 * kernels)
+    # Its gradient is scattered over `fsdp`, so that only half of it is reduced over `data`.
+    numbers = {"reduce-scatter": 0, "all-reduce": 0}
+    for c in figures.collectives:
+        if c.times == 3 and c.kind in numbers:
+            numbers[c.kind] += c.bytes * 8 // DTYPE_BITS[c.dtype]
+    assert numbers["reduce-scatter"] == sum(kernels)
+    vectors = 16 * 1024  # more than there are in the gradients of biases and LayerNorms
+    assert sum(kernels) / 2 <= numbers["all-reduce"] < sum(kernels) / 2 + vectors
     assert figures.recomputed_cycles < 0.08 * figures.cycles
     assert made.rows[0].step_seconds > 0
     assert made.rows[0].mfu < 1
