@@ -279,9 +279,11 @@ def test_a_step_for_a_tpu_slice_that_is_not_here(config, libtpu, tmp_path):
     assert "bf16[2,2,256,128]" in text
     kernels = [256 * 256] * 4 + [256 * 1024] * 2  # of a layer: query, key, value, c_proj; MLP
     gathered = [c for c in figures.collectives if c.kind == "all-gather" and c.bytes >= 2**17]
-    assert {c.dtype for c in gathered} == {"bf16"}
-    # Each kernel of a layer is gathered once forward and once backward.
+    # Each kernel of a layer is gathered in bfloat16, once forward and once backward.
     inside = [c for c in gathered if c.times == 3]
+    assert {c.dtype for c in inside} == {"bf16"}
+    # The embedding too, in one piece; the positions are gathered as they are added, in float32.
+    assert {c.dtype for c in gathered if c.bytes > 256 * 256 * 4} == {"bf16"}
     assert sorted(c.bytes // 2 for c in inside) == sorted(2 * kernels)
     # Its gradient is scattered over `fsdp`, so that only half of it is reduced over `data`.
     numbers = {"reduce-scatter": 0, "all-reduce": 0}
