@@ -69,16 +69,15 @@ class Options:
     seed: int = 0
 
     def __post_init__(self):
-        kinds = {int: ((int,), "a whole number"), float: ((int, float), "a number")}
         for field in dataclasses.fields(self):
-            types, wanted = kinds.get(field.type, ((object,), ""))
-            value = getattr(self, field.name)
-            fits = isinstance(value, types) and not (wanted and isinstance(value, bool))
-            self._need(field.name, fits, wanted)
-            if wanted:  # NaN is not below infinity, either
-                self._need(field.name, abs(value) < math.inf, "finite")
+            name, value = field.name, getattr(self, field.name)
+            flag = isinstance(value, bool)
             if field.type is int:
-                self._need(field.name, value <= LARGEST, f"at most {LARGEST}")
+                self._need(name, isinstance(value, int) and not flag, "a whole number")
+                self._need(name, value <= LARGEST, f"at most {LARGEST}")
+            elif field.type is float:
+                self._need(name, isinstance(value, int | float) and not flag, "a number")
+                self._need(name, abs(value) < math.inf, "finite")  # which NaN is not, either
         for name in ("max_new_tokens", "samples", "beams"):
             self._need(name, getattr(self, name) >= 1, "at least 1")
         names = ("temperature", "top_k", "min_length", "min_new_tokens", "no_repeat_ngram_size")
@@ -112,10 +111,7 @@ class Options:
                 f"got min_new_tokens={self.min_new_tokens} above max_new_tokens="
                 f"{self.max_new_tokens}; lower the one or raise the other"
             )
-        for needs, names in (
-            ("temperature", DRAWING),
-            ("beams", COMPARING),
-        ):
+        for needs, names in (("temperature", DRAWING), ("beams", COMPARING)):
             idle = sorted(changed & set(names))
             if idle and needs not in changed:
                 least = "a temperature above 0" if needs == "temperature" else "at least 2 beams"
