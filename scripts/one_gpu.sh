@@ -32,6 +32,6 @@ PROGRAM
 )"
   # shellcheck disable=SC2086 # words of a flag each
   "$biomedlm" bench train $shape --batch_size="${BATCH:-16}" --peers="torch sdpa compile fused" \
-    --json=bench_train.json
+    --json=bench_train.json --profile=bench_profile
 fi
 exec "$biomedlm" pretrain "$@"

@@ -4,7 +4,8 @@
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
 
-`train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`); `tokens`
+`train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`), on a GPU
+each side in processes of its own, and with `--profile=DIR` lists our longest kernels; `tokens`
 times the building of token rows beside the bare tokenizer; `questions` times scoring beside
 lm-evaluation-harness and fine-tuning beside torch (extras `hf` and `harness`, and accelerate);
 `decode` times generation beside transformers' own:
@@ -39,6 +40,9 @@ for name, default, meaning in (
 flags.DEFINE_string("dtype", "auto", "train: compute dtype.", flag_values=FLAGS)
 peers = ["torch sdpa", "torch sdpa fused"]
 flags.DEFINE_list("peers", peers, "train: torch ATTENTION [fused] [compile].", flag_values=FLAGS)
+meaning = "train: blocks of processes, each side's own; default 2 on a GPU, else one process."
+flags.DEFINE_integer("blocks", None, meaning, 1, flag_values=FLAGS)
+flags.DEFINE_string("profile", None, "train: directory for a trace of ours.", flag_values=FLAGS)
 sizes, hf = ["1", "8", "16"], ["hf sdpa"]
 flags.DEFINE_list("batch_sizes", sizes, "decode: rows of greedy decoding.", flag_values=FLAGS)
 flags.DEFINE_list("hf", hf, "decode: hf ATTENTION [static] [compile].", flag_values=FLAGS)
@@ -58,7 +62,7 @@ flags.DEFINE_list("hf_batch_sizes", ["8"], "questions: of the peer.", flag_value
 # The flags of each benchmark, and what its function calls them where that is something else.
 OPTIONS = {
     "train": "layers width heads length vocab_size unroll dtype peers batch_size loss_chunks rounds"
-    " steps",
+    " steps blocks profile",
     "tokens": "input:paths tokenizer text_field rounds:repeats",
     "decode": "layers width heads vocab_size dtype batch_sizes beams prompt:prompt_length"
     " new_tokens rounds hf:peers",

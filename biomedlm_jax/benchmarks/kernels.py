@@ -1,0 +1,105 @@
+"""Where a step's time goes: the operations that a profile names, longest first."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+# cuDNN's kernels of fused attention, forward and backward, bear one of these in their names.
+CUDNN_ATTENTION = re.compile(r"cudnn.*(sdpa|fmha|mha|flash)|(sdpa|fmha|mha|flash).*cudnn", re.I)
+
+
+def profile_steps(step: Callable[[], float], folder: str | Path, *, steps: int = 3) -> dict:
+    """Trace `steps` steps into `folder`, and list their kernels as `top_kernels` does.
+
+    TensorBoard and xprof read the folder, too. `cudnn_attention` are the names of cuDNN's attention
+    kernels among all that ran on a GPU; None elsewhere.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    earlier = set(Path(folder).rglob("*.xplane.pb"))
+    with jax.profiler.trace(str(folder), profiler_options=options):
+        for _ in range(steps):
+            step()
+    traces = sorted(set(Path(folder).rglob("*.xplane.pb")) - earlier)
+    if not traces:
+        raise ValueError(f"the profiler wrote no trace into {folder}; is it writable?")
+    data = jax.profiler.ProfileData.from_file(str(traces[-1]))
+    found = top_kernels(data.planes)
+    on_gpu = any(kernel["on"] == "gpu" for kernel in found)
+    return {
+        "trace": str(traces[-1]),
+        "steps": steps,
+        "kernels": found[:20],
+        "cudnn_attention": cudnn_attention(found) if on_gpu else None,
+    }
+
+
+def top_kernels(planes) -> list[dict]:
+    """Every kernel of a GPU's streams, or else operation of a CPU's programs, longest first.
+
+    Each has its `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the time of all. What
+    runs inside an operation (a loop's body) counts for itself, not for the operation.
+    """
+    planes = list(planes)
+    streams = [
+        line
+        for plane in planes
+        if plane.name.startswith("/device:GPU")
+        for line in plane.lines
+        if line.name.startswith("Stream")
+    ]
+    lines = streams or [line for plane in planes for line in plane.lines]
+    totals: dict[str, list[float]] = {}
+    for line in lines:
+        events = list(line.events)
+        if not streams:
+            events = [event for event in events if "hlo_op" in dict(event.stats)]
+        for name, nanoseconds in _own_time(events):
+            # XLA counts operations of a kind: fusion, fusion.1, fusion.2
+            total = totals.setdefault(re.sub(r"\.\d+$", "", name), [0, 0.0])
+            total[0] += 1
+            total[1] += nanoseconds / 1e9
+    everything = sum(seconds for _, seconds in totals.values())
+    return [
+        {
+            "name": name,
+            "on": "gpu" if streams else "cpu",
+            "calls": calls,
+            "seconds": seconds,
+            "share": seconds / everything if everything else 0.0,
+        }
+        for name, (calls, seconds) in sorted(totals.items(), key=lambda item: -item[1][1])
+    ]
+
+
+def cudnn_attention(kernels: list[dict]) -> list[str]:
+    """The names of cuDNN's attention kernels among `top_kernels`."""
+    return [kernel["name"] for kernel in kernels if CUDNN_ATTENTION.search(kernel["name"])]
+
+
+def _own_time(events: list) -> Iterator[tuple[str, float]]:
+    """Names and durations of a line's events, less those of the events inside them."""
+    open_events: list[list] = []  # [name, end, own duration], each inside the one before it
+    for event in sorted(events, key=lambda event: (event.start_ns, -event.duration_ns)):
+        while open_events and open_events[-1][1] <= event.start_ns:
+            name, _, own = open_events.pop()
+            yield name, own
+        if open_events:
+            open_events[-1][2] -= event.duration_ns
+        open_events.append([event.name, event.start_ns + event.duration_ns, event.duration_ns])
+    yield from ((name, own) for name, _, own in reversed(open_events))
+
+
+def print_kernels(profile: dict, *, most: int = 12) -> None:
+    """Print what `profile_steps` found."""
+    print(f"the longest of {profile['steps']} steps of biomedlm_jax ({profile['trace']}):")
+    for kernel in profile["kernels"][:most]:
+        print(
+            f"  {kernel['share']:6.1%} {kernel['seconds']:9.4f} s {kernel['calls']:7,} calls  "
+            f"{kernel['name'][:100]}"
+        )
+    if profile["cudnn_attention"] is not None:
+        names = ", ".join(profile["cudnn_attention"]) or "none"
+        print(f"attention kernels of cuDNN among all that ran: {names}")
