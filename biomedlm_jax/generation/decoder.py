@@ -27,7 +27,7 @@ from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.training.state import abstract_model
 
-# Of each layer: keys and values [B, H, S, K], on one device [B * H, S, K].
+# Of each layer: keys and values [B, H, S, K], on one CPU [B * H, S, K].
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 # The logical axes of a layer's arrays. Queries, keys and values are one product whose columns are
@@ -94,7 +94,8 @@ def make_cache(config: GPTConfig, batch: int, length: int) -> Cache:
 
     It takes 2 * layers * length * width * (bytes of the compute dtype) a row, and no more.
     """
-    shape = _cache_shape(config, batch, length, jax.sharding.get_abstract_mesh())
+    mesh = jax.sharding.get_abstract_mesh()
+    shape = _cache_shape(config, batch, length, mesh, meshes.platform())
 
     def zeros():
         empty = jnp.zeros(shape, config.dtype)
@@ -105,16 +106,17 @@ def make_cache(config: GPTConfig, batch: int, length: int) -> Cache:
 
 def abstract_cache(config: GPTConfig, batch: int, length: int, mesh: Mesh) -> Cache:
     """The cache's shapes, dtypes and shardings on `mesh`, without its values."""
-    shape = _cache_shape(config, batch, length, mesh)
+    shape = _cache_shape(config, batch, length, mesh, mesh.devices.flat[0].platform)
     axes = ("batch", "heads", None, None) if len(shape) == 4 else ()
     one = jax.ShapeDtypeStruct(shape, config.dtype, sharding=meshes.sharding(mesh, *axes))
     return ((one, one),) * config.layers
 
 
-def _cache_shape(config: GPTConfig, batch: int, length: int, mesh) -> tuple[int, ...]:
-    # On one device rows and heads are one axis: of a single row, XLA would drop the axis of size 1
-    # before the products, and its CPU then copies every cache four times a step.
-    over = (batch, config.heads) if mesh.size > 1 else (batch * config.heads,)
+def _cache_shape(config: GPTConfig, batch: int, length: int, mesh, platform: str):
+    # On one CPU rows and heads are one axis: of a single row, XLA drops the axis of size 1 before
+    # the products, and its CPU then copies every cache four times a step.
+    merged = platform == "cpu" and mesh.size <= 1
+    over = (batch * config.heads,) if merged else (batch, config.heads)
     return *over, length, config.head_dim
 
 
