@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.generation.beam import EARLY_STOPPING, Beams
 from biomedlm_jax.generation.sampling import Strategy
+from biomedlm_jax.interop.directories import GENERATION_CONFIG
 from biomedlm_jax.model.config import GPTConfig
 
-SETTINGS = "generation_config.json"
 # Entries of transformers' file that say nothing about what is generated here.
 SILENT = (
     "_from_model_config",
@@ -195,8 +195,8 @@ def make_options(settings: dict | None = None, **given) -> Options:
             continue
         if ours not in known:
             raise ValueError(
-                f"{SETTINGS} has {name}={value!r}, which this decoder does not know; remove it, or "
-                f"use one of {', '.join(known)}"
+                f"{GENERATION_CONFIG} has {name}={value!r}, which this decoder does not know; "
+                f"remove it, or use one of {', '.join(known)}"
             )
         if ours in ("ends", "stop") and not isinstance(value, list | tuple):
             value = (value,)
@@ -216,7 +216,7 @@ def make_options(settings: dict | None = None, **given) -> Options:
 
 def read_settings(path: str | Path) -> dict:
     """The `generation_config.json` of a model's directory; empty if it has none."""
-    file = Path(path) / SETTINGS
+    file = Path(path) / GENERATION_CONFIG
     if not file.exists():
         return {}
     try:

@@ -12,6 +12,7 @@ from biomedlm_jax.model.config import GPTConfig
 RUN, HUGGING_FACE = "run", "Hugging Face"
 EXECUTION = ("compute_dtype", "reduce_dtype", "attention", "remat", "unroll")
 DROPOUT = ("embedding_dropout", "attention_dropout", "residual_dropout")
+GENERATION_CONFIG = "generation_config.json"  # how a model decodes, by transformers' names
 FINETUNING = "finetuning.json"  # of a fine-tuning run, whose `best` is the fine-tuned model
 HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's says `head`
 

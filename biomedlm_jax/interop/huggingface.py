@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, load_tokenizer, save_toke
 from biomedlm_jax.interop import hub
 from biomedlm_jax.interop.directories import (
     EXECUTION,
+    GENERATION_CONFIG,
     HUGGING_FACE,
     RUN,
     building,
@@ -80,15 +82,16 @@ def import_hf(
 
     A source of `hf://owner/name` is downloaded first; nothing else uses the network. Reads
     model.safetensors, safetensors shards, or pytorch_model.bin (through torch), with or without
-    the prefix `transformer.`. Tensors of other float dtypes become float32. `notify` is told the
-    licence of the weights and whatever was converted or left out.
+    the prefix `transformer.`. Tensors of other float dtypes become float32. How the model decodes,
+    `generation_config.json`, is kept. `notify` is told the licence of the weights and whatever was
+    converted or left out.
 
     Raises:
       FileExistsError: `path` is there and `overwrite` is false, or it is no run directory.
       FileNotFoundError, ValueError: `source` is not exactly a GPT-2 of its config; `path` is as
         it was.
     """
-    source = hub.local(source)
+    source = Path(hub.local(source))
     if kind_of(source) != HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; import-hf reads Hugging Face's")
     refuse_heads(source)
@@ -106,6 +109,8 @@ def import_hf(
         save_model(new, read_model(config, files.read))
         fields = dataclasses.asdict(config)
         write_json(new / "config.json", {"model": fields, "source": found})
+        if (source / GENERATION_CONFIG).is_file():
+            shutil.copyfile(source / GENERATION_CONFIG, new / GENERATION_CONFIG)
     return Path(path)
 
 
@@ -137,7 +142,7 @@ def export_hf(
 
     def finish(new: Path, config: GPTConfig, folded: bool) -> str:
         ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
-        write_json(new / "generation_config.json", {**ends, **(generation or {})})
+        write_json(new / GENERATION_CONFIG, {**ends, **(generation or {})})
         return model_card(
             config,
             name=Path(path).name,

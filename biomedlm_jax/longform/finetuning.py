@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
-from biomedlm_jax.generation.options import SETTINGS, Options
-from biomedlm_jax.interop.directories import model_config
+from biomedlm_jax.generation.options import Options
+from biomedlm_jax.interop.directories import GENERATION_CONFIG, model_config
 from biomedlm_jax.longform.config import FREE, check_config
 from biomedlm_jax.longform.evaluation import Evaluation, figures, place, write_answers
 from biomedlm_jax.longform.losses import mean_target_loss
@@ -201,6 +201,6 @@ def _write_run(
     # What this run starts from is part of what it is.
     write_json(workdir / RUN_FILE, {**json.loads(config.to_json()), "started_from": start.facts})
     write_json(workdir / "config.json", {"model": dataclasses.asdict(model)})
-    write_json(workdir / SETTINGS, options.settings(model, start.tokenizer))
+    write_json(workdir / GENERATION_CONFIG, options.settings(model, start.tokenizer))
     if not (workdir / "tokenizer.json").exists():  # else the facts say that it is the same
         save_tokenizer(start.tokenizer, workdir)

@@ -42,6 +42,7 @@ def test_model_comes_back_bit_for_bit(model, tokenizer, release, tmp_path, asser
     assert back.config.architecture() == model.config.architecture()
     assert back_tokenizer.get_vocab() == tokenizer.get_vocab()
     run = import_hf(release, tmp_path / "run", notify=lambda line: None)
+    assert files_of(run)["generation_config.json"] == files_of(release)["generation_config.json"]
     imported, _ = load(run)
     assert_same(model, imported)
     export_hf(imported, tokenizer, tmp_path / "again")
