@@ -46,9 +46,9 @@ class Chip:
 # By the start of jax's `device_kind`; the longest that fits counts.
 CHIPS = {
     "TPU v4": Chip("v4", 275e12, 32 * GIB, 1200e9, 2 * 1.1e15 / 4096, 3, clock=1.05e9),
-    "TPU v5 lite": Chip("v5e", 197e12, 16e9, 819e9, 400e9, 2, clock=1.5e9),
+    "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 2, clock=1.5e9),
     "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2765e9, 1200e9, 3, clock=1.75e9),
-    "TPU v6 lite": Chip("v6e", 918e12, 32e9, 1638e9, 800e9, 2, clock=1.75e9),
+    "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1638e9, 800e9, 2, clock=1.75e9),
     "TPU7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 1200e9, 3, clock=2.2e9, devices=2),
     "NVIDIA A100": Chip("A100", 312e12, 80e9, 2039e9, 600e9),
     "NVIDIA A100-SXM4-40GB": Chip("A100 40GB", 312e12, 40e9, 1555e9, 600e9),

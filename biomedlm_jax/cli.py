@@ -37,6 +37,7 @@ INPUT_ERRORS = (
     IsADirectoryError,
     PermissionError,
 )
+BUCKETS = ("gs://", "s3://")
 
 
 def overview() -> str:
@@ -100,6 +101,11 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     sys.argv = [f"biomedlm {name}", *arguments]
     for argument in arguments:
         flag, _, path = argument.partition("=")
+        if path.startswith(BUCKETS):
+            raise ValueError(
+                f"got {argument}; paths are those of a file system: mount the bucket, and give the "
+                "path under which it is mounted"
+            )
         if flag.lstrip("-") == "config" and path and not os.path.isfile(path.partition(":")[0]):
             raise FileNotFoundError(f"no such config file: {path}")
     command.FLAGS.unparse_flags()  # what an earlier call in this process set
@@ -118,13 +124,17 @@ def _fail(name: str, error: Exception | str) -> int:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if text[:1] in "'\"" and text[:1] == text[-1:]:  # absl hands on the repr of one
         text = ast.literal_eval(text)
+    text = " ".join(text.split())
+    alone = re.fullmatch(r"'?(\w+)'?( Did you mean .*)?", text)  # all that ml_collections says
+    if alone and isinstance(error, Exception):
+        text = f"the config has no setting {alone[1]!r}.{alone[2] or ''}"
     # What absl says of a flag that is missing.
     text = re.sub(
         r"flag (--\w+)=None: Flag --\w+ must have a value other than None\.",
         r"\1 is required.",
         text,
     )
-    print(f"biomedlm {name}".rstrip() + f": error: {' '.join(str(text).split())}", file=sys.stderr)
+    print(f"biomedlm {name}".rstrip() + f": error: {text}", file=sys.stderr)
     return 2
 
 

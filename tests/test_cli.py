@@ -98,7 +98,11 @@ def test_a_reader_that_has_seen_enough():
         (["train-tokenizer"], "error: --input is required. --out is required."),
         (
             ["pretrain", f"--config={ROOT}/configs/tiny.py", "--config.training.batchsize=3"],
-            'error: \'batchsize\' Did you mean "batch_size" instead of "batchsize"?',
+            "error: the config has no setting 'batchsize'. Did you mean \"batch_size\"",
+        ),
+        (
+            ["pretrain", f"--config={ROOT}/configs/tiny.py", "--workdir=gs://bucket/run"],
+            "got --workdir=gs://bucket/run; paths are those of a file system: mount the bucket",
         ),
         (["bench", "train", "--peers=foo"], "got the peer 'foo'; name one as 'torch ATTENTION"),
     ],

@@ -156,10 +156,12 @@ def check_prompts(config: GPTConfig, prompts: Sequence[Sequence[int]], max_new_t
             )
         positions = len(prompt) + max_new_tokens
         if positions > config.context_length:
+            ways = "ask for fewer (--max_new_tokens)"
+            if max_new_tokens < config.context_length:
+                ways += ", shorten the prompt, or cut its beginning (--truncate=left)"
             raise ValueError(
                 f"prompt {number} has {len(prompt)} tokens, and {max_new_tokens} new ones make "
-                f"{positions}; the model has {config.context_length} positions: ask for less, "
-                "shorten the prompt, or cut its beginning with --truncate=left"
+                f"{positions}; the model has {config.context_length} positions: {ways}"
             )
 
 

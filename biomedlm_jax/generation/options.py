@@ -214,6 +214,11 @@ def make_options(settings: dict | None = None, **given) -> Options:
     return Options(**{**values, **given})
 
 
+def new_tokens(config: GPTConfig) -> int:
+    """How many tokens an answer may have unless it is said: 128, or half of a short context."""
+    return min(Options.max_new_tokens, config.context_length // 2)
+
+
 def read_settings(path: str | Path) -> dict:
     """The `generation_config.json` of a model's directory; empty if it has none."""
     file = Path(path) / GENERATION_CONFIG

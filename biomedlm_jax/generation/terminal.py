@@ -11,7 +11,7 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.generation import scoring
 from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.files import answer_file
-from biomedlm_jax.generation.options import Options, make_options, read_settings
+from biomedlm_jax.generation.options import Options, make_options, new_tokens, read_settings
 from biomedlm_jax.generation.text import NOTICE, Generator, require_tokenizer
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
@@ -42,7 +42,10 @@ def generate(flags, given: dict) -> None:
     given["early_stopping"] = EARLY[given["early_stopping"]]
     for name in ("stop", "bad_words"):
         given[name] = tuple(given[name]) if given[name] else None
-    options = make_options(read_settings(flags.model), **given)
+    settings = read_settings(flags.model)
+    if given["max_new_tokens"] is None and settings.get("max_new_tokens") is None:
+        given["max_new_tokens"] = new_tokens(model_config(flags.model))
+    options = make_options(settings, **given)
     model, tokenizer = _load(flags)
     generator = Generator(model, tokenizer)
     del model  # the generator has its own copy, in the dtype it computes in
@@ -99,16 +102,22 @@ def _answer(generator, prompt: str, options: Options, flags, *, show=True) -> No
 def _converse(generator, options: Options, flags, say: Console) -> None:
     if sys.stdin.isatty():
         say.print("A prompt a line; an empty line or Ctrl-D ends.")
+    failed = 0
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
-        prompt = sys.stdin.readline().rstrip("\n")
-        if not prompt:
-            return
+        line = sys.stdin.readline()
+        if not line or (line == "\n" and sys.stdin.isatty()):
+            break
+        if line == "\n":
+            continue
         try:
-            _answer(generator, prompt, options, flags)
+            _answer(generator, line.rstrip("\n"), options, flags)
         except ValueError as error:  # the next prompt may be better
+            failed += 1
             say.print(f"error: {error}", markup=False)
+    if failed and not sys.stdin.isatty():
+        raise ValueError(f"{failed} of the prompts were not answered; see above")
 
 
 def show_score(flags) -> None:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.generation.options import Options, as_texts, make_options
+from biomedlm_jax.generation.options import Options, as_texts, make_options, new_tokens
 from biomedlm_jax.generation.stats import Stats
 from biomedlm_jax.interop.huggingface import check_tokenizer
 from biomedlm_jax.model.config import GPTConfig
@@ -166,6 +166,7 @@ def generate(
     for name in ("stop", "bad_words"):
         if name in options:
             options[name] = as_texts(options[name])
+    options.setdefault("max_new_tokens", new_tokens(model.config))
     wanted, generator = make_options(**options), Generator(model, tokenizer)
     new = wanted.max_new_tokens
     ids = [generator.encode(prompt, new=new, truncate=truncate) for prompt in prompts]

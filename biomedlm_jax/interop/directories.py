@@ -66,6 +66,10 @@ def read_config(path: str | Path) -> dict:
         hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
         advice = f"; download it first: hf download {path} --local-dir DIR" if hub else ""
         raise FileNotFoundError(f"no such directory: {path}{advice}")
+    if (Path(path) / FINETUNING).exists() and not file.exists():
+        raise FileNotFoundError(
+            f"{path} is a fine-tuning run; what it made is {Path(path) / 'best'}, for `evaluate`"
+        )
     if not file.exists():
         raise FileNotFoundError(f"{path} has no config.json, so it is no run or Hugging Face model")
     try:

@@ -95,7 +95,8 @@ def finetune_longform(config: ConfigDict, model: str | Path, workdir: str | Path
         recorder.say(
             f"{len(examples):,} examples, {start.train.tokens:,} tokens in "
             f"{len(start.train.rows):,} rows of {limits.row} ({start.train.filled:.0%} full); "
-            f"{len(dev_examples):,} to evaluate; {steps:,} steps"
+            f"{start.train.at_limit(limits):,} cut to source_tokens={limits.source} or "
+            f"target_tokens={limits.target}; {len(dev_examples):,} to evaluate; {steps:,} steps"
             + (f"; after step {begin}" if begin else "")
         )
 

@@ -28,7 +28,7 @@ def report(
     before; `unsupported_numbers` the share of numbers in the answers that are in neither the
     source nor the reference, None if they have no numbers.
 
-    Raises ValueError for lists of different lengths or none, ImportError without `rouge-score`.
+    Raises ValueError for lists of different lengths or none, and without `rouge-score`.
     """
     if not len(sources) == len(references) == len(answers) > 0:
         raise ValueError(
@@ -68,8 +68,9 @@ def rouge(references: Sequence[str], answers: Sequence[str]) -> dict[str, list[f
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise ImportError(
-            "ROUGE needs the package rouge-score: pip install 'biomedlm-jax[longform]'"
+        raise ValueError(
+            "ROUGE needs the package rouge-score; install the extra `longform` "
+            '(pip install -e ".[longform]")'
         ) from None
     scorer = RougeScorer(list(KINDS), use_stemmer=True)
     found = [scorer.score(r, a) for r, a in zip(references, answers, strict=True)]

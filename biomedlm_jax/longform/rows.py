@@ -113,6 +113,13 @@ class Packed:
         self.tokens = sum(len(ids) for ids, _ in texts)
         self.filled = self.tokens / (len(self.rows) * length)  # share that is no padding
 
+    def at_limit(self, limits: Limits) -> int:
+        """How many texts have a source or a target as long as allowed: nearly all are cut."""
+        return sum(
+            before > limits.source or len(ids) - before > limits.target
+            for ids, before in self._texts
+        )
+
     def batch(self, index: int, order: Sequence[int] | None = None) -> Batch:
         """Batch `index` of the rows as packed, or in another order; the last has padding."""
         order = range(len(self.rows)) if order is None else order

@@ -93,6 +93,8 @@ def evaluate(
             seeds=seeds if len(seeds) > 1 else None,
         )
         reports[way if len(results) > 1 else ""] = summary, seeds[0]
+        if summary["truncated"]:
+            notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
     report.write_reports(out, reports, overwrite=overwrite)
     return [summary for summary, _ in reports.values()]
 

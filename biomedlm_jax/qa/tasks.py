@@ -196,8 +196,9 @@ def read_examples(
     if fold not in range(task.folds):
         raise ValueError(f"got fold {fold}; {task.name} has the folds 0 to {task.folds - 1}")
     if (path is None) == (task.path is None):
-        need = f"is {task.path}" if task.path else "has to be given"
-        raise ValueError(f"got the path {str(path)!r}; that of {task.name} {need}")
+        if task.path:
+            raise ValueError(f"got the path {str(path)!r}; that of {task.name} is {task.path}")
+        raise ValueError(f"{task.name} needs the path of its data (--path, or config.task.path)")
     skipped = Skipped() if skipped is None else skipped
     refuse = _refuse(on_error, skipped)
     file = _file(task, Path(path or task.path), split=split, fold=fold)

@@ -79,12 +79,13 @@ def test_stats_measure_an_answer_that_is_not_streamed(world, release, capsys, mo
 
 def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypatch):
     expected = generate(*world, TEXTS[:2], max_new_tokens=6)
-    lines = iter([f"{TEXTS[0]}\n", "z " * 60 + "\n", f"{TEXTS[1]}\n", "\n"])
+    lines = iter([f"{TEXTS[0]}\n", "\n", "z " * 60 + "\n", f"{TEXTS[1]}\n", ""])
     monkeypatch.setattr(sys.stdin, "readline", lambda: next(lines), raising=False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    assert call(release, "--max_new_tokens=6") == 0
+    assert call(release, "--max_new_tokens=6") == 2  # one was too long; the others are answered
     said = capsys.readouterr()
     assert said.out.splitlines() == expected
+    assert "1 of the prompts were not answered" in said.err
     assert "the model has 40 positions" in " ".join(said.err.split())
 
 

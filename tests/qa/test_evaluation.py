@@ -344,7 +344,7 @@ REFUSED = {
     "unknown on_error": ({"on_error": "ignore"}, "on_error='ignore'"),
     "no fold": ({"fold": 3}, "got fold 3"),
     "no such file": ({"path": "nowhere"}, "no such file or directory: nowhere"),
-    "no path": ({"path": None}, "has to be given"),
+    "no path": ({"path": None}, "needs the path of its data"),
     "no such model": ({"models": ["nowhere"]}, "nowhere"),
     "second model missing": ({"models": ["{lm}", "nowhere"]}, "nowhere"),
     "second seed missing": ({"models": ["{seed}", "nowhere"]}, "nowhere"),

@@ -205,7 +205,7 @@ def test_arguments_are_checked(tmp_path):
         read_examples(task, tmp_path, split="val")
     with pytest.raises(ValueError, match="got fold 1; medqa has the folds 0 to 0"):
         read_examples(task, tmp_path, split="dev", fold=1)
-    with pytest.raises(ValueError, match="that of medqa has to be given"):
+    with pytest.raises(ValueError, match="medqa needs the path of its data"):
         read_examples(task, split="dev")
     with pytest.raises(FileNotFoundError, match=r"no such file or directory: .*none"):
         read_examples(task, tmp_path / "none", split="dev")
