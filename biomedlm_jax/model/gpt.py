@@ -63,6 +63,21 @@ def _add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     return (y + bias.astype(jnp.float32)).astype(y.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded(dtype, x: jax.Array) -> jax.Array:
+    """`x`, a float32 array, as `dtype`; its gradient is float32 before anything is summed."""
+    return x.astype(dtype)
+
+
+def _rounded_backward(dtype, _, dy):
+    # The barrier keeps a sum that follows from choosing the layout of all the layers' gradients:
+    # without it the compiler reckoned 2 % more for the step of 2.6 B parameters on v5e:16x16.
+    return (jax.lax.optimization_barrier(dy).astype(jnp.float32),)
+
+
+_rounded.defvjp(lambda dtype, x: (x.astype(dtype), None), _rounded_backward)
+
+
 class QueryKeyValue(nnx.Module):
     """GPT-2's `c_attn` as three linear layers of [D, H * K]."""
 
@@ -227,7 +242,8 @@ class GPT(nnx.Module):
         x_BxLxD = lookup(config.dtype, self.wte[...], tokens_BxL)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         positions = slice(L) if positions_BxL is None else positions_BxL
-        x_BxLxD = _add_bias(x_BxLxD, constrain(self.wpe[...], "length", None)[positions])
+        wpe_xLxD = constrain(self.wpe[...], "length", None)[positions]
+        x_BxLxD += _rounded(config.dtype, jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape))
         x_BxLxD = dropout(x_BxLxD, config.embedding_dropout, embed_key)
 
         def step(x_BxLxD, sliced):

@@ -170,3 +170,17 @@ def test_two_texts_in_one_row_are_two_rows():
         visible_BxLxL=visible_32x32[None],
     )
     np.testing.assert_allclose(together.reshape(apart.shape), apart, atol=1e-5)
+
+
+def test_the_positions_gradient_is_summed_over_rows_in_float32():
+    # 512 equal rows: in bfloat16 a sum of equal numbers stops growing at 256 of them.
+    model = GPT(dataclasses.replace(TINY, compute_dtype="bfloat16"), key=jax.random.key(0))
+    row = tokens()[:1]
+    weights = jax.random.normal(jax.random.key(1), (row.shape[1], TINY.width))
+
+    def loss(model, rows):
+        hidden = model.hidden(jnp.repeat(row, rows, axis=0)).astype(jnp.float32)
+        return (hidden * weights).sum() / rows
+
+    one, many = (jax.grad(loss)(model, rows).wpe[...] for rows in (1, 512))
+    np.testing.assert_allclose(many, one, rtol=0.02, atol=0.02 * np.abs(one).max())
