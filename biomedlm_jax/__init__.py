@@ -8,7 +8,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
     plan(config, topology)         -> compiles the step for a pod that need not be here
     generate(model, tokenizer, prompts, ...) -> texts
     export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
-    GPT, GPTConfig                 -> model(tokens_BxL) -> logits_BxLxV
+    make_model(GPT2Config(...), key=key)    -> LanguageModel: model(tokens_BxL) -> logits_BxLxV
 """
 
 import importlib
@@ -16,17 +16,19 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "GPT": "model.gpt",
-    "GPTConfig": "model.config",
+    "GPT2Config": "model.gpt2",
+    "LanguageModel": "model.language_model",
+    "ModelConfig": "model.config",
+    "make_model": "model.families",
     "generate": "generation.text",
     "load": "interop.huggingface",
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",
     "verify_hf": "interop.verify",
     "plan": "planning.planner",
-    "pretrain": "training.loop",
+    "pretrain": "training.pretrain",
     "score": "qa.scoring",
-    "finetune": "qa.finetuning",
+    "finetune": "finetuning.finetune",
     "evaluate": "qa.evaluation",
 }
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -1,6 +1,7 @@
 """Devices: the mesh, the one table from logical to mesh axes, shardings."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ RULES = {
     "layers": None,
     "length": None,
 }
+DESCRIPTIONS = {"embed": "width", "mlp": "MLP width", "vocab": "padded vocabulary"}
 
 
 def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
@@ -85,6 +87,16 @@ def tree_shardings(abstract, mesh: Mesh):
     return jax.tree.map(of, abstract, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+def abstract_sharded(make: Callable, mesh: Mesh, *arguments):
+    """Return the result of `make(*arguments)` as shapes, dtypes and shardings on `mesh`."""
+    abstract = jax.eval_shape(make, *arguments)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        tree_shardings(abstract, mesh),
+    )
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin an activation's sharding inside jit; without a mesh of several devices, do nothing."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -117,29 +129,30 @@ def platform() -> str:
 
 
 def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
-    """Raise ValueError unless the batch, and the model's sharded axes, divide over the mesh."""
+    """Raise ValueError unless the batch, and an (abstract) model's axes, divide over the mesh."""
     shards = batch_shards(mesh) * accumulation
     if batch_size % shards:
         raise ValueError(
-            f"training.batch_size={batch_size} does not divide over data x fsdp x accumulation = "
-            f"{mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} = {shards}; "
-            f"choose a multiple of {shards}"
+            f"got training.batch_size={batch_size}; expected a multiple of data x fsdp x "
+            f"accumulation = {mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} = {shards}"
         )
     if model is None:
         return
-    sizes = {
-        "heads": ("tensor", model.heads),
-        "mlp_width": ("tensor", model.mlp_width),
-        "width": ("fsdp", model.width),
-        "padded vocabulary": ("tensor", model.padded_vocab_size),
-    }
-    for name, (axis, size) in sizes.items():
-        if size % mesh.shape[axis]:
-            divisors = [n for n in range(1, size + 1) if size % n == 0]
-            raise ValueError(
-                f"mesh.{axis}={mesh.shape[axis]} does not divide the model's {name} of {size}; "
-                f"choose one of {divisors[:24]}"
-            )
+    sizes = {"heads": {model.config.key_value_heads}}
+    for variable in jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)):
+        names = variable.get_metadata().get("out_sharding") or ()
+        for name, size in zip(names, variable.shape, strict=True):
+            if name is not None and name != "heads":  # of a kernel: heads * head_dim
+                sizes.setdefault(name, set()).add(size)
+    for name, of_axis in sizes.items():
+        for size in sorted(of_axis):
+            if size % axis_shards(mesh, name):
+                divisors = [n for n in range(1, size + 1) if size % n == 0]
+                raise ValueError(
+                    f"got mesh.{RULES[name]}={axis_shards(mesh, name)}, which does not divide the "
+                    f"model's {DESCRIPTIONS.get(name, name)} of {size}; choose one of "
+                    f"{divisors[:24]}"
+                )
 
 
 def one_device() -> Mesh:

@@ -20,17 +20,17 @@ def define_flags(values: flags.FlagValues) -> None:
 @contextlib.contextmanager
 def joined(options: flags.FlagValues) -> Iterator[None]:
     """Start together with the other processes, if there are any, and leave together."""
-    from biomedlm_jax import processes
+    from biomedlm_jax import distributed
 
     if options.process_count > 1 and not options.coordinator:
         raise ValueError("--process_count needs --coordinator=HOST:PORT of process 0")
     if options.coordinator or options.distributed:
-        processes.start_processes(
+        distributed.start_processes(
             options.coordinator,
             process_id=options.process_id,
             process_count=options.process_count,
             start_timeout=options.start_timeout,
             silence_timeout=options.silence_timeout,
         )
-    with processes.leaving_together(silence_timeout=options.silence_timeout):
+    with distributed.leaving_together(silence_timeout=options.silence_timeout):
         yield

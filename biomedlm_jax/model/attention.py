@@ -1,25 +1,28 @@
-"""attend(): causal scaled dot-product attention by a named implementation, never another.
+"""attend(): scaled dot-product attention by a named kernel, with no silent fallback.
 
     splash  the Pallas kernel for TPUs, with a fused backward pass
     cudnn   the kernel of NVIDIA's cuDNN
-    xla     plain products and a softmax: everywhere, and the only one with masks and dropout
-    auto    splash on a TPU, cudnn on a GPU, where they can serve; else xla
+    xla     matrix products and a softmax: everywhere, and the only one with every mask and dropout
+    auto    splash on a TPU, cudnn on a GPU, where they can serve; else xla, and the log says why
 
-`auto` decides by the platform of the mesh (so also while compiling for devices that are not here)
-and by what is asked for, never by trying; its choice is logged once. A kernel asked for by name
-that cannot serve is an error that names what to choose. Padding on the right needs neither a mask
-nor lengths: causal attention shows it to no token before it.
+`auto` decides by the platform of the mesh (so also while compiling for absent devices) and by the
+arguments, never by trying; each decision is logged once. A kernel named in the config that cannot
+serve is an error. Padding on the right needs no mask: no earlier token sees it.
+
+Axes: B batch, L queries, S keys, H heads, G key/value heads (a divisor of H), K head dimension.
 """
 
 import functools
 import logging
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model.layers import dropout
 
 NAMES = ("auto", "xla", "splash", "cudnn")
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
@@ -28,89 +31,141 @@ SPLASH_BLOCKS = (512, 256, 128)  # positions of a tile: the largest that divides
 SPLASH_KEYS = 1_024  # the most keys of a backward tile
 
 
+class Mask(NamedTuple):
+    """Packed rows: a token sees the tokens of its own segment, up to itself.
+
+    With branches (a prefix tree), it sees those of its segment's branch 0 and of its own branch.
+    """
+
+    segment_BxL: jax.Array  # -1: padding
+    branch_BxL: jax.Array | None = None  # 0: the segment's prefix
+
+    def visible(self) -> jax.Array:
+        """Which tokens (last axis) each token sees: booleans [B, L, L]."""
+        segment_BxL, branch_BxL = self
+        visible_BxLxL = segment_BxL[:, :, None] == segment_BxL[:, None, :]
+        if branch_BxL is not None:
+            same_BxLxL = branch_BxL[:, :, None] == branch_BxL[:, None, :]
+            visible_BxLxL &= same_BxLxL | (branch_BxL[:, None, :] == 0)
+        return visible_BxLxL & jnp.tri(segment_BxL.shape[1], dtype=bool)
+
+
 def attend(
     query_BxHxLxK: jax.Array,
-    key_BxHxSxK: jax.Array,
-    value_BxHxSxK: jax.Array,
+    key_BxGxSxK: jax.Array,
+    value_BxGxSxK: jax.Array,
     *,
     kernel: str = "xla",
     scale: float | None = None,
-    visible_BxLxS: jax.Array | None = None,
+    mask: Mask | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention in float32 over the visible keys, returned as [B, H, L, K].
+    """Return causal softmax attention, computed in float32, as [B, H, L, K].
 
-    The logits are multiplied with `scale`, 1 / sqrt(K) by default. Without `visible_BxLxS`
-    (booleans) attention is causal: each query sees the keys up to its own place, and with more
-    keys than queries these are the last.
-    What the backward pass needs of the result bears the checkpoint name `attention`.
+    The logits are multiplied by `scale`, 1 / sqrt(K) by default. With more keys than queries the
+    queries are the last positions. `mask` restricts what is visible further. What the backward
+    pass needs of the result carries the checkpoint name `attention`.
 
-    Raises ValueError if the kernel asked for cannot serve, saying why and what to choose.
+    Raises ValueError if the named kernel cannot serve, with the reason.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
-    dropping = dropout_key is not None and dropout_rate > 0
-    asked = {"masked": visible_BxLxS is not None, "dropping": dropping}
-    chosen = choose(kernel, query_BxHxLxK, key_BxHxSxK, **asked)
+    chosen = choose_kernel(
+        kernel,
+        query_BxHxLxK,
+        key_BxGxSxK,
+        segments=mask is not None,
+        branches=mask is not None and mask.branch_BxL is not None,
+        dropping=dropout_key is not None and dropout_rate > 0,
+    )
+    arrays = query_BxHxLxK, key_BxGxSxK, value_BxGxSxK
     if chosen == "splash":
-        return _splash(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK, scale)
+        return _splash(*arrays, scale, mask.segment_BxL if mask else None)
     if chosen == "cudnn":
-        y_BxHxLxK = _cudnn(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK, scale)
+        y_BxHxLxK = _cudnn(*arrays, scale)
     else:
-        dropping = {"rate": dropout_rate, "key": dropout_key}
-        y_BxHxLxK = _xla(
-            query_BxHxLxK, key_BxHxSxK, value_BxHxSxK, scale, visible_BxLxS, **dropping
+        L, S = query_BxHxLxK.shape[2], key_BxGxSxK.shape[2]
+        causal_1xLxS = (jnp.arange(S) <= jnp.arange(S - L, S)[:, None])[None]
+        visible_BxLxS = causal_1xLxS if mask is None else mask.visible()
+        y_BxHxLxK = softmax_attention(
+            *arrays, visible_BxLxS, scale=scale, rate=dropout_rate, key=dropout_key
         )
     return checkpoint_name(y_BxHxLxK, "attention")
 
 
-def choose(kernel: str, query_BxHxLxK, key_BxHxSxK, *, masked: bool, dropping: bool) -> str:
-    """The implementation that serves this call: `kernel` itself, or what `auto` stands for here.
+def softmax_attention(
+    query_BxHxLxK: jax.Array,
+    key_xSxK: jax.Array,
+    value_xSxK: jax.Array,
+    visible_BxLxS: jax.Array,
+    *,
+    scale: float = 1.0,
+    rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Return attention over the visible keys by plain products: [B, H, L, K].
 
-    Raises ValueError if the kernel named cannot serve.
+    `x` is B, G (key/value heads, each shared by H / G query heads), or their product.
     """
-    device = meshes.platform()
-    best = next((name for name, theirs in PLATFORMS.items() if theirs == device), "xla")
+    B, H, L, K = query_BxHxLxK.shape
+    x = key_xSxK.shape[:-2]
+    query_xQxK = query_BxHxLxK.reshape(*x, -1, K)  # Q: the queries that share keys
+    logits_xQxS = jnp.einsum(
+        "...QK,...SK->...QS", query_xQxK, key_xSxK, preferred_element_type=jnp.float32
+    )
+    logits_BxHxLxS = logits_xQxS.reshape(B, H, L, -1)
+    if scale != 1.0:
+        logits_BxHxLxS *= scale
+    least = jnp.finfo(jnp.float32).min
+    logits_BxHxLxS = jnp.where(visible_BxLxS[:, None], logits_BxHxLxS, least)
+    weights_BxHxLxS = jax.nn.softmax(logits_BxHxLxS, axis=-1).astype(value_xSxK.dtype)
+    weights_BxHxLxS = dropout(weights_BxHxLxS, rate, key)
+    weights_xQxS = weights_BxHxLxS.reshape(*logits_xQxS.shape)
+    return jnp.einsum("...QS,...SK->...QK", weights_xQxS, value_xSxK).reshape(B, H, L, K)
+
+
+def choose_kernel(
+    kernel: str,
+    query_BxHxLxK,
+    key_BxGxSxK,
+    *,
+    segments: bool = False,
+    branches: bool = False,
+    dropping: bool = False,
+) -> str:
+    """Return the kernel that serves this call: `kernel` itself, or what `auto` stands for here.
+
+    Raises ValueError if a named kernel cannot serve.
+    """
+    platform = meshes.platform()
+    best = next((name for name, theirs in PLATFORMS.items() if theirs == platform), "xla")
     wanted = best if kernel == "auto" else kernel
-    why = obstacle(
+    B, _, L, K = query_BxHxLxK.shape
+    G, S = key_BxGxSxK.shape[1:3]
+    reason = unsupported_reason(
         wanted,
-        platform=device,
-        queries=query_BxHxLxK.shape[2],
-        keys=key_BxHxSxK.shape[2],
-        head_dim=query_BxHxLxK.shape[3],
+        platform=platform,
+        queries=L,
+        keys=S,
+        head_dim=K,
         dtype=query_BxHxLxK.dtype.name,
-        masked=masked,
+        segments=segments,
+        branches=branches,
         dropping=dropping,
     )
-    B, H = query_BxHxLxK.shape[:2]
     mesh = jax.sharding.get_abstract_mesh()
     rows, parts = (meshes.axis_shards(mesh, axis) for axis in ("batch", "heads"))
-    if why is None and wanted != "xla" and (B % rows or H % parts):
-        why = f"{B} rows and {H} heads do not divide over {rows} x {parts} devices"
-    if why is not None:
+    if reason is None and wanted != "xla" and (B % rows or G % parts):
+        reason = f"{B} rows and {G} heads do not divide over {rows} x {parts} devices"
+    if reason is not None:
         if kernel != "auto":
-            raise ValueError(f"model.attention={kernel}: {why}; choose auto or xla")
+            raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
         wanted = "xla"
-    _say_once(kernel, wanted, device, why)
+    _log_once(kernel, wanted, platform, reason)
     return wanted
 
 
-def check_training(config, mesh) -> str:
-    """The kernel that a training step of this config takes on this mesh, found without tracing.
-
-    Raises ValueError if the kernel named in the config cannot serve.
-    """
-    L = config.context_length
-    query_BxHxLxK = jax.ShapeDtypeStruct(
-        (meshes.batch_shards(mesh), config.heads, L, config.head_dim), config.dtype
-    )
-    dropping = config.attention_dropout > 0
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        asked = {"masked": False, "dropping": dropping}
-        return choose(config.attention, query_BxHxLxK, query_BxHxLxK, **asked)
-
-
-def obstacle(
+def unsupported_reason(
     kernel: str,
     *,
     platform: str,
@@ -118,30 +173,34 @@ def obstacle(
     keys: int,
     head_dim: int,
     dtype: str,
-    masked: bool = False,
+    segments: bool = False,
+    branches: bool = False,
     dropping: bool = False,
 ) -> str | None:
-    """Why `kernel` cannot serve such a call, or None if it can.
+    """Return why `kernel` cannot serve such a call, or None if it can.
 
-    `queries` and `keys` are lengths, `platform` is jax's name of it (cpu, gpu, tpu).
+    `queries` and `keys` are lengths, `platform` is jax's name (cpu, gpu, tpu), `segments` and
+    `branches` say what the mask has.
     """
     if kernel == "xla":
         return None
     if platform != PLATFORMS[kernel]:
-        return f"it runs on a {PLATFORMS[kernel].upper()}, and the devices here are of {platform}"
+        return f"it runs on a {PLATFORMS[kernel].upper()}, and the platform is {platform}"
     if dropping:
-        return "it has no dropout (model.attention_dropout above 0 needs xla)"
-    if masked:
-        return "it is causal and takes no mask"
+        return "it has no dropout (set model.attention_dropout=0)"
+    if branches:
+        return "its masks cannot express several branches after one prefix"
+    if segments and kernel == "cudnn":
+        return "it is used for causal attention only, without packed segments"
     if queries != keys:
         return f"it takes as many queries as keys, not {queries} and {keys}"
     if kernel == "splash" and queries % SPLASH_BLOCKS[-1]:
         return f"it works on blocks of {SPLASH_BLOCKS[-1]} positions, not on {queries}"
-    return never(kernel, head_dim=head_dim, dtype=dtype)
+    return never_supported(kernel, head_dim=head_dim, dtype=dtype)
 
 
-def never(kernel: str, *, head_dim: int, dtype: str) -> str | None:
-    """Why `kernel` can serve no call with such heads and such a dtype (or `auto`), or None."""
+def never_supported(kernel: str, *, head_dim: int, dtype: str) -> str | None:
+    """Return why `kernel` serves no call with such heads and such a dtype (or `auto`), or None."""
     if kernel == "splash" and head_dim % 64:
         return f"heads must be a multiple of 64 wide, not {head_dim}"
     if kernel == "cudnn" and dtype not in ("auto", "bfloat16", "float16"):
@@ -151,38 +210,45 @@ def never(kernel: str, *, head_dim: int, dtype: str) -> str | None:
     return None
 
 
+def training_kernel(config, mesh, *, length: int | None = None, segments=False, branches=False):
+    """Return the kernel of a training step of this model config on this mesh, without tracing.
+
+    `length` of a row is the context length by default. Raises ValueError if the kernel named in
+    the config cannot serve.
+    """
+    L, rows = length or config.context_length, meshes.batch_shards(mesh)
+    query = jax.ShapeDtypeStruct((rows, config.heads, L, config.head_dim), config.dtype)
+    key = jax.ShapeDtypeStruct((rows, config.key_value_heads, L, config.head_dim), config.dtype)
+    dropping = config.attention_dropout > 0
+    options = {"segments": segments, "branches": branches, "dropping": dropping}
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return choose_kernel(config.attention, query, key, **options)
+
+
 @functools.cache
-def _say_once(asked: str, chosen: str, device: str, why: str | None) -> None:
-    reason = f" ({why})" if why else ""
-    LOG.info("attention: %s on %s%s", chosen, device, reason if asked == "auto" else "")
+def _log_once(requested: str, chosen: str, platform: str, reason: str | None) -> None:
+    why = f" ({reason})" if reason and requested == "auto" else ""
+    LOG.info("attention: %s on %s%s", chosen, platform, why)
 
 
-def _xla(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK, scale, visible_BxLxS, *, rate, key):
-    L, S = query_BxHxLxK.shape[2], key_BxHxSxK.shape[2]
-    logits_BxHxLxS = jnp.einsum(
-        "BHLK,BHSK->BHLS", query_BxHxLxK, key_BxHxSxK, preferred_element_type=jnp.float32
-    )
-    logits_BxHxLxS *= scale
-    if visible_BxLxS is None:
-        visible_BxLxS = (jnp.arange(S) <= jnp.arange(S - L, S)[:, None])[None]
-    least = jnp.finfo(jnp.float32).min
-    logits_BxHxLxS = jnp.where(visible_BxLxS[:, None], logits_BxHxLxS, least)
-    weights_BxHxLxS = jax.nn.softmax(logits_BxHxLxS, axis=-1).astype(value_BxHxSxK.dtype)
-    weights_BxHxLxS = dropout(weights_BxHxLxS, rate, key)
-    return jnp.einsum("BHLS,BHSK->BHLK", weights_BxHxLxS, value_BxHxSxK)
-
-
-def _splash(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK, scale, *, interpret: bool = False):
+def _splash(query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False):
     H, L = query_BxHxLxK.shape[1:3]
     query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
+    repeats = H // key_BxGxSxK.shape[1]
+    if repeats > 1:
+        key_BxGxSxK, value_BxGxSxK = (
+            jnp.repeat(x, repeats, axis=1) for x in (key_BxGxSxK, value_BxGxSxK)
+        )
+    arrays = [query_BxHxLxK, key_BxGxSxK, value_BxGxSxK]
+    arrays += [] if segment_BxL is None else [segment_BxL]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return _splash_kernel(H, L, interpret)(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK)
+        return _splash_kernel(H, L, interpret)(*arrays)
     # XLA cannot partition a kernel: each device runs it on its own rows and heads.
-    parts = meshes.spec("batch", "heads", None, None)
+    heads = meshes.spec("batch", "heads", None, None)
+    in_specs = (heads,) * 3 + (() if segment_BxL is None else (meshes.spec("batch", "length"),))
     kernel = _splash_kernel(H // meshes.axis_shards(mesh, "heads"), L, interpret)
-    shards = jax.shard_map(kernel, in_specs=(parts,) * 3, out_specs=parts, check_vma=False)
-    return shards(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK)
+    return jax.shard_map(kernel, in_specs=in_specs, out_specs=heads, check_vma=False)(*arrays)
 
 
 def _splash_kernel(heads: int, length: int, interpret: bool):
@@ -205,21 +271,18 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
         residual_checkpoint_name="attention",  # of the output and its log-sum-exp
         interpret=interpret,
     )
-    return jax.vmap(kernel)
+
+    def one_row(query, key, value, segment=None):
+        ids = None if segment is None else splash_attention.SegmentIds(segment, segment)
+        return kernel(query, key, value, segment_ids=ids)
+
+    return jax.vmap(one_row)
 
 
-def _cudnn(query_BxHxLxK, key_BxHxSxK, value_BxHxSxK, scale):
+def _cudnn(query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale):
     # cuDNN's layout is [B, L, H, K]; the transposes are of strides and cost no copy.
-    query, key, value = (a.swapaxes(1, 2) for a in (query_BxHxLxK, key_BxHxSxK, value_BxHxSxK))
+    query, key, value = (a.swapaxes(1, 2) for a in (query_BxHxLxK, key_BxGxSxK, value_BxGxSxK))
     y_BxLxHxK = jax.nn.dot_product_attention(
         query, key, value, scale=scale, is_causal=True, implementation="cudnn"
     )
     return y_BxLxHxK.swapaxes(1, 2)
-
-
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zero each element with probability `rate` and scale the rest up; without a key, x itself."""
-    if key is None or rate == 0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

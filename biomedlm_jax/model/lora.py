@@ -1,56 +1,101 @@
 """LoRA: a low-rank change beside each linear kernel of the layers (Hu et al., arXiv 2106.09685).
 
-Only the factors are trained: Adam's moments of the whole model are not needed.
+Only the factors are trained: Adam's moments of the whole model are not needed. Kernels and
+vocabulary rows are found by their metadata, so that every family has LoRA.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from biomedlm_jax.model.config import GPTConfig
-
-# The kernels that are changed: the logical axes of each, and its sizes by names of GPTConfig.
-KERNELS = {
-    "attn.c_attn.query": (("embed", "heads"), ("width", "width")),
-    "attn.c_attn.key": (("embed", "heads"), ("width", "width")),
-    "attn.c_attn.value": (("embed", "heads"), ("width", "width")),
-    "attn.c_proj": (("heads", "embed"), ("width", "width")),
-    "mlp.c_fc": (("embed", "mlp"), ("width", "mlp_width")),
-    "mlp.c_proj": (("mlp", "embed"), ("mlp_width", "width")),
-}
+from biomedlm_jax.model.heads import HEADS, Scorer
+from biomedlm_jax.model.language_model import LanguageModel, leaf_name, map_parameters
+from biomedlm_jax.model.layers import axes
 
 
 class LoRA(nnx.Module):
-    """Factors A [N, in, R] and B [N, R, out] for every kernel; the change is alpha / R * A B.
+    """Factors A [N, in, R] and B [N, R, out] of every kernel; the change is alpha / R * A B.
 
-    B begins at zero, so the first step starts from the model as it is.
+    B is zero at first, so the first step starts from the model as it is.
     """
 
-    def __init__(self, config: GPTConfig, *, rank: int, alpha: float, key: jax.Array):
-        def factor(sizes, axes, init, key):
-            value = init(key, (config.layers, *sizes), jnp.float32)
-            return nnx.Param(value, out_sharding=("layers", *axes), eager_sharding=False)
+    def __init__(self, model: LanguageModel, *, rank: int, alpha: float, key: jax.Array):
+        a_init = nnx.initializers.he_uniform(in_axis=-2, out_axis=-1, batch_axis=0)
+        kernels, factors = {}, {}
 
-        inwards = nnx.initializers.he_uniform(in_axis=-2, out_axis=-1, batch_axis=0)
-        factors = {}
-        keys = jax.random.split(key, len(KERNELS))
-        for (name, (axes, sizes)), key in zip(KERNELS.items(), keys, strict=True):
-            before, after = (getattr(config, size) for size in sizes)
+        def collect(name, variable):
+            if name.endswith(".kernel") and len(variable.shape) == 3:
+                kernels[name.removesuffix(".kernel")] = variable
+            return variable
+
+        map_parameters(collect, model.blocks)
+        keys = jax.random.split(key, len(kernels))
+        for (name, kernel), key in zip(kernels.items(), keys, strict=True):
+            layers, before, after = kernel.get_metadata()["out_sharding"]
+            N, size_in, size_out = kernel.shape
+            a = a_init(key, (N, size_in, rank), jnp.float32)
+            b = jnp.zeros((N, rank, size_out))
             factors[name] = {
-                "a": factor((before, rank), (axes[0], None), inwards, key),
-                "b": factor((rank, after), (None, axes[1]), nnx.initializers.zeros, key),
+                "a": nnx.Param(a, **axes(layers, before, None)),
+                "b": nnx.Param(b, **axes(layers, None, after)),
             }
         self.factors = nnx.data(factors)
         self.scale = alpha / rank
 
     def merged(self, block):
-        """`block`, one layer or all of them stacked as `self` is, with the change added."""
+        """Return `block`, one layer or all of them stacked as `self` is, with the change added."""
 
         def add(path, leaf):
-            *name, last = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
-            if name[-1] != "kernel" or last != "value":
+            name, _, last = leaf_name(path).rpartition(".")
+            if last != "kernel" or name not in self.factors:
                 return leaf
-            factors = self.factors[".".join(name[:-1])]
+            factors = self.factors[name]
             return leaf + self.scale * (factors["a"][...] @ factors["b"][...])
 
         return jax.tree_util.tree_map_with_path(add, block)
+
+
+class Adapter(nnx.Module):
+    """What LoRA trains of a model: the factors, the rows of added tokens, and a score layer."""
+
+    def __init__(self, model, *, added: int, rank: int, alpha: float, key: jax.Array):
+        trunk = model.trunk if isinstance(model, Scorer) else model
+        self.kind = model.kind if isinstance(model, Scorer) else None
+        self.lora = LoRA(trunk, rank=rank, alpha=alpha, key=key)
+        last, rows = trunk.config.vocab_size, {}
+
+        def collect(name, variable):
+            names = variable.get_metadata().get("out_sharding") or ()
+            if added and "vocab" in names:
+                rows[name] = nnx.Param(variable[last - added : last], **axes(None, names[1]))
+            return variable
+
+        map_parameters(collect, trunk)
+        self.rows = nnx.data(rows)
+        self.score = model.score if isinstance(model, Scorer) else None
+
+    def view(self, trunk: LanguageModel):
+        """Return the frozen `trunk` with the trained parts, the factors beside its kernels."""
+        trunk = self._with_rows(trunk)
+        trunk.lora = nnx.data(self.lora)
+        return self._with_score(trunk)
+
+    def merged(self, trunk: LanguageModel):
+        """Return a model in which the factors are part of the kernels."""
+        trunk = self._with_rows(trunk)
+        merged = map_parameters(lambda name, variable: variable, trunk)
+        return self._with_score(merged.with_blocks(self.lora.merged(trunk.blocks)))
+
+    def _with_rows(self, trunk: LanguageModel) -> LanguageModel:
+        last = trunk.config.vocab_size
+
+        def put(name, variable):
+            if name not in self.rows:
+                return variable
+            rows = self.rows[name][...]
+            return variable.replace(variable[...].at[last - len(rows) : last].set(rows))
+
+        return map_parameters(put, trunk)
+
+    def _with_score(self, trunk: LanguageModel):
+        return trunk if self.kind is None else HEADS[self.kind](trunk, self.score)

@@ -1,12 +1,13 @@
 """Orbax checkpoints: the model, the optimizer and the data position, restored onto any mesh.
 
-`<run>/checkpoints/<step>/` holds three items: `model` (the GPT), `optimizer` (moments and step)
-and `data` (JSON: the position in the token stream). A model alone is a checkpoint without the
-other two.
+`<run>/checkpoints/<step>/` holds three items: `model` (what is trained), `optimizer` (moments and
+step) and `data` (JSON: the position in the data). A model alone is a checkpoint without the other
+two.
 """
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +16,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from biomedlm_jax.mesh import one_device
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.training.state import TrainState, abstract_model
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.language_model import LanguageModel, named_leaves
+from biomedlm_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 # Orbax would write a leaf of up to 2 GiB as one chunk and buffer whole files of that size, which
@@ -27,7 +29,7 @@ CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 
 def steps(run_directory: str | Path) -> list[int]:
-    """The steps of the finished checkpoints of a run, ascending.
+    """Return the steps of the finished checkpoints of a run, ascending.
 
     Orbax alone takes an empty folder named `7` for the latest checkpoint; here a checkpoint counts
     only with the metadata that Orbax writes last.
@@ -38,9 +40,8 @@ def steps(run_directory: str | Path) -> list[int]:
 
 
 def latest_step(run_directory: str | Path) -> int | None:
-    """The newest finished checkpoint, or None."""
-    found = steps(run_directory)
-    return found[-1] if found else None
+    """Return the step of the newest finished checkpoint, or None."""
+    return max(steps(run_directory), default=None)
 
 
 class Checkpointer:
@@ -74,7 +75,7 @@ class Checkpointer:
         )
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-        """The newest checkpoint laid out as `abstract` says, with its data position; else None."""
+        """Return the newest checkpoint, sharded as `abstract`, and its data position; else None."""
         step = latest_step(self.run_directory)
         if step is None:
             return None
@@ -101,7 +102,7 @@ class Checkpointer:
         self._manager.close()
 
 
-def check_shapes(item: Path, model: GPT) -> None:
+def check_shapes(item: Path, model: Any) -> None:
     """Raise ValueError unless the saved item has exactly this model's tensors.
 
     Orbax itself would cast another dtype silently.
@@ -112,31 +113,24 @@ def check_shapes(item: Path, model: GPT) -> None:
         return
     name = next(n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n))
     raise ValueError(
-        f"the checkpoint {item.parent} is of another model: {name} is {_say(saved.get(name))} "
-        f"there and {_say(wanted.get(name))} in this config; use the run's own config"
+        f"the checkpoint {item.parent} is of another model: {name} is {_describe(saved.get(name))} "
+        f"there and {_describe(wanted.get(name))} in this config; use the run's own config"
     )
 
 
 def _flat(tree) -> dict[str, tuple]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # Orbax's metadata speaks of dictionaries where the model has attributes.
-    return {
-        ".".join(str(getattr(k, "name", getattr(k, "key", k))) for k in path): (
-            tuple(leaf.shape),
-            np.dtype(leaf.dtype).name,
-        )
-        for path, leaf in leaves
-    }
+    # Orbax's metadata has dictionaries where the model has attributes; the names are the same.
+    return {n: (tuple(x.shape), np.dtype(x.dtype).name) for n, x in named_leaves(tree).items()}
 
 
-def _say(shape_and_dtype) -> str:
+def _describe(shape_and_dtype) -> str:
     if shape_and_dtype is None:
         return "absent"
     shape, dtype = shape_and_dtype
     return f"{dtype}{list(shape)}"
 
 
-def save_model(run_directory: str | Path, model: GPT, *, step: int = 0) -> None:
+def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
     """Write `model` alone as a run's checkpoint and wait until it is on disk."""
     folder = Path(run_directory).absolute() / FOLDER
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
@@ -149,12 +143,12 @@ def save_model(run_directory: str | Path, model: GPT, *, step: int = 0) -> None:
 
 def load_model(
     run_directory: str | Path,
-    config: GPTConfig,
+    config: ModelConfig,
     *,
     step: int | None = None,
     mesh: Mesh | None = None,
-) -> GPT:
-    """Read a run's model alone, its newest checkpoint by default, laid out on `mesh`.
+) -> LanguageModel:
+    """Read a run's model alone, its newest checkpoint by default, sharded on `mesh`.
 
     Without a mesh it goes onto one device. Raises FileNotFoundError if there is no such
     checkpoint and ValueError if it is of another config.
@@ -164,13 +158,13 @@ def load_model(
 
 
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
-    """Read what `save_model` wrote, laid out as `abstract` (shapes, dtypes, shardings) says."""
-    found = steps(run_directory)
-    step = step if step is not None else (found[-1] if found else None)
-    if step not in found:
+    """Read what `save_model` wrote, as `abstract` (shapes, dtypes, shardings) says."""
+    finished = steps(run_directory)
+    step = max(finished, default=None) if step is None else step
+    if step not in finished:
         raise FileNotFoundError(
             f"{run_directory} has no finished checkpoint"
-            f"{'' if step is None else f' of step {step}'}; finished are {found or 'none'}"
+            f"{'' if step is None else f' of step {step}'}; finished: {finished or 'none'}"
         )
     item = Path(run_directory).absolute() / FOLDER / str(step) / "model"
     check_shapes(item, abstract)
@@ -190,7 +184,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     return structure.unflatten(restored)
 
 
-def _in_chunks(model: GPT):
+def _in_chunks(model: Any):
     return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), model)
 
 

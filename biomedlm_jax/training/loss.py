@@ -1,4 +1,4 @@
-"""The next-token loss, whole or in chunks of positions.
+"""Log-probabilities of tokens, and their sum as a loss, whole or in chunks of positions.
 
 Axes: B batch, L length, D width, V vocabulary (here with the model's padding).
 """
@@ -9,13 +9,33 @@ import jax
 import jax.numpy as jnp
 
 from biomedlm_jax.mesh import constrain
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.language_model import LanguageModel, head_logits
+
+
+def token_log_probabilities(
+    model: LanguageModel, x_BxLxD: jax.Array, targets_BxL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return each target's log-probability in nats after its state, and whether it is the argmax.
+
+    Both are [B, L], float32 and bool; a loss over them is `cross_entropy`, which stores no logits.
+    """
+    logits_BxLxV = head_logits(x_BxLxD, model.head_weight)
+    vocabulary_V = jnp.arange(logits_BxLxV.shape[-1])
+    logits_BxLxV = jnp.where(vocabulary_V < model.config.vocab_size, logits_BxLxV, -jnp.inf)
+    target_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
+    log_probabilities_BxL = target_BxL - jax.nn.logsumexp(logits_BxLxV, axis=-1)
+    return log_probabilities_BxL, logits_BxLxV.argmax(-1) == targets_BxL
 
 
 def next_token_loss(
-    model: GPT, tokens_BxL: jax.Array, *, weights_B=None, chunks: int = 1, dropout_key=None
+    model: LanguageModel,
+    tokens_BxL: jax.Array,
+    *,
+    weights_B=None,
+    chunks: int = 1,
+    dropout_key=None,
 ) -> jax.Array:
-    """Mean cross-entropy in nats of tokens 1..L-1 given those before them, a float32 scalar.
+    """Return the mean cross-entropy in nats of tokens 1..L-1 given those before, a float32 scalar.
 
     `weights_B` weighs rows (0 leaves one out); `chunks` cuts the L positions so that only
     L / chunks positions' logits exist at a time, in the forward and in the backward pass.
@@ -26,47 +46,47 @@ def next_token_loss(
     return total / count
 
 
-def summed_loss(model: GPT, tokens_BxL, *, weights_B=None, chunks=1, dropout_key=None):
-    """The sum of the losses and the number of predicted tokens, both weighted by row."""
+def summed_loss(model: LanguageModel, tokens_BxL, *, weights_B=None, chunks=1, dropout_key=None):
+    """Return the sum of the losses and the number of predicted tokens, both weighted by row."""
     B, L = tokens_BxL.shape
     if L % chunks:
-        raise ValueError(f"training.loss_chunks={chunks} does not divide the length {L}")
+        raise ValueError(f"got training.loss_chunks={chunks}; expected a divisor of the length {L}")
     x_BxLxD = model.hidden(tokens_BxL, dropout_key=dropout_key)
     targets_BxL = jnp.roll(tokens_BxL, -1, axis=1)
     predicted_L = jnp.arange(L) < L - 1  # the last position has nothing to predict
     weights_B = jnp.ones(B) if weights_B is None else weights_B
     weights_BxL = weights_B[:, None] * predicted_L
     total = cross_entropy(
-        model.config.vocab_size, chunks, x_BxLxD, model.wte[...], targets_BxL, weights_BxL
+        model.config.vocab_size, chunks, x_BxLxD, model.head_weight, targets_BxL, weights_BxL
     )
     return total, weights_BxL.sum()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def cross_entropy(vocab_size: int, chunks: int, x_BxLxD, wte_VxD, targets_BxL, weights_BxL):
-    """Weighted sum of -log softmax(x wte^T)[target] over the first `vocab_size` entries.
+def cross_entropy(vocab_size: int, chunks: int, x_BxLxD, head_VxD, targets_BxL, weights_BxL):
+    """Return the weighted sum of -log softmax(x head^T)[target] over `vocab_size` entries.
 
     Its gradients are formed beside the loss, from logits that exist once and are never stored:
-    chunking costs no second product, and the softmax is read while it is warm.
+    chunking costs no second product, and the softmax is read while it is in cache.
     """
     total, _ = _forward(
-        vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL, gradients=False
+        vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, gradients=False
     )
     return total
 
 
-def _forward(vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL, *, gradients=True):
+def _forward(vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, *, gradients=True):
     # Products in the compute dtype, the embedding's gradient summed and returned in float32.
-    wte_VxD = wte_VxD.astype(x_BxLxD.dtype)
-    entries_Vx1x1 = jnp.arange(wte_VxD.shape[0])[:, None, None]
+    head_VxD = head_VxD.astype(x_BxLxD.dtype)
+    entries_Vx1x1 = jnp.arange(head_VxD.shape[0])[:, None, None]
 
     def of_chunk(carry, chunk):
         # The vocabulary comes first: so neither the product that makes the logits nor the two that
         # take their gradient need a transposed copy of the largest array of the step.
-        total, dwte_VxD = carry
+        total, dhead_VxD = carry
         x_BxCxD, targets_BxC, weights_BxC = chunk
         logits_VxBxC = jnp.einsum(
-            "VD,BCD->VBC", wte_VxD, x_BxCxD, preferred_element_type=jnp.float32
+            "VD,BCD->VBC", head_VxD, x_BxCxD, preferred_element_type=jnp.float32
         )
         largest_BxC = logits_VxBxC[:vocab_size].max(0)
         exp_VxBxC = jnp.exp(logits_VxBxC - largest_BxC)
@@ -76,23 +96,23 @@ def _forward(vocab_size, chunks, x_BxLxD, wte_VxD, targets_BxL, weights_BxL, *, 
         losses_BxC = jnp.log(sum_BxC) + (largest_BxC - target_BxC)
         total += (losses_BxC * weights_BxC).sum()
         if not gradients:
-            return (total, dwte_VxD), None
+            return (total, dhead_VxD), None
         dlogits_VxBxC = exp_VxBxC * (weights_BxC / sum_BxC)
         dlogits_VxBxC -= jnp.where(entries_Vx1x1 == targets_BxC, weights_BxC, 0)
         dlogits_VxBxC = dlogits_VxBxC.astype(x_BxCxD.dtype)
-        dx_DxBxC = jnp.einsum("DV,VBC->DBC", wte_VxD.T, dlogits_VxBxC)
-        dwte_VxD += jnp.einsum(
+        dx_DxBxC = jnp.einsum("DV,VBC->DBC", head_VxD.T, dlogits_VxBxC)
+        dhead_VxD += jnp.einsum(
             "VBC,BCD->VD", dlogits_VxBxC, x_BxCxD, preferred_element_type=jnp.float32
         )
-        return (total, dwte_VxD), jnp.moveaxis(dx_DxBxC, 0, -1)
+        return (total, dhead_VxD), jnp.moveaxis(dx_DxBxC, 0, -1)
 
-    carry = (jnp.float32(0), jnp.zeros(wte_VxD.shape, jnp.float32) if gradients else None)
+    carry = (jnp.float32(0), jnp.zeros(head_VxD.shape, jnp.float32) if gradients else None)
     arrays = (x_BxLxD, targets_BxL, weights_BxL)
     if chunks == 1:
-        (total, dwte_VxD), dx_BxLxD = of_chunk(carry, arrays)
-        return total, (dx_BxLxD, constrain(dwte_VxD, "vocab", "embed"))
-    (total, dwte_VxD), dx = jax.lax.scan(of_chunk, carry, [_cut(a, chunks) for a in arrays])
-    return total, (None if dx is None else _join(dx), dwte_VxD)
+        (total, dhead_VxD), dx_BxLxD = of_chunk(carry, arrays)
+        return total, (dx_BxLxD, constrain(dhead_VxD, "vocab", "embed"))
+    (total, dhead_VxD), dx = jax.lax.scan(of_chunk, carry, [_cut(a, chunks) for a in arrays])
+    return total, (None if dx is None else _join(dx), dhead_VxD)
 
 
 def _cut(a, chunks: int):
@@ -107,8 +127,8 @@ def _join(a):
 
 
 def _backward(vocab_size, chunks, residuals, g):
-    dx_BxLxD, dwte_VxD = residuals
-    return (dx_BxLxD * g).astype(dx_BxLxD.dtype), dwte_VxD * g, None, None
+    dx_BxLxD, dhead_VxD = residuals
+    return (dx_BxLxD * g).astype(dx_BxLxD.dtype), dhead_VxD * g, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -1,41 +1,53 @@
-"""Measures of a run (FLOPs, MFU, bits per byte) and the writers that keep them."""
+"""Figures of a run (FLOPs, MFU, bits per byte) and the writers that keep them."""
 
 import json
 import math
-import os
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
+from typing import Any
 
+import jax
+from flax import nnx
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from biomedlm_jax.chips import chip
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.files import write_text
+from biomedlm_jax.model.language_model import LanguageModel, parameter_count
+
+QUIET_SECONDS = 30.0  # after so long without a line, the next step prints one
 
 
-def flops_per_token(config: GPTConfig) -> int:
-    """FLOPs that one training token costs: 6N + 12 * layers * width * length.
+def flops_per_token(model: LanguageModel, length: int) -> int:
+    """Return the FLOPs of one training token: 6 N + 12 * layers * heads * head_dim * length.
 
-    N leaves the position embedding out, for it takes part in no product; recomputation is not
-    counted. The convention of the PaLM paper's appendix B (arXiv 2204.02311).
+    N counts the parameters of matrix products: position embeddings and the input embedding of an
+    untied head are lookups. Recomputation is not counted (PaLM, arXiv 2204.02311, appendix B).
+    `model` may be abstract.
     """
-    matmul_parameters = config.parameter_count - config.context_length * config.width
-    attention = 12 * config.layers * config.width * config.context_length
-    return 6 * matmul_parameters + attention
+    config, lookups, tables = model.config, 0, 0
+    for variable in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        names = variable.get_metadata().get("out_sharding") or ()
+        lookups += math.prod(variable.shape) if "length" in names else 0
+        tables += "vocab" in names
+    lookups += (tables - 1) * config.vocab_size * config.width
+    attention = 12 * config.layers * config.heads * config.head_dim * length
+    return 6 * (parameter_count(model) - lookups) + attention
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a jax device, or None where no peak is known (a CPU)."""
-    found = chip(device_kind)
-    return found.device_flops if found else None
+    """Return the peak bf16 FLOP/s of a jax device, or None where no peak is known (a CPU)."""
+    known = chip(device_kind)
+    return known.device_flops if known else None
 
 
 def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str, float]:
-    """Loss in nats per token, perplexity, and bits per byte of the validation text.
+    """Return loss in nats per token, perplexity, and bits per byte of the validation text.
 
     Bits per byte divide by the bytes that a token stands for on average in the whole validation
-    split, its separators counted as tokens: a figure that tokenizers share.
+    split, its separators counted as tokens: comparable between tokenizers.
     """
     return {
         "validation_loss": loss,
@@ -44,29 +56,59 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
     }
 
 
-def step_figures(
-    step: int,
-    metrics: dict,
-    schedule: Callable,
-    *,
-    advice: str = "Lower optimizer.learning_rate and start a new run",
-) -> dict[str, float]:
-    """The figures of the update that made `step`; fetching them waits for it.
+def check_finite(step: int, metrics: dict[str, jax.Array], workdir: Path) -> dict[str, float]:
+    """Fetch the loss and gradient norm of the update that made `step`, waiting for it.
 
-    Raises ValueError with the `advice` if they are not finite.
+    Raises ValueError if one of them is not finite.
     """
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise ValueError(
-            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint is intact. "
-            f"{advice}"
+            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint in "
+            f"{workdir} is intact: start a new run with a lower optimizer.learning_rate or a "
+            "longer warmup"
         )
-    # `step` updates were done, the last of them with the rate of index step - 1.
-    return {"loss": loss, "learning_rate": float(schedule(step - 1)), "grad_norm": norm}
+    return {"loss": loss, "grad_norm": norm}
+
+
+class StepTimer:
+    """Seconds per step, tokens per second and MFU between two readings.
+
+    Readings are taken at one place of the loop only, so the steps between them are counted right
+    whether dispatch waits or not.
+    """
+
+    def __init__(self, tokens_per_step: float, flops_per_token: float):
+        self._tokens, self._flops = tokens_per_step, flops_per_token
+        peak = peak_flops(jax.devices()[0].device_kind)
+        self._peak = peak * jax.device_count() if peak else None
+        self._last: tuple[int, float] | None = None
+
+    def read(self, step: int) -> dict[str, float]:
+        """Return figures of the steps since the last reading; none at the first one."""
+        now, last = time.perf_counter(), self._last
+        self._last = step, now
+        if last is None:
+            return {}
+        seconds = (now - last[1]) / (step - last[0])
+        speed = self._tokens / seconds
+        figures = {"step_seconds": seconds, "tokens_per_second": speed}
+        if self._peak:
+            figures["mfu"] = speed * self._flops / self._peak
+        return figures
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the next reading has none before it."""
+        return self._last is None
+
+    def restart(self) -> None:
+        """Forget the last reading, because something other than steps took time since."""
+        self._last = None
 
 
 class Recorder:
-    """Writes metrics to the console, `metrics.jsonl` and TensorBoard. Close it.
+    """Writes figures to the console, `metrics.jsonl` and TensorBoard. Close it.
 
     A resumed run continues the file: lines after `first_step` came from steps that no checkpoint
     kept, and are dropped, since those steps run again.
@@ -74,20 +116,17 @@ class Recorder:
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
         path = run_directory / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line, first_step) <= first_step]
-        new = path.with_name(".metrics.jsonl.new")
-        new.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(new, path)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line, first_step) <= first_step]
+        write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = None
+        self._first, self._steps = first_step, steps
+        self._began = self._printed = time.monotonic()
+        self._board = self._progress = None
         if tensorboard:
-            # purge_step makes TensorBoard forget the same steps.
+            # purge_step makes TensorBoard drop the same steps.
             purge = first_step + 1 if first_step else None
             self._board = SummaryWriter(str(run_directory), purge_step=purge)
-        self._progress = None
         if sys.stderr.isatty():
             self._progress = Progress(
                 TextColumn("[bold]step"),
@@ -95,7 +134,7 @@ class Recorder:
                 BarColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
-                console=_stderr_console(),
+                console=Console(stderr=True),
             )
             self._task = self._progress.add_task("", total=steps, completed=first_step)
             self._progress.start()
@@ -106,21 +145,24 @@ class Recorder:
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if self._progress and "loss" in values:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
             self._progress.update(self._task, completed=step, description=brief)
-        elif self._progress:
-            self.say(f"step {step}  {text}")
-        else:
-            self.say(f"step {step}  {text}")
+            return
+        figures = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        self.say(f"step {step}/{self._steps}  {figures}  {self._clock(step)}")
 
     def say(self, text: str) -> None:
         """Print a line for the person at the terminal."""
+        self._printed = time.monotonic()
         if self._progress:
             self._progress.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def quiet(self) -> bool:
+        """Return whether the last line is so old that a person waits for the next."""
+        return time.monotonic() - self._printed > QUIET_SECONDS
 
     def close(self) -> None:
         """Flush and close the files, and leave the terminal in order."""
@@ -130,9 +172,14 @@ class Recorder:
             self._board.close()
         self._file.close()
 
+    def _clock(self, step: int) -> str:
+        elapsed = time.monotonic() - self._began
+        remaining = elapsed / max(1, step - self._first) * (self._steps - step)
+        return f"elapsed {_duration(elapsed)}  remaining {_duration(remaining)}"
+
 
 class Silent:
-    """The recorder of every process but the first."""
+    """The recorder of every process but the first: drops everything."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Drop the figures."""
@@ -140,8 +187,40 @@ class Silent:
     def say(self, text: str) -> None:
         """Drop the line."""
 
+    def quiet(self) -> bool:
+        """Return False: nobody waits here."""
+        return False
+
     def close(self) -> None:
         """Nothing to close."""
+
+
+def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's `metrics.jsonl`."""
+    text = (run_directory / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def plot_losses(run_directory: Path) -> Path:
+    """Draw a run's losses over its steps as `loss.png` in its directory; return the file."""
+    from matplotlib.figure import Figure  # slow to import
+
+    lines = read_metrics(run_directory)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    names = {"loss": "training", "validation_loss": "validation", "dev_loss": "dev"}
+    for name, label in names.items():
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            marker = "" if name == "loss" else "o"
+            axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
+    axes.set(xlabel="step", ylabel="loss (nats)", title=run_directory.name)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    file = run_directory / "loss.png"
+    figure.savefig(file, dpi=120)
+    return file
 
 
 def _step_of(line: str, otherwise: int) -> int:
@@ -155,7 +234,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _stderr_console():
-    from rich.console import Console
-
-    return Console(stderr=True)
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,19 +1,19 @@
-"""TrainState: abstract, sharded, initialised; and the one training step."""
+"""TrainState: what an update changes; the one training step, and how it is compiled."""
 
 import dataclasses
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from biomedlm_jax.chips import COMPILER_OPTIONS, chip
-from biomedlm_jax.mesh import make_mesh, sharding, tree_shardings
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.mesh import make_mesh, sharding
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import make_model
 
 LOG = logging.getLogger("biomedlm_jax")
 
@@ -21,47 +21,22 @@ LOG = logging.getLogger("biomedlm_jax")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a step changes: the number of steps done, the model, the optimizer's moments."""
+    """What an update changes: the number of updates done, the model, the optimizer's moments."""
 
     step: jax.Array
-    model: GPT
+    model: Any  # a LanguageModel, a Scorer, or an Adapter
     opt_state: optax.OptState
 
 
-def make_state(config: GPTConfig, tx: optax.GradientTransformation, *, seed: int) -> TrainState:
-    """A fresh state; call it under jit with `out_shardings`, or under `jax.eval_shape`."""
-    init_key, _ = jax.random.split(jax.random.key(seed))
-    model = GPT(config, key=init_key)
+def init_state(model: Any, tx: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first update; call it under jit with `out_shardings`."""
     return TrainState(step=jnp.int32(0), model=model, opt_state=tx.init(model))
 
 
-def abstract_state(config: GPTConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state's shapes, dtypes and shardings, without its values."""
-    return laid_out(functools.partial(make_state, config, tx, seed=0), mesh)
-
-
-def abstract_model(config: GPTConfig, mesh: Mesh) -> GPT:
-    """The model's shapes, dtypes and shardings, without its values."""
-    return laid_out(lambda: GPT(config, key=jax.random.key(0)), mesh)
-
-
-def laid_out(make: Callable, mesh: Mesh, *arguments):
-    """What `make(*arguments)` would give, as shapes, dtypes and shardings on `mesh`."""
-    abstract = jax.eval_shape(make, *arguments)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        abstract,
-        tree_shardings(abstract, mesh),
-    )
-
-
-def init_state(
-    config: GPTConfig, tx: optax.GradientTransformation, mesh: Mesh, *, seed: int
-) -> TrainState:
-    """A fresh state, created in its shards: no device ever holds more than its part."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, tx, mesh))
-    init = functools.partial(make_state, config, tx, seed=seed)
-    return jax.jit(init, out_shardings=shardings)()
+def random_model(config: ModelConfig, *, seed: int):
+    """Return a model with random parameters; the seed's other half is for dropout."""
+    init_key, _ = jax.random.split(jax.random.key(seed))
+    return make_model(config, key=init_key)
 
 
 def train_step(
@@ -73,7 +48,7 @@ def train_step(
     loss_of: Callable,
     accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update from one global batch; returns the new state and `loss` and `grad_norm`.
+    """Update once from one global batch; return the new state, and `loss` and `grad_norm`.
 
     `loss_of(model, batch, *constants, dropout_key=key)` is a scalar; every array of `batch` has the
     batch axis first. `constants` are what the loss needs and no update changes.
@@ -89,7 +64,7 @@ def train_step(
 
 
 def accumulate(grad_of: Callable, parts: int) -> Callable:
-    """`grad_of`, as the mean over `parts` equal parts of the batch, taken one at a time.
+    """Return `grad_of` as the mean over `parts` equal parts of the batch, one at a time.
 
     The sums of losses and gradients are float32, as the parameters are.
     """
@@ -116,9 +91,9 @@ def accumulate(grad_of: Callable, parts: int) -> Callable:
 
 
 def compile_step(step, *, abstract: TrainState, **static):
-    """`jax.jit` of a step; the state's buffers are reused and keep the shardings of `abstract`.
+    """Return `jax.jit` of a step that reuses the state's buffers and keeps its shardings.
 
-    It is compiled with the options that `chips.COMPILER_OPTIONS` has for the devices.
+    It is compiled with the options of `chips.COMPILER_OPTIONS` for the devices.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     devices = jax.tree.leaves(shardings)[0].mesh.devices
@@ -132,12 +107,12 @@ def compile_step(step, *, abstract: TrainState, **static):
 
 @functools.cache
 def compiler_options(device) -> dict[str, str]:
-    """The table's options for a device, those that its compiler knows.
+    """Return the table's options for a device that its compiler accepts.
 
     Each is tried on an empty program; one that is refused is left out with a warning.
     """
-    found = chip(device.device_kind)
-    wanted = COMPILER_OPTIONS.get(found.name, {}) if found else {}
+    known_chip = chip(device.device_kind)
+    wanted = COMPILER_OPTIONS.get(known_chip.name, {}) if known_chip else {}
     known = {}
     alone = make_mesh(data=1, fsdp=1, tensor=1, devices=[device])
     one = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(alone))
@@ -146,7 +121,7 @@ def compiler_options(device) -> dict[str, str]:
             with jax.set_mesh(alone):
                 jax.jit(lambda x: x).lower(one).compile(compiler_options={name: value})
         except jax.errors.JaxRuntimeError as error:
-            LOG.warning("the compiler refused %s=%s and goes without: %s", name, value, error)
+            LOG.warning("the compiler refused %s=%s, which is left out: %s", name, value, error)
         else:
             known[name] = value
     return known

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import jax
-from jax._src import distributed
+from jax._src import distributed as jax_distributed
 
 FAILED = "biomedlm/failed"  # where the first process that fails says so: "CODE TEXT"
 LOOK_EVERY = 1.0  # seconds
@@ -94,7 +94,7 @@ def leaving_together(*, silence_timeout: int = 60) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    client = distributed.global_state.client  # jax has no public way to its store of messages
+    client = jax_distributed.global_state.client  # jax has no public way to its store of messages
     over = threading.Event()
     threading.Thread(target=_watch, args=(client, over), daemon=True).start()
     try:

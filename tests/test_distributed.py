@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from biomedlm_jax import processes
+from biomedlm_jax import distributed
 from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
@@ -123,10 +123,10 @@ def test_a_process_that_dies_ends_the_others_and_leaves_the_checkpoint(dataset, 
 def test_bad_input_in_one_process_ends_all_with_its_code(dataset, tmp_path):
     port = free_port()
     body = (
-        "import sys, time; from biomedlm_jax import processes\n"
+        "import sys, time; from biomedlm_jax import distributed\n"
         "i = int(sys.argv[1])\n"
-        f"processes.start_processes('localhost:{port}', process_id=i, process_count=2)\n"
-        "with processes.leaving_together():\n"
+        f"distributed.start_processes('localhost:{port}', process_id=i, process_count=2)\n"
+        "with distributed.leaving_together():\n"
         "    if i: raise ValueError('rows of another tokenizer')\n"
         "    time.sleep(300)\n"
     )
@@ -160,14 +160,14 @@ def test_a_coordinator_that_does_not_answer(tmp_path):
 )
 def test_numbers_that_do_not_fit_together(values, said):
     with pytest.raises(ValueError, match=said):
-        processes.start_processes(values.pop("coordinator", "localhost:1"), **values)
+        distributed.start_processes(values.pop("coordinator", "localhost:1"), **values)
 
 
 def test_an_environment_that_names_nobody():
     # In a process of its own: it must come before any other use of jax.
     program = (
-        "from biomedlm_jax import processes\n"
-        "try:\n    processes.start_processes(None, process_id=0, process_count=1)\n"
+        "from biomedlm_jax import distributed\n"
+        "try:\n    distributed.start_processes(None, process_id=0, process_count=1)\n"
         "except ValueError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

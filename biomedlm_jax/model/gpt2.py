@@ -1,0 +1,316 @@
+"""GPT-2, as BioMedLM computes it: Attention, MLP, Block and the model, and Hugging Face's names.
+
+Axes as in language_model.py. Parameters carry GPT-2's names. One differs in shape: `attn.c_attn`
+is kept as three kernels, so that queries, keys and values leave their products as [B, H, L, K] and
+no transpose surrounds the attention kernel.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from biomedlm_jax.mesh import constrain
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.language_model import LanguageModel, stack_blocks
+from biomedlm_jax.model.layers import (
+    LayerNorm,
+    add_bias,
+    apply_linear,
+    axes,
+    dropout,
+    linear,
+    lookup,
+    normal,
+    product,
+    rounded,
+    vector_axis,
+)
+from biomedlm_jax.settings import setting
+
+# Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "layers": "n_layer",
+    "width": "n_embd",
+    "heads": "n_head",
+    "mlp_width": "n_inner",
+    "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
+    "layer_norm_epsilon": "layer_norm_epsilon",
+    "initializer_range": "initializer_range",
+    "embedding_dropout": "embd_pdrop",
+    "attention_dropout": "attn_pdrop",
+    "residual_dropout": "resid_pdrop",
+    "eos_token_id": "eos_token_id",
+}
+REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
+# Settings of GPT2Config that this model has one value of, and what transformers assumes.
+FIXED = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+ARCHITECTURES = {
+    "language_model": "GPT2LMHeadModel",
+    "trunk": "GPT2Model",
+    "classification": "GPT2ForSequenceClassification",
+}
+PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
+HEAD_TENSOR = "lm_head.weight"  # old files repeat the embedding under this name
+# Hugging Face's tensor -> the leaves that are its parts along the last axis. `*` is a layer, and
+# there the leaves have a leading axis of layers. Both sides store kernels as [in, out].
+TENSORS = {
+    "wte.weight": ("wte",),
+    "wpe.weight": ("wpe",),
+    "h.*.ln_1.weight": ("h.ln_1.scale",),
+    "h.*.ln_1.bias": ("h.ln_1.bias",),
+    "h.*.attn.c_attn.weight": tuple(
+        f"h.attn.c_attn.{name}.kernel" for name in ("query", "key", "value")
+    ),
+    "h.*.attn.c_attn.bias": tuple(
+        f"h.attn.c_attn.{name}.bias" for name in ("query", "key", "value")
+    ),
+    "h.*.attn.c_proj.weight": ("h.attn.c_proj.kernel",),
+    "h.*.attn.c_proj.bias": ("h.attn.c_proj.bias",),
+    "h.*.ln_2.weight": ("h.ln_2.scale",),
+    "h.*.ln_2.bias": ("h.ln_2.bias",),
+    "h.*.mlp.c_fc.weight": ("h.mlp.c_fc.kernel",),
+    "h.*.mlp.c_fc.bias": ("h.mlp.c_fc.bias",),
+    "h.*.mlp.c_proj.weight": ("h.mlp.c_proj.kernel",),
+    "h.*.mlp.c_proj.bias": ("h.mlp.c_proj.bias",),
+    "ln_f.weight": ("ln_f.scale",),
+    "ln_f.bias": ("ln_f.bias",),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2Config(ModelConfig):
+    """The defaults are BioMedLM 2.7B's published config."""
+
+    model_type = "gpt2"
+
+    vocab_size: int = setting(28_896, least=1)
+    context_length: int = setting(1_024, least=1)
+    layers: int = setting(32, least=1)
+    width: int = setting(2_560, least=1)
+    heads: int = setting(20, least=1)
+    scale_attn_by_inverse_layer_idx: bool = setting(True)  # divide layer i's logits by i + 1
+    layer_norm_epsilon: float = setting(1e-5, above=0)
+    embedding_dropout: float = setting(0.1, least=0, below=1)
+    attention_dropout: float = setting(0.1, least=0, below=1)
+    residual_dropout: float = setting(0.1, least=0, below=1)
+
+
+def from_hf(config: Mapping[str, Any], **execution: Any) -> GPT2Config:
+    """Read a Hugging Face `config.json`; `execution` sets fields such as `compute_dtype`.
+
+    Raises ValueError for a model that is not a GPT-2 of this kind.
+    """
+    for name, only in FIXED.items():
+        if config.get(name, only) != only:
+            raise ValueError(
+                f"config.json has {name}={config[name]!r}; this library computes {name}={only!r}"
+            )
+    missing = [name for name in REQUIRED if name not in config]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}, which a GPT-2 needs")
+    values = {ours: config[theirs] for ours, theirs in FIELDS.items() if theirs in config}
+    # transformers leaves the inverse-layer scale off, and the end of text at GPT-2's id.
+    values = {"scale_attn_by_inverse_layer_idx": False, "eos_token_id": None, **values}
+    return GPT2Config(**{**values, **execution})
+
+
+def to_hf(config: GPT2Config) -> dict[str, Any]:
+    """Return the Hugging Face `config.json` of the same function in transformers."""
+    return {
+        "architectures": [ARCHITECTURES["language_model"]],
+        "model_type": config.model_type,
+        **FIXED,
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        "n_ctx": config.context_length,
+        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
+        "bos_token_id": config.eos_token_id,
+        "reorder_and_upcast_attn": False,
+        "torch_dtype": "float32",
+        "use_cache": True,
+    }
+
+
+def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
+    """Return the config without the inverse-layer scale, and which leaves absorb it.
+
+    A leaf whose name has that part is divided by its layer's index + 1 (None: nothing to fold).
+    """
+    folded = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
+    return folded, ".c_attn.query." if config.scale_attn_by_inverse_layer_idx else None
+
+
+def _linear(config: GPT2Config, axis_names, sizes, *, rngs, deviation: float | None = None):
+    deviation = config.initializer_range if deviation is None else deviation
+    return linear(sizes, axis_names, dtype=config.dtype, deviation=deviation, rngs=rngs)
+
+
+def _residual_deviation(config: GPT2Config) -> float:
+    return config.initializer_range / math.sqrt(2 * config.layers)
+
+
+def _layer_norm(config: GPT2Config, *, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(
+        config.width,
+        epsilon=config.layer_norm_epsilon,
+        dtype=config.dtype,
+        scale_metadata=axes(vector_axis("embed")),
+        bias_metadata=axes(vector_axis("embed")),
+        rngs=rngs,
+    )
+
+
+class QueryKeyValue(nnx.Module):
+    """GPT-2's `c_attn` as three linear layers of [D, H * K]."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        sizes = (config.width, config.width)
+        self.query = _linear(config, ("embed", "heads"), sizes, rngs=rngs)
+        self.key = _linear(config, ("embed", "heads"), sizes, rngs=rngs)
+        self.value = _linear(config, ("embed", "heads"), sizes, rngs=rngs)
+        self.config = config
+
+    def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys and values, each [B, H, L, K]."""
+        return self._heads(x_BxLxD, self.query), *(
+            self._heads(x_BxLxD, layer) for layer in (self.key, self.value)
+        )
+
+    def _heads(self, x_BxLxD: jax.Array, layer: nnx.Linear) -> jax.Array:
+        H, K = self.config.heads, self.config.head_dim
+        kernel_DxHxK = layer.kernel[...].reshape(-1, H, K)
+        y_BxHxLxK = product("BLD,DHK->BHLK", self.config.reduce_dtype, x_BxLxD, kernel_DxHxK)
+        return add_bias(y_BxHxLxK, layer.bias[...].reshape(H, 1, K))
+
+
+class Attention(nnx.Module):
+    """Causal self-attention; layer i's logits are divided by i + 1 as well, if so configured."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        self.c_attn = QueryKeyValue(config, rngs=rngs)
+        sizes, deviation = (config.width, config.width), _residual_deviation(config)
+        self.c_proj = _linear(config, ("heads", "embed"), sizes, rngs=rngs, deviation=deviation)
+        self.config = config
+
+    def __call__(self, x_BxLxD: jax.Array, layer, attend, *, dropout_key=None) -> jax.Array:
+        """Mix the positions of `x`; `layer` is the 0-based index, traced under the scan."""
+        query_BxHxLxK, key_BxHxLxK, value_BxHxLxK = self.c_attn(x_BxLxD)
+        scale = 1 / math.sqrt(self.config.head_dim)
+        if self.config.scale_attn_by_inverse_layer_idx:
+            scale = scale / (layer + 1)
+        # In the query, because fused kernels take only a static scale; saved scaled.
+        query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
+        y_BxHxLxK = attend(
+            checkpoint_name(query_BxHxLxK, "query"),
+            checkpoint_name(key_BxHxLxK, "key"),
+            checkpoint_name(value_BxHxLxK, "value"),
+            dropout_key=dropout_key,
+        )
+        kernel_HxKxD = self.c_proj.kernel[...].reshape(*y_BxHxLxK.shape[1::2], -1)
+        y_BxLxD = product("BHLK,HKD->BLD", self.config.reduce_dtype, y_BxHxLxK, kernel_HxKxD)
+        return add_bias(y_BxLxD, self.c_proj.bias)
+
+
+class MLP(nnx.Module):
+    """Two linear layers with GPT-2's tanh-approximated GELU between them."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        D, F = config.width, config.feed_forward_width
+        self.c_fc = _linear(config, ("embed", "mlp"), (D, F), rngs=rngs)
+        deviation = _residual_deviation(config)
+        self.c_proj = _linear(config, ("mlp", "embed"), (F, D), rngs=rngs, deviation=deviation)
+        self.config = config
+
+    def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+        """Transform each position by itself."""
+        h_BxLxF = apply_linear("BLD,DF->BLF", self.config.reduce_dtype, x_BxLxD, self.c_fc)
+        h_BxLxF = jax.nn.gelu(checkpoint_name(h_BxLxF, "mlp_input"), approximate=True)
+        return apply_linear("BLF,FD->BLD", self.config.reduce_dtype, h_BxLxF, self.c_proj)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        self.ln_1 = _layer_norm(config, rngs=rngs)
+        self.attn = Attention(config, rngs=rngs)
+        self.ln_2 = _layer_norm(config, rngs=rngs)
+        self.mlp = MLP(config, rngs=rngs)
+        self.config = config
+
+    def __call__(
+        self, x_BxLxD: jax.Array, positions_BxL, layer, attend, *, dropout_key=None
+    ) -> jax.Array:
+        """Apply one layer; `attend(query, key, value)` decides where keys and values come from."""
+        x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
+        keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        rate = self.config.residual_dropout
+        y_BxLxD = self.attn(self.ln_1(x_BxLxD), layer, attend, dropout_key=keys[0])
+        x_BxLxD = checkpoint_name(x_BxLxD + dropout(y_BxLxD, rate, keys[1]), "residual")
+        return x_BxLxD + dropout(self.mlp(self.ln_2(x_BxLxD)), rate, keys[2])
+
+
+class GPT2(LanguageModel):
+    """GPT-2 with a tied head: `GPT2(config, key=key)(tokens_BxL) -> logits_BxLxV`."""
+
+    config: GPT2Config
+
+    def __init__(self, config: GPT2Config, *, key: jax.Array):
+        block_key, *keys = jax.random.split(key, 4)
+        embed = normal(config.initializer_range)
+        wte_VxD = embed(keys[0], (config.vocab_size, config.width))
+        padding = config.padded_vocab_size - config.vocab_size
+        self.wte = nnx.Param(jnp.pad(wte_VxD, ((0, padding), (0, 0))), **axes("vocab", "embed"))
+        wpe_SxD = embed(keys[1], (config.context_length, config.width))
+        self.wpe = nnx.Param(wpe_SxD, **axes("length", "embed"))
+        self.h = stack_blocks(
+            lambda key: Block(config, rngs=nnx.Rngs(key)),
+            jax.random.split(block_key, config.layers),
+        )
+        self.ln_f = _layer_norm(config, rngs=nnx.Rngs(keys[2]))
+        self.config = config
+
+    def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
+        """Return the tokens' embeddings plus those of their positions."""
+        x_BxLxD = lookup(self.config.dtype, self.wte[...], tokens_BxL)
+        x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
+        positions = slice(tokens_BxL.shape[1]) if positions_BxL is None else positions_BxL
+        wpe_xLxD = constrain(self.wpe[...], "length", None)[positions]
+        x_BxLxD += rounded(self.config.dtype, jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape))
+        return dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
+
+    @property
+    def blocks(self) -> Any:
+        """The stacked blocks `h`."""
+        return self.h
+
+    def with_blocks(self, blocks: Any) -> "GPT2":
+        """Return this model with other blocks."""
+        model = jax.tree.map(lambda leaf: leaf, self)
+        model.h = blocks
+        return model
+
+    @property
+    def final_norm(self) -> LayerNorm:
+        """The norm after the last block, `ln_f`."""
+        return self.ln_f
+
+    @property
+    def head_weight(self) -> jax.Array:
+        """The output head [V, D]: the embedding `wte`."""
+        return self.wte[...]
+
+
+Config, Model = GPT2Config, GPT2  # the names that families.py looks up

@@ -1,0 +1,190 @@
+"""LanguageModel: embed -> scan over blocks -> norm -> head, the same for every family.
+
+Axes carry one letter each: B batch, L query length, S key length, D width, H heads, K head
+dimension, F MLP width, V vocabulary, N layers.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from biomedlm_jax.mesh import constrain
+from biomedlm_jax.model.attention import Mask, attend
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.layers import axes, rematerialise
+
+# attend(query_BxHxLxK, key_BxGxLxK, value_BxGxLxK, dropout_key=...) -> [B, H, L, K], query scaled.
+Attend = Callable[..., jax.Array]
+
+
+class LanguageModel(nnx.Module):
+    """Tokens [B, L] -> logits [B, L, V] in float32.
+
+    Parameters are float32, and the layers are stacked: every leaf of `blocks` has a leading axis
+    N. The module holds only parameters, so it is its own parameter tree. A family (gpt2.py) adds
+    `embed`, and names its parameters.
+    """
+
+    config: ModelConfig
+    lora: Any = None  # factors that change the kernels layer by layer, see lora.py
+
+    def __call__(self, tokens_BxL: jax.Array, *, dropout_key=None) -> jax.Array:
+        """Return logits [B, L, V] in float32; dropout is applied only with a key.
+
+        Raises ValueError for a sequence longer than the model's positions.
+        """
+        return self.logits(self.hidden(tokens_BxL, dropout_key=dropout_key))
+
+    def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
+        """Return the residual stream [B, L, D] before the first block."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> Any:
+        """The stacked blocks; in a decoding model, a tuple of single ones."""
+        raise NotImplementedError
+
+    @property
+    def final_norm(self) -> Callable[[jax.Array], jax.Array]:
+        """The norm after the last block."""
+        raise NotImplementedError
+
+    @property
+    def head_weight(self) -> jax.Array:
+        """The output head's rows [V, D], padding included."""
+        raise NotImplementedError
+
+    def hidden(
+        self,
+        tokens_BxL: jax.Array,
+        *,
+        positions_BxL=None,
+        mask: Mask | None = None,
+        dropout_key=None,
+    ) -> jax.Array:
+        """Return the final normalised states [B, L, D] in the compute dtype.
+
+        `positions_BxL` are the tokens' position ids, 0..L-1 by default; `mask` restricts causal
+        attention to packed segments.
+        """
+        config, L = self.config, tokens_BxL.shape[1]
+        if positions_BxL is None and L > config.context_length:
+            raise ValueError(
+                f"got {L} tokens; expected at most the model's {config.context_length} positions"
+            )
+        embed_key = block_key = None
+        if dropout_key is not None:
+            embed_key, block_key = jax.random.split(dropout_key)
+        x_BxLxD = self.embed(tokens_BxL, positions_BxL, dropout_key=embed_key)
+        full = functools.partial(
+            attend,
+            kernel=config.attention,
+            scale=1.0,
+            mask=mask,
+            dropout_rate=config.attention_dropout,
+        )
+
+        def step(x_BxLxD, sliced):
+            block, layer, factors = sliced
+            if factors is not None:
+                block = factors.merged(block)
+            key = None if block_key is None else jax.random.fold_in(block_key, layer)
+            return block(x_BxLxD, positions_BxL, layer, full, dropout_key=key), None
+
+        x_BxLxD, _ = jax.lax.scan(
+            rematerialise(step, config.remat),
+            x_BxLxD,
+            (self.blocks, jnp.arange(config.layers), self.lora),
+            unroll=config.unroll,
+        )
+        return self.final_norm(constrain(x_BxLxD, "batch", "length", None))
+
+    def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Attend]):
+        """Return the final states [B, L, D] with `attend_of(layer)` as each layer's attention.
+
+        For a model from `unstacked`: the same blocks, unrolled, so that XLA reads every weight
+        and updates every cache in place.
+        """
+        x_BxLxD = self.embed(tokens_BxL, positions_BxL)
+        for layer, block in enumerate(self.blocks):
+            x_BxLxD = block(x_BxLxD, positions_BxL, layer, attend_of(layer))
+        return self.final_norm(x_BxLxD)
+
+    def with_blocks(self, blocks) -> "LanguageModel":
+        """Return this model, its other arrays shared, with other blocks."""
+        raise NotImplementedError
+
+    def unstacked(self, dtype) -> "LanguageModel":
+        """Return the model for decoding: one block per layer, matrices in `dtype`."""
+
+        def cast(name, variable):
+            matrix = len(variable.shape) > 1
+            return variable.replace(variable[...].astype(dtype)) if matrix else variable
+
+        def layer(index):
+            return map_parameters(lambda _, v: slice_layer(v, index), self.blocks)
+
+        blocks = tuple(map_parameters(cast, layer(i)) for i in range(self.config.layers))
+        return map_parameters(cast, self.with_blocks(None)).with_blocks(nnx.data(blocks))
+
+    def logits(self, x_BxLxD: jax.Array) -> jax.Array:
+        """Return the output head's logits in float32, padding cut off: [B, L, V]."""
+        return head_logits(x_BxLxD, self.head_weight)[..., : self.config.vocab_size]
+
+
+def head_logits(x_xD: jax.Array, head_VxD: jax.Array) -> jax.Array:
+    """Return products with the head's rows [..., V], accumulated in float32."""
+    head_VxD = head_VxD.astype(x_xD.dtype)
+    return jnp.einsum("...D,VD->...V", x_xD, head_VxD, preferred_element_type=jnp.float32)
+
+
+def stack_blocks(make_block: Callable, keys_N: jax.Array):
+    """Build one block per key, stacked along a leading axis named `layers`."""
+    return jax.vmap(nnx.transform_metadata(make_block, partition="layers"))(keys_N)
+
+
+def slice_layer(variable: nnx.Variable, index: int) -> nnx.Variable:
+    """Return one layer of a stacked parameter, without the axis name `layers`."""
+    names = variable.get_metadata()["out_sharding"][1:]
+    return type(variable)(variable[index], **axes(*names))
+
+
+def map_parameters(function: Callable[[str, Any], Any], module):
+    """Return a copy of `module` with `function(dotted name, nnx.Variable)` in place of each."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, variable: function(leaf_name(path), variable),
+        module,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+
+
+def named_leaves(model) -> dict[str, Any]:
+    """Return the leaves of a module, or of its shapes, by dotted name."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+
+
+def leaf_name(path: tuple) -> str:
+    """Return a leaf's dotted name: `h.attn.c_proj.kernel`."""
+    names = [str(getattr(k, "name", getattr(k, "key", getattr(k, "idx", k)))) for k in path]
+    return ".".join(names[:-1] if names[-1] in ("value", "raw_value") else names)
+
+
+def parameter_count(model) -> int:
+    """Return the number of parameters of a model or of its shapes, vocabulary padding excluded."""
+    config, total = model.config, 0
+
+    def add(_, variable):
+        nonlocal total
+        size = math.prod(variable.shape)
+        if "vocab" in (variable.get_metadata().get("out_sharding") or ()):
+            size = size // config.padded_vocab_size * config.vocab_size
+        total += size
+        return variable
+
+    map_parameters(add, model)
+    return total

@@ -1,0 +1,42 @@
+"""Added tokens: embedding rows after the vocabulary that a model was pre-trained with."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.language_model import LanguageModel, map_parameters
+
+
+def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> LanguageModel:
+    """Return a model with `count` more vocabulary rows, ids vocab_size and up, random.
+
+    Other parameters are the same arrays. Raises ValueError for a negative count.
+    """
+    if count < 0:
+        raise ValueError(f"got count={count} tokens to add; expected at least 0")
+    old, config = model.config, grown(model.config, count)
+    rows_CxD = new_rows(config, count, key=key)
+
+    def grow(_, variable):
+        if "vocab" not in (variable.get_metadata().get("out_sharding") or ()):
+            return variable
+        values_VxD = jnp.concatenate([variable[: old.vocab_size], rows_CxD])
+        padding = config.padded_vocab_size - config.vocab_size
+        return variable.replace(jnp.pad(values_VxD, ((0, padding), (0, 0))))
+
+    # The config is part of every module's structure, so the leaves move into a new structure.
+    leaves = jax.tree.leaves(map_parameters(grow, model))
+    return jax.tree.structure(abstract_model(config)).unflatten(leaves)
+
+
+def grown(config: ModelConfig, count: int) -> ModelConfig:
+    """Return the config of a model with `count` tokens added; the end of text keeps its id."""
+    return dataclasses.replace(config, vocab_size=config.vocab_size + count)
+
+
+def new_rows(config: ModelConfig, count: int, *, key: jax.Array) -> jax.Array:
+    """Return vocabulary rows [count, D] as a fresh model has them."""
+    return config.initializer_range * jax.random.normal(key, (count, config.width))

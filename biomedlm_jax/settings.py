@@ -1,0 +1,152 @@
+"""Settings: frozen dataclasses whose fields state what they allow and are checked when built.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Checkpoint(Settings):
+        group = "checkpoint"
+        every: int = setting(1_000, least=1, free=True)  # steps
+
+A config file's group becomes such an object with `read_settings`; nested Settings are nested
+groups. A value that is `free` may change when a run is resumed.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+S = TypeVar("S", bound="Settings")
+
+_OPERATORS = {
+    "least": ("at least", lambda value, bound: value >= bound),
+    "most": ("at most", lambda value, bound: value <= bound),
+    "above": ("above", lambda value, bound: value > bound),
+    "below": ("below", lambda value, bound: value < bound),
+}
+_WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple | None = None,
+    free: bool = False,
+    help: str = "",
+) -> Any:
+    """Return a dataclass field with bounds (`least` and `most` inclusive) or `choices`.
+
+    `free`: a run may be resumed with another value. `help`: what the value does, and its unit.
+    """
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    metadata = {"bounds": bounds, "choices": choices, "free": free, "help": help}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A group of settings; `group` is its name in messages. Raises ValueError for a bad value."""
+
+    group: ClassVar[str] = ""
+
+    def __post_init__(self):
+        check_settings(self)
+
+    @classmethod
+    def free_names(cls) -> set[str]:
+        """Names of the settings that a resumed run may change."""
+        return {f.name for f in dataclasses.fields(cls) if f.metadata.get("free")}
+
+
+def check_settings(settings: Any) -> None:
+    """Raise ValueError for the first field of another type, not finite or out of its bounds."""
+    prefix = f"{settings.group}." if settings.group else ""
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), _hints(type(settings))[field.name]
+        allowed = _unmet(value, hint, field.metadata)
+        if allowed:
+            raise ValueError(f"got {prefix}{field.name}={value!r}; expected {allowed}")
+
+
+def read_settings(cls: type[S], values: Mapping[str, Any], *, where: str = "config") -> S:
+    """Build `cls` from a config group that has exactly its fields; nested Settings recursively.
+
+    Raises ValueError naming the first name that is unknown or missing, or a bad value.
+    """
+    hints = _hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    check_names(values, names, where=where)
+    arguments = {}
+    for name in names:
+        value, hint = values[name], hints[name]
+        if isinstance(hint, type) and issubclass(hint, Settings):
+            value = read_settings(hint, value, where=f"{where}.{name}")
+        elif hasattr(value, "to_dict"):  # a ConfigDict
+            value = value.to_dict()
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def check_names(values: Any, known: typing.Iterable[str], *, where: str, complete=True) -> None:
+    """Raise ValueError unless `values` is a group with no unknown name (and with all, if so)."""
+    known = list(known)
+    if not (hasattr(values, "keys") and hasattr(values, "__getitem__")):
+        raise ValueError(f"got {where}={values!r}; expected a group with {', '.join(known)}")
+    unknown = sorted(set(values.keys()) - set(known))
+    missing = [name for name in known if complete and name not in values]
+    if unknown:
+        raise ValueError(f"got {where}.{unknown[0]}, which is unknown; known: {', '.join(known)}")
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; set every value in the config file")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _unmet(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
+    """What is allowed, if `value` is not; else None."""
+    if not _has_type(value, hint):
+        return _name(hint)
+    choices, bounds = metadata.get("choices"), metadata.get("bounds", {})
+    if choices and value not in choices:
+        return f"one of {', '.join(map(str, choices))}"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        unmet = [name for name, bound in bounds.items() if not _OPERATORS[name][1](value, bound)]
+        if unmet:
+            return " and ".join(f"{_OPERATORS[n][0]} {bound}" for n, bound in bounds.items())
+    return None
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_has_type(value, one) for one in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_has_type(v, arguments[0]) for v in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is Any:
+        return True
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return value is None if hint is types.NoneType else isinstance(value, hint)
+
+
+def _name(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_name(one) for one in arguments)
+    if origin is tuple:
+        return f"a tuple, each {_name(arguments[0])}"
+    return "None" if hint is types.NoneType else _WORDS.get(hint, getattr(hint, "__name__", "it"))

@@ -1,0 +1,130 @@
+"""The typed groups of a training run's config file, shared by every recipe."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from biomedlm_jax.mesh import make_mesh
+from biomedlm_jax.settings import Settings, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings(Settings):
+    """Sizes of the device mesh; one may be -1, the rest of the devices."""
+
+    group = "mesh"
+    data: int = setting(1, least=-1, free=True)
+    fsdp: int = setting(-1, least=-1, free=True)
+    tensor: int = setting(1, least=-1, free=True)
+
+    def make(self) -> Mesh:
+        """Return the mesh of all devices; raises ValueError if the sizes do not make them."""
+        return make_mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Settings):
+    """AdamW: `schedule` cosine (pre-training) or linear (fine-tuning), see optimizer.py."""
+
+    group = "optimizer"
+    schedule: str = setting("linear", choices=("cosine", "linear"))
+    learning_rate: float = setting(above=0)
+    warmup_steps: int | None = setting(None, least=0)  # this, or a share of all steps:
+    warmup_ratio: float | None = setting(None, least=0, most=1)
+    final_lr_fraction: float = setting(0.0, least=0, most=1)
+    beta1: float = setting(0.9, least=0, below=1)
+    beta2: float = setting(0.999, least=0, below=1)
+    epsilon: float = setting(1e-8, above=0)
+    weight_decay: float = setting(0.0, least=0)
+    decoupled: bool = setting(False)  # weight_decay per step at the peak rate, not times the rate
+    clip_norm: float = setting(1.0, least=0)  # of the global gradient; 0: no clipping
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.warmup_steps is None) == (self.warmup_ratio is None):
+            raise ValueError(
+                f"got optimizer.warmup_steps={self.warmup_steps} and "
+                f"optimizer.warmup_ratio={self.warmup_ratio}; set one of them, the other to None"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSettings(Settings):
+    """What every recipe's `training` group has."""
+
+    group = "training"
+    batch_size: int = setting(least=1)  # rows, or questions, of one update
+    accumulation: int = setting(1, least=1)  # parts whose gradients are summed for one update
+    loss_chunks: int = setting(1, least=1, free=True)  # parts of a row whose logits exist at once
+    seed: int = setting(least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRASettings(Settings):
+    """Low-rank adaptation; rank 0 trains every parameter."""
+
+    group = "lora"
+    rank: int = setting(0, least=0)
+    alpha: float = setting(16.0, above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointSettings(Settings):
+    """When a run is saved."""
+
+    group = "checkpoint"
+    every: int = setting(least=1, free=True)  # steps
+    keep: int = setting(least=1, free=True)  # newest checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoggingSettings(Settings):
+    """When figures are written."""
+
+    group = "logging"
+    every: int = setting(least=1, free=True)  # steps
+    tensorboard: bool = setting(True, free=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings(Settings):
+    """The groups that `fit` reads; a recipe's config adds its own and narrows `training`."""
+
+    model: dict
+    mesh: MeshSettings
+    optimizer: OptimizerSettings
+    training: StepSettings
+    lora: LoRASettings
+    checkpoint: CheckpointSettings
+    logging: LoggingSettings
+
+
+def differences(before: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Return how a saved run's groups differ from `settings`, free settings excepted.
+
+    `before` is the JSON object of `to_json`; the `model` group is compared by its caller.
+    """
+    now, differing = to_json(settings), []
+    for field in dataclasses.fields(settings):
+        group = getattr(settings, field.name)
+        if not isinstance(group, Settings):
+            continue
+        old, new = before.get(field.name, {}), now[field.name]
+        differing += [
+            f"{field.name}.{name}={old.get(name)!r} (now {new[name]!r})"
+            for name in new
+            if name not in group.free_names() and old.get(name) != new[name]
+        ]
+    return differing
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """Return the settings as JSON has them: tuples become lists."""
+    return {
+        name: {k: list(v) if isinstance(v, tuple) else v for k, v in group.items()}
+        if isinstance(group, dict)
+        else group
+        for name, group in dataclasses.asdict(settings).items()
+    }

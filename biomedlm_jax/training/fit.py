@@ -1,0 +1,257 @@
+"""fit(): the only training loop. A recipe gives it data, a loss, an evaluation and a start.
+
+It restores, steps, accumulates, evaluates, saves, logs, stops and resumes; it knows no recipe.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
+from biomedlm_jax.model.heads import Scorer
+from biomedlm_jax.model.lora import Adapter
+from biomedlm_jax.training.checkpoint import Checkpointer
+from biomedlm_jax.training.config import RunSettings
+from biomedlm_jax.training.metrics import Recorder, Silent, StepTimer, check_finite, plot_losses
+from biomedlm_jax.training.optimizer import make_optimizer
+from biomedlm_jax.training.provenance import check_run, write_run
+from biomedlm_jax.training.state import TrainState, compile_step, init_state, train_step
+from biomedlm_jax.training.stopping import stop_signals, wait_for_all
+
+
+class Data(Protocol):
+    """An iterator of placed batches whose position is JSON."""
+
+    def __next__(self) -> Any:
+        """Return the next batch, every array with the batch axis first."""
+        ...
+
+    def position(self) -> dict:
+        """Return where the iterator stands."""
+        ...
+
+    def restore(self, position: dict) -> None:
+        """Continue after `position`; raises ValueError if it is of other data."""
+        ...
+
+    def close(self) -> None:
+        """End reading threads."""
+        ...
+
+
+class StepData:
+    """Batches that are functions of the step alone, each process building all of a batch."""
+
+    def __init__(self, make_batch: Callable[[int], Any], layout):
+        self._make_batch, self._layout, self._step = make_batch, layout, 0
+
+    def __next__(self) -> Any:
+        batch = self._make_batch(self._step)
+        self._step += 1
+        return jax.tree.map(lambda array: meshes.place(array, self._layout), batch)
+
+    def position(self) -> dict:
+        """Return the number of batches handed out."""
+        return {"step": self._step}
+
+    def restore(self, position: dict) -> None:
+        """Continue after that many batches."""
+        self._step = position["step"]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What `fit` trains.
+
+    `make_model(*base)` returns the starting model (a LanguageModel or a Scorer); it is traced, and
+    `base` are the arrays it starts from. `loss(model, batch, dropout_key=...)` is a scalar in
+    nats. `evaluate(model, step)` returns figures, every `evaluate_every` steps (0: never) and
+    after the last. `started_from` identifies the start by content. `write(first_time)` writes the
+    recipe's own files into the run directory, in process 0.
+    """
+
+    name: str
+    settings: RunSettings
+    steps: int
+    make_model: Callable[..., Any]
+    base: list[Any] = dataclasses.field(default_factory=list)  # emptied, to free the memory
+    added_tokens: int = 0  # vocabulary rows that are trained beside LoRA's factors
+    data: Data
+    loss: Callable[..., jax.Array]
+    evaluate: Callable[[Any, int], dict[str, float]] | None = None
+    evaluate_every: int = 0
+    tokens_per_step: float
+    flops_per_token: float
+    started_from: Mapping[str, Any]
+    write: Callable[[bool], None] = lambda first_time: None
+    introduction: Sequence[str] = ()
+
+
+def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
+    """Train until the recipe's last step; called again on the same `workdir`, resume.
+
+    Writes `run.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events. Ctrl-C (or SIGTERM)
+    ends the step, saves and raises KeyboardInterrupt. Call it under `jax.set_mesh(mesh)`. Returns
+    the model (LoRA merged) and {"step": ..., and the last evaluation's figures if this call
+    evaluated}. Raises ValueError, before anything is compiled or written, if settings, data and
+    directory do not fit together, and if a loss is not finite.
+    """
+    keep_freed_memory()
+    settings, steps = recipe.settings, recipe.steps
+    tx, schedule = make_optimizer(settings.optimizer, steps=steps)
+    parts = Parts(recipe, tx, mesh)
+    resuming = check_run(workdir, recipe.name, settings, recipe.started_from)
+    with contextlib.ExitStack() as resources:
+        resources.callback(recipe.data.close)
+        wait_for_all("checked")
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            recipe.write(not resuming)
+            write_run(workdir, recipe.name, settings, recipe.started_from)
+        wait_for_all("written")
+        checkpointer = Checkpointer(workdir, keep=settings.checkpoint.keep)
+        resources.callback(checkpointer.close)
+
+        # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
+        restored = checkpointer.restore(parts.abstract)
+        state, position = restored or (parts.initial(), None)
+        frozen = parts.frozen()
+        recipe.base.clear()
+        losses = {"sum": 0.0, "count": 0}  # since the last evaluation
+        if position is not None:
+            recipe.data.restore(position["data"])
+            losses = position["losses"]
+        step = begin = int(state.step)
+        recorder = Silent()
+        if jax.process_index() == 0:
+            recorder = Recorder(
+                workdir, first_step=begin, steps=steps, tensorboard=settings.logging.tensorboard
+            )
+        resources.callback(recorder.close)
+        for line in recipe.introduction:
+            recorder.say(line)
+        if begin:
+            recorder.say(f"resuming after step {begin} of {steps}")
+
+        # ---- Steps.
+        update = compile_step(
+            train_step,
+            abstract=parts.abstract,
+            tx=tx,
+            seed=settings.training.seed,
+            loss_of=functools.partial(_loss, recipe.loss),
+            accumulation=settings.training.accumulation,
+        )
+        timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)
+        stop = resources.enter_context(stop_signals(recorder))
+        # One step may run ahead of its figures, so that devices never wait for the host. A CPU is
+        # the host: there it would only delay Ctrl-C.
+        run_ahead = 0 if meshes.platform() == "cpu" else 1
+        result, pending, stopping = {}, [], False
+
+        def read(how_many: int, timed: bool) -> None:
+            """Fetch the figures of all but the newest `how_many` steps."""
+            while len(pending) > how_many:
+                done, metrics = pending.pop(0)
+                figures = check_finite(done, metrics, workdir)
+                losses["sum"] += figures["loss"]
+                losses["count"] += 1
+                due = done % settings.logging.every == 0 or done == begin + 1 or recorder.quiet()
+                if timed and (due or timer.restarted):
+                    figures |= timer.read(done)
+                if due or not timed:
+                    figures["learning_rate"] = float(schedule(done - 1))
+                    recorder.write(done, figures)
+
+        while step < steps and not stopping:
+            state, metrics = update(state, next(recipe.data), *frozen)
+            step += 1
+            pending.append((step, metrics))
+            read(run_ahead, timed=True)
+            last = step == steps
+            stopping = stop(step % settings.logging.every == 0 or last)
+            evaluating = recipe.evaluate and _due(step, recipe.evaluate_every, steps)
+            saving = stopping or last or _due(step, settings.checkpoint.every, steps)
+            if not (evaluating or saving):
+                continue
+            read(0, timed=run_ahead == 0)
+            if evaluating:
+                result = {"train_loss": losses["sum"] / losses["count"]}
+                result |= recipe.evaluate(_merged(state.model, frozen), step)
+                losses.update(sum=0.0, count=0)
+                return_freed_memory()
+                recorder.write(step, result)
+            if saving:
+                checkpointer.save(state, {"data": recipe.data.position(), "losses": {**losses}})
+            timer.restart()
+        checkpointer.wait()
+        if step < steps:
+            recorder.say(f"stopped at step {step} and saved; run the same command to resume")
+            raise KeyboardInterrupt
+        if jax.process_index() == 0:
+            plot_losses(workdir)
+        recorder.say(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
+        return _merged(state.model, frozen), {"step": step, **result}
+
+
+class Parts:
+    """The trained and the frozen part of a recipe's model, abstract and initialised in shards."""
+
+    def __init__(self, recipe: Recipe, tx, mesh: Mesh):
+        self._lora, self._tx, self._mesh = recipe.settings.lora, tx, mesh
+        self._make, self._base, self._added = recipe.make_model, recipe.base, recipe.added_tokens
+        self._seed = recipe.settings.training.seed
+        self.abstract: TrainState = meshes.abstract_sharded(self._state, mesh, *self._base)
+        self._abstract_frozen = (
+            meshes.abstract_sharded(self._trunk, mesh, *self._base) if self._lora.rank else None
+        )
+
+    def initial(self) -> TrainState:
+        """Return the state before the first update: no device ever holds more than its part."""
+        return jax.jit(self._state, out_shardings=_shardings(self.abstract))(*self._base)
+
+    def frozen(self) -> tuple:
+        """Return the language model that LoRA leaves as it is; () without LoRA."""
+        if self._abstract_frozen is None:
+            return ()
+        return (jax.jit(self._trunk, out_shardings=_shardings(self._abstract_frozen))(*self._base),)
+
+    def _state(self, *base) -> TrainState:
+        model = self._make(*base)
+        if self._lora.rank:
+            key = jax.random.fold_in(jax.random.key(self._seed), 1)
+            rank, alpha = self._lora.rank, self._lora.alpha
+            model = Adapter(model, added=self._added, rank=rank, alpha=alpha, key=key)
+        return init_state(model, self._tx)
+
+    def _trunk(self, *base):
+        model = self._make(*base)
+        return model.trunk if isinstance(model, Scorer) else model
+
+
+def _loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Array:
+    model = trained.view(*frozen) if frozen else trained
+    return loss(model, batch, dropout_key=dropout_key)
+
+
+def _merged(trained, frozen: tuple):
+    return trained.merged(*frozen) if frozen else trained
+
+
+def _shardings(abstract):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    """Return whether something done `every` steps (0: never), and after the last, is due now."""
+    return bool(every) and (step % every == 0 or step == steps)

@@ -1,0 +1,178 @@
+"""Fine-tuning runs: `--config=configs/finetune.py:VARIANT`.
+
+Questions (a head that scores options or classes); BioMedLM's published figures (arXiv 2403.18421):
+    medqa        50.3 % of the test split; 54.7 % after medmcqa, whose run is then --model
+    medmcqa      57.3 % of the dev split; a few questions have two equal options and are skipped
+    pubmedqa     74.4 % of the test split; 450 to learn, 50 to check; task.fold chooses the tenth
+    bioasq       95.7 % of the test split of BLURB's yes/no questions
+    small_world  the quickstart's questions: no published figure
+Optimizer, warmup ratio, decay and format are the published ones. Learning rate, epochs and batch
+size are not published: sweep over them (BioLinkBERT took 6 epochs of MedQA, 23 of PubMedQA).
+
+Text (answers and summaries):
+    meqsum       summaries of consumer health questions, 1,000 pairs, no official split
+    medquad      answers to consumer health questions, 16,359 pairs, split by `focus`
+Format and decoding are the published ones; learning rate, epochs and batch size are not published.
+They are for 1,024 positions; a smaller model needs smaller data.*_tokens.
+
+    biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
+        --workdir=FINETUNED
+    biomedlm finetune --config=configs/finetune.py:meqsum --config.data.train=meqsum.jsonl \\
+        --model=RUN --workdir=FINETUNED
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(variant: str = "medqa") -> ConfigDict:
+    variants = {
+        "medqa": medqa,
+        "medmcqa": medmcqa,
+        "pubmedqa": pubmedqa,
+        "bioasq": bioasq,
+        "small_world": small_world,
+        "meqsum": meqsum,
+        "medquad": medquad,
+    }
+    if variant not in variants:
+        raise ValueError(f"got the variant {variant!r}; choose one of {', '.join(variants)}")
+    config = shared()
+    variants[variant](config)
+    return config.lock()
+
+
+def shared() -> ConfigDict:
+    return ConfigDict(
+        {
+            "recipe": "questions",  # or text
+            "model": {
+                "compute_dtype": "auto",  # bfloat16 on TPU and GPU, float32 on CPU
+                "reduce_dtype": "float32",
+                "attention": "auto",
+                "remat": "none",
+                "unroll": 1,
+                "embedding_dropout": 0.1,  # the published model's own
+                "attention_dropout": 0.1,
+                "residual_dropout": 0.1,
+            },
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "optimizer": {
+                "schedule": "linear",
+                "learning_rate": 1e-5,
+                "warmup_steps": placeholder(int),  # instead of warmup_ratio
+                "warmup_ratio": 0.5,
+                "final_lr_fraction": 0.0,
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "epsilon": 1e-8,
+                "weight_decay": 0.0,
+                "decoupled": False,
+                "clip_norm": 1.0,
+            },
+            "training": {
+                "epochs": 6,
+                "batch_size": 32,  # questions; of text: packed rows
+                "accumulation": 1,
+                "loss_chunks": 1,
+                "seed": 1,
+            },
+            "lora": {"rank": 0, "alpha": 16.0},  # rank 0: every parameter is trained
+            "checkpoint": {"every": 500, "keep": 1},
+            "logging": {"every": 10, "tensorboard": True},
+            "sweep": {"learning_rates": (), "seeds": ()},
+        }
+    )
+
+
+def questions(config: ConfigDict, task: str) -> None:
+    config.task = ConfigDict(
+        {
+            "name": task,
+            "path": "",  # a file or directory
+            "format": "",  # of the files; empty: the task's own
+            "train_split": "train",
+            "dev_split": "dev",
+            "fold": 0,
+            "on_error": "raise",  # "skip" leaves bad questions out and counts them
+            "row_format": "paper",
+            "max_length": 512,  # tokens of a question with one option
+        }
+    )
+
+
+def medqa(config: ConfigDict) -> None:
+    questions(config, "medqa")
+
+
+def medmcqa(config: ConfigDict) -> None:
+    questions(config, "medmcqa")
+    config.task.on_error = "skip"
+    config.training.epochs = 3
+
+
+def pubmedqa(config: ConfigDict) -> None:
+    questions(config, "pubmedqa")
+    config.training.epochs = 23
+
+
+def bioasq(config: ConfigDict) -> None:
+    questions(config, "bioasq")
+    config.training.epochs = 23
+
+
+def small_world(config: ConfigDict) -> None:
+    questions(config, "jsonl:quickstart/questions")
+    config.task.max_length = 128
+    config.model.update(compute_dtype="float32", embedding_dropout=0.0)
+    config.model.update(attention_dropout=0.0, residual_dropout=0.0)
+    config.optimizer.learning_rate = 1e-3
+    config.training.epochs = 8
+    config.logging.every = 20
+
+
+def text(config: ConfigDict) -> None:
+    config.recipe = "text"
+    config.data = ConfigDict(
+        {
+            "train": "",  # JSONL, or the stem of a .source and a .target file
+            "dev": "",  # empty: a part of train
+            "source_field": "source",
+            "target_field": "target",
+            "group_field": "",  # empty: equal sources stay together
+            "dev_fraction": 0.1,
+            "source_tokens": 510,
+            "target_tokens": 510,
+            "row_tokens": 1_024,  # 510 + separator + 510 + end, and two to spare
+        }
+    )
+    config.optimizer.learning_rate = 2e-5
+    config.training.update(epochs=10, batch_size=8, seed=17)
+    config.evaluation = ConfigDict(
+        {
+            "examples": 32,  # decoded after each epoch but the last
+            "final_examples": 0,  # decoded at the end; 0: all
+            "batch_size": 8,
+        }
+    )
+    config.generation = ConfigDict(
+        {
+            "beams": 5,
+            "no_repeat_ngram_size": 6,
+            "length_penalty": -0.5,
+            "min_length": 5,
+            "max_new_tokens": 400,
+        }
+    )
+
+
+def meqsum(config: ConfigDict) -> None:
+    text(config)
+
+
+def medquad(config: ConfigDict) -> None:
+    text(config)
+    config.data.update(source_field="question", target_field="answer", group_field="focus")
+    config.data.dev_fraction = 0.02
+    config.training.epochs = 3
+    config.evaluation.update(examples=16, final_examples=200)

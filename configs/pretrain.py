@@ -1,0 +1,128 @@
+"""Pre-training runs: `--config=configs/pretrain.py:VARIANT`.
+
+biomedlm_2_7b  the published run (Bolton et al. 2024, arXiv 2403.18421): 300 B tokens (8.67 passes
+               over 34.6 B) in 286,102 steps of 1024 x 1024; it took 6.25 days on 128 A100-40GB.
+               Not published, and set here to that month's MosaicML defaults: the final
+               learning-rate fraction, the gradient clip, the dropout of pre-training (0.1 in the
+               released config; fused attention needs 0), the separator between documents (chosen
+               by build-tokens) and the seed.
+gpt_125m       one GPU or a small TPU slice: the size of the paper's tokenizer ablation (table 4),
+               whose optimizer settings are not published; the rate is GPT-3's for this size (arXiv
+               2005.14165, table 2.1). 20,000 steps of 256 x 1024 tokens are 5.2 B tokens.
+gpt_cpu        10.6 M parameters for two CPU cores: real articles, BioMedLM's vocabulary. 1,000
+               steps of 4 x 256 tokens are 1.0 M tokens; docs/benchmarks.md has the result.
+tiny           trains in seconds, for tests and a first look; rows of any length and vocabulary.
+
+    biomedlm pretrain --config=configs/pretrain.py:gpt_cpu --config.data.path=TOKENS --workdir=RUN
+
+Vocabulary size, end-of-text id and row length come from the token rows unless they are set.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(variant: str = "gpt_cpu") -> ConfigDict:
+    variants = {
+        "biomedlm_2_7b": biomedlm_2_7b,
+        "gpt_125m": gpt_125m,
+        "gpt_cpu": gpt_cpu,
+        "tiny": tiny,
+    }
+    if variant not in variants:
+        raise ValueError(f"got the variant {variant!r}; choose one of {', '.join(variants)}")
+    config = shared()
+    variants[variant](config)
+    return config.lock()
+
+
+def shared() -> ConfigDict:
+    """What the variants have in common; BioMedLM's architecture."""
+    return ConfigDict(
+        {
+            "model": {
+                "model_type": "gpt2",
+                "vocab_size": placeholder(int),  # None: as in the token rows
+                "context_length": placeholder(int),
+                "eos_token_id": placeholder(int),
+                "layers": placeholder(int),
+                "width": placeholder(int),
+                "heads": placeholder(int),
+                "mlp_width": placeholder(int),  # None: 4 * width
+                "scale_attn_by_inverse_layer_idx": True,
+                "layer_norm_epsilon": 1e-5,
+                "initializer_range": 0.02,
+                "embedding_dropout": 0.0,
+                "attention_dropout": 0.0,
+                "residual_dropout": 0.0,
+                "compute_dtype": "auto",  # bfloat16 on TPU and GPU, float32 on CPU
+                "reduce_dtype": "float32",
+                "attention": "auto",
+                "remat": "none",
+                "unroll": 1,
+                "vocab_multiple": 128,  # 28,896 -> 28,928
+            },
+            "data": {"path": "", "seed": 17},
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "optimizer": {
+                "schedule": "cosine",
+                "learning_rate": 1e-3,
+                "warmup_steps": 100,
+                "warmup_ratio": placeholder(float),  # instead of warmup_steps
+                "final_lr_fraction": 0.1,
+                "beta1": 0.9,
+                "beta2": 0.95,
+                "epsilon": 1e-8,
+                "weight_decay": 1e-4,  # a step multiplies by 1 - lr_t / lr_0 * weight_decay
+                "decoupled": True,
+                "clip_norm": 1.0,
+            },
+            "training": {
+                "steps": 1_000,
+                "batch_size": 4,  # rows
+                "accumulation": 1,
+                "loss_chunks": 1,
+                "seed": 17,
+                "evaluate_every": 100,
+                "evaluate_batches": 32,
+            },
+            "lora": {"rank": 0, "alpha": 16.0},
+            "checkpoint": {"every": 200, "keep": 2},
+            "logging": {"every": 10, "tensorboard": True},
+        }
+    )
+
+
+def biomedlm_2_7b(config: ConfigDict) -> None:
+    config.model.update(vocab_size=28_896, context_length=1_024, eos_token_id=28_895)
+    config.model.update(layers=32, width=2_560, heads=20)
+    # The published run summed gradients in float32. Planned for v5e:16x16, that takes the exposed
+    # collectives from 5.69 to 10.53 GiB a step (docs/benchmarks.md).
+    config.model.reduce_dtype = "compute"
+    config.model.remat = "query,key,value,attention,residual,norm,mlp_input"
+    # 32 shards of the state, replicated over the other devices: the best of 18 meshes planned for
+    # 256 chips of v5e (docs/benchmarks.md). Fewer than 32 devices: mesh.fsdp=8, say.
+    config.mesh.update(data=-1, fsdp=32)
+    config.optimizer.update(learning_rate=1.6e-4, weight_decay=1.6e-5)
+    config.training.update(steps=286_102, batch_size=1_024, evaluate_every=1_000)  # 300e9 tokens
+    config.checkpoint.update(every=1_000, keep=5)  # 31 GB each
+
+
+def gpt_125m(config: ConfigDict) -> None:
+    config.model.update(vocab_size=28_896, context_length=1_024, eos_token_id=28_895)
+    config.model.update(layers=12, width=768, heads=12)
+    config.optimizer.update(learning_rate=6e-4, warmup_steps=500, weight_decay=6e-5)
+    config.training.update(steps=20_000, batch_size=256, evaluate_every=1_000)
+    config.checkpoint.update(every=1_000, keep=5)
+
+
+def gpt_cpu(config: ConfigDict) -> None:
+    config.model.update(layers=4, width=256, heads=4)
+
+
+def tiny(config: ConfigDict) -> None:
+    config.model.update(layers=2, width=64, heads=4, compute_dtype="float32")
+    config.optimizer.update(learning_rate=3e-3, warmup_steps=5, weight_decay=3e-4)
+    config.training.update(steps=40, batch_size=8, evaluate_every=20, evaluate_batches=-1)
+    config.checkpoint.update(every=10, keep=3)
+    config.logging.every = 5
