@@ -7,7 +7,7 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model import attention
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt2 import GPT2Config
 
 GOOD = {"platform": "tpu", "queries": 1024, "keys": 1024, "head_dim": 128, "dtype": "bfloat16"}
 
@@ -16,18 +16,17 @@ def heads(seed: int, *, batch=2, count=2, length=128, dim=64, dtype=jnp.float32)
     return jax.random.normal(jax.random.key(seed), (batch, count, length, dim), dtype)
 
 
-def pretended(platform: str, sizes=(1, 1, 1)) -> jax.sharding.AbstractMesh:
-    """A mesh of devices that are not here."""
+def absent(platform: str, sizes=(1, 1, 1)) -> jax.sharding.AbstractMesh:
+    """Return a mesh of devices that this machine does not have."""
     device = jax.sharding.AbstractDevice(device_kind="a chip", num_cores=1, platform=platform)
     types = (jax.sharding.AxisType.Auto,) * 3
     return jax.sharding.AbstractMesh(sizes, meshes.AXES, axis_types=types, abstract_device=device)
 
 
-def chosen(kernel: str, platform: str, **asked) -> str:
+def chosen(kernel: str, platform: str, **options) -> str:
     query = heads(0, batch=8, length=256, dtype=jnp.bfloat16)
-    asked = {"masked": False, "dropping": False, **asked}
-    with jax.sharding.use_abstract_mesh(pretended(platform)):
-        return attention.choose(kernel, query, query, **asked)
+    with jax.sharding.use_abstract_mesh(absent(platform)):
+        return attention.choose_kernel(kernel, query, query, **options)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +35,19 @@ def chosen(kernel: str, platform: str, **asked) -> str:
 def test_auto_takes_the_kernel_of_the_devices_compiled_for(platform, best):
     assert chosen("auto", platform) == best
     assert chosen("xla", platform) == "xla"
-    assert chosen("auto", platform, masked=True) == "xla"
+    assert chosen("auto", platform, segments=True, branches=True) == "xla"
+    assert chosen("auto", platform, segments=True) == ("splash" if platform == "tpu" else "xla")
     assert chosen("auto", platform, dropping=True) == "xla"
 
 
 @pytest.mark.parametrize(
-    ("kernel", "changes", "said"),
+    ("kernel", "changes", "message"),
     [
-        ("splash", {"platform": "cpu"}, "runs on a TPU, and the devices here are of cpu"),
-        ("cudnn", {"platform": "tpu"}, "runs on a GPU, and the devices here are of tpu"),
+        ("splash", {"platform": "cpu"}, "runs on a TPU, and the platform is cpu"),
+        ("cudnn", {"platform": "tpu"}, "runs on a GPU, and the platform is tpu"),
         ("splash", {"dropping": True}, "has no dropout"),
-        ("splash", {"masked": True}, "takes no mask"),
+        ("splash", {"segments": True, "branches": True}, "cannot express several branches"),
+        ("cudnn", {"platform": "gpu", "segments": True}, "without packed segments"),
         ("splash", {"queries": 1}, "as many queries as keys, not 1 and 1024"),
         ("splash", {"queries": 100, "keys": 100}, "blocks of 128 positions, not on 100"),
         ("splash", {"head_dim": 80}, "multiple of 64 wide, not 80"),
@@ -55,32 +56,31 @@ def test_auto_takes_the_kernel_of_the_devices_compiled_for(platform, best):
         ("cudnn", {"platform": "gpu", "dropping": True}, "has no dropout"),
     ],
 )
-def test_what_a_kernel_cannot_do(kernel, changes, said):
+def test_what_a_kernel_cannot_do(kernel, changes, message):
     here = {**GOOD, "platform": attention.PLATFORMS[kernel]}
-    assert attention.obstacle(kernel, **here) is None
-    assert said in attention.obstacle(kernel, **{**here, **changes})
+    assert attention.unsupported_reason(kernel, **here) is None
+    assert message in attention.unsupported_reason(kernel, **{**here, **changes})
 
 
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 def test_a_kernel_asked_for_by_name_never_gives_way(kernel):
     query = heads(0)
-    with pytest.raises(ValueError, match=rf"model.attention={kernel}: .* choose auto or xla"):
+    with pytest.raises(ValueError, match=rf"model.attention={kernel}: .*; choose auto or xla"):
         attention.attend(query, query, query, kernel=kernel)
-    with pytest.raises(ValueError, match="takes no mask; choose auto or xla"):
-        chosen(kernel, attention.PLATFORMS[kernel], masked=True)
+    with pytest.raises(ValueError, match="several branches after one prefix; choose"):
+        chosen(kernel, attention.PLATFORMS[kernel], segments=True, branches=True)
 
 
 def test_rows_that_do_not_divide_over_the_devices():
     query = heads(0, batch=3, dtype=jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(pretended("tpu", (2, 2, 1))):
-        asked = {"masked": False, "dropping": False}
-        assert attention.choose("auto", query, query, **asked) == "xla"
+    with jax.sharding.use_abstract_mesh(absent("tpu", (2, 2, 1))):
+        assert attention.choose_kernel("auto", query, query) == "xla"
         with pytest.raises(ValueError, match="3 rows and 2 heads do not divide over 4 x 1"):
-            attention.choose("splash", query, query, **asked)
+            attention.choose_kernel("splash", query, query)
 
 
 def test_the_choice_is_logged_once(caplog):
-    attention._say_once.cache_clear()
+    attention._log_once.cache_clear()
     query = heads(0)
     with caplog.at_level("INFO", logger="biomedlm_jax"):
         for _ in range(2):
@@ -88,12 +88,15 @@ def test_the_choice_is_logged_once(caplog):
     assert [r.message for r in caplog.records] == ["attention: xla on cpu"]
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["causal", "segments"])
 @pytest.mark.parametrize("sizes", [None, (2, 2, 2)], ids=["one device", "eight devices"])
-def test_splash_computes_what_xla_does_with_gradients(sizes):
+def test_splash_computes_what_xla_does_with_gradients(sizes, packed):
     # The kernel itself, interpreted: the same code as on a TPU, without its speed.
     batch = 4 if sizes else 1
     arrays = [heads(seed, batch=batch) for seed in range(3)]
     cotangent = heads(3, batch=batch)
+    segment_BxL = jnp.sort(jax.random.randint(jax.random.key(4), (batch, 128), 0, 3), axis=1)
+    mask = attention.Mask(segment_BxL) if packed else None
 
     def both(kernel):
         def loss(*qkv):
@@ -101,30 +104,62 @@ def test_splash_computes_what_xla_does_with_gradients(sizes):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arrays)
 
-    splash = functools.partial(attention._splash, scale=0.1, interpret=True)
-    xla = functools.partial(attention.attend, scale=0.1)
+    splash = functools.partial(
+        attention._splash, scale=0.1, segment_BxL=segment_BxL if packed else None, interpret=True
+    )
+    xla = functools.partial(attention.attend, scale=0.1, mask=mask)
     if sizes:
         with jax.set_mesh(meshes.make_mesh(**dict(zip(meshes.AXES, sizes, strict=True)))):
-            got = both(splash)
+            ours = both(splash)
     else:
-        got = both(splash)
-    wanted = both(xla)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        ours = both(splash)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(both(xla)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
-def test_cudnn_is_asked_for_causal_attention_without_a_mask(monkeypatch):
-    asked = {}
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_attention_equals_torchs(groups):
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 4, 16, 8)).astype(np.float32)
+    key, value = rng.normal(size=(2, 2, groups, 16, 8)).astype(np.float32)
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *map(torch.from_numpy, (query, key, value)), is_causal=True, enable_gqa=True
+    )
+    np.testing.assert_allclose(attention.attend(query, key, value), theirs.numpy(), atol=1e-5)
+    # The last queries alone, against all keys, are the same rows.
+    last = attention.attend(query[:, :, -3:], key, value)
+    np.testing.assert_allclose(last, theirs.numpy()[:, :, -3:], atol=1e-5)
 
-    def record(query, key, value, **options):
-        asked.update(options, shape=query.shape)
+
+def test_a_prefix_tree_shows_each_branch_its_prefix_and_itself():
+    segment = jnp.array([[0, 0, 0, 0, 0, 1, 1, -1]])
+    branch = jnp.array([[0, 0, 1, 2, 2, 0, 1, 0]])
+    visible = np.asarray(attention.Mask(segment, branch).visible())[0].astype(int)
+    assert visible.tolist() == [
+        [1, 0, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1],
+    ]
+
+
+def test_cudnn_gets_causal_attention_without_a_mask(monkeypatch):
+    options = {}
+
+    def record(query, key, value, **given):
+        options.update(given, shape=query.shape)
         return value
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     query = heads(0, dtype=jnp.bfloat16)
-    with jax.sharding.use_abstract_mesh(pretended("gpu")):
+    with jax.sharding.use_abstract_mesh(absent("gpu")):
         assert attention.attend(query, query, query, kernel="cudnn").shape == query.shape
-    assert asked == {
+    assert options == {
         "scale": 0.125,
         "is_causal": True,
         "implementation": "cudnn",
@@ -133,21 +168,21 @@ def test_cudnn_is_asked_for_causal_attention_without_a_mask(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"attention": "flash"}, "choose one of auto, xla, splash, cudnn"),
+        ({"attention": "flash"}, "one of auto, xla, splash, cudnn"),
         ({"attention": "splash", "width": 160, "heads": 2}, "not 80; choose auto or xla"),
         ({"attention": "cudnn", "compute_dtype": "float32"}, "not in float32"),
     ],
 )
-def test_configs_that_no_device_could_run(values, said):
-    with pytest.raises(ValueError, match=said):
-        GPTConfig(**values)
+def test_configs_that_no_device_could_run(values, message):
+    with pytest.raises(ValueError, match=message):
+        GPT2Config(**values)
 
 
 def test_training_with_dropout_needs_xla():
     mesh = meshes.make_mesh(fsdp=8)
-    config = GPTConfig(attention="splash", attention_dropout=0.1)
+    config = GPT2Config(attention="splash", attention_dropout=0.1)
     with pytest.raises(ValueError, match="runs on a TPU"):
-        attention.check_training(config, mesh)
-    assert attention.check_training(GPTConfig(), mesh) == "xla"
+        attention.training_kernel(config, mesh)
+    assert attention.training_kernel(GPT2Config(), mesh) == "xla"

@@ -1,75 +1,36 @@
-import json
-
 import pytest
 
-from biomedlm_jax.model.config import GPTConfig
-
-
-def test_the_defaults_are_biomedlms_published_config(real_data):
-    published = json.loads((real_data / "biomedlm_config" / "config.json").read_text())
-    assert GPTConfig.from_hf(published) == GPTConfig()
-
-
-@pytest.mark.parametrize("mlp_width", [None, 96])
-@pytest.mark.parametrize("flag", [True, False])
-def test_round_trip_through_hugging_faces_config(mlp_width, flag):
-    config = GPTConfig(
-        vocab_size=300,
-        width=64,
-        heads=4,
-        layers=3,
-        mlp_width=mlp_width,
-        scale_attn_by_inverse_layer_idx=flag,
-        attention_dropout=0.3,
-    )
-    assert GPTConfig.from_hf(config.to_hf()) == config
-
-
-def test_transformers_reads_the_same_values():
-    transformers = pytest.importorskip("transformers", reason="transformers is in the extra `dev`")
-    config = GPTConfig(vocab_size=300, width=64, heads=4, layers=3, mlp_width=96)
-    theirs = transformers.GPT2Config(**config.to_hf())
-    assert GPTConfig.from_hf(theirs.to_dict()) == config
+from biomedlm_jax.model.gpt2 import GPT2Config
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
-        ({"heads": 7}, "model.heads=7 does not divide"),
-        ({"layers": 0}, "at least 1"),
-        ({"layers": "3"}, "model.layers='3' is a str"),
-        ({"layers": True}, "is a bool"),
-        ({"attention_dropout": 1.0}, r"in \[0, 1\)"),
-        ({"eos_token_id": 28_896}, "not in the vocabulary"),
-        ({"compute_dtype": "float16"}, "choose auto, float32 or bfloat16"),
+        ({"heads": 7}, "model.heads=7, which does not divide"),
+        ({"layers": 0}, "model.layers=0; expected at least 1"),
+        ({"layers": "3"}, "model.layers='3'; expected a whole number"),
+        ({"layers": True}, "model.layers=True; expected a whole number"),
+        ({"attention_dropout": 1.0}, "at least 0 and below 1"),
+        ({"eos_token_id": 28_896}, "not below model.vocab_size"),
+        ({"compute_dtype": "float16"}, "one of auto, float32, bfloat16"),
         ({"remat": "query,kee"}, "kee"),
+        ({"initializer_range": float("nan")}, "expected a finite number"),
+        ({"layer_norm_epsilon": float("inf")}, "expected a finite number"),
     ],
 )
-def test_values_that_cannot_be(values, said):
-    with pytest.raises(ValueError, match=said):
-        GPTConfig(**values)
+def test_values_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        GPT2Config(**values)
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"model_type": "llama"}, "model_type='llama'"),
-        ({"activation_function": "relu"}, "activation_function='relu'"),
-        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
-    ],
-)
-def test_other_models_are_refused(values, said):
-    with pytest.raises(ValueError, match=said):
-        GPTConfig.from_hf({**GPTConfig().to_hf(), **values})
+def test_unset_values_follow_the_others():
+    config = GPT2Config(vocab_size=300, width=64, heads=4)
+    assert (config.end_id, config.feed_forward_width) == (299, 256)
+    assert (config.head_dim, config.key_value_heads, config.padded_vocab_size) == (16, 4, 384)
 
 
-def test_a_config_without_its_sizes_is_refused():
-    with pytest.raises(ValueError, match="lacks vocab_size"):
-        GPTConfig.from_hf({"model_type": "gpt2"})
-
-
-def test_a_missing_flag_means_no_inverse_layer_scale():
-    values = GPTConfig().to_hf()
-    del values["scale_attn_by_inverse_layer_idx"]
-    assert not GPTConfig.from_hf(values).scale_attn_by_inverse_layer_idx
+def test_the_architecture_leaves_execution_and_dropout_out():
+    one = GPT2Config(compute_dtype="float32", remat="full", residual_dropout=0.3, unroll=2)
+    assert one.architecture() == GPT2Config(vocab_multiple=64).architecture()
+    assert one.architecture()["model_type"] == "gpt2"
+    assert one.architecture() != GPT2Config(layer_norm_epsilon=1e-6).architecture()

@@ -3,17 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, score_layer
 
-CONFIG = GPTConfig(vocab_size=300, context_length=32, layers=2, width=64, heads=4)
+CONFIG = GPT2Config(vocab_size=300, context_length=32, layers=2, width=64, heads=4)
 
 
 def head(kind: str, classes: int = 3, **changes):
-    config = GPTConfig(**{**CONFIG.__dict__, **changes})
+    config = GPT2Config(**{**CONFIG.__dict__, **changes})
     score = score_layer(config, kind, classes, key=jax.random.key(1))
-    return HEADS[kind](GPT(config, key=jax.random.key(0)), score)
+    return HEADS[kind](GPT2(config, key=jax.random.key(0)), score)
 
 
 def test_the_published_sizes():
@@ -21,7 +20,9 @@ def test_the_published_sizes():
         kind: {
             jax.tree_util.keystr(path): leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(
-                jax.eval_shape(lambda k=kind: score_layer(GPTConfig(), k, 3, key=jax.random.key(0)))
+                jax.eval_shape(
+                    lambda k=kind: score_layer(GPT2Config(), k, 3, key=jax.random.key(0))
+                )
             )
         }
         for kind in HEADS
@@ -45,8 +46,8 @@ def test_scores_are_a_linear_layer_in_float32(kind):
     np.testing.assert_allclose(half, model(states.astype(jnp.bfloat16).astype(jnp.float32)))
 
 
-def test_a_fresh_score_is_drawn_as_the_models_kernels_are():
-    score = score_layer(GPTConfig(width=4096, heads=4), CLASSIFICATION, 5, key=jax.random.key(0))
+def test_a_fresh_score_is_initialised_as_the_models_kernels():
+    score = score_layer(GPT2Config(width=4096, heads=4), CLASSIFICATION, 5, key=jax.random.key(0))
     np.testing.assert_allclose(np.std(score.kernel[...]), 0.02, rtol=0.02)
     choice = score_layer(CONFIG, CHOICE, 1, key=jax.random.key(0))
     assert not np.asarray(choice.bias[...]).any()
@@ -62,7 +63,7 @@ def test_classes_equal_gpt2_for_sequence_classification(tmp_path):
 
     model = head(CLASSIFICATION, initializer_range=0.2)
     theirs = GPT2ForSequenceClassification.from_pretrained(
-        export_hf(model.gpt, None, tmp_path / "hf"),
+        export_hf(model.trunk, None, tmp_path / "hf"),
         num_labels=3,
         pad_token_id=0,
         attn_implementation="eager",
@@ -71,4 +72,4 @@ def test_classes_equal_gpt2_for_sequence_classification(tmp_path):
     tokens = jax.random.randint(jax.random.key(3), (4, 32), 1, 300)
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(tokens))).logits.numpy()
-    np.testing.assert_allclose(model(model.gpt.hidden(tokens)[:, -1]), expected, atol=1e-5)
+    np.testing.assert_allclose(model(model.trunk.hidden(tokens)[:, -1]), expected, atol=1e-5)

@@ -6,13 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.model.heads import score_layer
-from biomedlm_jax.model.lora import KERNELS, LoRA
-from biomedlm_jax.qa.tuned import Adapter
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.heads import MultipleChoice, score_layer
+from biomedlm_jax.model.language_model import parameter_count
+from biomedlm_jax.model.lora import Adapter, LoRA
 
-CONFIG = GPTConfig(
+CONFIG = GPT2Config(
     vocab_size=303,
     context_length=32,
     layers=2,
@@ -24,22 +23,27 @@ CONFIG = GPTConfig(
     residual_dropout=0.0,
 )
 RANK, ALPHA, ADDED = 4, 12.0, 3
+KERNELS = {
+    *(f"attn.c_attn.{name}" for name in ("query", "key", "value")),
+    *("attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+}
 
 
 @pytest.fixture(scope="module")
 def gpt():
-    return GPT(CONFIG, key=jax.random.key(0))
+    return GPT2(CONFIG, key=jax.random.key(0))
 
 
 def adapter(gpt, *, trained: bool) -> Adapter:
     """As at the start of a run, or with factors and rows moved away from it."""
     score = score_layer(CONFIG, "choice", 1, key=jax.random.key(1))
-    made = Adapter(gpt, score, added=ADDED, rank=RANK, alpha=ALPHA, key=jax.random.key(2))
+    model = MultipleChoice(gpt, score)
+    made = Adapter(model, added=ADDED, rank=RANK, alpha=ALPHA, key=jax.random.key(2))
     if trained:
         for i, factors in enumerate(made.lora.factors.values()):
             moved = 0.05 * jax.random.normal(jax.random.key(10 + i), factors["b"].shape)
             factors["b"] = factors["b"].replace(moved)
-        made.rows = made.rows.replace(made.rows[...] + 0.3)
+        made.rows["wte"] = made.rows["wte"].replace(made.rows["wte"][...] + 0.3)
     return made
 
 
@@ -49,8 +53,8 @@ def tokens():
 
 
 @jax.jit
-def hidden(model, lora=None):
-    return model.hidden(tokens(), lora=lora)
+def hidden(model):
+    return model.hidden(tokens())
 
 
 def kernel(gpt, name):
@@ -60,24 +64,24 @@ def kernel(gpt, name):
 
 def test_the_first_step_starts_from_the_model_as_it_is(gpt):
     fresh = adapter(gpt, trained=False)
-    np.testing.assert_array_equal(hidden(gpt, fresh.lora), hidden(gpt))
+    np.testing.assert_array_equal(hidden(fresh.view(gpt).trunk), hidden(gpt))
     head = fresh.merged(gpt)
-    for a, b in zip(jax.tree.leaves(head.gpt), jax.tree.leaves(gpt), strict=True):
+    for a, b in zip(jax.tree.leaves(head.trunk), jax.tree.leaves(gpt), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_merged_and_unmerged_models_say_the_same(gpt):
+def test_merged_and_unmerged_models_compute_the_same(gpt):
     made = adapter(gpt, trained=True)
-    unmerged, merged = made.head(gpt), made.merged(gpt)
-    x = hidden(unmerged.gpt, made.lora)
+    unmerged, merged = made.view(gpt), made.merged(gpt)
+    x = hidden(unmerged.trunk)
     assert jnp.abs(x - hidden(gpt)).max() > 0.1
-    np.testing.assert_allclose(hidden(merged.gpt), x, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(merged(hidden(merged.gpt)), unmerged(x), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(hidden(merged.trunk), x, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(merged(hidden(merged.trunk)), unmerged(x), rtol=0, atol=1e-5)
 
 
 def test_the_change_is_alpha_over_rank_times_the_product(gpt):
     made = adapter(gpt, trained=True)
-    merged = made.merged(gpt).gpt
+    merged = made.merged(gpt).trunk
     for name in KERNELS:
         a, b = (np.asarray(made.lora.factors[name][f][...], np.float64) for f in "ab")
         expected = kernel(gpt, name) + ALPHA / RANK * np.einsum("NDR,NRF->NDF", a, b)
@@ -86,7 +90,7 @@ def test_the_change_is_alpha_over_rank_times_the_product(gpt):
 
 def test_only_kernels_and_the_added_rows_change(gpt):
     before = jax.tree.map(np.array, gpt)
-    merged = adapter(gpt, trained=True).merged(gpt).gpt
+    merged = adapter(gpt, trained=True).merged(gpt).trunk
     changed = set()
     leaves = jax.tree_util.tree_leaves_with_path(merged)
     for (path, ours), old, now in zip(
@@ -106,14 +110,14 @@ def test_gradients_are_those_of_the_merged_weights_projected(gpt):
     direction = jax.random.normal(jax.random.key(5), (2, 64))
 
     def loss_of_adapter(made):
-        head = made.head(gpt)
-        return (head.gpt.hidden(tokens(), lora=made.lora)[:, -1] * direction).sum()
+        head = made.view(gpt)
+        return (head.trunk.hidden(tokens())[:, -1] * direction).sum()
 
     def loss_of_model(model):
         return (model.hidden(tokens())[:, -1] * direction).sum()
 
     ours = jax.jit(jax.grad(loss_of_adapter))(made)
-    whole = jax.jit(jax.grad(loss_of_model))(made.merged(gpt).gpt)
+    whole = jax.jit(jax.grad(loss_of_model))(made.merged(gpt).trunk)
     for name in KERNELS:
         a, b = (np.asarray(made.lora.factors[name][f][...]) for f in "ab")
         change = ALPHA / RANK * kernel(whole, name)
@@ -124,33 +128,34 @@ def test_gradients_are_those_of_the_merged_weights_projected(gpt):
             scale = np.abs(expected).max()
             np.testing.assert_allclose(got / scale, expected / scale, atol=1e-5, err_msg=name)
     scale = np.abs(whole.wte[300:303]).max()
-    np.testing.assert_allclose(ours.rows[...] / scale, whole.wte[300:303] / scale, atol=1e-5)
+    np.testing.assert_allclose(ours.rows["wte"][...] / scale, whole.wte[300:303] / scale, atol=1e-5)
 
 
 def test_of_biomedlm_itself_a_hundredth_is_trained():
-    config = GPTConfig(vocab_size=28_896 + ADDED)
+    config = GPT2Config(vocab_size=28_896 + ADDED)
 
     def make():
         key = jax.random.key(0)
-        gpt = GPT(config, key=key)
+        gpt = GPT2(config, key=key)
         score = score_layer(config, "choice", 1, key=key)
-        made = Adapter(gpt, score, added=ADDED, rank=8, alpha=16.0, key=key)
+        made = Adapter(MultipleChoice(gpt, score), added=ADDED, rank=8, alpha=16.0, key=key)
         return made, optax.adamw(1e-4).init(made)
 
     made, moments = jax.eval_shape(make)
+    abstract = jax.eval_shape(lambda: GPT2(config, key=jax.random.key(0)))
     D, F = config.width, config.mlp_width
     factors = config.layers * 8 * (4 * (D + D) + 2 * (D + F))
     trained = factors + ADDED * D + D + 1
     assert sum(leaf.size for leaf in jax.tree.leaves(made)) == trained
     assert sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.ndim) == 2 * trained
-    assert trained < config.parameter_count / 100
+    assert trained < parameter_count(abstract) / 100
 
 
-def test_every_layer_and_kernel_draws_its_own_factors():
-    lora = LoRA(CONFIG, rank=RANK, alpha=ALPHA, key=jax.random.key(0))
-    drawn = [np.asarray(layer) for f in lora.factors.values() for layer in f["a"][...]]
-    assert len({values.tobytes() for values in drawn}) == len(KERNELS) * CONFIG.layers
-    for values in drawn:  # Kaiming's uniform bound, sqrt(6 / inputs), nearly reached
+def test_every_layer_and_kernel_has_its_own_factors():
+    lora = LoRA(GPT2(CONFIG, key=jax.random.key(0)), rank=RANK, alpha=ALPHA, key=jax.random.key(0))
+    initial = [np.asarray(layer) for f in lora.factors.values() for layer in f["a"][...]]
+    assert len({values.tobytes() for values in initial}) == len(KERNELS) * CONFIG.layers
+    for values in initial:  # Kaiming's uniform bound, sqrt(6 / inputs), nearly reached
         bound = np.sqrt(6 / values.shape[0])
         assert 0.9 * bound < np.abs(values).max() <= bound
     assert not any(np.asarray(f["b"][...]).any() for f in lora.factors.values())

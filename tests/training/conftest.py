@@ -15,8 +15,8 @@ WORDS = ["cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    dice = random.Random(seed)
-    return [" ".join(dice.choices(WORDS, k=40)) + f" {dice.random()}." for _ in range(count)]
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=40)) + f" {rng.random()}." for _ in range(count)]
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +36,27 @@ def dataset(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture
 def config(dataset):
     """The tiny run on the small dataset."""
-    config = runpy.run_path(str(ROOT / "configs" / "tiny.py"))["get_config"]()
-    config.model.vocab_size, config.model.eos_token_id = 300, 299
+    return tiny_config(dataset)
+
+
+def tiny_config(dataset):
+    config = runpy.run_path(str(ROOT / "configs" / "pretrain.py"))["get_config"]("tiny")
     config.data.path = str(dataset)
+    config.model.residual_dropout = 0.1
     config.training.steps = 12
     config.training.evaluate_every = 6
     config.checkpoint.every = 4
     config.logging.every = 1
     config.logging.tensorboard = False
     return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, dataset) -> Path:
+    """A finished tiny run, with dropout; tests copy it."""
+    from biomedlm_jax import pretrain
+
+    config = tiny_config(dataset)
+    run = tmp_path_factory.mktemp("finished") / "run"
+    pretrain(config, run)
+    return run

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.training.loss import cross_entropy, next_token_loss
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.training.loss import cross_entropy, next_token_loss, token_log_probabilities
 
-CONFIG = GPTConfig(
+CONFIG = GPT2Config(
     vocab_size=300,
     context_length=16,
     layers=2,
@@ -36,7 +35,7 @@ def jit_grad(loss):
 
 @pytest.fixture(scope="module")
 def model():
-    return GPT(CONFIG, key=jax.random.key(0))
+    return GPT2(CONFIG, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_far_logits_do_not_overflow_or_vanish():
 
 
 def test_bfloat16_gradients_come_close(model, tokens):
-    half = GPT(dataclasses.replace(CONFIG, compute_dtype="bfloat16"), key=jax.random.key(0))
+    half = GPT2(dataclasses.replace(CONFIG, compute_dtype="bfloat16"), key=jax.random.key(0))
     (_, a), (_, b) = (jit_grad(lambda m: next_token_loss(m, tokens))(m) for m in (half, model))
     error = jnp.abs(a.wte[...] - b.wte[...]).max() / jnp.abs(b.wte[...]).max()
     assert 0 < error < 0.05
@@ -92,5 +91,17 @@ def test_bfloat16_gradients_come_close(model, tokens):
 
 
 def test_chunks_that_do_not_divide(model, tokens):
-    with pytest.raises(ValueError, match=r"loss_chunks=3 does not divide the length 16"):
+    with pytest.raises(ValueError, match=r"loss_chunks=3; expected a divisor of the length 16"):
         next_token_loss(model, tokens, chunks=3)
+
+
+def test_log_probabilities_are_log_softmaxs_and_sum_to_the_loss(model, tokens):
+    x_BxLxD = jax.jit(GPT2.hidden)(model, tokens)
+    targets_BxL = jnp.roll(tokens, -1, axis=1)
+    got, likeliest = jax.jit(token_log_probabilities)(model, x_BxLxD, targets_BxL)
+    expected = jax.nn.log_softmax(model.logits(x_BxLxD))
+    np.testing.assert_allclose(
+        got, jnp.take_along_axis(expected, targets_BxL[..., None], -1)[..., 0], atol=1e-5
+    )
+    np.testing.assert_array_equal(likeliest, expected.argmax(-1) == targets_BxL)
+    np.testing.assert_allclose(-got[:, :-1].mean(), next_token_loss(model, tokens), rtol=1e-5)

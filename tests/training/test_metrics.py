@@ -1,28 +1,35 @@
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.training.metrics import (
     Recorder,
+    StepTimer,
+    check_finite,
     flops_per_token,
     peak_flops,
+    plot_losses,
+    read_metrics,
     validation_metrics,
 )
 
 
 def test_flops_of_biomedlm():
-    config = GPTConfig()
+    biomedlm = abstract_model(GPT2Config())
     parameters = 2_594_247_680 - 1024 * 2560
-    assert flops_per_token(config) == 6 * parameters + 12 * 32 * 2560 * 1024
+    assert flops_per_token(biomedlm, 1024) == 6 * parameters + 12 * 32 * 2560 * 1024
     # The published run: 4,340 tokens/s on an A100 are 23.1 % of 312 TFLOP/s.
-    assert flops_per_token(config) * 4340 / 312e12 == pytest.approx(0.231, abs=0.001)
+    assert flops_per_token(biomedlm, 1024) * 4340 / 312e12 == pytest.approx(0.231, abs=0.001)
 
 
 def test_peaks_are_found_by_device_kind():
     assert peak_flops("TPU v5 lite") == 197e12
-    assert peak_flops("TPU v5") == peak_flops("TPU v5p") == 459e12
+    assert peak_flops("TPU v5p") == 459e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA H100 PCIe") is None
     assert peak_flops("cpu") is None
@@ -45,4 +52,42 @@ def test_the_recorder_writes_json_lines_and_tensorboard_events(tmp_path, capsys)
         {"step": 2, "validation_loss": 2.25},
     ]
     assert list(tmp_path.glob("events.out.tfevents.*"))
-    assert "step 1  loss 2.5" in capsys.readouterr().err
+    assert "step 1/10  loss 2.5  elapsed 0:00  remaining 0:0" in capsys.readouterr().err
+
+
+def test_a_resumed_recorder_drops_lines_of_steps_that_run_again(tmp_path):
+    lines = ['{"step": 4, "loss": 1.0}', '{"step": 5, "loss": 1.0}', '{"step": 6, "lo']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    Recorder(tmp_path, first_step=4, steps=10, tensorboard=False).close()
+    assert read_metrics(tmp_path) == [{"step": 4, "loss": 1.0}]
+
+
+def test_the_loss_curve_is_a_picture(tmp_path):
+    recorder = Recorder(tmp_path, first_step=0, steps=10, tensorboard=False)
+    for step in range(1, 5):
+        recorder.write(step, {"loss": 4.0 / step})
+    recorder.write(4, {"validation_loss": 1.5})
+    recorder.close()
+    assert plot_losses(tmp_path).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, bad):
+    good = {"loss": jnp.float32(2.0), "grad_norm": jnp.float32(1.0)}
+    assert check_finite(3, good, tmp_path) == {"loss": 2.0, "grad_norm": 1.0}
+    with pytest.raises(ValueError, match=r"step 3 has loss .*the last checkpoint in .* is intact"):
+        check_finite(3, good | {"loss": jnp.float32(bad)}, tmp_path)
+    with pytest.raises(ValueError, match="gradient norm"):
+        check_finite(3, good | {"grad_norm": jnp.float32(bad)}, tmp_path)
+
+
+def test_the_step_timer_counts_the_steps_between_readings(monkeypatch):
+    clock = iter([10.0, 14.0, 20.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    timer = StepTimer(tokens_per_step=100, flops_per_token=6.0)
+    assert timer.restarted
+    assert timer.read(3) == {}
+    assert timer.read(5) == {"step_seconds": 2.0, "tokens_per_second": 50.0}
+    timer.restart()
+    assert timer.read(6) == {}
+    assert jax.devices()[0].platform == "cpu"  # hence no MFU

@@ -6,15 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from biomedlm_jax.training.optimizer import (
-    check_tuning,
-    make_optimizer,
-    make_tuning_optimizer,
-    warmup_cosine,
-    warmup_linear,
-)
+from biomedlm_jax.training.config import OptimizerSettings
+from biomedlm_jax.training.optimizer import make_optimizer
 
 PUBLISHED = {
+    "schedule": "cosine",
     "learning_rate": 1.6e-4,
     "warmup_steps": 100,
     "final_lr_fraction": 0.1,
@@ -23,9 +19,11 @@ PUBLISHED = {
     "epsilon": 1e-8,
     "weight_decay": 1.6e-5,
     "clip_norm": 0.0,
+    "decoupled": True,
 }
 
-TUNING = {
+FINETUNING = {
+    "schedule": "linear",
     "learning_rate": 3e-3,
     "warmup_ratio": 0.5,
     "beta1": 0.9,
@@ -54,9 +52,7 @@ def composers_step(p, g, m, v, t: int, rate: float):
 
 
 def test_schedule_is_composers():
-    schedule = warmup_cosine(
-        learning_rate=1.6e-4, warmup_steps=100, steps=400, final_lr_fraction=0.1
-    )
+    _, schedule = make_optimizer(OptimizerSettings(**PUBLISHED), steps=400)
     assert schedule(0) == 0
     for step in range(401):
         np.testing.assert_allclose(schedule(step), composers_learning_rate(step, 400), rtol=1e-5)
@@ -64,7 +60,7 @@ def test_schedule_is_composers():
 
 def test_400_steps_equal_composers_decoupled_adamw():
     with jax.enable_x64(True):
-        tx, _ = make_optimizer(steps=400, **PUBLISHED)
+        tx, _ = make_optimizer(OptimizerSettings(**PUBLISHED), steps=400)
         rng = np.random.default_rng(0)
         mine = {"ln": jnp.ones(5, jnp.float64), "w": jnp.asarray(rng.normal(size=(4, 3)))}
         theirs = {name: np.asarray(p) for name, p in mine.items()}
@@ -85,8 +81,8 @@ def test_400_steps_equal_composers_decoupled_adamw():
 
 
 def test_clipping_bounds_the_global_norm():
-    tx, _ = make_optimizer(steps=400, **{**PUBLISHED, "clip_norm": 1.0})
-    free, _ = make_optimizer(steps=400, **PUBLISHED)
+    tx, _ = make_optimizer(OptimizerSettings(**{**PUBLISHED, "clip_norm": 1.0}), steps=400)
+    free, _ = make_optimizer(OptimizerSettings(**PUBLISHED), steps=400)
     params = {"a": jnp.ones(3), "b": jnp.ones(4)}
     grads = {"a": jnp.full(3, 30.0), "b": jnp.full(4, 40.0)}
     norm = math.sqrt(3 * 30**2 + 4 * 40**2)
@@ -104,7 +100,9 @@ def test_clipping_bounds_the_global_norm():
     ("name", "value"),
     [
         ("learning_rate", 0.0),
-        ("warmup_steps", 400),
+        ("learning_rate", float("nan")),
+        ("warmup_ratio", 1.5),
+        ("schedule", "constant"),
         ("final_lr_fraction", 1.5),
         ("beta2", 1.0),
         ("epsilon", 0.0),
@@ -113,23 +111,26 @@ def test_clipping_bounds_the_global_norm():
     ],
 )
 def test_values_that_cannot_be(name, value):
-    with pytest.raises(ValueError, match=f"optimizer.{name}={value}"):
-        make_optimizer(steps=400, **{**PUBLISHED, name: value})
+    with pytest.raises(ValueError, match=f"got optimizer.{name}={value!r}"):
+        OptimizerSettings(**{**PUBLISHED, name: value})
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.06, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 100])
-def test_the_linear_schedule_is_transformers(ratio, steps):
+def test_the_linear_schedule_is_transformers_without_its_first_step_of_rate_0(ratio, steps):
     torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
     from transformers import get_linear_schedule_with_warmup
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-5)
-    theirs = get_linear_schedule_with_warmup(optimizer, math.ceil(ratio * steps), steps)
-    mine = warmup_linear(learning_rate=2e-5, warmup_ratio=ratio, steps=steps)
+    warmup = math.ceil(ratio * steps)
+    theirs = get_linear_schedule_with_warmup(optimizer, warmup, steps + 1)
+    values = {**FINETUNING, "learning_rate": 2e-5, "warmup_ratio": ratio}
+    _, mine = make_optimizer(OptimizerSettings(**values), steps=steps)
     for step in range(steps):
-        np.testing.assert_allclose(mine(step), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-12)
         optimizer.step()
         theirs.step()
+        np.testing.assert_allclose(mine(step), theirs.get_last_lr()[0], rtol=1e-5, atol=1e-12)
+        assert mine(step) > 0
 
 
 def test_clipped_adamw_with_it_steps_as_torchs_does():
@@ -140,10 +141,12 @@ def test_clipped_adamw_with_it_steps_as_torchs_does():
     start = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
     theirs = {name: torch.tensor(p, requires_grad=True) for name, p in start.items()}
     optimizer = torch.optim.AdamW(theirs.values(), lr=3e-3, eps=1e-8, weight_decay=0.1)
-    scheduler = get_linear_schedule_with_warmup(optimizer, 30, 60)
+    scheduler = get_linear_schedule_with_warmup(optimizer, 30, 61)
+    optimizer.step()  # without gradients: torch wants it before the schedule's first step
+    scheduler.step()
     with jax.enable_x64(True):
         mine = {name: jnp.asarray(p) for name, p in start.items()}
-        tx, _ = make_tuning_optimizer(steps=60, **TUNING)
+        tx, _ = make_optimizer(OptimizerSettings(**FINETUNING), steps=60)
         state, update = tx.init(mine), jax.jit(tx.update)
         for _ in range(60):
             grads = {name: rng.normal(size=p.shape) for name, p in start.items()}
@@ -160,14 +163,14 @@ def test_clipped_adamw_with_it_steps_as_torchs_does():
             np.testing.assert_allclose(mine[name], p.detach().numpy(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "value"), [("warmup_ratio", 1.5), ("clip_norm", -1.0)])
-def test_tuning_values_that_cannot_be(name, value):
-    check_tuning(TUNING)
-    with pytest.raises(ValueError, match=f"optimizer.{name}={value}"):
-        check_tuning({**TUNING, name: value})
+@pytest.mark.parametrize("both", [{"warmup_steps": 3}, {"warmup_ratio": None}])
+def test_the_warmup_is_given_once(both):
+    with pytest.raises(ValueError, match=r"warmup_steps=.* and optimizer.warmup_ratio=.*; set one"):
+        OptimizerSettings(**{**FINETUNING, **both})
 
 
-@pytest.mark.parametrize(("rate", "ratio"), [(0.0, 0.5), (-1e-5, 0.5), (1e-5, -0.1), (1e-5, 1.1)])
-def test_linear_schedules_that_cannot_be(rate, ratio):
-    with pytest.raises(ValueError, match=f"learning_rate={rate} and warmup_ratio={ratio}"):
-        warmup_linear(learning_rate=rate, warmup_ratio=ratio, steps=10)
+def test_a_warmup_longer_than_the_run_names_the_flag():
+    with pytest.raises(
+        ValueError, match=r"a shorter warmup: set --config.optimizer.warmup_steps=5"
+    ):
+        make_optimizer(OptimizerSettings(**PUBLISHED), steps=50)

@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.interop.weights import named_leaves
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.model.tokens import grow_vocabulary, grown
-from biomedlm_jax.training.state import laid_out
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.language_model import named_leaves
+from biomedlm_jax.model.vocabulary import grow_vocabulary, grown
 
-CONFIG = GPTConfig(vocab_size=300, context_length=32, layers=2, width=64, heads=4, eos_token_id=7)
+CONFIG = GPT2Config(vocab_size=300, context_length=32, layers=2, width=64, heads=4, eos_token_id=7)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return GPT(CONFIG, key=jax.random.key(0))
+    return GPT2(CONFIG, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("count", [0, 3, 84, 85])  # up to the padding's end, and beyond
@@ -40,14 +38,14 @@ def test_everything_else_keeps_its_bits(model, count):
 def test_old_texts_have_their_old_logits_and_padding_is_never_visible(model):
     tokens = jax.random.randint(jax.random.key(2), (2, 16), 0, 300)
     bigger = grow_vocabulary(model, 5, key=jax.random.key(1))
-    logits = jax.jit(GPT.__call__)(bigger, tokens)
+    logits = jax.jit(GPT2.__call__)(bigger, tokens)
     assert logits.shape == (2, 16, 305)
-    np.testing.assert_allclose(logits[..., :300], jax.jit(GPT.__call__)(model, tokens), atol=1e-6)
+    np.testing.assert_allclose(logits[..., :300], jax.jit(GPT2.__call__)(model, tokens), atol=1e-6)
     assert jnp.abs(logits[..., 300:]).max() > 0  # of the rows' own, not of padding
 
 
-def test_rows_are_drawn_as_at_initialisation_and_follow_the_key(model):
-    wide = GPT(GPTConfig(vocab_size=8, layers=1, width=512, heads=4), key=jax.random.key(0))
+def test_rows_are_initialised_as_a_fresh_models_and_follow_the_key(model):
+    wide = GPT2(GPT2Config(vocab_size=8, layers=1, width=512, heads=4), key=jax.random.key(0))
     rows = grow_vocabulary(wide, 100, key=jax.random.key(1)).wte[8:108]
     np.testing.assert_allclose(np.std(rows), 0.02, rtol=0.02)
     np.testing.assert_allclose(np.mean(rows), 0, atol=1e-3)
@@ -60,9 +58,9 @@ def test_it_grows_in_its_shards(model):
     mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
 
     def grow():
-        return grow_vocabulary(GPT(CONFIG, key=jax.random.key(0)), 85, key=jax.random.key(1))
+        return grow_vocabulary(GPT2(CONFIG, key=jax.random.key(0)), 85, key=jax.random.key(1))
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, laid_out(grow, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_sharded(grow, mesh))
     sharded = jax.jit(grow, out_shardings=shardings)()
     assert sharded.wte[...].addressable_shards[0].data.shape == (512 // 2, 64 // 4)
     whole = grow_vocabulary(model, 85, key=jax.random.key(1))
@@ -70,5 +68,5 @@ def test_it_grows_in_its_shards(model):
 
 
 def test_a_negative_count(model):
-    with pytest.raises(ValueError, match="got count=-1 tokens to add; it must be at least 0"):
+    with pytest.raises(ValueError, match="got count=-1 tokens to add; expected at least 0"):
         grow_vocabulary(model, -1, key=jax.random.key(0))

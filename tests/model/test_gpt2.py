@@ -1,0 +1,137 @@
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biomedlm_jax.model import gpt2
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.language_model import parameter_count
+
+TINY = GPT2Config(
+    vocab_size=300,
+    context_length=32,
+    layers=3,
+    width=64,
+    heads=4,
+    initializer_range=0.2,
+    embedding_dropout=0.0,
+    attention_dropout=0.0,
+    residual_dropout=0.0,
+)
+
+
+@functools.cache
+def tiny(**changes) -> GPT2:
+    return GPT2(dataclasses.replace(TINY, **changes), key=jax.random.key(0))
+
+
+def logits(model: GPT2, *arguments, **options):
+    return jax.jit(GPT2.__call__)(model, *arguments, **options)
+
+
+def tokens(batch=2, length=32):
+    return jax.random.randint(jax.random.key(1), (batch, length), 0, TINY.vocab_size)
+
+
+def test_biomedlm_has_exactly_its_published_number_of_parameters():
+    config = GPT2Config()
+    model = jax.eval_shape(lambda: GPT2(config, key=jax.random.key(0)))
+    padding = (config.padded_vocab_size - config.vocab_size) * config.width
+    count = sum(leaf.size for leaf in jax.tree.leaves(model)) - padding
+    assert count == parameter_count(model) == 2_594_247_680
+
+
+def test_the_inverse_layer_scale_changes_every_layer_but_the_first():
+    on, off = tiny(), tiny(scale_attn_by_inverse_layer_idx=False)
+    assert jnp.abs(logits(on, tokens()) - logits(off, tokens())).max() > 0.1
+    one_on = GPT2(dataclasses.replace(TINY, layers=1), key=jax.random.key(0))
+    one_off = dataclasses.replace(TINY, layers=1, scale_attn_by_inverse_layer_idx=False)
+    np.testing.assert_array_equal(
+        logits(one_on, tokens()), logits(GPT2(one_off, key=jax.random.key(0)), tokens())
+    )
+
+
+def test_initial_scales_are_gpt2s():
+    model = GPT2(GPT2Config(vocab_size=4096, width=256, heads=4, layers=8), key=jax.random.key(0))
+    wide, narrow = 0.02, 0.02 / 4  # sqrt(2 * 8)
+    for kernel, deviation in {
+        "wte": (model.wte[...], wide),
+        "wpe": (model.wpe[...], wide),
+        "query": (model.h.attn.c_attn.query.kernel[...], wide),
+        "c_fc": (model.h.mlp.c_fc.kernel[...], wide),
+        "attn.c_proj": (model.h.attn.c_proj.kernel[...], narrow),
+        "mlp.c_proj": (model.h.mlp.c_proj.kernel[...], narrow),
+    }.values():
+        np.testing.assert_allclose(np.std(kernel), deviation, rtol=0.02)
+    assert not np.asarray(model.h.mlp.c_fc.bias[...]).any()
+    first, second = np.asarray(model.h.mlp.c_fc.kernel[:2])
+    assert (first != second).any()  # every layer has its own
+
+
+def test_the_positions_gradient_is_summed_over_rows_in_float32():
+    # 512 equal rows: in bfloat16 a sum of equal numbers stops growing at 256 of them.
+    model = GPT2(dataclasses.replace(TINY, compute_dtype="bfloat16"), key=jax.random.key(0))
+    row = tokens()[:1]
+    weights = jax.random.normal(jax.random.key(1), (row.shape[1], TINY.width))
+
+    def loss(model, rows):
+        hidden = model.hidden(jnp.repeat(row, rows, axis=0)).astype(jnp.float32)
+        return (hidden * weights).sum() / rows
+
+    one, many = (jax.grad(loss)(model, rows).wpe[...] for rows in (1, 512))
+    np.testing.assert_allclose(many, one, rtol=0.02, atol=0.02 * np.abs(one).max())
+
+
+def test_the_defaults_are_biomedlms_published_config(real_data):
+    published = json.loads((real_data / "biomedlm_config" / "config.json").read_text())
+    assert gpt2.from_hf(published) == GPT2Config()
+
+
+@pytest.mark.parametrize("mlp_width", [None, 96])
+@pytest.mark.parametrize("flag", [True, False])
+def test_round_trip_through_hugging_faces_config(mlp_width, flag):
+    config = GPT2Config(
+        vocab_size=300,
+        width=64,
+        heads=4,
+        layers=3,
+        mlp_width=mlp_width,
+        scale_attn_by_inverse_layer_idx=flag,
+        attention_dropout=0.3,
+    )
+    assert gpt2.from_hf(gpt2.to_hf(config)) == config
+
+
+def test_transformers_reads_the_same_values():
+    transformers = pytest.importorskip("transformers", reason="transformers is in the extra `dev`")
+    config = GPT2Config(vocab_size=300, width=64, heads=4, layers=3, mlp_width=96)
+    theirs = transformers.GPT2Config(**gpt2.to_hf(config))
+    assert gpt2.from_hf(theirs.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"activation_function": "relu"}, "activation_function='relu'"),
+        ({"scale_attn_weights": False}, "scale_attn_weights=False"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
+    ],
+)
+def test_other_models_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        gpt2.from_hf({**gpt2.to_hf(GPT2Config()), **values})
+
+
+def test_a_config_without_its_sizes_is_refused():
+    with pytest.raises(ValueError, match="lacks vocab_size"):
+        gpt2.from_hf({"model_type": "gpt2"})
+
+
+def test_a_missing_flag_means_no_inverse_layer_scale():
+    values = gpt2.to_hf(GPT2Config())
+    del values["scale_attn_by_inverse_layer_idx"]
+    assert not gpt2.from_hf(values).scale_attn_by_inverse_layer_idx

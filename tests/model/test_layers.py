@@ -1,0 +1,154 @@
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model.layers import LayerNorm, lookup, product
+
+SHAPES = {  # of x, kernel and result
+    "BLD,DHK->BHLK": ((2, 5, 12), (12, 3, 4)),
+    "BHLK,HKD->BLD": ((2, 3, 5, 4), (3, 4, 12)),
+    "BLD,DF->BLF": ((2, 5, 12), (12, 20)),
+}
+
+
+def arrays(equation: str, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, kernel = (
+        jax.random.normal(key, shape) for key, shape in zip(keys, SHAPES[equation], strict=False)
+    )
+    dy = jax.random.normal(keys[2], jnp.einsum(equation, x, kernel).shape)
+    return x.astype(dtype), kernel, dy.astype(dtype)
+
+
+@pytest.mark.parametrize("reduce_dtype", ["float32", "compute"])
+@pytest.mark.parametrize("equation", SHAPES)
+def test_value_and_gradients_are_those_of_einsum(equation, reduce_dtype):
+    x, kernel, dy = arrays(equation)
+    ours, back = jax.vjp(functools.partial(product, equation, reduce_dtype), x, kernel)
+    theirs, their_back = jax.vjp(functools.partial(jnp.einsum, equation), x, kernel)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    for a, b in zip(back(dy), their_back(dy), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", SHAPES)
+def test_only_compute_rounds_the_gradient_to_the_products_dtype(equation):
+    x, kernel, dy = arrays(equation, jnp.bfloat16)
+    exact = jax.vjp(functools.partial(jnp.einsum, equation), x.astype(jnp.float32), kernel)[1]
+    exact = exact(dy.astype(jnp.float32))[1]
+    rounded = {}
+    for reduce_dtype in ("float32", "compute"):
+        y, back = jax.vjp(functools.partial(product, equation, reduce_dtype), x, kernel)
+        dx, rounded[reduce_dtype] = back(dy)
+        assert (y.dtype, dx.dtype) == (jnp.bfloat16, jnp.bfloat16)
+        assert rounded[reduce_dtype].dtype == jnp.float32
+    np.testing.assert_allclose(rounded["float32"], exact, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(rounded["compute"], rounded["compute"].astype(jnp.bfloat16))
+    assert np.abs(rounded["compute"] - exact).max() > 1e-3
+
+
+@pytest.mark.parametrize(("reduce_dtype", "summed"), [("float32", "f32"), ("compute", "bf16")])
+def test_devices_sum_the_gradient_in_that_dtype(reduce_dtype, summed):
+    # On a TPU: a CPU adds bfloat16 numbers in float32 in any case.
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: it is in the extra `tpu`")
+    from biomedlm_jax.planning.compiled import read_program
+    from biomedlm_jax.planning.hlo import Program
+    from biomedlm_jax.planning.topology import topology_devices
+
+    mesh = meshes.make_mesh(fsdp=4, devices=topology_devices("v5e:2x2"))
+    row, cut = meshes.sharding(mesh, "batch"), meshes.sharding(mesh, "embed")
+    x = jax.ShapeDtypeStruct((8, 128, 512), jnp.bfloat16, sharding=row)
+    kernel = jax.ShapeDtypeStruct((512, 1024), jnp.float32, sharding=cut)
+
+    def loss(kernel, x):
+        return product("BLD,DF->BLF", reduce_dtype, x, kernel).astype(jnp.float32).sum()
+
+    text = jax.jit(jax.grad(loss), out_shardings=cut).lower(kernel, x).compile().as_text()
+    sums = [c for c in read_program(Program(text))["collectives"] if "reduce" in c.kind]
+    assert [(c.dtype, c.group) for c in sums] == [(summed, 4)]
+
+
+def made(kind, dtype):
+    module = kind(48, epsilon=1e-5, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
+    keys = jax.random.split(jax.random.key(1))
+    module.scale[...] = jax.random.normal(keys[0], 48)
+    module.bias[...] = jax.random.normal(keys[1], 48)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 4e-2)], ids=["float32", "bfloat16"]
+)
+def test_it_computes_what_flax_does_with_gradients(dtype, tolerance):
+    # Far from 0, where the mean of squares less the square of the mean would cancel.
+    x = (jax.random.normal(jax.random.key(2), (3, 7, 48)) + 100).astype(dtype)
+    weights = jax.random.normal(jax.random.key(3), x.shape)
+
+    def both(module):
+        def loss(module, x):
+            return (module(x).astype(jnp.float32) * weights).sum()
+
+        return jax.tree.leaves(jax.value_and_grad(loss, argnums=(0, 1))(module, x))
+
+    ours, theirs = both(made(LayerNorm, dtype)), both(made(nnx.LayerNorm, dtype))
+    assert len(ours) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        scale = np.abs(np.asarray(b, np.float32)).max()
+        np.testing.assert_allclose(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=0, atol=tolerance * scale
+        )
+
+
+def test_saved_statistics_are_not_computed_again():
+    module, x = made(LayerNorm, jnp.float32), jnp.ones((2, 48))
+
+    def square_roots(policy):
+        def loss(x):
+            return jnp.sin(jax.checkpoint(module, policy=policy)(x)).sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(x)).count("rsqrt")
+
+    policies = jax.checkpoint_policies
+    assert square_roots(policies.save_only_these_names("norm")) == 1
+    assert square_roots(policies.nothing_saveable) == 2
+
+
+def test_the_lookups_gradient_is_summed_in_float32():
+    # 300 times the same token: in bfloat16 the sum of ones would stop at 256.
+    tokens_BxL = jnp.zeros((1, 300), jnp.int32)
+    table_VxD = jnp.ones((4, 8))
+
+    def total(table_VxD):
+        return lookup(jnp.bfloat16, table_VxD, tokens_BxL).astype(jnp.float32).sum()
+
+    dtable_VxD = jax.grad(total)(table_VxD)
+    assert dtable_VxD.dtype == jnp.float32
+    np.testing.assert_array_equal(dtable_VxD, np.array([[300.0], [0], [0], [0]]) * np.ones(8))
+
+
+def test_on_a_mesh_it_is_the_same_and_no_whole_gradient_exists():
+    tokens_BxL = jax.random.randint(jax.random.key(0), (8, 16), 0, 64)
+    table_VxD = jax.random.normal(jax.random.key(1), (64, 32))
+    weights_BxLxD = jax.random.normal(jax.random.key(2), (8, 16, 32))
+
+    def loss(table_VxD, tokens_BxL):
+        return (lookup(jnp.float32, table_VxD, tokens_BxL) * weights_BxLxD).sum()
+
+    wanted = jax.grad(lambda table: (table[tokens_BxL] * weights_BxLxD).sum())(table_VxD)
+    mesh = meshes.make_mesh(data=2, fsdp=4)
+    with jax.set_mesh(mesh):
+        shards = meshes.sharding(mesh, "vocab", "embed"), meshes.sharding(mesh, "batch", "length")
+        step = jax.jit(jax.grad(loss), in_shardings=shards, out_shardings=shards[0])
+        compiled = step.lower(table_VxD, tokens_BxL).compile()
+        got = compiled(*jax.device_put((table_VxD, tokens_BxL), shards))
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    collectives = [line for line in compiled.as_text().splitlines() if "all-reduce(" in line]
+    assert not [line for line in collectives if "f32[64,32]" in line]

@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from biomedlm_jax.settings import Settings, check_names, read_settings, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner(Settings):
+    group = "inner"
+    rate: float = setting(above=0)
+    steps: int | None = setting(None, least=1, free=True)
+    names: tuple[str, ...] = setting(())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer(Settings):
+    inner: Inner
+    model: dict
+    kind: str = setting("a", choices=("a", "b"))
+
+
+GOOD = {"rate": 0.5, "steps": None, "names": ()}
+
+
+def outer(**changes) -> Outer:
+    inner = {**GOOD, **changes}
+    return read_settings(Outer, ConfigDict({"inner": inner, "model": {"x": 1}, "kind": "b"}))
+
+
+def test_groups_become_nested_settings():
+    settings = outer(rate=1, steps=3, names=("x", "y"))
+    assert settings.inner == Inner(rate=1, steps=3, names=("x", "y"))
+    assert settings.model == {"x": 1}
+    assert Inner.free_names() == {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rate": float("nan")}, "got inner.rate=nan; expected a finite number"),
+        ({"rate": float("inf")}, "got inner.rate=inf; expected a finite number"),
+        ({"rate": 0}, "got inner.rate=0; expected above 0"),
+        ({"rate": True}, "got inner.rate=True; expected a finite number"),
+        ({"rate": "1"}, "got inner.rate='1'; expected a finite number"),
+        ({"steps": 0}, "got inner.steps=0; expected at least 1"),
+        ({"steps": 1.0}, "got inner.steps=1.0; expected a whole number or None"),
+        ({"names": (1,)}, r"got inner.names=\(1,\); expected a tuple, each a string"),
+        ({"raet": 1.0}, "got config.inner.raet, which is unknown; known: rate, steps, names"),
+    ],
+)
+def test_a_bad_value_is_one_line(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        outer(**changes)
+
+
+def test_a_missing_name_or_group_is_named():
+    with pytest.raises(ValueError, match=r"config\.inner lacks rate"):
+        read_settings(Outer, {"inner": {"steps": 1, "names": ()}, "model": {}, "kind": "a"})
+    with pytest.raises(ValueError, match=r"got config\.inner=3; expected a group with rate"):
+        read_settings(Outer, {"inner": 3, "model": {}, "kind": "a"})
+    with pytest.raises(ValueError, match="got kind='c'; expected one of a, b"):
+        Outer(inner=Inner(**GOOD), model={}, kind="c")
+    check_names({"a": 1}, ("a", "b"), where="x", complete=False)

@@ -1,0 +1,26 @@
+import dataclasses
+import json
+
+import pytest
+
+from biomedlm_jax.settings import read_settings
+from biomedlm_jax.training.config import OptimizerSettings, differences, to_json
+from biomedlm_jax.training.pretrain import PretrainSettings
+
+
+def test_the_published_optimizer_is_the_default_of_fine_tuning():
+    settings = OptimizerSettings(learning_rate=1e-5, warmup_ratio=0.5)
+    assert (settings.schedule, settings.beta1, settings.beta2) == ("linear", 0.9, 0.999)
+    assert (settings.epsilon, settings.weight_decay, settings.clip_norm) == (1e-8, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "data"])
+def test_what_is_free_makes_no_difference(config, name):
+    settings = read_settings(PretrainSettings, config)
+    before = json.loads(json.dumps(to_json(settings)))
+    mesh = dataclasses.replace(settings.mesh, **{name: 2})
+    assert differences(before, dataclasses.replace(settings, mesh=mesh)) == []
+    lora = dataclasses.replace(settings.lora, alpha=3.0)
+    assert differences(before, dataclasses.replace(settings, lora=lora)) == [
+        "lora.alpha=16.0 (now 3.0)"
+    ]

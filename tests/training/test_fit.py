@@ -1,0 +1,155 @@
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from biomedlm_jax.interop.directories import model_config
+from biomedlm_jax.training import fit
+from biomedlm_jax.training.checkpoint import latest_step, load_model, steps
+from biomedlm_jax.training.metrics import read_metrics
+from biomedlm_jax.training.pretrain import pretrain
+
+ROOT = Path(__file__).parents[2]
+
+
+def without_speed(run: Path) -> list[dict]:
+    timed = ("step_seconds", "tokens_per_second", "mfu")
+    return [{k: v for k, v in r.items() if k not in timed} for r in read_metrics(run)]
+
+
+def parameters(run: Path) -> list[np.ndarray]:
+    return jax.tree.leaves(jax.tree.map(np.asarray, load_model(run, model_config(run))))
+
+
+def test_a_run_directory_is_self_contained(finished):
+    names = {"config.json", "run.json", "tokenizer.json", "metrics.jsonl", "checkpoints"}
+    assert {*names, "loss.png"} <= {path.name for path in finished.iterdir()}
+    assert steps(finished) == [4, 8, 12]
+    lines = read_metrics(finished)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.1
+    assert all(line["tokens_per_second"] > 0 for line in lines if line["step"] in (3, 11))
+    evaluated = [line for line in lines if "bits_per_byte" in line]
+    assert [line["step"] for line in evaluated] == [6, 12]
+    np.testing.assert_allclose(evaluated[0]["train_loss"], np.mean(losses[:6]), rtol=1e-6)
+    assert json.loads((finished / "config.json").read_text())["model"]["model_type"] == "gpt2"
+    assert json.loads((finished / "run.json").read_text())["recipe"] == "pretrain"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, monkeypatch, number):
+    original, calls = fit.compile_step, []
+
+    def interrupting(*arguments, **options):
+        step = original(*arguments, **options)
+
+        def stepping(*values):
+            calls.append(None)
+            if len(calls) == 7:
+                signal.raise_signal(number)
+            return step(*values)
+
+        return stepping
+
+    monkeypatch.setattr(fit, "compile_step", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, tmp_path / "run")
+    assert latest_step(tmp_path / "run") == 7
+    assert pretrain(config, tmp_path / "run")["step"] == 12
+    for a, b in zip(parameters(finished), parameters(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert without_speed(tmp_path / "run") == without_speed(finished)
+
+
+def test_lines_that_no_checkpoint_kept_are_dropped(config, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        print('{"step": 13, "loss": 1.0}\n{"step": 14, "lo', end="", file=file)
+    pretrain(config, run)  # nothing is left to do
+    assert without_speed(run) == without_speed(finished)
+
+
+def test_a_run_resumes_on_another_mesh(config, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for step in (8, 12):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+    pretrain(config, run)
+    one, two = (
+        [line["loss"] for line in read_metrics(path) if "loss" in line] for path in (finished, run)
+    )
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_an_unfinished_checkpoint_is_passed_over(config, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "checkpoints" / "99").mkdir()
+    assert latest_step(run) == 12
+    assert pretrain(config, run)["step"] == 12
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    config.optimizer.warmup_steps = 0
+    with pytest.raises(ValueError, match=r"the last checkpoint in .* is intact"):
+        pretrain(config, tmp_path / "run")
+    for step in steps(tmp_path / "run"):
+        model = load_model(tmp_path / "run", model_config(tmp_path / "run"), step=step)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+
+
+PROCESS = """
+import sys
+from biomedlm_jax import distributed
+port, index, path, run = sys.argv[1:]
+distributed.start_processes(f"localhost:{port}", process_id=int(index), process_count=2)
+import runpy
+from biomedlm_jax import pretrain
+config = runpy.run_path("configs/pretrain.py")["get_config"]("tiny")
+config.model.residual_dropout = 0.1
+config.data.path = path
+config.training.steps = 12
+config.training.evaluate_every = 6
+config.checkpoint.every = 6
+config.logging.every = 1
+config.logging.tensorboard = False
+config.mesh.data, config.mesh.fsdp = 2, 4
+pretrain(config, run)
+"""
+
+
+def test_two_processes_train_as_one(config, dataset, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, port, str(i), str(dataset), str(tmp_path / "two")],
+            env=environment,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    began = time.monotonic()
+    errors = [p.communicate(timeout=240 - (time.monotonic() - began))[1] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    pretrain(config, tmp_path / "one")
+    one, two = (
+        [r.get("loss", r.get("validation_loss")) for r in read_metrics(tmp_path / name)]
+        for name in ("one", "two")
+    )
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
