@@ -26,9 +26,9 @@ class ModelConfig(Settings):
     layers: int = setting(least=1)
     width: int = setting(least=1)  # of the residual stream
     heads: int = setting(least=1)
-    mlp_width: int | None = setting(None, least=1)  # None: 4 * width
+    mlp_width: int = setting(None, least=1)  # None: 4 * width
     initializer_range: float = setting(0.02, least=0)  # standard deviation
-    eos_token_id: int | None = setting(None, least=0)  # None: the last id; separates texts
+    eos_token_id: int = setting(None, least=0)  # None: the last id; begins and separates texts
     embedding_dropout: float = setting(0.0, least=0, below=1)
     attention_dropout: float = setting(0.0, least=0, below=1)  # > 0 needs attention=xla
     residual_dropout: float = setting(0.0, least=0, below=1)
@@ -44,18 +44,18 @@ class ModelConfig(Settings):
     vocab_multiple: int = setting(128, least=1)  # embedding rows are padded to a multiple of it
 
     def __post_init__(self):
-        super().__post_init__()
-        if self.mlp_width is None:
+        if self.mlp_width is None and type(self.width) is int:
             object.__setattr__(self, "mlp_width", 4 * self.width)
-        if self.eos_token_id is None:
+        if self.eos_token_id is None and type(self.vocab_size) is int:
             object.__setattr__(self, "eos_token_id", self.vocab_size - 1)
+        super().__post_init__()
         if self.width % self.heads:
             divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
             raise ValueError(
                 f"got model.heads={self.heads}, which does not divide model.width={self.width}; "
                 f"choose one of {divisors}"
             )
-        if self.end_id >= self.vocab_size:
+        if self.eos_token_id >= self.vocab_size:
             raise ValueError(
                 f"got model.eos_token_id={self.eos_token_id}, which is not below "
                 f"model.vocab_size={self.vocab_size}; tokenizers made here end with it, at "
@@ -73,18 +73,6 @@ class ModelConfig(Settings):
                     f"got model.remat={self.remat!r} with unknown names {unknown}; choose none, "
                     f"full, or a comma-separated list of {', '.join(SAVEABLE)}"
                 )
-
-    @property
-    def end_id(self) -> int:
-        """Id of the end-of-text token, which also begins and separates texts."""
-        assert self.eos_token_id is not None  # filled in by __post_init__
-        return self.eos_token_id
-
-    @property
-    def feed_forward_width(self) -> int:
-        """Width of the MLP's hidden layer."""
-        assert self.mlp_width is not None  # filled in by __post_init__
-        return self.mlp_width
 
     @property
     def head_dim(self) -> int:

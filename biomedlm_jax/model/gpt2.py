@@ -227,7 +227,7 @@ class MLP(nnx.Module):
     """Two linear layers with GPT-2's tanh-approximated GELU between them."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        D, F = config.width, config.feed_forward_width
+        D, F = config.width, config.mlp_width
         self.c_fc = _linear(config, ("embed", "mlp"), (D, F), rngs=rngs)
         deviation = _residual_deviation(config)
         self.c_proj = _linear(config, ("mlp", "embed"), (F, D), rngs=rngs, deviation=deviation)
@@ -265,6 +265,7 @@ class Block(nnx.Module):
 class GPT2(LanguageModel):
     """GPT-2 with a tied head: `GPT2(config, key=key)(tokens_BxL) -> logits_BxLxV`."""
 
+    BLOCKS, NORM, HEAD = "h", "ln_f", "wte"
     config: GPT2Config
 
     def __init__(self, config: GPT2Config, *, key: jax.Array):
@@ -290,27 +291,6 @@ class GPT2(LanguageModel):
         wpe_xLxD = constrain(self.wpe[...], "length", None)[positions]
         x_BxLxD += rounded(self.config.dtype, jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape))
         return dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
-
-    @property
-    def blocks(self) -> Any:
-        """The stacked blocks `h`."""
-        return self.h
-
-    def with_blocks(self, blocks: Any) -> "GPT2":
-        """Return this model with other blocks."""
-        model = jax.tree.map(lambda leaf: leaf, self)
-        model.h = blocks
-        return model
-
-    @property
-    def final_norm(self) -> LayerNorm:
-        """The norm after the last block, `ln_f`."""
-        return self.ln_f
-
-    @property
-    def head_weight(self) -> jax.Array:
-        """The output head [V, D]: the embedding `wte`."""
-        return self.wte[...]
 
 
 Config, Model = GPT2Config, GPT2  # the names that families.py looks up

@@ -1,13 +1,13 @@
 """LanguageModel: embed -> scan over blocks -> norm -> head, the same for every family.
 
-Axes carry one letter each: B batch, L query length, S key length, D width, H heads, K head
-dimension, F MLP width, V vocabulary, N layers.
+Axes carry one letter each: B batch, L query length, S key length, D width, H heads, G key/value
+heads, K head dimension, F MLP width, V vocabulary, N layers, x any axes before the last.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,22 @@ from biomedlm_jax.model.attention import Mask, attend
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.layers import axes, rematerialise
 
-# attend(query_BxHxLxK, key_BxGxLxK, value_BxGxLxK, dropout_key=...) -> [B, H, L, K], query scaled.
+# attend(query_BxHxLxK, key_BxGxLxK, value_BxGxLxK, dropout_key=...) -> [B, H, L, K]; the query is
+# scaled already.
 Attend = Callable[..., jax.Array]
 
 
 class LanguageModel(nnx.Module):
     """Tokens [B, L] -> logits [B, L, V] in float32.
 
-    Parameters are float32, and the layers are stacked: every leaf of `blocks` has a leading axis
+    Parameters are float32 and the layers are stacked: every leaf of the blocks has a leading axis
     N. The module holds only parameters, so it is its own parameter tree. A family (gpt2.py) adds
-    `embed`, and names its parameters.
+    the constructor and `embed`, and names the attributes of its blocks, final norm and output head.
     """
 
+    BLOCKS: ClassVar[str]
+    NORM: ClassVar[str]
+    HEAD: ClassVar[str]  # rows [V, D]; of a tied head, the embedding
     config: ModelConfig
     lora: Any = None  # factors that change the kernels layer by layer, see lora.py
 
@@ -46,18 +50,13 @@ class LanguageModel(nnx.Module):
 
     @property
     def blocks(self) -> Any:
-        """The stacked blocks; in a decoding model, a tuple of single ones."""
-        raise NotImplementedError
-
-    @property
-    def final_norm(self) -> Callable[[jax.Array], jax.Array]:
-        """The norm after the last block."""
-        raise NotImplementedError
+        """The stacked blocks; of a model from `unstacked`, a tuple with one block per layer."""
+        return getattr(self, self.BLOCKS)
 
     @property
     def head_weight(self) -> jax.Array:
         """The output head's rows [V, D], padding included."""
-        raise NotImplementedError
+        return getattr(self, self.HEAD)[...]
 
     def hidden(
         self,
@@ -80,7 +79,6 @@ class LanguageModel(nnx.Module):
         embed_key = block_key = None
         if dropout_key is not None:
             embed_key, block_key = jax.random.split(dropout_key)
-        x_BxLxD = self.embed(tokens_BxL, positions_BxL, dropout_key=embed_key)
         full = functools.partial(
             attend,
             kernel=config.attention,
@@ -98,11 +96,11 @@ class LanguageModel(nnx.Module):
 
         x_BxLxD, _ = jax.lax.scan(
             rematerialise(step, config.remat),
-            x_BxLxD,
+            self.embed(tokens_BxL, positions_BxL, dropout_key=embed_key),
             (self.blocks, jnp.arange(config.layers), self.lora),
             unroll=config.unroll,
         )
-        return self.final_norm(constrain(x_BxLxD, "batch", "length", None))
+        return getattr(self, self.NORM)(constrain(x_BxLxD, "batch", "length", None))
 
     def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Attend]):
         """Return the final states [B, L, D] with `attend_of(layer)` as each layer's attention.
@@ -113,28 +111,34 @@ class LanguageModel(nnx.Module):
         x_BxLxD = self.embed(tokens_BxL, positions_BxL)
         for layer, block in enumerate(self.blocks):
             x_BxLxD = block(x_BxLxD, positions_BxL, layer, attend_of(layer))
-        return self.final_norm(x_BxLxD)
+        return getattr(self, self.NORM)(x_BxLxD)
 
-    def with_blocks(self, blocks) -> "LanguageModel":
+    def logits(self, x_BxLxD: jax.Array) -> jax.Array:
+        """Return the output head's logits in float32, padding cut off: [B, L, V]."""
+        return head_logits(x_BxLxD, self.head_weight)[..., : self.config.vocab_size]
+
+    def with_blocks(self, blocks: Any) -> Self:
         """Return this model, its other arrays shared, with other blocks."""
-        raise NotImplementedError
+        model = jax.tree.map(lambda leaf: leaf, self)
+        setattr(model, self.BLOCKS, blocks)
+        return model
 
-    def unstacked(self, dtype) -> "LanguageModel":
+    def unstacked(self, dtype) -> Self:
         """Return the model for decoding: one block per layer, matrices in `dtype`."""
 
         def cast(name, variable):
             matrix = len(variable.shape) > 1
             return variable.replace(variable[...].astype(dtype)) if matrix else variable
 
-        def layer(index):
-            return map_parameters(lambda _, v: slice_layer(v, index), self.blocks)
+        def block(index):
+            def sliced(_, stacked):
+                names = stacked.get_metadata()["out_sharding"][1:]
+                return type(stacked)(stacked[index], **axes(*names))
 
-        blocks = tuple(map_parameters(cast, layer(i)) for i in range(self.config.layers))
+            return map_parameters(cast, map_parameters(sliced, self.blocks))
+
+        blocks = tuple(block(index) for index in range(self.config.layers))
         return map_parameters(cast, self.with_blocks(None)).with_blocks(nnx.data(blocks))
-
-    def logits(self, x_BxLxD: jax.Array) -> jax.Array:
-        """Return the output head's logits in float32, padding cut off: [B, L, V]."""
-        return head_logits(x_BxLxD, self.head_weight)[..., : self.config.vocab_size]
 
 
 def head_logits(x_xD: jax.Array, head_VxD: jax.Array) -> jax.Array:
@@ -148,24 +152,22 @@ def stack_blocks(make_block: Callable, keys_N: jax.Array):
     return jax.vmap(nnx.transform_metadata(make_block, partition="layers"))(keys_N)
 
 
-def slice_layer(variable: nnx.Variable, index: int) -> nnx.Variable:
-    """Return one layer of a stacked parameter, without the axis name `layers`."""
-    names = variable.get_metadata()["out_sharding"][1:]
-    return type(variable)(variable[index], **axes(*names))
-
-
 def map_parameters(function: Callable[[str, Any], Any], module):
     """Return a copy of `module` with `function(dotted name, nnx.Variable)` in place of each."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, variable: function(leaf_name(path), variable),
-        module,
-        is_leaf=lambda x: isinstance(x, nnx.Variable),
+        lambda path, variable: function(leaf_name(path), variable), module, is_leaf=_is_variable
     )
 
 
-def named_leaves(model) -> dict[str, Any]:
-    """Return the leaves of a module, or of its shapes, by dotted name."""
-    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
+def named_parameters(module) -> dict[str, Any]:
+    """Return the nnx.Variables of a module, or of its shapes, by dotted name."""
+    leaves = jax.tree_util.tree_leaves_with_path(module, is_leaf=_is_variable)
+    return {leaf_name(path): variable for path, variable in leaves}
+
+
+def named_leaves(module) -> dict[str, Any]:
+    """Return the arrays of a module, or its shapes, by dotted name."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(module)}
 
 
 def leaf_name(path: tuple) -> str:
@@ -174,17 +176,26 @@ def leaf_name(path: tuple) -> str:
     return ".".join(names[:-1] if names[-1] in ("value", "raw_value") else names)
 
 
-def parameter_count(model) -> int:
-    """Return the number of parameters of a model or of its shapes, vocabulary padding excluded."""
+def axis_names(variable) -> tuple[str | None, ...]:
+    """Return the logical axis names of a parameter; () where it has none."""
+    return variable.get_metadata().get("out_sharding") or ()
+
+
+def parameter_count(model, *, lookups: bool = True) -> int:
+    """Return the number of parameters of a model or of its shapes, vocabulary padding excluded.
+
+    Without `lookups`, those of matrix products only: neither position embeddings nor the input
+    embedding of an untied head.
+    """
     config, total = model.config, 0
-
-    def add(_, variable):
-        nonlocal total
-        size = math.prod(variable.shape)
-        if "vocab" in (variable.get_metadata().get("out_sharding") or ()):
+    for name, variable in named_parameters(model).items():
+        names, size = axis_names(variable), math.prod(variable.shape)
+        if "vocab" in names:
             size = size // config.padded_vocab_size * config.vocab_size
-        total += size
-        return variable
-
-    map_parameters(add, model)
+        if lookups or not ("length" in names or ("vocab" in names and name != model.HEAD)):
+            total += size
     return total
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from biomedlm_jax.model.heads import HEADS, Scorer
-from biomedlm_jax.model.language_model import LanguageModel, leaf_name, map_parameters
+from biomedlm_jax.model.language_model import (
+    LanguageModel,
+    axis_names,
+    leaf_name,
+    map_parameters,
+    named_parameters,
+)
 from biomedlm_jax.model.layers import axes
 
 
@@ -21,18 +27,14 @@ class LoRA(nnx.Module):
 
     def __init__(self, model: LanguageModel, *, rank: int, alpha: float, key: jax.Array):
         a_init = nnx.initializers.he_uniform(in_axis=-2, out_axis=-1, batch_axis=0)
-        kernels, factors = {}, {}
-
-        def collect(name, variable):
-            if name.endswith(".kernel") and len(variable.shape) == 3:
-                kernels[name.removesuffix(".kernel")] = variable
-            return variable
-
-        map_parameters(collect, model.blocks)
-        keys = jax.random.split(key, len(kernels))
+        kernels = {
+            name.removesuffix(".kernel"): variable
+            for name, variable in named_parameters(model.blocks).items()
+            if name.endswith(".kernel") and len(variable.shape) == 3
+        }
+        factors, keys = {}, jax.random.split(key, len(kernels))
         for (name, kernel), key in zip(kernels.items(), keys, strict=True):
-            layers, before, after = kernel.get_metadata()["out_sharding"]
-            N, size_in, size_out = kernel.shape
+            (layers, before, after), (N, size_in, size_out) = axis_names(kernel), kernel.shape
             a = a_init(key, (N, size_in, rank), jnp.float32)
             b = jnp.zeros((N, rank, size_out))
             factors[name] = {
@@ -59,20 +61,17 @@ class Adapter(nnx.Module):
     """What LoRA trains of a model: the factors, the rows of added tokens, and a score layer."""
 
     def __init__(self, model, *, added: int, rank: int, alpha: float, key: jax.Array):
-        trunk = model.trunk if isinstance(model, Scorer) else model
-        self.kind = model.kind if isinstance(model, Scorer) else None
+        scorer = isinstance(model, Scorer)
+        trunk = model.trunk if scorer else model
+        self.kind, self.score = (model.kind, model.score) if scorer else (None, None)
         self.lora = LoRA(trunk, rank=rank, alpha=alpha, key=key)
-        last, rows = trunk.config.vocab_size, {}
-
-        def collect(name, variable):
-            names = variable.get_metadata().get("out_sharding") or ()
-            if added and "vocab" in names:
-                rows[name] = nnx.Param(variable[last - added : last], **axes(None, names[1]))
-            return variable
-
-        map_parameters(collect, trunk)
+        last = trunk.config.vocab_size
+        rows = {
+            name: nnx.Param(variable[last - added : last], **axes(None, axis_names(variable)[1]))
+            for name, variable in named_parameters(trunk).items()
+            if added and "vocab" in axis_names(variable)
+        }
         self.rows = nnx.data(rows)
-        self.score = model.score if isinstance(model, Scorer) else None
 
     def view(self, trunk: LanguageModel):
         """Return the frozen `trunk` with the trained parts, the factors beside its kernels."""
@@ -83,8 +82,7 @@ class Adapter(nnx.Module):
     def merged(self, trunk: LanguageModel):
         """Return a model in which the factors are part of the kernels."""
         trunk = self._with_rows(trunk)
-        merged = map_parameters(lambda name, variable: variable, trunk)
-        return self._with_score(merged.with_blocks(self.lora.merged(trunk.blocks)))
+        return self._with_score(trunk.with_blocks(self.lora.merged(trunk.blocks)))
 
     def _with_rows(self, trunk: LanguageModel) -> LanguageModel:
         last = trunk.config.vocab_size

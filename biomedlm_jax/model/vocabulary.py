@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
-from biomedlm_jax.model.language_model import LanguageModel, map_parameters
+from biomedlm_jax.model.language_model import LanguageModel, axis_names, map_parameters
 
 
 def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> LanguageModel:
@@ -21,7 +21,7 @@ def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> Lang
     rows_CxD = new_rows(config, count, key=key)
 
     def grow(_, variable):
-        if "vocab" not in (variable.get_metadata().get("out_sharding") or ()):
+        if "vocab" not in axis_names(variable):
             return variable
         values_VxD = jnp.concatenate([variable[: old.vocab_size], rows_CxD])
         padding = config.padded_vocab_size - config.vocab_size

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -27,14 +26,9 @@ def flops_per_token(model: LanguageModel, length: int) -> int:
     untied head are lookups. Recomputation is not counted (PaLM, arXiv 2204.02311, appendix B).
     `model` may be abstract.
     """
-    config, lookups, tables = model.config, 0, 0
-    for variable in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
-        names = variable.get_metadata().get("out_sharding") or ()
-        lookups += math.prod(variable.shape) if "length" in names else 0
-        tables += "vocab" in names
-    lookups += (tables - 1) * config.vocab_size * config.width
+    config = model.config
     attention = 12 * config.layers * config.heads * config.head_dim * length
-    return 6 * (parameter_count(model) - lookups) + attention
+    return 6 * parameter_count(model, lookups=False) + attention
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -77,7 +77,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         manifest,
         vocab_size=model_config.vocab_size,
         length=model_config.context_length,
-        eos_id=model_config.end_id,
+        eos_id=model_config.eos_token_id,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     split = manifest["splits"]["validation"]

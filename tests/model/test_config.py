@@ -25,7 +25,7 @@ def test_values_that_cannot_be(values, message):
 
 def test_unset_values_follow_the_others():
     config = GPT2Config(vocab_size=300, width=64, heads=4)
-    assert (config.end_id, config.feed_forward_width) == (299, 256)
+    assert (config.eos_token_id, config.mlp_width) == (299, 256)
     assert (config.head_dim, config.key_value_heads, config.padded_vocab_size) == (16, 4, 384)
 
 

@@ -58,7 +58,7 @@ def test_loss_and_gradients_equal_log_softmaxs(model, tokens, chunks, weights):
 
 def test_loss_equals_torchs_cross_entropy(model, tokens):
     torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
-    logits = torch.from_numpy(np.array(jax.jit(GPT.__call__)(model, tokens)))[:, :-1].reshape(
+    logits = torch.from_numpy(np.array(jax.jit(GPT2.__call__)(model, tokens)))[:, :-1].reshape(
         -1, 300
     )
     targets = torch.from_numpy(np.array(tokens))[:, 1:].reshape(-1).long()

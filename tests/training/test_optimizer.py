@@ -171,6 +171,6 @@ def test_the_warmup_is_given_once(both):
 
 def test_a_warmup_longer_than_the_run_names_the_flag():
     with pytest.raises(
-        ValueError, match=r"a shorter warmup: set --config.optimizer.warmup_steps=5"
+        ValueError, match=r"set --config.optimizer.warmup_steps=5"
     ):
         make_optimizer(OptimizerSettings(**PUBLISHED), steps=50)
