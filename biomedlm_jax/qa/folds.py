@@ -22,7 +22,7 @@ def pubmedqa_folds(rows: list[Row], file: Path, fold: int) -> dict[str, list[Row
     Raises:
       ValueError: a row without one of the three answers, or other ids than the official ones.
     """
-    answers = {_name(row): row.fields.get("final_decision") for row in rows}
+    answers = {str(row.id): str(row.fields.get("final_decision")) for row in rows}
     if wrong := next((n for n, a in answers.items() if a not in ANSWERS), None):
         raise ValueError(
             f"{file}: id {wrong}: expected a final_decision yes, no or maybe, which decides the "
@@ -38,11 +38,7 @@ def pubmedqa_folds(rows: list[Row], file: Path, fold: int) -> dict[str, list[Row
         )
     dev = set(_strata({name: answers[name] for name in training}, FOLDS, rng)[fold])
     ids = {"train": set(training) - dev, "dev": dev, "test": set(test)}
-    return {split: [row for row in rows if _name(row) in wanted] for split, wanted in ids.items()}
-
-
-def _name(row: Row) -> str:
-    return str(row.fields.get("id", row.name))
+    return {split: [row for row in rows if str(row.id) in wanted] for split, wanted in ids.items()}
 
 
 def _strata(answers: dict[str, str], count: int, rng: random.Random) -> list[list[str]]:

@@ -1,24 +1,24 @@
 """Adapters of the published file formats: a file -> rows of fields -> `Question` records.
 
-    questions     JSON lines: question, options (a list, or an object of letters) and one or more of
-                  label (index), answer_idx (letter) and answer (letter or text). MedQA's format,
-                  and the one for your own multiple-choice questions
-    sentences     JSON lines: sentence1 (question), sentence2 (context) and label (a class name).
-                  BioLinkBERT's format, and the one for your own classification
-    endings       JSON lines: sent1, sent2, ending0, ending1, ... and label (index); BioMedLM's own
-    medmcqa       JSON lines: question, opa to opd and cop (the number of the correct option)
+    questions     JSON lines: question, options (a list, or an object of letters), label (index),
+                  answer_idx (letter) or answer (letter or text). MedQA's, and your own choices
+    sentences     JSON lines: sentence1 (question), sentence2 (context), label (class name).
+                  BioLinkBERT's, and your own classification
+    endings       JSON lines: sent1, sent2, ending0, ending1, ..., label (index). BioMedLM's
+    medmcqa       JSON lines: question, opa to opd, cop (number of the correct option)
     mmlu          CSV without a header: question, four options, letter
     pubmedqa      JSON {pmid: {QUESTION, CONTEXTS, final_decision}}: all splits, see folds.py
-    pubmedqa_set  the same, but one split: what PubMedQA's own script writes
+    pubmedqa_set  the same, but one split, as PubMedQA's own script writes it
     bioasq        JSON {"questions": [{id, body, type, exact_answer, snippets}]}
-    blurb         TSV without a header: id, question, context, yes or no; BLURB's BioASQ
+    blurb         TSV without a header: id, question, context, yes or no. BLURB's BioASQ
 
-Every JSON row may also have `id`, `group` (questions of one group are dependent) and the fields of
-`METADATA`. Any other field is an error in a format of JSON lines: a misspelt `label` must not turn
-a set with answers into one without.
+A JSON row may also have `id`, `group` (questions of one group are dependent) and other `METADATA`.
+In JSON lines any other field is an error: a misspelt `label` must not turn a set with answers into
+one without.
 """
 
 import csv
+import functools
 import re
 import string
 from collections import Counter
@@ -41,45 +41,35 @@ Refuse = Callable[[str], None]  # is called with the message of a bad row: raise
 
 
 class Row(NamedTuple):
-    """One row of a file before it is checked."""
+    """One row of a file before it is checked; printed as "file:line"."""
 
-    where: str  # "file:line", or "file: id" where the file is one object; for messages
-    name: str  # the id of a row without one
+    path: Path
+    place: int | str  # the line, or the entry where the file is one object
     fields: dict[str, Any]
     first: int = 1  # the number that MedMCQA's `cop` gives to the first option
 
+    def __str__(self) -> str:
+        return f"{self.path}:{self.place}"
 
-class Parts(NamedTuple):
-    """The content of a row: `answer` is an index, or the name of a class."""
-
-    question: Any
-    options: list[str]
-    answer: int | str | None
-    context: Any
+    @property
+    def id(self) -> Any:
+        """The row's own id, or its file and place."""
+        return self.fields.get("id", f"{self.path.name}:{self.place}")
 
 
-class LeftOut(Exception):
-    """A good row that is no question of this task, with the reason."""
+# The content of a row: question, options, answer (an index or the name of a class) and context.
+Parts = tuple[Any, list[str], int | str | None, Any]
 
 
 class Format(NamedTuple):
-    """How files of a format are read, and what their rows must and may have."""
+    """How files of a format are read, and the fields that their rows must and may have."""
 
     kind: str  # CHOICE: every question has its own options; CLASSIFICATION: all have the same
     suffix: str
     read: Callable[[Path, Refuse], Iterable[Row]]
     parse: Callable[[Row], Parts]
     needs: tuple[str, ...]
-    may: tuple[str, ...] | None  # None: a published dump, any other field is ignored
-
-
-def read_rows(path: Path, format: str, refuse: Refuse) -> list[Row]:
-    """Return the rows of a file; `refuse` is called for what cannot be parsed.
-
-    Raises:
-      ValueError: a CSV or TSV file is not UTF-8, or MedMCQA's `cop` counts both ways.
-    """
-    return list(FORMATS[format].read(path, refuse))
+    may: tuple[str, ...] | None  # None: a published dump, other fields are ignored
 
 
 def to_questions(
@@ -87,12 +77,14 @@ def to_questions(
 ) -> list[Question]:
     """Convert rows to questions; bad ones are refused, BioASQ's other types left out.
 
-    Args:
-      classes: the sorted class names of a classification.
+    `classes` are the sorted class names of a classification.
     """
     questions: dict[str, Question] = {}
     places: dict[str, str] = {}
     for row in rows:
+        if format == "bioasq" and (kind := row.fields.get("type", "yesno")) != "yesno":
+            skipped.left_out[f"{kind} questions"] += 1
+            continue
         try:
             question = _question(row, format, classes)
             if question.id in questions:
@@ -103,14 +95,12 @@ def to_questions(
             for field in ("label", "group"):
                 has, had = (getattr(one, field) is not None for one in (question, first))
                 if has != had:
-                    words = f"a {field}, but rows before it have"
-                    raise ValueError(f"has {words} none" if has else f"lacks {words} one")
-        except LeftOut as reason:
-            skipped.left_out[str(reason)] += 1
+                    have = f"has a {field}" if has else f"has no {field}"
+                    raise ValueError(f"{have}, unlike the rows before it")
         except ValueError as error:
-            refuse(f"{row.where}: {error}")
+            refuse(f"{row}: {error}")
         else:
-            questions[question.id], places[question.id] = question, row.where
+            questions[question.id], places[question.id] = question, str(row)
     return list(questions.values())
 
 
@@ -119,54 +109,57 @@ def class_names(rows: Iterable[Row], format: str) -> set[str]:
     names = set()
     for row in rows:
         try:
-            names.add(str(_parts(row, format).answer))
-        except (LeftOut, ValueError):
+            names.add(str(_parts(row, format)[2]))
+        except ValueError:
             continue
     return names - {"None"}
+
+
+def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
+    question, options, answer, context = _parts(row, format)
+    if FORMATS[format].kind == CLASSIFICATION:
+        options = list(classes)
+        if answer is not None and answer not in options:
+            raise ValueError(f"expected a label among {', '.join(classes)}, got {answer!r}")
+        answer = None if answer is None else options.index(str(answer))
+    assert not isinstance(answer, str)
+    group = row.fields.get("group")
+    return Question(
+        _name(row.id, "id"),
+        _text(question, "question"),
+        tuple(options),
+        answer,
+        "" if context is None else _text(context, "context", empty=True),
+        None if group is None else _name(group, "group"),
+    )
 
 
 def _parts(row: Row, format: str) -> Parts:
     one = FORMATS[format]
     if any(name not in row.fields for name in one.needs):
-        fits = [name for name, other in FORMATS.items() if set(other.needs) <= row.fields.keys()]
+        fits = [
+            name
+            for name, other in FORMATS.items()
+            if other.suffix == one.suffix and {*other.needs} <= row.fields.keys()
+        ]
         fix = f"; fix: --format={' or '.join(fits)}" if fits else ""
         needs = ", ".join(one.needs)
-        raise ValueError(
-            f"format {format} expects the fields {needs}, got {_some(row.fields)}{fix}"
-        )
-    known = {*one.needs, *(one.may or ()), *METADATA}
-    unknown = sorted(row.fields.keys() - known)
+        raise ValueError(f"format {format} needs the fields {needs}, got {_some(row.fields)}{fix}")
+    if one.may is None:
+        return one.parse(row)
+    known = (*one.needs, *one.may, *METADATA)
+    unknown = sorted(row.fields.keys() - {*known})
     if one.parse is _endings:
         unknown = [name for name in unknown if not re.fullmatch(r"ending\d+", name)]
-    if unknown and one.may is not None:
+    if unknown:
         raise ValueError(
-            f"unknown field {', '.join(map(repr, unknown[:10]))}; expected "
-            f"{', '.join((*one.needs, *one.may, *METADATA))}; fix: put other facts under meta"
+            f"unknown field {', '.join(map(repr, unknown[:10]))}; expected {', '.join(known)}; "
+            "fix: put other facts under meta"
         )
     return one.parse(row)
 
 
-def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
-    parts = _parts(row, format)
-    answer, options = parts.answer, parts.options
-    if FORMATS[format].kind == CLASSIFICATION:
-        if answer is not None and answer not in classes:
-            raise ValueError(f"expected a label among {', '.join(classes)}, got {answer!r}")
-        options = list(classes)
-        answer = None if answer is None else classes.index(str(answer))
-    assert not isinstance(answer, str)
-    group = row.fields.get("group")
-    return Question(
-        _name(row.fields.get("id", row.name), "id"),
-        _text(parts.question, "question"),
-        tuple(options),
-        answer,
-        "" if parts.context is None else _text(parts.context, "context", empty=True),
-        None if group is None else _name(group, "group"),
-    )
-
-
-# ---- Rows: the fields of each line, cell or entry of a file.
+# ---- Rows: the lines, cells or entries of a file.
 
 
 def _json_lines(path: Path, refuse: Refuse) -> Iterator[Row]:
@@ -177,7 +170,7 @@ def _json_lines(path: Path, refuse: Refuse) -> Iterator[Row]:
             except ValueError as error:
                 refuse(str(error))
             else:
-                yield Row(f"{path}:{line}", f"{path.name}:{line}", fields)
+                yield Row(path, line, fields)
 
 
 def _medmcqa_lines(path: Path, refuse: Refuse) -> list[Row]:
@@ -190,62 +183,45 @@ def _medmcqa_lines(path: Path, refuse: Refuse) -> list[Row]:
     numbered = {row.fields["cop"]: row for row in rows if type(row.fields.get("cop")) is int}
     if 0 in numbered and 4 in numbered:
         raise ValueError(
-            f"{numbered[4].where}: got cop 4, but cop 0 at {numbered[0].where}; "
+            f"{numbered[4]}: got cop 4, but cop 0 at {numbered[0]}; "
             "expected options counted from 1 to 4 or from 0 to 3 in all of a file"
         )
     return [row._replace(first=0) for row in rows] if 0 in numbered else rows
 
 
-def _json_object(path: Path, refuse: Refuse) -> Iterator[Row]:
-    """PubMedQA's articles by id, or BioASQ's list of questions."""
+def _entries(path: Path, refuse: Refuse, *, key: str = "") -> Iterator[Row]:
+    """The entries of one JSON object by their ids, or of its list `key`."""
     try:
         content = parse_object(path.read_bytes(), str(path))
     except ValueError as error:
-        refuse(str(error))
-        return
-    if isinstance(content.get("questions"), list):
-        entries = [(f"question {n}", entry) for n, entry in enumerate(content["questions"], 1)]
+        return refuse(str(error))
+    if not key:
+        entries = [(f"id {name}", name, entry) for name, entry in content.items()]
+    elif isinstance(content.get(key), list):
+        entries = [(f"entry {n}", None, entry) for n, entry in enumerate(content[key], 1)]
     else:
-        entries = [
-            (f"id {pmid}", {**entry, "id": pmid} if isinstance(entry, dict) else entry)
-            for pmid, entry in content.items()
-        ]
-    for name, entry in entries:
+        return refuse(f"{path}: expected a list named {key}, got {_some(content)}")
+    for place, name, entry in entries:
         if isinstance(entry, dict):
-            yield Row(f"{path}: {name}", f"{path.name}: {name}", entry)
+            yield Row(path, place, entry if name is None else {**entry, "id": name})
         else:
-            refuse(f"{path}: {name}: expected an object, got {type(entry).__name__}")
+            refuse(f"{path}:{place}: expected an object, got {type(entry).__name__}")
 
 
-def _csv(path: Path, refuse: Refuse) -> Iterator[Row]:
-    reader = csv.reader(_text_lines(path))
-    line = 1
+def _cells(
+    path: Path, refuse: Refuse, *, columns: tuple[str, ...], least: int, **dialect: Any
+) -> Iterator[Row]:
+    reader, line = csv.reader(_text_lines(path), **dialect), 1
     try:
         for cells in reader:
-            if len(cells) == 6:
-                question, *options, letter = cells
-                fields = {"question": question, "options": options, "answer_idx": letter.strip()}
-                yield Row(f"{path}:{line}", f"{path.name}:{line}", fields)
-            elif cells:
-                columns = "6 columns (question,A,B,C,D,answer)"
-                refuse(f"{path}:{line}: expected {columns}, got {len(cells)}")
+            if least <= len(cells) <= len(columns):
+                yield Row(path, line, dict(zip(columns, cells, strict=False)))
+            elif "".join(cells).strip():
+                names = ", ".join(columns)
+                refuse(f"{path}:{line}: expected the columns {names}, got {len(cells)} columns")
             line = reader.line_num + 1  # a quoted cell may span lines
     except csv.Error as error:
         refuse(f"{path}:{line}: {error}")
-
-
-def _tsv(path: Path, refuse: Refuse) -> Iterator[Row]:
-    columns = ("id", "sentence1", "sentence2", "label")
-    for line, text in enumerate(_text_lines(path), 1):
-        cells = text.rstrip("\r\n").split("\t")  # BLURB does not quote
-        if len(cells) in (3, 4):
-            fields = dict(zip(columns, cells, strict=False))
-            yield Row(f"{path}:{line}", f"{path.name}:{line}", fields)
-        elif text.strip():
-            refuse(
-                f"{path}:{line}: expected 4 columns (id, question, context, label), "
-                f"got {len(cells)}"
-            )
 
 
 def _text_lines(path: Path) -> Iterator[str]:
@@ -266,9 +242,8 @@ def _lettered(row: Row) -> Parts:
             raise ValueError(f"expected options A, B, C and so on, got {_some(options)}")
         options = [options[letter] for letter in sorted(options)]
     if not isinstance(options, list) or len(options) > len(LETTERS):
-        raise ValueError(
-            f"expected options as a list or an object of letters, got {str(options)[:40]!r}"
-        )
+        kinds = "a list or an object of letters"
+        raise ValueError(f"expected options as {kinds}, got {str(options)[:40]!r}")
     options = _options(options)
     letter, answer = fields.get("answer_idx"), fields.get("answer")
     index = _index(fields.get("label"), options, "label")
@@ -289,7 +264,7 @@ def _lettered(row: Row) -> Parts:
     if len(chosen) > 1:
         got = {name: fields[name] for name in ("label", "answer_idx", "answer") if name in fields}
         raise ValueError(f"{got} names several of {options}; fix: give a label")
-    return Parts(fields["question"], options, next(iter(chosen), None), fields.get("context"))
+    return fields["question"], options, next(iter(chosen), None), fields.get("context")
 
 
 def _endings(row: Row) -> Parts:
@@ -302,20 +277,25 @@ def _endings(row: Row) -> Parts:
     if start := _text(fields.get("sent2") or "", "sent2", empty=True).strip():
         options = [f"{start} {option}" for option in options]
     label = _index(fields.get("label"), options, "label")
-    return Parts(fields["sent1"], options, label, fields.get("context"))
+    return fields["sent1"], options, label, fields.get("context")
 
 
 def _abcd(row: Row) -> Parts:
-    fields = row.fields
+    fields, number = row.fields, row.fields.get("cop")
     options = _options([fields[name] for name in ("opa", "opb", "opc", "opd")])
-    number = fields.get("cop")
     label = None if number == NO_ANSWER else _index(number, options, "cop", first=row.first)
-    return Parts(fields["question"], options, label, fields.get("context"))
+    return fields["question"], options, label, fields.get("context")
+
+
+def _mmlu(row: Row) -> Parts:
+    question, *options, letter = row.fields.values()
+    fields = {"question": question, "options": options, "answer_idx": letter.strip()}
+    return _lettered(row._replace(fields=fields))
 
 
 def _sentences(row: Row) -> Parts:
     fields = row.fields
-    return Parts(fields["sentence1"], [], _class(fields.get("label")), fields.get("sentence2"))
+    return fields["sentence1"], [], _class(fields.get("label")), fields.get("sentence2")
 
 
 def _pubmedqa(row: Row) -> Parts:
@@ -323,14 +303,12 @@ def _pubmedqa(row: Row) -> Parts:
     if not isinstance(contexts, list):
         raise ValueError(f"expected CONTEXTS as a list of texts, got {type(contexts).__name__}")
     context = "\n".join(_text(text, "CONTEXTS", empty=True) for text in contexts)
-    return Parts(row.fields["QUESTION"], [], _class(row.fields.get("final_decision")), context)
+    return row.fields["QUESTION"], [], _class(row.fields.get("final_decision")), context
 
 
 def _bioasq(row: Row) -> Parts:
     """Joins the snippets as BLURB does, so that both sources give the same text."""
     fields = row.fields
-    if fields.get("type", "yesno") != "yesno":
-        raise LeftOut(f"{fields['type']} questions")
     snippets = fields.get("snippets") or []
     if not all(isinstance(snippet, dict) for snippet in snippets):
         raise ValueError("expected snippets as objects with a text each")
@@ -338,7 +316,7 @@ def _bioasq(row: Row) -> Parts:
     question = _text(fields["body"], "body").replace("\n", " ")
     context = " ".join(text.replace("\n", " ") for text in texts)
     label = _class(fields.get("exact_answer"))
-    return Parts(question, [], None if label is None else label.lower(), context)
+    return question, [], label and label.lower(), context
 
 
 # ---- Values: each raises ValueError with the name of the field.
@@ -356,8 +334,7 @@ def _options(options: list[Any]) -> list[str]:
     texts = [_text(option, f"option {LETTERS[n % 26]}") for n, option in enumerate(options)]
     if len(texts) < 2:
         raise ValueError(f"expected at least two options, got {len(texts)}")
-    twins = [text for text, n in Counter(text.strip() for text in texts).items() if n > 1]
-    if twins:
+    if twins := [text for text, n in Counter(map(str.strip, texts)).items() if n > 1]:
         raise ValueError(f"the option {twins[0]!r} occurs twice")
     return texts
 
@@ -368,7 +345,7 @@ def _index(value: Any, options: list[str], field: str, first: int = 0) -> int | 
     last = first + len(options) - 1
     if type(value) is not int or not first <= value <= last:
         raise ValueError(
-            f"expected a whole number from {first} to {last} for {field}, got {value!r}"
+            f"expected {field} as a whole number from {first} to {last}, got {value!r}"
         )
     return value - first
 
@@ -389,18 +366,24 @@ def _some(names: Iterable[str]) -> str:
 
 
 _LETTERED = _lettered, ("question", "options"), ("answer_idx", "answer", "label", "context")
-_PAIR = _sentences, ("sentence1",), ("sentence2", "label")
+_SENTENCES = _sentences, ("sentence1",), ("sentence2", "label")
 _ENDINGS = _endings, ("sent1", "ending0"), ("sent2", "label", "context")
 _ABCD = _abcd, ("question", "opa", "opb", "opc", "opd"), ("cop", "context")
-_ARTICLE = _pubmedqa, ("QUESTION", "CONTEXTS"), None
+_MMLU = _mmlu, ("question", "A", "B", "C", "D", "answer"), ()
+_ARTICLES = _entries, _pubmedqa, ("QUESTION", "CONTEXTS"), None
+_BIOASQ = functools.partial(_entries, key="questions"), _bioasq, ("body",), None
+_CSV = functools.partial(_cells, columns=_MMLU[1], least=6)
+_BLURB = ("id", "sentence1", "sentence2", "label")
+_DIALECT = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+_TSV = functools.partial(_cells, columns=_BLURB, least=3, **_DIALECT)
 FORMATS = {
     "questions": Format(CHOICE, ".jsonl", _json_lines, *_LETTERED),
-    "sentences": Format(CLASSIFICATION, ".jsonl", _json_lines, *_PAIR),
+    "sentences": Format(CLASSIFICATION, ".jsonl", _json_lines, *_SENTENCES),
     "endings": Format(CHOICE, ".jsonl", _json_lines, *_ENDINGS),
     "medmcqa": Format(CHOICE, ".jsonl", _medmcqa_lines, *_ABCD),
-    "mmlu": Format(CHOICE, ".csv", _csv, *_LETTERED),
-    "pubmedqa": Format(CLASSIFICATION, ".json", _json_object, *_ARTICLE),
-    "pubmedqa_set": Format(CLASSIFICATION, ".json", _json_object, *_ARTICLE),
-    "bioasq": Format(CLASSIFICATION, ".json", _json_object, _bioasq, ("body",), None),
-    "blurb": Format(CLASSIFICATION, ".tsv", _tsv, *_PAIR),
+    "mmlu": Format(CHOICE, ".csv", _CSV, *_MMLU),
+    "pubmedqa": Format(CLASSIFICATION, ".json", *_ARTICLES),
+    "pubmedqa_set": Format(CLASSIFICATION, ".json", *_ARTICLES),
+    "bioasq": Format(CLASSIFICATION, ".json", *_BIOASQ),
+    "blurb": Format(CLASSIFICATION, ".tsv", _TSV, *_SENTENCES),
 }

@@ -108,11 +108,8 @@ def summarise(
 
 def markdown(summary: Mapping) -> str:
     """Return the summary as one table and the conclusions that it allows."""
-    questions = f"{summary['n']:,} ({summary['truncated']:,} truncated)"
-    rows = [("questions", questions)]
-    if summary["groups"]:
-        rows += [("groups of dependent questions", f"{summary['groups']:,}")]
-    rows += [("accuracy", _score(summary["accuracy"]))]
+    questions = f"{_count(summary)} ({summary['truncated']:,} truncated)"
+    rows = [("questions", questions), ("accuracy", _score(summary["accuracy"]))]
     seeds, baseline = summary["seeds"], summary["baseline"]
     if seeds:
         spread = f" ± {_percent(seeds['deviation'])}" if seeds["deviation"] is not None else ""
@@ -145,7 +142,7 @@ def table(summaries: Sequence[Mapping]) -> str:
     for one in summaries:
         what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
         f1 = _score(one["macro_f1"]) if one["macro_f1"] else "-"
-        row = [_cell(what), f"{one['n']:,}", _score(one["accuracy"]), f1]
+        row = [_cell(what), _count(one), _score(one["accuracy"]), f1]
         lines.append([*row, f"{one['ece']:.3f}", f"{one['brier']:.3f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -170,7 +167,7 @@ def plot(summary: Mapping, path: str | Path) -> None:
     upper.axhline(chance, color=GREY, linestyle=":", label=f"chance {_percent(chance)}")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     upper.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
-    figures = f"n = {summary['n']:,}, ECE {summary['ece']:.3f}, Brier {summary['brier']:.3f}"
+    figures = f"n = {_count(summary)}, ECE {summary['ece']:.3f}, Brier {summary['brier']:.3f}"
     upper.set_title(figures, fontsize=10)
     figure.suptitle(f"{summary['task']}: {summary['what']}", parse_math=False, wrap=True, size=11)
     bars = lower.bar(middles, counts, width, color=GREY, alpha=0.5)
@@ -217,7 +214,9 @@ def _folder(way: str) -> str:
 
 
 def _is_report(path: Path) -> bool:
-    return path.is_dir() and all(one.name in FILES or _is_report(one) for one in path.iterdir())
+    """Whether a directory holds a report, or one for each way of scoring, and nothing else."""
+    folders = [one for one in path.iterdir() if one.name not in FILES]
+    return all(one.is_dir() and {f.name for f in one.iterdir()} == {*FILES} for one in folders)
 
 
 def _over_seeds(answers: statistics.Columns, seeds: Sequence[Sequence[Item]]) -> dict:
@@ -227,12 +226,8 @@ def _over_seeds(answers: statistics.Columns, seeds: Sequence[Sequence[Item]]) ->
         statistics.same_questions(answers, one)
         values.append(float(np.mean(one.right_N)))
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {
-        "mean": float(np.mean(values)),
-        "deviation": deviation,
-        "n": len(values),
-        "values": values,
-    }
+    mean = float(np.mean(values))
+    return {"mean": mean, "deviation": deviation, "n": len(values), "values": values}
 
 
 def _conclusions(summary: Mapping) -> list[str]:
@@ -264,6 +259,11 @@ def _matplotlib():
         advice = "pip install 'biomedlm-jax[plots]'"
         raise ValueError(f"the plot needs {error.name}, not installed; {advice}") from None
     return matplotlib
+
+
+def _count(summary: Mapping) -> str:
+    groups = summary["groups"] and f" in {counted(summary['groups'], 'group')}"
+    return f"{summary['n']:,}{groups or ''}"
 
 
 def _score(interval: Mapping) -> str:

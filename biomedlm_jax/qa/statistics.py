@@ -85,7 +85,7 @@ def columns(items: Sequence[Item]) -> Columns:
         np.array([item["gold"] for item in items], np.int64),
         np.array([item["prediction"] for item in items], np.int64),
         [np.asarray(item["probabilities"], np.float64) for item in items],
-        None if single else np.unique(groups, return_inverse=True)[1],
+        None if single else np.unique([str(one) for one in groups], return_inverse=True)[1],
     )
 
 

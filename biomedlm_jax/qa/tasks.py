@@ -8,20 +8,14 @@ file, or a directory with some of train.jsonl, dev.jsonl and test.jsonl. Its for
 unless `format` names another one of formats.py.
 """
 
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from biomedlm_jax.qa.folds import FOLDS, pubmedqa_folds
-from biomedlm_jax.qa.formats import (
-    CHOICE,
-    CLASSIFICATION,
-    FORMATS,
-    class_names,
-    read_rows,
-    to_questions,
-)
+from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, to_questions
 from biomedlm_jax.qa.questions import Question, Skipped
 
 SPLITS = ("train", "dev", "test")
@@ -66,14 +60,17 @@ def _mmlu(
         MMLU,
         name=f"mmlu:{subject}",
         subject=subject,
-        files={f"{{split}}/{subject}_{{split}}.csv": "mmlu", f"{subject}_{{split}}.csv": "mmlu"}
-        | MMLU.files,
+        files=dict.fromkeys(
+            (f"{{split}}/{subject}_{{split}}.csv", f"{subject}_{{split}}.csv"), "mmlu"
+        )
+        | {**MMLU.files},
         sizes={"dev": 5, "test": size} if size else {},
         published={"BioMedLM": biomedlm, "GPT-4": gpt4, "GPT-3.5": gpt35} if biomedlm else {},
     )
 
 
 # The published scores are those of the tables in the BioMedLM paper (arXiv 2403.18421).
+# fmt: off
 _TASKS = (
     MMLU,
     Task(
@@ -82,10 +79,7 @@ _TASKS = (
         {"{split}.jsonl": "questions", "{split}.json": "medmcqa"},
         sizes={"train": 182_822, "dev": 4_183, "test": 6_150},  # the test answers are secret
         published={
-            "BioMedLM": 57.3,
-            "GPT-4": 72.4,
-            "Flan-PaLM": 57.6,
-            "Galactica-120B": 52.9,
+            "BioMedLM": 57.3, "GPT-4": 72.4, "Flan-PaLM": 57.6, "Galactica-120B": 52.9,
             "GPT-3.5": 51.0,
         },
         published_split="dev",
@@ -100,16 +94,9 @@ _TASKS = (
         },
         sizes={"train": 10_178, "dev": 1_272, "test": 1_273},
         published={
-            "BioMedLM": 50.3,
-            "BioMedLM with MedMCQA data": 54.7,
-            "Med-PaLM 2": 85.4,
-            "GPT-4": 81.4,
-            "Flan-PaLM": 67.2,
-            "GPT-3.5": 53.6,
-            "DRAGON": 47.5,
-            "BioLinkBERT": 45.1,
-            "Galactica": 44.4,
-            "GPT-Neo 2.7B": 37.7,
+            "BioMedLM": 50.3, "BioMedLM with MedMCQA data": 54.7, "Med-PaLM 2": 85.4, "GPT-4": 81.4,
+            "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
+            "Galactica": 44.4, "GPT-Neo 2.7B": 37.7,
         },
         published_split="test",
     ),
@@ -127,14 +114,8 @@ _TASKS = (
         metrics=UNEVEN,
         sizes={"train": 450, "dev": 50, "test": 500},
         published={
-            "BioMedLM": 74.4,
-            "BioGPT with extra data": 81.0,
-            "Flan-PaLM": 79.0,
-            "Galactica": 77.6,
-            "GPT-4": 75.2,
-            "DRAGON": 73.4,
-            "BioLinkBERT": 72.4,
-            "GPT-Neo": 66.1,
+            "BioMedLM": 74.4, "BioGPT with extra data": 81.0, "Flan-PaLM": 79.0, "Galactica": 77.6,
+            "GPT-4": 75.2, "DRAGON": 73.4, "BioLinkBERT": 72.4, "GPT-Neo": 66.1,
         },
         published_split="test",
         folds=FOLDS,
@@ -152,10 +133,7 @@ _TASKS = (
         metrics=UNEVEN,
         sizes={"train": 670, "dev": 75, "test": 140},
         published={
-            "BioMedLM": 95.7,
-            "DRAGON": 96.4,
-            "BioLinkBERT": 94.9,
-            "Galactica": 94.3,
+            "BioMedLM": 95.7, "DRAGON": 96.4, "BioLinkBERT": 94.9, "Galactica": 94.3,
             "GPT-Neo": 67.1,
         },
         published_split="test",
@@ -167,6 +145,7 @@ _TASKS = (
     _mmlu("medical_genetics", 100, biomedlm=69.0, gpt4=92.0, gpt35=70.0),
     _mmlu("professional_medicine", 272, biomedlm=63.1, gpt4=93.8, gpt35=70.2),
 )
+# fmt: on
 TASKS = {task.name: task for task in _TASKS}
 
 
@@ -199,8 +178,7 @@ def default_split(task: Task, path: str | Path | None = None) -> str:
 
     "dev_first2000.jsonl" is dev; a directory, or a name with no split or several, is the last one.
     """
-    file = Path(path or task.path or "")
-    return _split_in_name(file, task.splits) or task.splits[-1]
+    return _split_in_name(Path(path or task.path or ""), task.splits) or task.splits[-1]
 
 
 def read_questions(
@@ -238,32 +216,32 @@ def read_questions(
     if not path:
         raise ValueError(f"{task.name} needs the path of its data; fix: --path (config.task.path)")
     skipped = Skipped() if skipped is None else skipped
-    refuse = _refuse(on_error, skipped)
+    refuse = functools.partial(_refuse, on_error, skipped)
     file, format = _file(task, Path(path), split=split, fold=fold)
-    rows = read_rows(file, format, refuse)
+    rows = list(FORMATS[format].read(file, refuse))
     if format == "pubmedqa":
         rows = pubmedqa_folds(rows, file, fold)[split]
     elif fold and split != "test" and f"fold{fold}" not in str(file):
         raise ValueError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
-    if task.subject:
-        others = [row for row in rows if row.fields.get("subject", task.subject) != task.subject]
-        skipped.left_out.update(f"of the subject {row.fields['subject']}" for row in others)
-        rows = [row for row in rows if row not in others]
-    questions = to_questions(rows, format, task.classes, refuse, skipped)
+    of_subject = []
+    for row in rows:
+        subject = row.fields.get("subject", task.subject)
+        if task.subject and subject != task.subject:
+            skipped.left_out[f"of the subject {subject}"] += 1
+        else:
+            of_subject.append(row)
+    questions = to_questions(of_subject, format, task.classes, refuse, skipped)
     if not questions:
         raise ValueError(f"no questions of {task.name} in {file}; skipped: {skipped}")
     return questions
 
 
-def _refuse(on_error: str, skipped: Skipped) -> Callable[[str], None]:
-    def refuse(problem: str) -> None:
-        message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
-        if on_error == "raise":
-            raise ValueError(message)
-        skipped.bad += 1
-        skipped.errors = [*skipped.errors, message][:5]
-
-    return refuse
+def _refuse(on_error: str, skipped: Skipped, problem: str) -> None:
+    message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
+    if on_error == "raise":
+        raise ValueError(message)
+    skipped.bad += 1
+    skipped.errors = [*skipped.errors, message][:5]
 
 
 def _file(task: Task, path: Path, *, split: str, fold: int) -> tuple[Path, str]:
@@ -313,7 +291,8 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     task = Task(name, kind, {f"{{split}}{suffix}": format, "*": format}, splits=splits, path=path)
     if kind == CHOICE:
         return task
-    rows = [row for file in files for row in read_rows(file, format, lambda problem: None)]
+    read = FORMATS[format].read
+    rows = [row for file in files for row in read(file, lambda problem: None)]
     classes = tuple(sorted(class_names(rows, format)))
     if len(classes) < 2:
         raise ValueError(f"expected at least two classes in {path}, got {', '.join(classes) or 0}")
