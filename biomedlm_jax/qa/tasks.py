@@ -34,22 +34,19 @@ class Task:
     files: Mapping[str, str] = field(hash=False)
     splits: tuple[str, ...] = SPLITS  # in the order of their use; the last one is reported
     classes: tuple[str, ...] = ()  # sorted class names; the labels of a classification index them
-    metrics: tuple[str, ...] = ("accuracy",)  # and "macro_f1" where the classes are uneven
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)  # split -> official rows
     published: Mapping[str, float] = field(default_factory=dict, hash=False)  # system -> percent
-    published_split: str = ""  # the split of the published scores
+    published_split: str = "test"  # the split of the published scores
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
     folds: int = 1  # ways to divide train and dev
     path: Path | None = None  # where the questions are, if the name contains it
 
 
-UNEVEN = ("accuracy", "macro_f1")
 MMLU = Task(
     "mmlu",
     CHOICE,
     {"{split}.jsonl": "questions", "*.csv": "mmlu"},
     splits=("dev", "val", "test"),  # dev: five questions a subject, for prompts
-    published_split="test",
 )
 
 
@@ -98,7 +95,6 @@ _TASKS = (
             "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
             "Galactica": 44.4, "GPT-Neo 2.7B": 37.7,
         },
-        published_split="test",
     ),
     Task(
         "pubmedqa",
@@ -111,13 +107,11 @@ _TASKS = (
             "{split}.json": "sentences",
         },
         classes=("maybe", "no", "yes"),
-        metrics=UNEVEN,
         sizes={"train": 450, "dev": 50, "test": 500},
         published={
             "BioMedLM": 74.4, "BioGPT with extra data": 81.0, "Flan-PaLM": 79.0, "Galactica": 77.6,
             "GPT-4": 75.2, "DRAGON": 73.4, "BioLinkBERT": 72.4, "GPT-Neo": 66.1,
         },
-        published_split="test",
         folds=FOLDS,
     ),
     Task(
@@ -130,13 +124,11 @@ _TASKS = (
             "{split}.json": "sentences",
         },
         classes=("no", "yes"),
-        metrics=UNEVEN,
         sizes={"train": 670, "dev": 75, "test": 140},
         published={
             "BioMedLM": 95.7, "DRAGON": 96.4, "BioLinkBERT": 94.9, "Galactica": 94.3,
             "GPT-Neo": 67.1,
         },
-        published_split="test",
     ),
     _mmlu("anatomy", 135),
     _mmlu("clinical_knowledge", 265, biomedlm=59.6, gpt4=86.4, gpt35=69.8),
@@ -296,4 +288,4 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     classes = tuple(sorted(class_names(rows, format)))
     if len(classes) < 2:
         raise ValueError(f"expected at least two classes in {path}, got {', '.join(classes) or 0}")
-    return replace(task, classes=classes, metrics=UNEVEN)
+    return replace(task, classes=classes)
