@@ -69,14 +69,9 @@ def summarise(
 ) -> dict:
     """Compute everything that the report prints, as one dict that JSON can hold.
 
-    Args:
-      name, what: the task; the model and mode.
-      published: percentages that were reported on `published_split`.
-      seeds: the results of every seed, `items` among them.
-      seed: of the bootstrap.
-
-    Raises:
-      ValueError: items without gold labels, or of different questions.
+    `name` is the task and `what` the model and mode; `published` holds percentages that were
+    reported on `published_split`; `seeds` the results of every seed, `items` among them; `seed` is
+    the bootstrap's. Raises ValueError for items without gold labels or of different questions.
     """
     answers = statistics.columns(items)
     bins = statistics.reliability(answers)

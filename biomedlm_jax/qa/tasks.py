@@ -270,22 +270,21 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     """Make the task of somebody's own set; its classes are those of all its splits."""
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
-    kind, suffix = FORMATS[format].kind, FORMATS[format].suffix
-    files = [path]
-    splits = (_split_in_name(path, SPLITS) or "test",)
+    one = FORMATS[format]
+    files = {_split_in_name(path, SPLITS) or "test": path}
     if path.is_dir():
-        files = [path / f"{split}{suffix}" for split in SPLITS]
-        files = [file for file in files if file.is_file()]
-        splits = tuple(file.stem for file in files)
-        if not files:
-            expected = ", ".join(f"{split}{suffix}" for split in SPLITS)
-            raise ValueError(f"no questions in {path}: expected some of {expected}")
-    task = Task(name, kind, {f"{{split}}{suffix}": format, "*": format}, splits=splits, path=path)
-    if kind == CHOICE:
+        files = {split: path / f"{split}{one.suffix}" for split in SPLITS}
+    splits = tuple(split for split, file in files.items() if file.is_file())
+    if not splits:
+        expected = ", ".join(file.name for file in files.values())
+        raise ValueError(f"no questions in {path}: expected some of {expected}")
+    names = {f"{{split}}{one.suffix}": format, "*": format}
+    task = Task(name, one.kind, names, splits=splits, path=path)
+    if one.kind == CHOICE:
         return task
-    read = FORMATS[format].read
-    rows = [row for file in files for row in read(file, lambda problem: None)]
+    rows = [row for split in splits for row in one.read(files[split], lambda problem: None)]
     classes = tuple(sorted(class_names(rows, format)))
     if len(classes) < 2:
-        raise ValueError(f"expected at least two classes in {path}, got {', '.join(classes) or 0}")
+        got = ", ".join(classes) or "none"
+        raise ValueError(f"expected at least two classes in {path}, got {got}")
     return replace(task, classes=classes)
