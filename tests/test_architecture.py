@@ -9,11 +9,12 @@ import biomedlm_jax
 
 PACKAGE = Path(__file__).parents[1] / "biomedlm_jax"
 FLOORS = {
+    "files": 0,
     "allocator": 0,
     "chips": 0,
     "mesh": 0,
     "processes": 0,
-    "corpus": 0,
+    "corpus": 1,
     "model": 1,
     "training": 2,
     "interop": 3,  # above training: it reads and writes run directories

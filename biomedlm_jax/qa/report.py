@@ -4,43 +4,54 @@ In the JSON every score is a share from 0 to 1; only published scores are percen
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from biomedlm_jax.files import atomic_directory, check_output, read_jsonl, write_json, write_text
 from biomedlm_jax.qa import statistics
+from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
 
 ITEMS, JSON, MARKDOWN, PLOT = FILES = ("items.jsonl", "report.json", "report.md", "reliability.png")
 BLUE, ORANGE, GREY = "#2a6ebb", "#d9822b", "#6b7280"
+FEW_GROUPS = 20  # below it a cluster bootstrap's percentile intervals are too narrow
 
 
-def read_items(path: str | Path) -> list[dict]:
-    """The items of a JSONL file, or of the report directory that holds it, all checked."""
-    file = Path(path) / ITEMS if Path(path).is_dir() else Path(path)
+def read_items(path: str | Path, *, way: str = "") -> list[dict]:
+    """Read and check the items of a JSONL file, or of the report directory that holds it.
+
+    A directory of several reports (one for each way of scoring) needs the `way`.
+
+    Raises:
+      ValueError: a bad item, none at all, or several reports; FileNotFoundError: no report.
+    """
+    file = path = Path(path)
+    if path.is_dir():
+        ways = sorted(one.parent for one in path.glob(f"*/{ITEMS}"))
+        chosen = path / _folder(way)
+        file = chosen / ITEMS if chosen in ways else path / ITEMS
+        if not file.is_file() and ways:
+            names = " or ".join(map(str, ways))
+            raise ValueError(f"{path} holds {counted(len(ways), 'report')}; fix: name {names}")
     items = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                items.append(json.loads(line))
-                statistics.check_item(items[-1])
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {error}") from None
+    for where, item in read_jsonl(file):
+        try:
+            statistics.check_item(item)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        items.append(item)
     if not items:
         raise ValueError(f"{file} holds no questions")
     return items
 
 
 def write_items(path: str | Path, items: Sequence[Item]) -> None:
-    """One JSON object per line, in ASCII, so that any string survives."""
-    with Path(path).open("w", encoding="ascii") as file:
-        for item in items:
-            # The default is for numpy's numbers and arrays.
-            json.dump(item, file, default=lambda value: value.tolist(), allow_nan=False)
-            file.write("\n")
+    """Write one JSON object per line, in ASCII, so that any string survives."""
+    # The default is for numpy's numbers and arrays.
+    options = {"default": lambda value: value.tolist(), "allow_nan": False}
+    write_text(path, "".join(json.dumps(item, **options) + "\n" for item in items))
 
 
 def summarise(
@@ -56,39 +67,43 @@ def summarise(
     seeds: Sequence[Sequence[Item]] | None = None,
     seed: int = 0,
 ) -> dict:
-    """Everything that the report says, as one dict that JSON holds.
+    """Compute everything that the report prints, as one dict that JSON can hold.
 
-    `name` is the task, `what` the model and mode, `published` percentages that were reported on
-    `published_split`; `seeds` are the results of every seed, `items` among them; `seed` is the
-    bootstrap's. Raises ValueError for items without gold labels or of different questions.
+    `name` is the task and `what` the model and mode; `published` holds percentages that were
+    reported on `published_split`; `seeds` the results of every seed, `items` among them; `seed` is
+    the bootstrap's. Raises ValueError for items without gold labels or of different questions.
     """
-    found = statistics.columns(items)
-    gold_N, prediction_N = found.gold_N, found.prediction_N
-    bins = statistics.reliability(gold_N, prediction_N, found.probabilities)
-    f1 = statistics.macro_f1(gold_N, prediction_N, seed=seed)._asdict() if with_macro_f1 else None
+    answers = statistics.columns(items)
+    bins = statistics.reliability(answers)
+    versus = None
+    if baseline is not None:
+        result = statistics.compare(items, baseline, seed=seed)
+        difference = result.difference._asdict()
+        versus = {"name": baseline_name, **result._asdict(), "difference": difference}
     return {
         "task": name,
         "what": what,
         "n": len(items),
+        "groups": answers.groups,
         "truncated": sum(bool(item["truncated"]) for item in items),
-        "accuracy": statistics.accuracy(gold_N, prediction_N, seed=seed)._asdict(),
+        "accuracy": statistics.accuracy(answers, seed=seed)._asdict(),
         "chance": float(np.mean([1 / len(item["options"]) for item in items])),
-        "majority_class": float(np.bincount(gold_N).max() / len(items)),
-        "macro_f1": f1,
+        "majority_class": float(np.bincount(answers.gold_N).max() / len(items)),
+        "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
         "ece": statistics.calibration_error(bins),
-        "brier": statistics.brier_score(gold_N, found.probabilities),
-        "reliability": [one._asdict() for one in bins],
+        "brier": statistics.brier_score(answers),
+        "reliability": bins,
         "published_percent": dict(published or {}),
         "published_split": published_split,
-        "baseline": _versus(items, baseline, baseline_name, seed) if baseline is not None else None,
-        "seeds": _over_seeds(found, seeds) if seeds is not None else None,
+        "baseline": versus,
+        "seeds": None if seeds is None else _over_seeds(answers, seeds),
         "bootstrap": {"level": statistics.LEVEL, "resamples": statistics.RESAMPLES, "seed": seed},
     }
 
 
 def markdown(summary: Mapping) -> str:
-    """The summary as one table and what may be concluded from it."""
-    questions = f"{summary['n']:,} ({summary['truncated']:,} truncated)"
+    """Return the summary as one table and the conclusions that it allows."""
+    questions = f"{_count(summary)} ({summary['truncated']:,} truncated)"
     rows = [("questions", questions), ("accuracy", _score(summary["accuracy"]))]
     seeds, baseline = summary["seeds"], summary["baseline"]
     if seeds:
@@ -103,12 +118,11 @@ def markdown(summary: Mapping) -> str:
     if baseline:
         who, one = baseline["name"], baseline["difference"]
         ends = f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
-        p = f"p = {baseline['p_value']:.3f}" if baseline["p_value"] >= 0.001 else "p < 0.001"
         counts = f"{baseline['only_first']:,} / {baseline['only_second']:,}"
         rows += [(f"accuracy of {who}", _percent(summary["accuracy"]["value"] - one["value"]))]
         rows += [(f"difference to {who}, in points", f"{100 * one['value']:+.1f} {ends}")]
         rows += [(f"right only here / only in {who}", counts)]
-        rows += [("McNemar's exact test, two-sided", p)]
+        rows += [(f"{baseline['test']}, two-sided", p_text(baseline["p_value"]))]
     rows += [(f"published: {k}", f"{v:.1f} %") for k, v in summary["published_percent"].items()]
     lines = [f"# {summary['task']}: {summary['what']}", "", "| | |", "|:--|--:|"]
     lines += [f"| {_cell(label)} | {_cell(value)} |" for label, value in rows]
@@ -116,14 +130,14 @@ def markdown(summary: Mapping) -> str:
 
 
 def table(summaries: Sequence[Mapping]) -> str:
-    """Several results side by side, one per row, in Markdown."""
+    """Return several results side by side, one per row, in Markdown."""
     tasks = {summary["task"] for summary in summaries}
     head = ["what", "n", "accuracy [95 %]", "macro-F1 [95 %]", "ECE", "Brier"]
     lines = [head, [":--", *["--:"] * 5]]
     for one in summaries:
         what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
         f1 = _score(one["macro_f1"]) if one["macro_f1"] else "-"
-        row = [_cell(what), f"{one['n']:,}", _score(one["accuracy"]), f1]
+        row = [_cell(what), _count(one), _score(one["accuracy"]), f1]
         lines.append([*row, f"{one['ece']:.3f}", f"{one['brier']:.3f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -138,7 +152,7 @@ def plot(summary: Mapping, path: str | Path) -> None:
     width = 0.94 / len(summary["reliability"])
     upper.bar(middles, points[1], width, color=BLUE, alpha=0.25)
     upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
-    areas = 12 + 100 * np.array(counts) / max(counts)  # a bin of two questions says little
+    areas = 12 + 100 * np.array(counts) / max(counts)  # a bin of two questions shows little
     upper.scatter(*points, areas, color=BLUE, label="mean of a bin", clip_on=False)
     ends = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
     overall = np.average(points[0], weights=counts), score["value"]
@@ -148,7 +162,7 @@ def plot(summary: Mapping, path: str | Path) -> None:
     upper.axhline(chance, color=GREY, linestyle=":", label=f"chance {_percent(chance)}")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     upper.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
-    figures = f"n = {summary['n']:,}, ECE {summary['ece']:.3f}, Brier {summary['brier']:.3f}"
+    figures = f"n = {_count(summary)}, ECE {summary['ece']:.3f}, Brier {summary['brier']:.3f}"
     upper.set_title(figures, fontsize=10)
     figure.suptitle(f"{summary['task']}: {summary['what']}", parse_math=False, wrap=True, size=11)
     bars = lower.bar(middles, counts, width, color=GREY, alpha=0.5)
@@ -159,25 +173,15 @@ def plot(summary: Mapping, path: str | Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
+def p_text(p_value: float) -> str:
+    """Return "p = 0.123", or "p < 0.001"."""
+    return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
+
+
 def check_directory(directory: str | Path, *, overwrite: bool) -> None:
-    """Raise at once, before any work, if `write_report` would refuse."""
+    """Raise before any work if `write_reports` would refuse."""
     _matplotlib()
-    path = Path(directory)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; name a directory")
-    held = sorted(one.name for one in path.iterdir()) if path.exists() else []
-    others = [one for one in held if one not in FILES and not _is_report(path / one)]
-    if held and (others or not overwrite):
-        advice = "name another directory" + ("" if others else ", or pass --overwrite")
-        what = f"holds {others[0]}, which is no part of a report" if others else "exists"
-        raise FileExistsError(f"{path} {what}; {advice}")
-
-
-def write_report(
-    directory: str | Path, summary: Mapping, items: Sequence[Item], *, overwrite: bool = False
-) -> None:
-    """Write the four files, all or none; what was there before stays there after an error."""
-    write_reports(directory, {"": (summary, items)}, overwrite=overwrite)
+    check_output(directory, replaceable=_is_report, overwrite=overwrite)
 
 
 def write_reports(
@@ -186,75 +190,75 @@ def write_reports(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write several reports, each into a folder of its name, all or none."""
-    check_directory(directory, overwrite=overwrite)
-    path = Path(os.path.realpath(directory))
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
-    new.mkdir(parents=True, exist_ok=True)
-    try:
+    """Write reports, each (summary, items) into a folder of its name, all or none.
+
+    The name "" is the directory itself. After an error the directory is as it was before.
+    """
+    with atomic_directory(directory, replaceable=_is_report, overwrite=overwrite) as new:
         for name, (summary, items) in reports.items():
-            _write_files(new / name.replace(" ", "_"), summary, items)
-        check_directory(path, overwrite=overwrite)  # somebody may have been faster
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+            folder = new / _folder(name)
+            folder.mkdir(exist_ok=True)
+            write_items(folder / ITEMS, items)
+            write_json(folder / JSON, summary)
+            write_text(folder / MARKDOWN, markdown(summary))
+            plot(summary, folder / PLOT)
 
 
-def _write_files(folder: Path, summary: Mapping, items: Sequence[Item]) -> None:
-    folder.mkdir(exist_ok=True)
-    write_items(folder / ITEMS, items)
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / JSON).write_text(text + "\n", encoding="utf-8")
-    (folder / MARKDOWN).write_text(markdown(summary), encoding="utf-8")
-    plot(summary, folder / PLOT)
+def _folder(way: str) -> str:
+    return way.replace(" ", "_")
 
 
 def _is_report(path: Path) -> bool:
-    return path.is_dir() and {one.name for one in path.iterdir()} == set(FILES)
+    """Whether a directory holds a report, or one for each way of scoring, and nothing else."""
+    folders = [one for one in path.iterdir() if one.name not in FILES]
+    return all(one.is_dir() and {f.name for f in one.iterdir()} == {*FILES} for one in folders)
 
 
-def _versus(items: Sequence[Item], baseline: Sequence[Item], name: str, seed: int) -> dict:
-    result = statistics.compare(items, baseline, seed=seed)._asdict()
-    return {"name": name, **result, "difference": result["difference"]._asdict()}
-
-
-def _over_seeds(found: statistics.Columns, seeds: Sequence[Sequence[Item]]) -> dict:
+def _over_seeds(answers: statistics.Columns, seeds: Sequence[Sequence[Item]]) -> dict:
+    """Mean and sample standard deviation (None for one seed) of the accuracy."""
     values = []
     for one in map(statistics.columns, seeds):
-        statistics.same_questions(found, one)
-        values.append(float(np.mean(one.gold_N == one.prediction_N)))
-    return {**statistics.over_seeds(values)._asdict(), "values": values}
+        statistics.same_questions(answers, one)
+        values.append(float(np.mean(one.right_N)))
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    mean = float(np.mean(values))
+    return {"mean": mean, "deviation": deviation, "n": len(values), "values": values}
 
 
 def _conclusions(summary: Mapping) -> list[str]:
-    score, bootstrap = summary["accuracy"], summary["bootstrap"]
-    how = f"{bootstrap['resamples']:,} resamples of the questions, seed {bootstrap['seed']}"
-    lines = [f"Brackets are {100 * bootstrap['level']:.0f} % bootstrap intervals: {how}."]
+    score, bootstrap, groups = summary["accuracy"], summary["bootstrap"], summary["groups"]
+    units = f"{groups:,} groups of questions" if groups else "questions"
+    lines = [
+        f"Brackets are {100 * bootstrap['level']:.0f} % bootstrap intervals: "
+        f"{bootstrap['resamples']:,} resamples of the {units}, seed {bootstrap['seed']}."
+    ]
+    if groups and groups < FEW_GROUPS:
+        lines.append(f"With fewer than {FEW_GROUPS} groups these intervals are too narrow.")
     if score["low"] == score["high"]:
-        lines.append("All or no answers are right: the bootstrap shows no uncertainty then.")
+        lines.append("The bootstrap has no uncertainty where all or no answers are right.")
     elif score["low"] <= summary["chance"] <= score["high"]:
-        lines.append("The interval includes chance: these answers cannot be told from guesses.")
+        lines.append("The interval includes chance: the accuracy does not differ from guessing.")
     elif score["low"] <= summary["majority_class"]:
-        lines.append("This is not reliably better than always giving the most common class.")
+        lines.append("The accuracy is not reliably above always giving the most common class.")
     if summary["published_percent"]:
-        split = summary["published_split"] and f", on the {summary['published_split']} split"
+        split = summary["published_split"] and f" on the {summary['published_split']} split"
         lines.append(f"Published scores are as reported{split}; other questions, other scores.")
     return [f"- {line}" for line in lines]
 
 
 def _matplotlib():
-    # Figures without pyplot: no window system, no state that outlives the call.
+    # Figures without pyplot need no window system and keep no global state.
     try:
         import matplotlib.figure
     except ModuleNotFoundError as error:
         advice = "pip install 'biomedlm-jax[plots]'"
         raise ValueError(f"the plot needs {error.name}, not installed; {advice}") from None
     return matplotlib
+
+
+def _count(summary: Mapping) -> str:
+    groups = summary["groups"] and f" in {counted(summary['groups'], 'group')}"
+    return f"{summary['n']:,}{groups or ''}"
 
 
 def _score(interval: Mapping) -> str:

@@ -1,43 +1,33 @@
-"""What a set of answered questions shows, with its uncertainty: plain numpy, no model.
+"""Scores of answered questions with their uncertainty: intervals and paired tests, no model.
 
-A resample of n questions with replacement matters only through how many questions of each kind
-(right or wrong, or a pair of gold and predicted class) it holds, and those numbers are multinomial.
-So every bootstrap here draws counts: the same distribution as drawing questions, at a cost and
-memory that do not grow with n.
+Questions may come in groups (several wordings of one fact, several questions on one article), whose
+answers are dependent. Then every interval and test here resamples whole groups instead of
+questions (a cluster bootstrap; Cameron, Gelbach and Miller 2008). With fewer than about 20 groups
+percentile intervals are too narrow.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 BINS = 10
-CELLS = 2**20  # counts drawn at a time: 8 MiB
+CELLS = 2**20  # counts sampled at a time: 8 MiB
 FIELDS = ("id", "gold", "prediction", "scores", "probabilities", "options", "truncated")
 
-Item = Mapping[str, object]
+Item = Mapping[str, Any]
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval."""
+    """An estimate with the ends of its 95 % interval."""
 
     value: float
     low: float
     high: float
-
-
-class Bin(NamedTuple):
-    """One bar of a reliability diagram; an empty bin has no confidence and no accuracy."""
-
-    low: float
-    high: float
-    n: int
-    confidence: float | None
-    accuracy: float | None
 
 
 class Comparison(NamedTuple):
@@ -48,14 +38,7 @@ class Comparison(NamedTuple):
     only_first: int
     only_second: int
     p_value: float
-
-
-class Spread(NamedTuple):
-    """Mean and sample standard deviation (ddof 1; None for one value) of n values."""
-
-    mean: float
-    deviation: float | None
-    n: int
+    test: str  # the name of the test
 
 
 class Columns(NamedTuple):
@@ -65,12 +48,23 @@ class Columns(NamedTuple):
     gold_N: np.ndarray
     prediction_N: np.ndarray
     probabilities: list[np.ndarray]  # one vector per question; they differ in length
+    group_N: np.ndarray | None  # whole numbers from 0; None: the questions are independent
+
+    @property
+    def right_N(self) -> np.ndarray:
+        """Which predictions are right."""
+        return self.gold_N == self.prediction_N
+
+    @property
+    def groups(self) -> int | None:
+        """The number of groups."""
+        return None if self.group_N is None else int(self.group_N.max()) + 1
 
 
 def columns(items: Sequence[Item]) -> Columns:
-    """The items as columns; raises ValueError, naming the question, for what cannot be scored."""
+    """Return the items as columns; raise ValueError, naming the question, for a bad item."""
     if not items:
-        raise ValueError("got no questions; at least one is needed")
+        raise ValueError("expected at least one question, got none")
     for item in items:
         check_item(item)
     ids = [item["id"] for item in items]
@@ -79,17 +73,24 @@ def columns(items: Sequence[Item]) -> Columns:
     missing = [item["id"] for item in items if item["gold"] is None]
     if missing:
         lack = f"{len(missing)} of {len(items)} questions have no gold label"
-        raise ValueError(f"{lack}, the first is {missing[0]!r}; use a split that has labels")
+        raise ValueError(f"{lack}, the first is {missing[0]!r}; fix: use a split with labels")
+    groups = [item.get("group") for item in items]
+    single = groups.count(None)
+    if 0 < single < len(groups):
+        raise ValueError(
+            f"{single} of {len(groups)} questions have no group; fix: give all or none"
+        )
     return Columns(
         ids,
         np.array([item["gold"] for item in items], np.int64),
         np.array([item["prediction"] for item in items], np.int64),
         [np.asarray(item["probabilities"], np.float64) for item in items],
+        None if single else np.unique([str(one) for one in groups], return_inverse=True)[1],
     )
 
 
 def check_item(item: Item) -> None:
-    """Raise ValueError unless the record of one question is whole and agrees with itself."""
+    """Raise ValueError unless the record of one question is complete and consistent."""
     missing = [n for n in FIELDS if n not in item] if isinstance(item, Mapping) else FIELDS
     if missing:
         raise ValueError(f"an item has no {missing[0]!r}; its fields are {', '.join(FIELDS)}")
@@ -105,89 +106,110 @@ def check_item(item: Item) -> None:
         known = isinstance(label, int | np.integer) and 0 <= label < options
         if not known and (name == "prediction" or label is not None):
             raise ValueError(f"{where} has {name} {label!r}; allowed is 0 to {options - 1}")
-    # The last `values` are the probabilities.
-    if values.min() < 0 or abs(values.sum() - 1) > 1e-3:
-        raise ValueError(f"{where} has probabilities that sum to {values.sum():.6g}, not to 1")
-    if values[item["prediction"]] < values.max() - 1e-6:
+    probabilities = np.asarray(item["probabilities"], np.float64)
+    total, top = probabilities.sum(), probabilities.max()
+    if probabilities.min() < 0 or abs(total - 1) > 1e-3:
+        raise ValueError(f"{where} has probabilities that sum to {total:.6g}, not to 1")
+    if probabilities[item["prediction"]] < top - 1e-6:
         raise ValueError(f"{where} predicts {item['prediction']}, not its most probable option")
 
 
-def accuracy(gold_N: np.ndarray, prediction_N: np.ndarray, *, seed: int = 0) -> Interval:
-    """The share that is right, with its 95 % percentile bootstrap interval.
+def accuracy(answers: Columns, *, seed: int = 0) -> Interval:
+    """Return the share of right answers with its percentile bootstrap interval.
 
-    The interval has no width when all or none are right: that is the method, not certainty.
+    The interval has no width when all or none are right: a limit of the method, not certainty.
     """
-    share, n = _right(gold_N, prediction_N).mean(), len(gold_N)
-    return _interval(share, np.random.default_rng(seed).binomial(n, share, RESAMPLES) / n)
+    return _bootstrap(answers.right_N[:, None], _mean, answers.group_N, seed)
 
 
-def macro_f1(gold_N: np.ndarray, prediction_N: np.ndarray, *, seed: int = 0) -> Interval:
-    """The mean F1 over the classes that occur in gold or predictions, with its interval.
+def macro_f1(answers: Columns, *, seed: int = 0) -> Interval:
+    """Return the mean F1 over the classes that occur in gold or predictions, with its interval.
 
     As `sklearn.metrics.f1_score(average="macro")`; a resample averages over its own classes.
     """
-    _right(gold_N, prediction_N)
-    n = len(gold_N)
-    # K kinds of question, by gold and predicted class, and how many of each there are.
-    pairs_Nx2 = np.stack([gold_N, prediction_N], axis=1)
-    pairs_Kx2, counts_K = np.unique(pairs_Nx2, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    chunk = max(1, CELLS // len(counts_K))
-    drawn = [
-        _mean_f1(rng.multinomial(n, counts_K / n, min(chunk, RESAMPLES - start)), pairs_Kx2)
-        for start in range(0, RESAMPLES, chunk)
-    ]
-    return _interval(_mean_f1(counts_K[None], pairs_Kx2)[0], np.concatenate(drawn))
+    classes = np.union1d(answers.gold_N, answers.prediction_N)
+    gold_NxC, prediction_NxC = (
+        (column_N[:, None] == classes).astype(int)
+        for column_N in (answers.gold_N, answers.prediction_N)
+    )
+
+    def mean_f1(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
+        right_RxC, both_RxC = np.split(sums_RxF, 2, axis=1)
+        # 2 TP / (2 TP + FP + FN); the denominator is 0 for a class that this resample lacks.
+        f1_RxC = 2 * right_RxC / np.maximum(both_RxC, 1)
+        return f1_RxC.sum(axis=1) / (both_RxC > 0).sum(axis=1)
+
+    features_NxF = np.hstack([gold_NxC * prediction_NxC, gold_NxC + prediction_NxC])
+    return _bootstrap(features_NxF, mean_f1, answers.group_N, seed)
 
 
-def reliability(
-    gold_N: np.ndarray, prediction_N: np.ndarray, probabilities: Sequence[np.ndarray]
-) -> list[Bin]:
-    """Confidence (the top probability) and accuracy in 10 bins of equal width, open on the left."""
-    right_N = _right(gold_N, prediction_N)
-    top_N = np.array([row.max() for row in probabilities])
+def reliability(answers: Columns) -> list[dict]:
+    """Return 10 bins of equal width of the confidence (the top probability), open on the left.
+
+    A bin has the keys low, high, n, confidence and accuracy; the means of an empty one are None.
+    """
+    top_N = np.array([row.max() for row in answers.probabilities])
     edges = [index / BINS for index in range(BINS + 1)]
     bin_N = np.searchsorted(edges[1:-1], top_N, side="left")
-    found = []
+    bins = []
     for index, (low, high) in enumerate(itertools.pairwise(edges)):
         inside_N = bin_N == index
         n = int(inside_N.sum())
-        means = [float(one_N[inside_N].mean()) if n else None for one_N in (top_N, right_N)]
-        found.append(Bin(low, high, n, *means))
-    return found
+        confidence, right = (
+            float(one_N[inside_N].mean()) if n else None for one_N in (top_N, answers.right_N)
+        )
+        bins.append({"low": low, "high": high, "n": n, "confidence": confidence, "accuracy": right})
+    return bins
 
 
-def calibration_error(bins: Sequence[Bin]) -> float:
+def calibration_error(bins: Sequence[Mapping]) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| per question."""
-    gaps = [one.n * abs(one.accuracy - one.confidence) for one in bins if one.n]
-    return sum(gaps) / sum(one.n for one in bins)
+    gaps = [one["n"] * abs(one["accuracy"] - one["confidence"]) for one in bins if one["n"]]
+    return sum(gaps) / sum(one["n"] for one in bins)
 
 
-def brier_score(gold_N: np.ndarray, probabilities: Sequence[np.ndarray]) -> float:
+def brier_score(answers: Columns) -> float:
     """Mean over questions of the squared error summed over a question's options: 0 to 2."""
     # Σ (p - [gold])² = Σ p² - 2 p[gold] + 1
-    errors = [p @ p - 2 * p[gold] + 1 for gold, p in zip(gold_N, probabilities, strict=True)]
-    return float(np.mean(errors))
+    pairs = zip(answers.gold_N, answers.probabilities, strict=True)
+    return float(np.mean([p @ p - 2 * p[gold] + 1 for gold, p in pairs]))
 
 
 def compare(items: Sequence[Item], baseline: Sequence[Item], *, seed: int = 0) -> Comparison:
-    """Accuracy of `items` minus that of `baseline`: paired bootstrap and McNemar's exact test.
+    """Return the accuracy of `items` minus that of `baseline`: paired bootstrap and paired test.
 
-    Both must hold the same ids, in any order, with the same gold labels.
+    Both must have the same ids, in any order, with the same gold labels; the groups are those of
+    `items`.
     """
     first, second = columns(items), columns(baseline)
     order = same_questions(first, second)
-    right_N = first.gold_N == first.prediction_N
-    other_N = (second.gold_N == second.prediction_N)[order]
-    n, wins, losses = len(right_N), int((right_N & ~other_N).sum()), int((other_N & ~right_N).sum())
-    shares = np.array([wins, losses, n - wins - losses]) / n
-    drawn_Rx3 = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)
-    difference = _interval((wins - losses) / n, (drawn_Rx3[:, 0] - drawn_Rx3[:, 1]) / n)
-    return Comparison(n, difference, wins, losses, mcnemar(wins, losses))
+    gain_N = first.right_N.astype(int) - second.right_N[order]
+    difference = _bootstrap(gain_N[:, None], _mean, first.group_N, seed)
+    wins, losses = int((gain_N > 0).sum()), int((gain_N < 0).sum())
+    test = "McNemar's exact test" if first.group_N is None else "exact permutation test of groups"
+    p_value = paired_test(gain_N, first.group_N)
+    return Comparison(len(gain_N), difference, wins, losses, p_value, test)
+
+
+def paired_test(gain_N: np.ndarray, group_N: np.ndarray | None = None) -> float:
+    """Return the exact two-sided p-value of a permutation test of two models.
+
+    Exchanging the two models' answers to a unit (a question, or a whole group) changes the sign of
+    its gain, and all 2^U exchanges are equally likely if the models are equally good. For single
+    questions, with gains 1, 0 and -1, this is McNemar's exact test.
+    """
+    gain_U = gain_N if group_N is None else np.bincount(group_N, gain_N).astype(int)
+    # The distribution of Σ ±|gain| + Σ |gain|, unit by unit: null[s] is the probability of s.
+    null = np.ones(1)
+    for gain in np.abs(gain_U[gain_U != 0]):
+        null = (np.pad(null, (0, 2 * gain)) + np.pad(null, (2 * gain, 0))) / 2
+    total = len(null) // 2
+    sums = np.arange(len(null)) - total
+    return min(1.0, float(null[np.abs(sums) >= abs(gain_U.sum())].sum()))
 
 
 def same_questions(first: Columns, second: Columns) -> np.ndarray:
-    """Where each question of `first` is in `second`; raises ValueError if they do not match."""
+    """Return the place of each question of `first` in `second`; raise ValueError if they differ."""
     same_ids(set(first.ids), set(second.ids))
     place = {name: index for index, name in enumerate(second.ids)}
     order = np.array([place[name] for name in first.ids])
@@ -205,50 +227,35 @@ def same_ids(first: set[str], second: set[str]) -> None:
         raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value: were the questions that only one model got right a fair coin's?"""
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    # In whole numbers, since 2**n leaves the range of floats at n = 1024.
-    term = tail = 1
-    for k in range(fewer):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    return min(2 * tail, 2**n) / 2**n
+def _mean(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
+    return sums_RxF[:, 0] / n_R
 
 
-def over_seeds(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of one figure over seeds."""
-    if not values:
-        raise ValueError("got no seeds; at least one is needed")
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Spread(float(np.mean(values)), deviation, len(values))
+def _bootstrap(
+    features_NxF: np.ndarray,
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    group_N: np.ndarray | None,
+    seed: int,
+) -> Interval:
+    """Percentile interval of `statistic(sums of features [R, F], questions [R])` of R resamples.
 
-
-def _right(gold_N: np.ndarray, prediction_N: np.ndarray) -> np.ndarray:
-    if len(gold_N) != len(prediction_N) or not len(gold_N):
-        raise ValueError(f"got {len(gold_N)} gold labels and {len(prediction_N)} predictions")
-    return np.asarray(gold_N) == np.asarray(prediction_N)
-
-
-def _interval(value: float, drawn_R: np.ndarray) -> Interval:
-    low, high = np.quantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(value), float(low), float(high))
-
-
-def _mean_f1(counts_RxK: np.ndarray, pairs_Kx2: np.ndarray) -> np.ndarray:
-    classes, class_Kx2 = np.unique(pairs_Kx2, return_inverse=True)
-    gold_K, prediction_K = class_Kx2.T
-    right_RxK = counts_RxK * (gold_K == prediction_K)
-    right_RxC = _per_class(right_RxK, gold_K, len(classes))
-    both_RxC = sum(_per_class(counts_RxK, class_K, len(classes)) for class_K in class_Kx2.T)
-    # 2 TP / (2 TP + FP + FN); the denominator is 0 for a class that this resample lacks.
-    f1_RxC = 2 * right_RxC / np.maximum(both_RxC, 1)
-    return f1_RxC.sum(axis=1) / (both_RxC > 0).sum(axis=1)
-
-
-def _per_class(counts_RxK: np.ndarray, class_K: np.ndarray, classes: int) -> np.ndarray:
-    total_RxC = np.zeros((len(counts_RxK), classes), np.int64)
-    order_K = np.argsort(class_K, kind="stable")
-    present, starts = np.unique(class_K[order_K], return_index=True)
-    total_RxC[:, present] = np.add.reduceat(counts_RxK[:, order_K], starts, axis=1)
-    return total_RxC
+    Units (groups, or single questions) with equal sums are interchangeable, so a resample is a
+    multinomial sample of how many units of each kind it has: the distribution of
+    `scipy.stats.bootstrap` at a cost that does not grow with the number of questions.
+    """
+    features_NxF = np.column_stack([features_NxF, np.ones(len(features_NxF), int)])
+    units_UxF = features_NxF
+    if group_N is not None:
+        units_UxF = np.stack([np.bincount(group_N, one_N) for one_N in features_NxF.T], 1)
+    kinds_KxF, counts_K = np.unique(units_UxF, axis=0, return_counts=True)
+    rng, chunk = np.random.default_rng(seed), max(1, CELLS // len(counts_K))
+    resampled = []
+    for start in range(0, RESAMPLES, chunk):
+        size = min(chunk, RESAMPLES - start)
+        sums_RxF = rng.multinomial(len(units_UxF), counts_K / len(units_UxF), size) @ kinds_KxF
+        resampled.append(statistic(sums_RxF[:, :-1], sums_RxF[:, -1]))
+    low, high = np.quantile(np.concatenate(resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    total_1xF = features_NxF.sum(axis=0, keepdims=True)
+    return Interval(
+        float(statistic(total_1xF[:, :-1], total_1xF[:, -1])[0]), float(low), float(high)
+    )

@@ -1,26 +1,26 @@
-"""Tasks are data: each entry of `TASKS` says what a task is, where its files lie, what is known.
+"""Tasks are data: each entry of `TASKS` names a task's files, their formats and published scores.
 
     task = find_task("pubmedqa")
-    examples = read_examples(task, "data/pubmedqa", split="test")
+    questions = read_questions(task, "data/pubmedqa", split="test")
 
-`mmlu:<subject>` takes any subject, and `jsonl:<path>` is anybody's own set: a file of JSON lines,
-which is a test set, or a directory with some of train.jsonl, dev.jsonl and test.jsonl.
+`mmlu:<subject>` takes any subject, `mmlu` is all of them, and `jsonl:<path>` is your own set: one
+file, or a directory with some of train.jsonl, dev.jsonl and test.jsonl. Its format is `questions`
+unless `format` names another one of formats.py.
 """
 
+import functools
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from biomedlm_jax.corpus.documents import ON_ERROR
-from biomedlm_jax.qa.examples import Example, Skipped, check_rows, class_name, row_form
 from biomedlm_jax.qa.folds import FOLDS, pubmedqa_folds
-from biomedlm_jax.qa.readers import read_rows
-
-__all__ = ["TASKS", "Example", "Skipped", "Task", "find_task", "majority", "read_examples"]
+from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, to_questions
+from biomedlm_jax.qa.questions import Question, Skipped
 
 SPLITS = ("train", "dev", "test")
+WORDS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev"}
+ON_ERROR = ("raise", "skip")
 
 
 @dataclass(frozen=True)
@@ -28,114 +28,107 @@ class Task:
     """What a set of questions is, apart from the questions."""
 
     name: str  # as `find_task` knows it
-    kind: str  # "choice": every question has its own options; "classification": all have the same
-    files: tuple[str, ...]  # names tried in a directory, in this order, with {split} and so on
+    kind: str  # CHOICE: every question has its own options; CLASSIFICATION: all have the same
+    # Name of a file -> its format, in the order of trial; one with * is not looked for in a
+    # directory, and for a file given by path {split} is any text.
+    files: Mapping[str, str] = field(hash=False)
     splits: tuple[str, ...] = SPLITS  # in the order of their use; the last one is reported
-    classes: tuple[str, ...] = ()  # of a classification, sorted; the labels count in this order
-    metrics: tuple[str, ...] = ("accuracy",)  # and "macro_f1" where the classes are uneven
+    classes: tuple[str, ...] = ()  # sorted class names; the labels of a classification index them
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)  # split -> official rows
     published: Mapping[str, float] = field(default_factory=dict, hash=False)  # system -> percent
-    published_split: str = ""  # the split that the published scores are of
+    published_split: str = "test"  # the split of the published scores
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
     folds: int = 1  # ways to divide train and dev
-    path: Path | None = None  # where the questions lie, if the name says it
+    path: Path | None = None  # where the questions are, if the name contains it
 
 
-UNEVEN = ("accuracy", "macro_f1")
 MMLU = Task(
     "mmlu",
-    "choice",
-    files=("{split}/{subject}_{split}.csv", "{subject}_{split}.csv", "{split}.jsonl"),
-    splits=("dev", "val", "test"),  # dev: five questions, for prompts
-    published_split="test",
+    CHOICE,
+    {"{split}.jsonl": "questions", "*.csv": "mmlu"},
+    splits=("dev", "val", "test"),  # dev: five questions a subject, for prompts
 )
 
 
 def _mmlu(
     subject: str, size: int = 0, *, biomedlm: float = 0, gpt4: float = 0, gpt35: float = 0
 ) -> Task:
-    scores = {"BioMedLM": biomedlm, "GPT-4": gpt4, "GPT-3.5": gpt35} if biomedlm else {}
-    sizes = {"dev": 5, "test": size} if size else {}
-    return replace(MMLU, name=f"mmlu:{subject}", subject=subject, sizes=sizes, published=scores)
+    return replace(
+        MMLU,
+        name=f"mmlu:{subject}",
+        subject=subject,
+        files=dict.fromkeys(
+            (f"{{split}}/{subject}_{{split}}.csv", f"{subject}_{{split}}.csv"), "mmlu"
+        )
+        | {**MMLU.files},
+        sizes={"dev": 5, "test": size} if size else {},
+        published={"BioMedLM": biomedlm, "GPT-4": gpt4, "GPT-3.5": gpt35} if biomedlm else {},
+    )
 
 
 # The published scores are those of the tables in the BioMedLM paper (arXiv 2403.18421).
+# fmt: off
 _TASKS = (
+    MMLU,
     Task(
         "medmcqa",
-        "choice",
-        files=("{split}.jsonl", "{split}.json"),
+        CHOICE,
+        {"{split}.jsonl": "questions", "{split}.json": "medmcqa"},
         sizes={"train": 182_822, "dev": 4_183, "test": 6_150},  # the test answers are secret
         published={
-            "BioMedLM": 57.3,
-            "GPT-4": 72.4,
-            "Flan-PaLM": 57.6,
-            "Galactica-120B": 52.9,
+            "BioMedLM": 57.3, "GPT-4": 72.4, "Flan-PaLM": 57.6, "Galactica-120B": 52.9,
             "GPT-3.5": 51.0,
         },
         published_split="dev",
     ),
     Task(
         "medqa",
-        "choice",
-        files=("{split}.jsonl", "phrases_no_exclude_{split}.jsonl", "{split}.json"),
+        CHOICE,
+        {
+            "{split}.jsonl": "questions",
+            "phrases_no_exclude_{split}.jsonl": "questions",
+            "{split}.json": "endings",
+        },
         sizes={"train": 10_178, "dev": 1_272, "test": 1_273},
         published={
-            "BioMedLM": 50.3,
-            "BioMedLM with MedMCQA data": 54.7,
-            "Med-PaLM 2": 85.4,
-            "GPT-4": 81.4,
-            "Flan-PaLM": 67.2,
-            "GPT-3.5": 53.6,
-            "DRAGON": 47.5,
-            "BioLinkBERT": 45.1,
-            "Galactica": 44.4,
-            "GPT-Neo 2.7B": 37.7,
+            "BioMedLM": 50.3, "BioMedLM with MedMCQA data": 54.7, "Med-PaLM 2": 85.4, "GPT-4": 81.4,
+            "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
+            "Galactica": 44.4, "GPT-Neo 2.7B": 37.7,
         },
-        published_split="test",
     ),
     Task(
         "pubmedqa",
-        "classification",
-        # The labelled set as published, what its own script makes of it, the original's rows.
-        files=(
-            "ori_pqal.json",
-            "pqal_fold{fold}/{split}_set.json",
-            "{split}_set.json",
-            "{split}.jsonl",
-            "{split}.json",
-        ),
+        CLASSIFICATION,
+        {
+            "ori_pqal.json": "pubmedqa",  # as published, all splits
+            "pqal_fold{fold}/{split}_set.json": "pubmedqa_set",
+            "{split}_set.json": "pubmedqa_set",
+            "{split}.jsonl": "sentences",
+            "{split}.json": "sentences",
+        },
         classes=("maybe", "no", "yes"),
-        metrics=UNEVEN,
         sizes={"train": 450, "dev": 50, "test": 500},
         published={
-            "BioMedLM": 74.4,
-            "BioGPT with extra data": 81.0,
-            "Flan-PaLM": 79.0,
-            "Galactica": 77.6,
-            "GPT-4": 75.2,
-            "DRAGON": 73.4,
-            "BioLinkBERT": 72.4,
-            "GPT-Neo": 66.1,
+            "BioMedLM": 74.4, "BioGPT with extra data": 81.0, "Flan-PaLM": 79.0, "Galactica": 77.6,
+            "GPT-4": 75.2, "DRAGON": 73.4, "BioLinkBERT": 72.4, "GPT-Neo": 66.1,
         },
-        published_split="test",
         folds=FOLDS,
     ),
     Task(
         "bioasq",
-        "classification",
-        files=("{split}.tsv", "{split}.jsonl", "{split}.json"),
+        CLASSIFICATION,
+        {
+            "*[0-9]b*.json": "bioasq",  # BioASQ-training7b.json, 7B1_golden.json
+            "{split}.tsv": "blurb",
+            "{split}.jsonl": "sentences",
+            "{split}.json": "sentences",
+        },
         classes=("no", "yes"),
-        metrics=UNEVEN,
         sizes={"train": 670, "dev": 75, "test": 140},
         published={
-            "BioMedLM": 95.7,
-            "DRAGON": 96.4,
-            "BioLinkBERT": 94.9,
-            "Galactica": 94.3,
+            "BioMedLM": 95.7, "DRAGON": 96.4, "BioLinkBERT": 94.9, "Galactica": 94.3,
             "GPT-Neo": 67.1,
         },
-        published_split="test",
     ),
     _mmlu("anatomy", 135),
     _mmlu("clinical_knowledge", 265, biomedlm=59.6, gpt4=86.4, gpt35=69.8),
@@ -144,29 +137,43 @@ _TASKS = (
     _mmlu("medical_genetics", 100, biomedlm=69.0, gpt4=92.0, gpt35=70.0),
     _mmlu("professional_medicine", 272, biomedlm=63.1, gpt4=93.8, gpt35=70.2),
 )
+# fmt: on
 TASKS = {task.name: task for task in _TASKS}
 
 
-def find_task(name: str) -> Task:
-    """Return the task of this name; that of `jsonl:<path>` is read off its files.
+def find_task(name: str, *, format: str = "") -> Task:
+    """Return the task of this name, whose files are all of `format` if that is given.
 
     Raises:
-      ValueError: no such task; FileNotFoundError: no such path.
+      ValueError: no such task or format, or one of another kind; FileNotFoundError: no such path.
     """
+    if format and format not in FORMATS:
+        raise ValueError(f"expected a format among {', '.join(FORMATS)}, got {format!r}")
     family, _, rest = name.partition(":")
-    if name in TASKS:
-        return TASKS[name]
-    if family == "mmlu" and re.fullmatch(r"[a-z0-9_]+", rest):
-        return _mmlu(rest)
     if family == "jsonl" and rest:
-        return _own_task(name, Path(rest))
-    raise ValueError(
-        f"got the task {name!r}; the tasks are {', '.join(TASKS)}, mmlu:<any other subject> "
-        "and jsonl:<path of your own set>"
-    )
+        return _own_task(name, Path(rest), format or "questions")
+    if name not in TASKS and not (family == "mmlu" and re.fullmatch(r"[a-z0-9_]+", rest)):
+        raise ValueError(
+            f"expected a task among {', '.join(TASKS)}, mmlu:<any other subject> and "
+            f"jsonl:<path of your own set>, got {name!r}"
+        )
+    task = TASKS.get(name) or _mmlu(rest)
+    if not format:
+        return task
+    if FORMATS[format].kind != task.kind:
+        raise ValueError(f"format {format} is {FORMATS[format].kind}, and {name} is {task.kind}")
+    return replace(task, files={**dict.fromkeys(task.files, format), "*": format})
 
 
-def read_examples(
+def default_split(task: Task, path: str | Path | None = None) -> str:
+    """Return the split that the name of a file contains, else the task's last split.
+
+    "dev_first2000.jsonl" is dev; a directory, or a name with no split or several, is the last one.
+    """
+    return _split_in_name(Path(path or task.path or ""), task.splits) or task.splits[-1]
+
+
+def read_questions(
     task: Task,
     path: str | Path | None = None,
     *,
@@ -174,109 +181,110 @@ def read_examples(
     fold: int = 0,
     on_error: str = "raise",
     skipped: Skipped | None = None,
-) -> list[Example]:
-    """Return the examples of one split, in the order of the file.
+) -> list[Question]:
+    """Return the questions of one split, in the order of the file.
 
     Args:
-      path: a file, which is taken for the split that is asked for, or a directory with the first
-        of `task.files`; None for `jsonl:<path>`. Only the labelled set of PubMedQA is one file
-        with all splits (see `pubmedqa_folds`), unless it is named `*_set.json`.
+      path: a directory with the first of `task.files`, or a file, which is read whatever split it
+        is named for (see `default_split`); None for `jsonl:<path>`. Only PubMedQA's labelled set
+        is one file with all splits.
       fold: which tenth of PubMedQA's training questions is dev; the original took 0.
-      on_error: "raise" stops at the first bad row; "skip" counts it in `skipped` and goes on.
-      skipped: is told what was left out.
+      on_error: "raise" stops at the first bad row; "skip" counts it in `skipped`.
+      skipped: records what was left out.
 
     Raises:
-      ValueError: a bad argument; a bad row, naming file and line; no example at all.
+      ValueError: a bad argument; a bad row, naming file and line; no question at all.
       FileNotFoundError: no such path.
     """
     if on_error not in ON_ERROR:
-        raise ValueError(f"got on_error={on_error!r}; it is one of {', '.join(ON_ERROR)}")
+        raise ValueError(f"expected on_error among {', '.join(ON_ERROR)}, got {on_error!r}")
     if split not in task.splits:
-        raise ValueError(f"{task.name} has no split {split!r}; it has {', '.join(task.splits)}")
+        raise ValueError(f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}")
     if fold not in range(task.folds):
-        raise ValueError(f"got fold {fold}; {task.name} has the folds 0 to {task.folds - 1}")
-    if (path is None) == (task.path is None):
-        if task.path:
-            raise ValueError(f"got the path {str(path)!r}; that of {task.name} is {task.path}")
-        raise ValueError(f"{task.name} needs the path of its data (--path, or config.task.path)")
+        raise ValueError(f"{task.name} has the folds 0 to {task.folds - 1}, got {fold}")
+    if path and task.path:
+        raise ValueError(f"{task.name} has the path {task.path}, got another one: {path}")
+    path = path or task.path
+    if not path:
+        raise ValueError(f"{task.name} needs the path of its data; fix: --path (config.task.path)")
     skipped = Skipped() if skipped is None else skipped
-    refuse = _refuse(on_error, skipped)
-    file = _file(task, Path(path or task.path), split=split, fold=fold)
-    rows = read_rows(file, refuse)
-    if any("QUESTION" in row.fields for row in rows) and not file.name.endswith("_set.json"):
+    refuse = functools.partial(_refuse, on_error, skipped)
+    file, format = _file(task, Path(path), split=split, fold=fold)
+    rows = list(FORMATS[format].read(file, refuse))
+    if format == "pubmedqa":
         rows = pubmedqa_folds(rows, file, fold)[split]
     elif fold and split != "test" and f"fold{fold}" not in str(file):
-        raise ValueError(f"{file} is of fold 0 only; fold {fold} needs ori_pqal.json")
-    if task.subject:
-        others = [row for row in rows if row.fields.get("subject", task.subject) != task.subject]
-        skipped.left_out.update(f"of the subject {row.fields['subject']}" for row in others)
-        rows = [row for row in rows if row.fields.get("subject", task.subject) == task.subject]
-    examples = check_rows(rows, task.kind, task.classes, refuse, skipped)
-    if not examples:
-        raise ValueError(f"no examples of {task.name} in {file}; skipped: {skipped}")
-    return examples
-
-
-def majority(examples: list[Example]) -> float:
-    """Return what always giving the commonest answer would score, in percent.
-
-    Raises:
-      ValueError: no examples, or examples without answers.
-    """
-    counts = Counter(example.label for example in examples)
-    if not examples or None in counts:
-        raise ValueError(f"got {counts[None]} of {len(examples)} examples without an answer")
-    return 100 * max(counts.values()) / len(examples)
-
-
-def _refuse(on_error: str, skipped: Skipped) -> Callable[[str], None]:
-    def refuse(what: str) -> None:
-        message = f"{what}; mend it, or leave such input out with --on_error=skip"
-        if on_error == "raise":
-            raise ValueError(message)
-        skipped.bad += 1
-        skipped.examples = [*skipped.examples, message][:5]
-
-    return refuse
-
-
-def _file(task: Task, path: Path, *, split: str, fold: int) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or directory: {path}")
-    if not path.is_dir():
-        return path
-    names = [name.format(split=split, subject=task.subject, fold=fold) for name in task.files]
-    found = next((path / name for name in names if (path / name).is_file()), None)
-    if found is None:
-        there = sorted(entry.name for entry in path.iterdir())[:20]
-        raise ValueError(
-            f"no {split} file of {task.name} in {path}, which has {there}; it is called "
-            f"{' or '.join(names)}, or give the file itself"
-        )
-    return found
-
-
-def _own_task(name: str, path: Path) -> Task:
-    """Read off its rows what somebody's own set is; the classes are those of all its splits."""
-    if not path.exists():
-        raise FileNotFoundError(f"no such file or directory: {path}")
-    files = [path / f"{split}.jsonl" for split in SPLITS] if path.is_dir() else [path]
-    files = [file for file in files if file.is_file()]
-    splits = tuple(file.stem for file in files) if path.is_dir() else ("test",)
-    rows = [row for file in files for row in read_rows(file, refuse=lambda what: None)]
-    kind, classes, problem = None, set(), f"a set has {', '.join(f'{s}.jsonl' for s in SPLITS)}"
+        raise ValueError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
+    of_subject = []
     for row in rows:
-        try:
-            kind = kind or row_form(row.fields).kind
-            classes.add(class_name(row.fields.get("label")) if kind == "classification" else None)
-        except ValueError as error:  # the reading itself will say so, or count it
-            problem = f"{row.where}: {error}"
-    if kind is None:
-        raise ValueError(f"no questions in {path}; {problem}")
-    task = Task(name, kind, ("{split}.jsonl",), splits=splits, path=path)
-    if kind == "choice":
+        subject = row.fields.get("subject", task.subject)
+        if task.subject and subject != task.subject:
+            skipped.left_out[f"of the subject {subject}"] += 1
+        else:
+            of_subject.append(row)
+    questions = to_questions(of_subject, format, task.classes, refuse, skipped)
+    if not questions:
+        raise ValueError(f"no questions of {task.name} in {file}; skipped: {skipped}")
+    return questions
+
+
+def _refuse(on_error: str, skipped: Skipped, problem: str) -> None:
+    message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
+    if on_error == "raise":
+        raise ValueError(message)
+    skipped.bad += 1
+    skipped.errors = [*skipped.errors, message][:5]
+
+
+def _file(task: Task, path: Path, *, split: str, fold: int) -> tuple[Path, str]:
+    """Return the file to read and its format."""
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or directory: {path}")
+    known = split if path.is_dir() else "*"
+    files = {name.format(split=known, fold=fold): format for name, format in task.files.items()}
+    if not path.is_dir():
+        plain = re.sub(r"\.(gz|zst)$", "", str(path).lower())
+        name = PurePath(plain.replace(".json-lines", ".jsonl"))
+        format = next((one for pattern, one in files.items() if name.match(pattern)), None)
+        if format is None:
+            raise ValueError(f"unknown format of {path}; fix: --format={' or '.join(FORMATS)}")
+        return path, format
+    names = [name for name in files if "*" not in name]
+    for name in names:
+        if (path / name).is_file():
+            return path / name, files[name]
+    there = sorted(entry.name for entry in path.iterdir())[:20]
+    raise ValueError(
+        f"no {split} file of {task.name} in {path}: expected {' or '.join(names)}, got {there}; "
+        "fix: rename it, or give the file itself"
+    )
+
+
+def _split_in_name(file: Path, splits: tuple[str, ...]) -> str | None:
+    words = [] if file.is_dir() else re.findall(r"[a-z]+", file.name.lower())
+    named = {word if word in splits else WORDS.get(word, word) for word in words} & {*splits}
+    return named.pop() if len(named) == 1 else None
+
+
+def _own_task(name: str, path: Path, format: str) -> Task:
+    """Make the task of somebody's own set; its classes are those of all its splits."""
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or directory: {path}")
+    one = FORMATS[format]
+    files = {_split_in_name(path, SPLITS) or "test": path}
+    if path.is_dir():
+        files = {split: path / f"{split}{one.suffix}" for split in SPLITS}
+    splits = tuple(split for split, file in files.items() if file.is_file())
+    if not splits:
+        expected = ", ".join(file.name for file in files.values())
+        raise ValueError(f"no questions in {path}: expected some of {expected}")
+    names = {f"{{split}}{one.suffix}": format, "*": format}
+    task = Task(name, one.kind, names, splits=splits, path=path)
+    if one.kind == CHOICE:
         return task
-    classes -= {None}
+    rows = [row for split in splits for row in one.read(files[split], lambda problem: None)]
+    classes = tuple(sorted(class_names(rows, format)))
     if len(classes) < 2:
-        raise ValueError(f"got the classes {sorted(classes)} in {path}; there are at least two")
-    return replace(task, classes=tuple(sorted(classes)), metrics=UNEVEN)
+        got = ", ".join(classes) or "none"
+        raise ValueError(f"expected at least two classes in {path}, got {got}")
+    return replace(task, classes=classes)

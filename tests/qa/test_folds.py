@@ -2,17 +2,18 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from biomedlm_jax.qa.folds import FOLDS, pubmedqa_folds
-from biomedlm_jax.qa.readers import Row
+from biomedlm_jax.qa.formats import Row
 
 
 def rows_of(counts: dict[str, int]) -> list[Row]:
     answers = [answer for answer, count in counts.items() for _ in range(count)]
     return [
-        Row(f"f: id {n}", "", {"id": str(n), "final_decision": answer})
+        Row(Path("f"), f"id {n}", {"id": str(n), "final_decision": answer})
         for n, answer in enumerate(answers)
     ]
 
@@ -51,7 +52,7 @@ def test_the_official_ids_are_compared(tmp_path):
     official = {row.fields["id"]: row.fields["final_decision"] for row in test}
     (tmp_path / "test_ground_truth.json").write_text(json.dumps(official))
     assert pubmedqa_folds(rows, file, 0)["test"] == test
-    with pytest.raises(ValueError, match=r"does not divide into the test ids of .*as published"):
+    with pytest.raises(ValueError, match=r"does not divide into the test ids of .*published file"):
         pubmedqa_folds(rows[::-1], file, 0)
     official[next(iter(official))] = "maybe"
     (tmp_path / "test_ground_truth.json").write_text(json.dumps(official))
@@ -61,7 +62,9 @@ def test_the_official_ids_are_compared(tmp_path):
 
 def test_an_answer_that_is_none_of_the_three(tmp_path):
     rows = rows_of({"yes": 3, "perhaps": 1})
-    with pytest.raises(ValueError, match="id 3: got the final_decision 'perhaps'"):
+    with pytest.raises(
+        ValueError, match=r"id 3: expected a final_decision yes, no or maybe.*got 'perhaps'"
+    ):
         pubmedqa_folds(rows, tmp_path / "a.json", 0)
 
 
@@ -69,6 +72,6 @@ def test_the_draws_are_those_of_the_published_test_set(real_data):
     folder = real_data / "pubmedqa"
     articles = json.loads((folder / "ori_pqal.json").read_text(encoding="utf-8"))
     official = json.loads((folder / "test_ground_truth.json").read_text(encoding="utf-8"))
-    rows = [Row("", "", {**article, "id": name}) for name, article in articles.items()]
+    rows = [Row(folder, name, {**article, "id": name}) for name, article in articles.items()]
     elsewhere = folder.parent / "ori_pqal.json"  # with no official ids to compare with
     assert set(names(pubmedqa_folds(rows, elsewhere, 0)["test"])) == set(official)

@@ -1,3 +1,5 @@
+"""report.py: the summary, its Markdown and the files of a report."""
+
 import json
 import math
 import subprocess
@@ -11,16 +13,16 @@ from biomedlm_jax.qa import report
 PUBLISHED = {"BioMedLM": 74.4, "GPT | 4": 75.2}
 
 
-def questions(n=60, *, share=0.6, seed=0):
+def questions(n=60, *, share=0.6, seed=0, groups=0):
     rng = np.random.default_rng(seed)
-    found = []
+    items = []
     for index in range(n):
         gold, options = index % 3, 3
         prediction = gold if rng.random() < share else (gold + 1) % 3
         scores = rng.normal(size=options)
         scores[prediction] = scores.max() + 0.5
         probabilities = np.exp(scores) / np.exp(scores).sum()
-        found.append(
+        items.append(
             {
                 "id": f"q{index}",
                 "gold": gold,
@@ -29,9 +31,10 @@ def questions(n=60, *, share=0.6, seed=0):
                 "probabilities": probabilities.tolist(),
                 "options": ["yes", "no\u2028", "β \ud800 \0"],
                 "truncated": index == 7,
+                "group": f"family {index % groups}" if groups else None,
             }
         )
-    return found
+    return items
 
 
 def full_summary():
@@ -63,7 +66,7 @@ def test_bad_lines_name_file_and_line(tmp_path):
     good = json.dumps(questions(1)[0])
     for bad in ('{"id": ', '{"id": "a"}', "[1]", "1", good.replace('"prediction": ', '"gold": ')):
         file.write_text(f"{good}\n{bad}\n")
-        with pytest.raises(ValueError, match=r"items\.jsonl, line 2: "):
+        with pytest.raises(ValueError, match=r"items\.jsonl:2: "):
             report.read_items(tmp_path)
     file.write_text("")
     with pytest.raises(ValueError, match="holds no questions"):
@@ -100,7 +103,7 @@ def test_chance_of_mixed_numbers_of_options():
     assert summary["chance"] == pytest.approx((1 / 2 + 1 / 3) / 2)
 
 
-def test_markdown_says_what_was_found():
+def test_markdown_of_a_full_summary():
     summary = full_summary()
     text = report.markdown(summary)
     score = summary["accuracy"]
@@ -119,13 +122,31 @@ def test_markdown_says_what_was_found():
     assert {line.replace(r"\|", "").count("|") for line in rows} == {3}
 
 
-def test_markdown_is_honest_about_guesses():
+def test_groups_are_counted_and_resampled():
+    items, baseline = questions(groups=8), questions(share=0.4, seed=9)
+    summary = report.summarise(items, name="small world", baseline=baseline)
+    alone = report.summarise(questions(), name="small world", baseline=baseline)
+    assert (summary["groups"], alone["groups"]) == (8, None)
+    assert summary["accuracy"]["value"] == alone["accuracy"]["value"]
+    assert summary["accuracy"] != alone["accuracy"]
+    text = report.markdown(summary)
+    assert "| questions | 60 in 8 groups (1 truncated) |" in text
+    assert "resamples of the 8 groups of questions" in text
+    assert "fewer than 20 groups" in text
+    assert "| exact permutation test of groups, two-sided | p = 0." in text
+    assert "| this model | 60 in 8 groups |" in report.table([summary])
+    assert "group" not in report.markdown(alone)
+
+
+def test_markdown_names_what_the_intervals_do_not_show():
     guesses = report.summarise(questions(share=1 / 3, seed=1), name="medqa")
-    assert "cannot be told from guesses" in report.markdown(guesses)
+    assert "does not differ from guessing" in report.markdown(guesses)
     perfect = report.summarise(questions(5, share=1), name="medqa")
-    assert "shows no uncertainty then" in report.markdown(perfect)
-    uneven = [{**one, "gold": 0} for one in questions(share=1)]
-    assert "most common class" in report.markdown(report.summarise(uneven[::3], name="medqa"))
+    assert "has no uncertainty where all" in report.markdown(perfect)
+    # Of classes 0, 1 and 2 the last is relabelled 0: two thirds are right, as always giving 0 is.
+    uneven = [{**one, "gold": one["gold"] % 2} for one in questions(share=1)]
+    text = report.markdown(report.summarise(uneven, name="medqa"))
+    assert "not reliably above always giving the most common class" in text
 
 
 def test_table_side_by_side():
@@ -141,7 +162,7 @@ def test_table_side_by_side():
 def test_report_directory(tmp_path):
     pytest.importorskip("matplotlib", reason="draws the reliability plot")
     path, items, summary = tmp_path / "deep" / "report", questions(), full_summary()
-    report.write_report(path, summary, items)
+    report.write_reports(path, {"": (summary, items)})
     assert {one.name for one in path.iterdir()} == set(report.FILES)
     assert [one.name for one in path.parent.iterdir()] == ["report"]
     assert report.read_items(path) == items
@@ -149,20 +170,40 @@ def test_report_directory(tmp_path):
     assert (path / "report.md").read_text(encoding="utf-8") == report.markdown(summary)
     assert (path / "reliability.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileExistsError, match="pass --overwrite"):
-        report.write_report(path, summary, items)
-    report.write_report(path, summary, items[:3], overwrite=True)
+        report.write_reports(path, {"": (summary, items)})
+    report.write_reports(path, {"": (summary, items[:3])}, overwrite=True)
     assert len(report.read_items(path)) == 3
+    broken = {**summary, "ece": math.nan}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_report(path, {**summary, "ece": math.nan}, items, overwrite=True)
+        report.write_reports(path, {"": (broken, items)}, overwrite=True)
     assert len(report.read_items(path)) == 3
     assert [one.name for one in path.parent.iterdir()] == ["report"]
+
+
+def test_several_reports_and_a_baseline_among_them(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws the reliability plot")
+    path, summary = tmp_path / "report", full_summary()
+    reports = {"letter": (summary, questions()), "option per token": (summary, questions(3))}
+    report.write_reports(path, reports)
+    report.check_directory(path, overwrite=True)
+    assert len(report.read_items(path / "letter")) == 60
+    assert len(report.read_items(path, way="option per token")) == 3
+    for way in ("", "classifier"):
+        with pytest.raises(
+            ValueError, match=r"holds 2 reports; fix: name .*letter or .*per_token$"
+        ):
+            report.read_items(path, way=way)
+    assert len(report.read_items(path / "letter", way="option per token")) == 60
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*empty/items\.jsonl"):
+        report.read_items(tmp_path / "empty")
 
 
 def test_nothing_else_is_overwritten(tmp_path):
     pytest.importorskip("matplotlib", reason="draws the reliability plot")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match=r"config\.json, which is no part of a report"):
-        report.write_report(tmp_path, full_summary(), questions(), overwrite=True)
+    with pytest.raises(FileExistsError, match="holds something else, which is never overwritten"):
+        report.write_reports(tmp_path, {"": (full_summary(), questions())}, overwrite=True)
     with pytest.raises(NotADirectoryError):
         report.check_directory(tmp_path / "config.json", overwrite=True)
 

@@ -1,21 +1,19 @@
 """tasks.py: every task finds its files and reads them, and the real sets have their sizes."""
 
+import gzip
 import json
 from collections import Counter
 
 import pytest
 
-from biomedlm_jax.qa.tasks import (
-    TASKS,
-    Example,
-    Skipped,
-    find_task,
-    majority,
-    read_examples,
-)
+from biomedlm_jax.qa.formats import FORMATS
+from biomedlm_jax.qa.questions import Question, Skipped, majority
+from biomedlm_jax.qa.tasks import TASKS, default_split, find_task, read_questions
 
 CHOICE = {"question": "q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}
 PAIR = {"sentence1": "q?", "sentence2": "c", "label": "no"}
+ENDINGS = {"sent1": "q?", "sent2": "", "ending0": "x", "ending1": "y", "label": 1}
+ABCD = {"id": "i", "question": "q?", "opa": "x", "opb": "y", "opc": "z", "opd": "u", "cop": 2}
 
 
 def write(path, *records):
@@ -29,13 +27,12 @@ def test_the_table_is_consistent(name):
     task = TASKS[name]
     assert find_task(name) is task
     assert task.name == name
-    assert task.kind in ("choice", "classification")
+    assert {FORMATS[format].kind for format in task.files.values()} == {task.kind}
     assert bool(task.classes) == (task.kind == "classification")
     assert list(task.classes) == sorted(set(task.classes))
     assert task.published_split in task.splits
     assert set(task.sizes) <= set(task.splits)
     assert all(25 < score < 100 for score in task.published.values())
-    assert ("macro_f1" in task.metrics) == (task.kind == "classification")
     hash(task)
 
 
@@ -51,30 +48,19 @@ def test_any_subject_of_mmlu_is_a_task():
     assert (task.kind, task.subject, task.splits) == ("choice", "virology", ("dev", "val", "test"))
 
 
-@pytest.mark.parametrize("name", ["medqq", "", "mmlu", "mmlu:", "mmlu:a/b", "jsonl:", "MedQA"])
+@pytest.mark.parametrize("name", ["medqq", "", "mmlu:", "mmlu:a/b", "jsonl:", "MedQA"])
 def test_an_unknown_task_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"got the task .*; the tasks are medmcqa, medqa.*jsonl:<"):
+    with pytest.raises(ValueError, match=r"expected a task among mmlu, medmcqa, medqa.*jsonl:<"):
         find_task(name)
 
 
 ROWS = {
     ("medqa", "dev.jsonl"): CHOICE,
     ("medqa", "phrases_no_exclude_dev.jsonl"): {**CHOICE, "answer": "y", "meta_info": "step1"},
-    ("medqa", "dev.json"): {"sent1": "q?", "sent2": "", "ending0": "x", "ending1": "y", "label": 1},
+    ("medqa", "dev.json"): ENDINGS,
     ("medmcqa", "dev.jsonl"): {**CHOICE, "topic": None, "choice_type": "multi"},
-    ("medmcqa", "dev.json"): {
-        "id": "i",
-        "question": "q?",
-        "opa": "x",
-        "opb": "y",
-        "opc": "z",
-        "opd": "u",
-        "cop": 2,
-        "choice_type": "single",
-        "exp": "e",
-        "subject_name": "s",
-        "topic_name": None,
-    },
+    ("medmcqa", "dev.json"): {**ABCD, "exp": "e", "subject_name": "s", "topic_name": None},
+    ("mmlu", "dev.jsonl"): {**CHOICE, "subject": "anatomy"},
     ("mmlu:anatomy", "dev.jsonl"): {**CHOICE, "subject": "anatomy"},
     ("pubmedqa", "dev.json"): PAIR,
     ("pubmedqa", "dev.jsonl"): PAIR,
@@ -85,40 +71,40 @@ ROWS = {
 @pytest.mark.parametrize(("name", "file"), ROWS)
 def test_a_task_finds_its_file_in_a_directory(tmp_path, name, file):
     path, task = write(tmp_path / file, ROWS[name, file]), find_task(name)
-    found = read_examples(task, tmp_path, split="dev")
-    assert found == read_examples(task, str(path), split="dev")
-    (example,) = found
-    assert example.question == "q?"
-    assert example.options[example.label] == ("y" if task.kind == "choice" else "no")
+    found = read_questions(task, tmp_path, split="dev")
+    assert found == read_questions(task, str(path), split="dev")
+    (question,) = found
+    assert question.question == "q?"
+    assert question.options[question.label] == ("y" if task.kind == "choice" else "no")
 
 
 def test_mmlu_in_folders_of_splits(tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "virology_val.csv").write_text("q?,w,x,y,z,C\n")
-    (example,) = read_examples(find_task("mmlu:virology"), tmp_path, split="val")
-    assert example == Example("virology_val.csv:1", "q?", ("w", "x", "y", "z"), 2)
+    (question,) = read_questions(find_task("mmlu:virology"), tmp_path, split="val")
+    assert question == Question("virology_val.csv:1", "q?", ("w", "x", "y", "z"), 2)
 
 
 def test_mmlu_leaves_out_other_subjects_and_counts_them(tmp_path):
     write(tmp_path / "dev.jsonl", *({**CHOICE, "subject": s} for s in ("anatomy", "virology")))
     skipped = Skipped()
-    found = read_examples(find_task("mmlu:virology"), tmp_path, split="dev", skipped=skipped)
-    assert [example.id for example in found] == ["dev.jsonl:2"]
+    found = read_questions(find_task("mmlu:virology"), tmp_path, split="dev", skipped=skipped)
+    assert [question.id for question in found] == ["dev.jsonl:2"]
     assert str(skipped) == "1 of the subject anatomy"
-    with pytest.raises(ValueError, match=r"no examples of mmlu:law in .*1 of the subject anatomy"):
-        read_examples(find_task("mmlu:law"), tmp_path, split="dev")
+    with pytest.raises(ValueError, match=r"no questions of mmlu:law in .*1 of the subject anatomy"):
+        read_questions(find_task("mmlu:law"), tmp_path, split="dev")
 
 
-def test_both_sources_of_bioasq_give_the_same_example(tmp_path):
+def test_both_sources_of_bioasq_give_the_same_question(tmp_path):
     question = {"id": "55", "body": "Is\nit?", "type": "yesno", "exact_answer": "yes"}
     question |= {"snippets": [{"text": "It\nis."}, {"text": "So."}], "ideal_answer": ["Yes."]}
     listed = {"id": "56", "body": "Which?", "type": "list", "exact_answer": [["a"]]}
     (tmp_path / "7b.json").write_text(json.dumps({"questions": [listed, question]}, indent=2))
     (tmp_path / "test.tsv").write_text("55\tIs it?\tIt is. So.\tyes\n")
     task, skipped = find_task("bioasq"), Skipped()
-    found = read_examples(task, tmp_path / "7b.json", split="test", skipped=skipped)
-    assert found == read_examples(task, tmp_path, split="test")
-    assert found == [Example("55", "Is it?", ("no", "yes"), 1, "It is. So.")]
+    found = read_questions(task, tmp_path / "7b.json", split="test", skipped=skipped)
+    assert found == read_questions(task, tmp_path, split="test")
+    assert found == [Question("55", "Is it?", ("no", "yes"), 1, "It is. So.")]
     assert skipped.left_out == {"list questions": 1}
 
 
@@ -128,128 +114,191 @@ def test_pubmedqa_as_its_own_script_leaves_it(tmp_path):
     (tmp_path / "pqal_fold3" / "dev_set.json").write_text(json.dumps({"9": article}))
     (tmp_path / "test_set.json").write_text(json.dumps({"8": article}))
     task = find_task("pubmedqa")
-    (dev,) = read_examples(task, tmp_path, split="dev", fold=3)
-    assert dev == Example("9", "q?", ("maybe", "no", "yes"), 2, "a\nb")
-    assert read_examples(task, tmp_path, split="test", fold=3)[0].id == "8"
+    (dev,) = read_questions(task, tmp_path, split="dev", fold=3)
+    assert dev == Question("9", "q?", ("maybe", "no", "yes"), 2, "a\nb")
+    assert read_questions(task, tmp_path, split="test", fold=3)[0].id == "8"
     with pytest.raises(ValueError, match=r"no dev file of pubmedqa in .*pqal_fold0/dev_set\.json"):
-        read_examples(task, tmp_path, split="dev")
+        read_questions(task, tmp_path, split="dev")
 
 
 def test_the_rows_of_the_original_are_of_one_fold(tmp_path):
     write(tmp_path / "dev.json", PAIR)
-    with pytest.raises(ValueError, match=r"dev\.json is of fold 0 only; fold 1 needs ori_pqal"):
-        read_examples(find_task("pubmedqa"), tmp_path, split="dev", fold=1)
+    with pytest.raises(ValueError, match=r"dev\.json is of fold 0; fix: fold 1 needs ori_pqal"):
+        read_questions(find_task("pubmedqa"), tmp_path, split="dev", fold=1)
 
 
-def test_somebodys_own_directory_of_choices(tmp_path):
+def test_all_subjects_of_mmlu_may_be_in_one_file(tmp_path):
+    rows = [{**CHOICE, "subject": s} for s in ("anatomy", "virology")]
+    file, task = write(tmp_path / "dev.jsonl", *rows), find_task("mmlu")
+    assert len(read_questions(task, file, split="dev")) == 2
+    assert read_questions(task, tmp_path, split="dev") == read_questions(task, file, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "split"),
+    [
+        ("medqa", "dev.jsonl", "dev"),
+        ("medqa", "train_partial_4opt.jsonl", "train"),
+        ("medqa", "phrases_no_exclude_test.jsonl.gz", "test"),
+        ("medqa", "validation.jsonl", "dev"),
+        ("medqa", "questions.jsonl", "test"),
+        ("medqa", "train_and_dev.jsonl", "test"),
+        ("mmlu:anatomy", "anatomy_val.csv", "val"),
+        ("mmlu", "train.jsonl", "test"),
+        ("pubmedqa", "ori_pqal.json", "test"),
+        ("pubmedqa", "pqal_fold0/dev_set.json", "dev"),
+        ("medmcqa", "", "test"),
+    ],
+)
+def test_a_file_is_of_the_split_in_its_name(tmp_path, task, file, split):
+    assert default_split(find_task(task), tmp_path / file) == split
+
+
+def test_the_format_is_that_of_the_name_or_the_one_that_is_given(tmp_path):
+    file = write(tmp_path / "dev.json", CHOICE)
+    with pytest.raises(ValueError, match=r"dev\.json:1: format endings needs.*--format=questions"):
+        read_questions(find_task("medqa"), tmp_path, split="dev")
+    for name in ("dev.json", "dev.xyz"):
+        file = file.rename(tmp_path / name)
+        task = find_task("medqa", format="questions")
+        assert len(read_questions(task, file, split="dev")) == 1
+    with pytest.raises(
+        ValueError, match=r"unknown format of .*dev\.xyz; fix: --format=questions or"
+    ):
+        read_questions(find_task("medqa"), file, split="dev")
+    with pytest.raises(ValueError, match="format blurb is classification, and medqa is choice"):
+        find_task("medqa", format="blurb")
+    with pytest.raises(ValueError, match=r"expected a format among questions, .*, got 'json'"):
+        find_task("medqa", format="json")
+
+
+def test_questions_may_be_compressed(tmp_path):
+    (tmp_path / "mine_dev.json-lines.gz").write_bytes(gzip.compress(json.dumps(CHOICE).encode()))
+    (question,) = read_questions(
+        find_task("medqa"), tmp_path / "mine_dev.json-lines.gz", split="dev"
+    )
+    assert question.label == 1
+
+
+def test_an_own_directory_of_choices(tmp_path):
     write(tmp_path / "train.jsonl", CHOICE, {**CHOICE, "options": ["x", "y", "z"]})
-    write(tmp_path / "test.jsonl", CHOICE)
+    write(tmp_path / "test.jsonl", {**CHOICE, "group": "g", "context": "c"})
     task = find_task(f"jsonl:{tmp_path}")
-    assert (task.kind, task.splits, task.metrics) == ("choice", ("train", "test"), ("accuracy",))
-    assert [len(e.options) for e in read_examples(task, split="train")] == [2, 3]
-    with pytest.raises(ValueError, match="has no split 'dev'; it has train, test"):
-        read_examples(task, split="dev")
-    with pytest.raises(ValueError, match=r"got the path 'x'; that of jsonl:.* is "):
-        read_examples(task, "x", split="train")
+    assert (task.kind, task.splits) == ("choice", ("train", "test"))
+    assert [len(q.options) for q in read_questions(task, split="train")] == [2, 3]
+    assert [(q.group, q.context) for q in read_questions(task, split="test")] == [("g", "c")]
+    with pytest.raises(ValueError, match="has the splits train, test, got 'dev'"):
+        read_questions(task, split="dev")
+    with pytest.raises(ValueError, match=r"has the path .*, got another one: x"):
+        read_questions(task, "x", split="train")
 
 
-def test_the_classes_of_somebodys_own_set_are_those_of_all_its_splits(tmp_path):
+@pytest.mark.parametrize(
+    ("format", "file", "text"),
+    [
+        ("endings", "train.jsonl", json.dumps(ENDINGS)),
+        ("medmcqa", "train.jsonl", json.dumps(ABCD)),
+        ("mmlu", "train.csv", "q?,x,y,z,u,B\n"),
+    ],
+)
+def test_an_own_set_of_another_format(tmp_path, format, file, text):
+    (tmp_path / file).write_text(text)
+    for path in (tmp_path, tmp_path / file):
+        task = find_task(f"jsonl:{path}", format=format)
+        (question,) = read_questions(task, split="train")
+        assert (task.splits, question.options[1], question.label) == (("train",), "y", 1)
+
+
+def test_the_classes_of_an_own_set_are_those_of_all_its_splits(tmp_path):
     write(tmp_path / "train.jsonl", *({**PAIR, "label": label} for label in ("b", "c", "a", 3)))
     write(tmp_path / "dev.jsonl", {**PAIR, "label": "c"}, {"sentence1": "q?", "label": "b"})
-    task = find_task(f"jsonl:{tmp_path}")
+    task = find_task(f"jsonl:{tmp_path}", format="sentences")
     assert (task.kind, task.classes) == ("classification", ("3", "a", "b", "c"))
-    assert task.metrics == ("accuracy", "macro_f1")
-    assert [e.label for e in read_examples(task, split="dev")] == [3, 2]
+    assert [q.label for q in read_questions(task, split="dev")] == [3, 2]
 
 
-def test_a_lone_file_is_a_test_set(tmp_path):
-    path = write(tmp_path / "mine.jsonl", CHOICE)
-    assert find_task(f"jsonl:{path}").splits == ("test",)
-    assert len(read_examples(find_task(f"jsonl:{path}"), split="test")) == 1
+def test_an_own_file_is_of_the_split_in_its_name_or_a_test_set(tmp_path):
+    for name, split in (("mine.jsonl", "test"), ("my_dev.jsonl", "dev")):
+        task = find_task(f"jsonl:{write(tmp_path / name, CHOICE)}")
+        assert (task.splits, default_split(task)) == ((split,), split)
+        assert len(read_questions(task, split=split)) == 1
 
 
-def test_somebodys_own_set_that_is_none(tmp_path):
+def test_an_own_set_without_questions(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or directory"):
         find_task(f"jsonl:{tmp_path}/missing.jsonl")
-    with pytest.raises(ValueError, match=r"no questions in .*a set has train\.jsonl, dev"):
+    with pytest.raises(ValueError, match=r"no questions in .*: expected some of train\.jsonl, dev"):
         find_task(f"jsonl:{tmp_path}")
-    path = write(tmp_path / "mine.jsonl", {"query": "q?"})
-    with pytest.raises(ValueError, match=r"no questions in .*mine\.jsonl:1: got the fields query"):
-        find_task(f"jsonl:{path}")
-    write(path, PAIR, PAIR)
-    with pytest.raises(ValueError, match=r"got the classes \['no'\].*at least two"):
-        find_task(f"jsonl:{path}")
+    path = write(tmp_path / "mine.jsonl", PAIR, PAIR)
+    with pytest.raises(
+        ValueError, match=r"mine\.jsonl:1: format qu.* fix: --format=sentences; fix"
+    ):
+        read_questions(find_task(f"jsonl:{path}"), split="test")
+    with pytest.raises(ValueError, match=r"expected at least two classes in .*, got no$"):
+        find_task(f"jsonl:{path}", format="sentences")
 
 
 def test_bad_rows_stop_the_reading_or_are_counted(tmp_path):
     bad = {**CHOICE, "options": ["x", "x "]}
     path = write(tmp_path / "dev.jsonl", CHOICE, bad, *[{}] * 8, {**CHOICE, "id": "last"})
     task = find_task("medqa")
-    with pytest.raises(ValueError, match=r"dev\.jsonl:2: got the option 'x' twice; mend") as error:
-        read_examples(task, path, split="dev")
+    with pytest.raises(
+        ValueError, match=r"dev\.jsonl:2: the option 'x' occurs twice; fix"
+    ) as error:
+        read_questions(task, path, split="dev")
     assert str(error.value).endswith("--on_error=skip")
     skipped = Skipped()
-    found = read_examples(task, path, split="dev", on_error="skip", skipped=skipped)
-    assert [example.id for example in found] == ["dev.jsonl:1", "last"]
-    assert (skipped.bad, len(skipped.examples), skipped.examples[0]) == (9, 5, str(error.value))
+    found = read_questions(task, path, split="dev", on_error="skip", skipped=skipped)
+    assert [question.id for question in found] == ["dev.jsonl:1", "last"]
+    assert (skipped.bad, len(skipped.errors), skipped.errors[0]) == (9, 5, str(error.value))
     write(path, bad)
-    with pytest.raises(ValueError, match=r"no examples of medqa in .*; skipped: 1 bad rows, the f"):
-        read_examples(task, path, split="dev", on_error="skip")
+    with pytest.raises(ValueError, match=r"no questions of medqa in .*; skipped: 1 bad row, the f"):
+        read_questions(task, path, split="dev", on_error="skip")
 
 
 def test_arguments_are_checked(tmp_path):
     task = find_task("medqa")
-    with pytest.raises(ValueError, match="got on_error='ignore'; it is one of raise, skip"):
-        read_examples(task, tmp_path, split="dev", on_error="ignore")
-    with pytest.raises(ValueError, match="medqa has no split 'val'; it has train, dev, test"):
-        read_examples(task, tmp_path, split="val")
-    with pytest.raises(ValueError, match="got fold 1; medqa has the folds 0 to 0"):
-        read_examples(task, tmp_path, split="dev", fold=1)
+    with pytest.raises(ValueError, match="expected on_error among raise, skip, got 'ignore'"):
+        read_questions(task, tmp_path, split="dev", on_error="ignore")
+    with pytest.raises(ValueError, match="medqa has the splits train, dev, test, got 'val'"):
+        read_questions(task, tmp_path, split="val")
+    with pytest.raises(ValueError, match="medqa has the folds 0 to 0, got 1"):
+        read_questions(task, tmp_path, split="dev", fold=1)
     with pytest.raises(ValueError, match="medqa needs the path of its data"):
-        read_examples(task, split="dev")
+        read_questions(task, split="dev")
     with pytest.raises(FileNotFoundError, match=r"no such file or directory: .*none"):
-        read_examples(task, tmp_path / "none", split="dev")
+        read_questions(task, tmp_path / "none", split="dev")
     write(tmp_path / "other.jsonl", CHOICE)
     with pytest.raises(
-        ValueError, match=r"no dev file of medqa in .*\['other\.jsonl'\]; it is cal"
+        ValueError, match=r"no dev file of medqa in .*: expected .*\['other\.jsonl'\]; fix"
     ):
-        read_examples(task, tmp_path, split="dev")
-
-
-def test_majority():
-    examples = [
-        Example(str(n), "q", ("x", "y", "z"), label) for n, label in enumerate([0, 2, 2, 1])
-    ]
-    assert majority(examples) == 50.0
-    with pytest.raises(ValueError, match="got 1 of 1 examples without an answer"):
-        majority([Example("1", "q", ("x", "y"), None)])
-    with pytest.raises(ValueError, match="got 0 of 0 examples"):
-        majority([])
+        read_questions(task, tmp_path, split="dev")
 
 
 def test_the_real_pubmedqa_has_its_splits(real_data):
     task = find_task("pubmedqa")
-    parts = {s: read_examples(task, real_data / "pubmedqa", split=s) for s in task.splits}
+    parts = {s: read_questions(task, real_data / "pubmedqa", split=s) for s in task.splits}
     assert {split: len(part) for split, part in parts.items()} == task.sizes
-    counts = Counter(task.classes[example.label] for example in parts["test"])
+    counts = Counter(task.classes[question.label] for question in parts["test"])
     assert counts == {"yes": 276, "no": 169, "maybe": 55}
     assert majority(parts["test"]) == 55.2
     official = json.loads((real_data / "pubmedqa" / "test_ground_truth.json").read_text())
-    assert {e.id: task.classes[e.label] for e in parts["test"]} == official
-    other = read_examples(task, real_data / "pubmedqa", split="dev", fold=9)
+    assert {q.id: task.classes[q.label] for q in parts["test"]} == official
+    other = read_questions(task, real_data / "pubmedqa", split="dev", fold=9)
     assert len(other) == 50
-    assert not {e.id for e in other} & {e.id for e in parts["dev"]}
+    assert not {q.id for q in other} & {q.id for q in parts["dev"]}
 
 
 def test_the_real_choices_have_their_sizes(real_data):
-    assert len(read_examples(TASKS["medqa"], real_data / "medqa", split="dev")) == 1272
+    assert len(read_questions(TASKS["medqa"], real_data / "medqa", split="dev")) == 1272
     partial = real_data / "medqa" / "train_partial_4opt.jsonl"
-    assert len(read_examples(TASKS["medqa"], partial, split="train")) == 796
+    assert len(read_questions(TASKS["medqa"], partial, split="train")) == 796
     skipped, file = Skipped(), real_data / "medmcqa" / "dev_first2000.jsonl"
-    with pytest.raises(ValueError, match=r"dev_first2000\.jsonl:45: got the option .* twice"):
-        read_examples(TASKS["medmcqa"], file, split="dev")
-    found = read_examples(TASKS["medmcqa"], file, split="dev", on_error="skip", skipped=skipped)
+    with pytest.raises(ValueError, match=r"dev_first2000\.jsonl:45: the option .* occurs twice"):
+        read_questions(TASKS["medmcqa"], file, split="dev")
+    found = read_questions(TASKS["medmcqa"], file, split="dev", on_error="skip", skipped=skipped)
     assert (len(found), skipped.bad) == (1987, 13)
     subjects = [task for task in TASKS.values() if task.subject]
-    shots = [read_examples(t, real_data / "mmlu_medical", split="dev") for t in subjects]
+    shots = [read_questions(t, real_data / "mmlu_medical", split="dev") for t in subjects]
     assert [len(part) for part in shots] == [5] * 6
+    assert len(read_questions(TASKS["mmlu"], real_data / "mmlu_medical", split="dev")) == 30

@@ -1,0 +1,389 @@
+"""Adapters of the published file formats: a file -> rows of fields -> `Question` records.
+
+    questions     JSON lines: question, options (a list, or an object of letters), label (index),
+                  answer_idx (letter) or answer (letter or text). MedQA's, and your own choices
+    sentences     JSON lines: sentence1 (question), sentence2 (context), label (class name).
+                  BioLinkBERT's, and your own classification
+    endings       JSON lines: sent1, sent2, ending0, ending1, ..., label (index). BioMedLM's
+    medmcqa       JSON lines: question, opa to opd, cop (number of the correct option)
+    mmlu          CSV without a header: question, four options, letter
+    pubmedqa      JSON {pmid: {QUESTION, CONTEXTS, final_decision}}: all splits, see folds.py
+    pubmedqa_set  the same, but one split, as PubMedQA's own script writes it
+    bioasq        JSON {"questions": [{id, body, type, exact_answer, snippets}]}
+    blurb         TSV without a header: id, question, context, yes or no. BLURB's BioASQ
+
+A JSON row may also have `id`, `group` (questions of one group are dependent) and other `METADATA`.
+In JSON lines any other field is an error: a misspelt `label` must not turn a set with answers into
+one without.
+"""
+
+import csv
+import functools
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from biomedlm_jax.files import parse_object, read_lines
+from biomedlm_jax.qa.questions import Question, Skipped
+
+CHOICE, CLASSIFICATION = "choice", "classification"
+LETTERS = string.ascii_uppercase
+NO_ANSWER = -1  # `cop` in mirrors of MedMCQA where the answer is secret
+METADATA = (
+    *("id", "group", "meta", "explanation", "exp", "subject", "subject_name", "topic"),
+    *("topic_name", "choice_type", "meta_info", "metamap_phrases"),
+)
+
+Refuse = Callable[[str], None]  # is called with the message of a bad row: raises, or counts it
+
+
+class Row(NamedTuple):
+    """One row of a file before it is checked; printed as "file:line"."""
+
+    path: Path
+    place: int | str  # the line, or the entry where the file is one object
+    fields: dict[str, Any]
+    first: int = 1  # the number that MedMCQA's `cop` gives to the first option
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.place}"
+
+    @property
+    def id(self) -> Any:
+        """The row's own id, or its file and place."""
+        return self.fields.get("id", f"{self.path.name}:{self.place}")
+
+
+# The content of a row: question, options, answer (an index or the name of a class) and context.
+Parts = tuple[Any, list[str], int | str | None, Any]
+
+
+class Format(NamedTuple):
+    """How files of a format are read, and the fields that their rows must and may have."""
+
+    kind: str  # CHOICE: every question has its own options; CLASSIFICATION: all have the same
+    suffix: str
+    read: Callable[[Path, Refuse], Iterable[Row]]
+    parse: Callable[[Row], Parts]
+    needs: tuple[str, ...]
+    may: tuple[str, ...] | None  # None: a published dump, other fields are ignored
+
+
+def to_questions(
+    rows: Iterable[Row], format: str, classes: tuple[str, ...], refuse: Refuse, skipped: Skipped
+) -> list[Question]:
+    """Convert rows to questions; bad ones are refused, BioASQ's other types left out.
+
+    `classes` are the sorted class names of a classification.
+    """
+    questions: dict[str, Question] = {}
+    places: dict[str, str] = {}
+    for row in rows:
+        if format == "bioasq" and (kind := row.fields.get("type", "yesno")) != "yesno":
+            skipped.left_out[f"{kind} questions"] += 1
+            continue
+        try:
+            question = _question(row, format, classes)
+            if question.id in questions:
+                raise ValueError(
+                    f"the id {question.id!r} occurs twice, first in {places[question.id]}"
+                )
+            first = next(iter(questions.values()), question)
+            for field in ("label", "group"):
+                has, had = (getattr(one, field) is not None for one in (question, first))
+                if has != had:
+                    have = f"has a {field}" if has else f"has no {field}"
+                    raise ValueError(f"{have}, unlike the rows before it")
+        except ValueError as error:
+            refuse(f"{row}: {error}")
+        else:
+            questions[question.id], places[question.id] = question, str(row)
+    return list(questions.values())
+
+
+def class_names(rows: Iterable[Row], format: str) -> set[str]:
+    """Return the class names that occur in `rows`; bad rows are passed over."""
+    names = set()
+    for row in rows:
+        try:
+            names.add(str(_parts(row, format)[2]))
+        except ValueError:
+            continue
+    return names - {"None"}
+
+
+def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
+    question, options, answer, context = _parts(row, format)
+    if FORMATS[format].kind == CLASSIFICATION:
+        options = list(classes)
+        if answer is not None and answer not in options:
+            raise ValueError(f"expected a label among {', '.join(classes)}, got {answer!r}")
+        answer = None if answer is None else options.index(str(answer))
+    assert not isinstance(answer, str)
+    group = row.fields.get("group")
+    return Question(
+        _name(row.id, "id"),
+        _text(question, "question"),
+        tuple(options),
+        answer,
+        "" if context is None else _text(context, "context", empty=True),
+        None if group is None else _name(group, "group"),
+    )
+
+
+def _parts(row: Row, format: str) -> Parts:
+    one = FORMATS[format]
+    if any(name not in row.fields for name in one.needs):
+        fits = [
+            name
+            for name, other in FORMATS.items()
+            if other.suffix == one.suffix and {*other.needs} <= row.fields.keys()
+        ]
+        fix = f"; fix: --format={' or '.join(fits)}" if fits else ""
+        needs = ", ".join(one.needs)
+        raise ValueError(f"format {format} needs the fields {needs}, got {_some(row.fields)}{fix}")
+    if one.may is None:
+        return one.parse(row)
+    known = (*one.needs, *one.may, *METADATA)
+    unknown = sorted(row.fields.keys() - {*known})
+    if one.parse is _endings:
+        unknown = [name for name in unknown if not re.fullmatch(r"ending\d+", name)]
+    if unknown:
+        raise ValueError(
+            f"unknown field {', '.join(map(repr, unknown[:10]))}; expected {', '.join(known)}; "
+            "fix: put other facts under meta"
+        )
+    return one.parse(row)
+
+
+# ---- Rows: the lines, cells or entries of a file.
+
+
+def _json_lines(path: Path, refuse: Refuse) -> Iterator[Row]:
+    for line, raw in read_lines(path):
+        if raw.strip():
+            try:
+                fields = parse_object(raw, f"{path}:{line}")
+            except ValueError as error:
+                refuse(str(error))
+            else:
+                yield Row(path, line, fields)
+
+
+def _medmcqa_lines(path: Path, refuse: Refuse) -> list[Row]:
+    """The official files count the options from 1, mirrors from 0.
+
+    A file counts from 0 if it has a 0 anywhere (a third of its rows would); choosing row by row
+    would be wrong on most rows.
+    """
+    rows = list(_json_lines(path, refuse))
+    numbered = {row.fields["cop"]: row for row in rows if type(row.fields.get("cop")) is int}
+    if 0 in numbered and 4 in numbered:
+        raise ValueError(
+            f"{numbered[4]}: got cop 4, but cop 0 at {numbered[0]}; "
+            "expected options counted from 1 to 4 or from 0 to 3 in all of a file"
+        )
+    return [row._replace(first=0) for row in rows] if 0 in numbered else rows
+
+
+def _entries(path: Path, refuse: Refuse, *, key: str = "") -> Iterator[Row]:
+    """The entries of one JSON object by their ids, or of its list `key`."""
+    try:
+        content = parse_object(path.read_bytes(), str(path))
+    except ValueError as error:
+        return refuse(str(error))
+    if not key:
+        entries = [(f"id {name}", name, entry) for name, entry in content.items()]
+    elif isinstance(content.get(key), list):
+        entries = [(f"entry {n}", None, entry) for n, entry in enumerate(content[key], 1)]
+    else:
+        return refuse(f"{path}: expected a list named {key}, got {_some(content)}")
+    for place, name, entry in entries:
+        if isinstance(entry, dict):
+            yield Row(path, place, entry if name is None else {**entry, "id": name})
+        else:
+            refuse(f"{path}:{place}: expected an object, got {type(entry).__name__}")
+
+
+def _cells(
+    path: Path, refuse: Refuse, *, columns: tuple[str, ...], least: int, **dialect: Any
+) -> Iterator[Row]:
+    reader, line = csv.reader(_text_lines(path), **dialect), 1
+    try:
+        for cells in reader:
+            if least <= len(cells) <= len(columns):
+                yield Row(path, line, dict(zip(columns, cells, strict=False)))
+            elif "".join(cells).strip():
+                names = ", ".join(columns)
+                refuse(f"{path}:{line}: expected the columns {names}, got {len(cells)} columns")
+            line = reader.line_num + 1  # a quoted cell may span lines
+    except csv.Error as error:
+        refuse(f"{path}:{line}: {error}")
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    for line, raw in read_lines(path):
+        try:
+            yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{line}: expected UTF-8 ({error.reason})") from None
+
+
+# ---- Parts: what the fields of a row mean.
+
+
+def _lettered(row: Row) -> Parts:
+    fields, options = row.fields, row.fields["options"]
+    if isinstance(options, dict):
+        if sorted(options) != list(LETTERS[: len(options)]):
+            raise ValueError(f"expected options A, B, C and so on, got {_some(options)}")
+        options = [options[letter] for letter in sorted(options)]
+    if not isinstance(options, list) or len(options) > len(LETTERS):
+        kinds = "a list or an object of letters"
+        raise ValueError(f"expected options as {kinds}, got {str(options)[:40]!r}")
+    options = _options(options)
+    letter, answer = fields.get("answer_idx"), fields.get("answer")
+    index = _index(fields.get("label"), options, "label")
+    chosen = set() if index is None else {index}
+    if letter is not None:
+        if letter not in list(LETTERS[: len(options)]):
+            raise ValueError(
+                f"expected answer_idx A to {LETTERS[len(options) - 1]}, got {letter!r}"
+            )
+        chosen.add(LETTERS.index(letter))
+    if answer is not None:
+        # Blood groups: an option may be the letter of another one; label or answer_idx decides.
+        named = {n for n, option in enumerate(options) if option.strip() == str(answer).strip()}
+        named |= {n for n in range(len(options)) if LETTERS[n] == answer}
+        if not named:
+            raise ValueError(f"expected an answer among {options}, got {answer!r}")
+        chosen = chosen if chosen and chosen <= named else chosen | named
+    if len(chosen) > 1:
+        got = {name: fields[name] for name in ("label", "answer_idx", "answer") if name in fields}
+        raise ValueError(f"{got} names several of {options}; fix: give a label")
+    return fields["question"], options, next(iter(chosen), None), fields.get("context")
+
+
+def _endings(row: Row) -> Parts:
+    """A `sent2` begins every option, as in the original code."""
+    fields = row.fields
+    count = sum(name.startswith("ending") for name in fields)
+    if missing := [f"ending{n}" for n in range(count) if f"ending{n}" not in fields]:
+        raise ValueError(f"expected endings counted from 0: no {missing[0]} in {_some(fields)}")
+    options = _options([fields[f"ending{n}"] for n in range(count)])
+    if start := _text(fields.get("sent2") or "", "sent2", empty=True).strip():
+        options = [f"{start} {option}" for option in options]
+    label = _index(fields.get("label"), options, "label")
+    return fields["sent1"], options, label, fields.get("context")
+
+
+def _abcd(row: Row) -> Parts:
+    fields, number = row.fields, row.fields.get("cop")
+    options = _options([fields[name] for name in ("opa", "opb", "opc", "opd")])
+    label = None if number == NO_ANSWER else _index(number, options, "cop", first=row.first)
+    return fields["question"], options, label, fields.get("context")
+
+
+def _mmlu(row: Row) -> Parts:
+    question, *options, letter = row.fields.values()
+    fields = {"question": question, "options": options, "answer_idx": letter.strip()}
+    return _lettered(row._replace(fields=fields))
+
+
+def _sentences(row: Row) -> Parts:
+    fields = row.fields
+    return fields["sentence1"], [], _class(fields.get("label")), fields.get("sentence2")
+
+
+def _pubmedqa(row: Row) -> Parts:
+    contexts = row.fields["CONTEXTS"]
+    if not isinstance(contexts, list):
+        raise ValueError(f"expected CONTEXTS as a list of texts, got {type(contexts).__name__}")
+    context = "\n".join(_text(text, "CONTEXTS", empty=True) for text in contexts)
+    return row.fields["QUESTION"], [], _class(row.fields.get("final_decision")), context
+
+
+def _bioasq(row: Row) -> Parts:
+    """Joins the snippets as BLURB does, so that both sources give the same text."""
+    fields = row.fields
+    snippets = fields.get("snippets") or []
+    if not all(isinstance(snippet, dict) for snippet in snippets):
+        raise ValueError("expected snippets as objects with a text each")
+    texts = [_text(snippet.get("text"), "snippet", empty=True) for snippet in snippets]
+    question = _text(fields["body"], "body").replace("\n", " ")
+    context = " ".join(text.replace("\n", " ") for text in texts)
+    label = _class(fields.get("exact_answer"))
+    return question, [], label and label.lower(), context
+
+
+# ---- Values: each raises ValueError with the name of the field.
+
+
+def _class(value: Any) -> str | None:
+    return None if value is None else _name(value, "label").strip()
+
+
+def _name(value: Any, field: str) -> str:
+    return str(value) if type(value) is int else _text(value, field)
+
+
+def _options(options: list[Any]) -> list[str]:
+    texts = [_text(option, f"option {LETTERS[n % 26]}") for n, option in enumerate(options)]
+    if len(texts) < 2:
+        raise ValueError(f"expected at least two options, got {len(texts)}")
+    if twins := [text for text, n in Counter(map(str.strip, texts)).items() if n > 1]:
+        raise ValueError(f"the option {twins[0]!r} occurs twice")
+    return texts
+
+
+def _index(value: Any, options: list[str], field: str, first: int = 0) -> int | None:
+    if value is None:
+        return None
+    last = first + len(options) - 1
+    if type(value) is not int or not first <= value <= last:
+        raise ValueError(
+            f"expected {field} as a whole number from {first} to {last}, got {value!r}"
+        )
+    return value - first
+
+
+def _text(value: Any, field: str, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text for {field}, got {type(value).__name__}")
+    if not empty and not value.strip():
+        raise ValueError(f"empty {field}")
+    if "\0" in value:
+        raise ValueError(f"NUL character in {field} at {value.index(chr(0))}")
+    value.encode("utf-8")  # JSON can escape half of a surrogate pair, which raises here
+    return value
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join([*names][:20])
+
+
+_LETTERED = _lettered, ("question", "options"), ("answer_idx", "answer", "label", "context")
+_SENTENCES = _sentences, ("sentence1",), ("sentence2", "label")
+_ENDINGS = _endings, ("sent1", "ending0"), ("sent2", "label", "context")
+_ABCD = _abcd, ("question", "opa", "opb", "opc", "opd"), ("cop", "context")
+_MMLU = _mmlu, ("question", "A", "B", "C", "D", "answer"), ()
+_ARTICLES = _entries, _pubmedqa, ("QUESTION", "CONTEXTS"), None
+_BIOASQ = functools.partial(_entries, key="questions"), _bioasq, ("body",), None
+_CSV = functools.partial(_cells, columns=_MMLU[1], least=6)
+_BLURB = ("id", "sentence1", "sentence2", "label")
+_DIALECT = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+_TSV = functools.partial(_cells, columns=_BLURB, least=3, **_DIALECT)
+FORMATS = {
+    "questions": Format(CHOICE, ".jsonl", _json_lines, *_LETTERED),
+    "sentences": Format(CLASSIFICATION, ".jsonl", _json_lines, *_SENTENCES),
+    "endings": Format(CHOICE, ".jsonl", _json_lines, *_ENDINGS),
+    "medmcqa": Format(CHOICE, ".jsonl", _medmcqa_lines, *_ABCD),
+    "mmlu": Format(CHOICE, ".csv", _CSV, *_MMLU),
+    "pubmedqa": Format(CLASSIFICATION, ".json", *_ARTICLES),
+    "pubmedqa_set": Format(CLASSIFICATION, ".json", *_ARTICLES),
+    "bioasq": Format(CLASSIFICATION, ".json", *_BIOASQ),
+    "blurb": Format(CLASSIFICATION, ".tsv", _TSV, *_SENTENCES),
+}
