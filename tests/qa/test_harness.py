@@ -13,10 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
 from biomedlm_jax.generation import decoding
-from biomedlm_jax.generation import text as text_module
+from biomedlm_jax.generation import generator as generator_module
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.qa.harness import Harness, run_tasks, shared_prefixes
 
 WORDS = ["aspirin", "heparin", "fever", "cough", "insulin", "the", "of", "has", "dose", "blood"]
@@ -57,7 +56,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    config = GPTConfig(
+    config = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(),
         context_length=48,
         layers=3,
@@ -67,7 +66,7 @@ def model(tokenizer):
         scale_attn_by_inverse_layer_idx=True,
         compute_dtype="float32",
     )
-    return GPT(config, key=jax.random.key(0))
+    return GPT2(config, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +92,20 @@ def theirs(exported):
     )
 
 
-def text(dice, low, high):
-    return " ".join(dice.choice(WORDS, dice.integers(low, high)))
+def text(rng, low, high):
+    return " ".join(rng.choice(WORDS, rng.integers(low, high)))
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A directory with one multiple-choice task; some questions are too long for the model."""
-    folder, dice = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     questions = []
     for number in range(12):
-        count = int(dice.integers(2, 6))
-        options = [text(dice, 1, 4) for _ in range(count)]
-        question = text(dice, 2, 60 if number % 4 == 0 else 12)
-        label = int(dice.integers(count))
+        count = int(rng.integers(2, 6))
+        options = [text(rng, 1, 4) for _ in range(count)]
+        question = text(rng, 2, 60 if number % 4 == 0 else 12)
+        label = int(rng.integers(count))
         questions.append({"question": question, "options": options, "label": label})
     file = folder / "questions.jsonl"
     file.write_text("".join(json.dumps(q) + "\n" for q in questions))
@@ -143,18 +142,18 @@ def test_a_task_is_answered_as_by_the_hf_backend_request_by_request(
 
 
 def test_texts_of_all_lengths_have_the_same_log_probabilities(ours, theirs):
-    dice = np.random.default_rng(1)
-    pairs = [(text(dice, 1, 60), " " + text(dice, 1, 8)) for _ in range(10)]
-    shared = text(dice, 5, 9)
-    pairs += [(shared, " " + text(dice, 1, 5)) for _ in range(30)]  # more than one row's worth
-    pairs += [("", text(dice, 1, 5)), ("", text(dice, 1, 5)), (shared + "  ", "fever")]
+    rng = np.random.default_rng(1)
+    pairs = [(text(rng, 1, 60), " " + text(rng, 1, 8)) for _ in range(10)]
+    shared = text(rng, 5, 9)
+    pairs += [(shared, " " + text(rng, 1, 5)) for _ in range(30)]  # more than one row's worth
+    pairs += [("", text(rng, 1, 5)), ("", text(rng, 1, 5)), (shared + "  ", "fever")]
     pairs += [("Fièvre 39 °C — β", " ø\n"), pairs[0], pairs[0]]
     asked = requests("loglikelihood", pairs)
     expected = theirs.loglikelihood(asked, disable_tqdm=True)
     got = ours.loglikelihood(asked, disable_tqdm=True)
     assert_equal_answers(got, expected)
     # Their order and company change nothing.
-    order = dice.permutation(len(asked))
+    order = rng.permutation(len(asked))
     mixed = ours.loglikelihood([asked[i] for i in order], disable_tqdm=True)
     for place, i in enumerate(order):
         np.testing.assert_allclose(mixed[place][0], got[i][0], atol=1e-5)
@@ -174,8 +173,8 @@ def test_a_greedy_continuation_is_known_as_one(ours):
 
 
 def test_rolling_log_probabilities_are_equal(ours, theirs):
-    dice = np.random.default_rng(2)
-    asked = requests("loglikelihood_rolling", [(text(dice, 1, n),) for n in (3, 40, 90, 200)])
+    rng = np.random.default_rng(2)
+    asked = requests("loglikelihood_rolling", [(text(rng, 1, n),) for n in (3, 40, 90, 200)])
     asked += requests("loglikelihood_rolling", [("",)])
     np.testing.assert_allclose(
         ours.loglikelihood_rolling(asked), theirs.loglikelihood_rolling(asked), atol=1e-3
@@ -183,10 +182,10 @@ def test_rolling_log_probabilities_are_equal(ours, theirs):
 
 
 def test_generated_texts_are_equal(ours, theirs):
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     limits = {"until": ["\n"], "do_sample": False, "max_gen_toks": 8}
     # The last prompts are too long and lose their starts.
-    asked = [(text(dice, 2, n), limits) for n in (3, 5, 12, 60, 90)]
+    asked = [(text(rng, 2, n), limits) for n in (3, 5, 12, 60, 90)]
     asked = requests("generate_until", asked)
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
@@ -194,17 +193,17 @@ def test_generated_texts_are_equal(ours, theirs):
 def test_the_model_is_laid_out_once_and_rows_stop_at_their_sequences(
     model, tokenizer, theirs, monkeypatch
 ):
-    made, decoded, make, decode = [], [], text_module.make_decoder, decoding.decode
-    monkeypatch.setattr(text_module, "make_decoder", lambda m: made.append(m) or make(m))
+    made, decoded, make, decode = [], [], generator_module.make_decoder, decoding.decode
+    monkeypatch.setattr(generator_module, "make_decoder", lambda m: made.append(m) or make(m))
 
     def decoding_once(*arguments, **options):
         decoded.append(decode(*arguments, **options))
         return decoded[-1]
 
     monkeypatch.setattr(decoding, "decode", decoding_once)
-    harness, dice = Harness(model, tokenizer), np.random.default_rng(4)
-    asked = [(text(dice, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
-    asked += [(text(dice, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
+    harness, rng = Harness(model, tokenizer), np.random.default_rng(4)
+    asked = [(text(rng, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
+    asked += [(text(rng, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
     asked = requests("generate_until", asked)
     assert harness.generate_until(asked) == theirs.generate_until(asked)
     assert len(decoded) == 3

@@ -1,17 +1,14 @@
-"""rows.py: every format, token by token, against strings written by hand, and what is cut."""
+"""prompts.py: every format, token by token, against strings written by hand; and what is cut."""
 
 import itertools
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
-from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, train_tokenizer
-from biomedlm_jax.qa.rows import (
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.heads import PAPER, RELEASED, ROW_FORMATS
+from biomedlm_jax.qa.prompts import (
     ADDED_TOKENS,
-    FORMATS,
-    PAPER,
-    RELEASED,
-    add_tokens,
     check_tokens,
     choice_prompts,
     classification_prompts,
@@ -19,15 +16,15 @@ from biomedlm_jax.qa.rows import (
     letter_prompts,
     longest_first,
     option_prompts,
-    unconditional_prompts,
 )
-from biomedlm_jax.qa.tasks import Example, Task, find_task
+from biomedlm_jax.qa.questions import Question
+from biomedlm_jax.qa.tasks import Task, find_task, read_questions
 
 WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
-Q = Example("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)
-SHOT = Example("s", "Which organ?", ("heart", "liver", "skin"), 2)
-PUBMED = Example("p", "Does it work?", ("maybe", "no", "yes"), 2, "It did.\nTwice.")
-PUBMED_SHOT = Example("t", "Is it so?", ("maybe", "no", "yes"), 0, "Perhaps.")
+Q = Question("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)
+SHOT = Question("s", "Which organ?", ("heart", "liver", "skin"), 2)
+PUBMED = Question("p", "Does it work?", ("maybe", "no", "yes"), 2, "It did.\nTwice.")
+PUBMED_SHOT = Question("t", "Is it so?", ("maybe", "no", "yes"), 0, "Perhaps.")
 EXOTIC = (
     "naïve café",
     "e\u0301 is not é",
@@ -47,12 +44,18 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def for_choice(tokenizer):
-    return add_tokens(tokenizer, "choice")
+    return grown(tokenizer, "choice")
 
 
 @pytest.fixture(scope="module")
 def for_classes(tokenizer):
-    return add_tokens(tokenizer, "classification")
+    return grown(tokenizer, "classification")
+
+
+def grown(tokenizer, kind):
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.add_special_tokens(list(ADDED_TOKENS[kind]))
+    return copy
 
 
 def ids(tokenizer, text):
@@ -61,14 +64,14 @@ def ids(tokenizer, text):
 
 def texts(prompts, question=0):
     """Every text of a question as token ids, in the order of its options."""
-    found = {
+    by_option = {
         prompt.first_option + i: prompt.prefix + branch
         for prompt in prompts
         if prompt.question == question
         for i, branch in enumerate(prompt.branches)
     }
-    assert list(found) == list(range(len(found)))
-    return list(found.values())
+    assert list(by_option) == list(range(len(by_option)))
+    return list(by_option.values())
 
 
 def long_text(tokenizer, count):
@@ -83,44 +86,12 @@ def long_text(tokenizer, count):
 # ---- Added tokens.
 
 
-def test_added_tokens_follow_the_published_vocabulary():
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocabulary = {text: n for n, text in enumerate(sorted(alphabet))}
-    vocabulary |= {f"filler{n}": n for n in range(len(vocabulary), 28895)}
-    vocabulary[END_OF_TEXT] = 28895
-    published = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    published.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    published.decoder = decoders.ByteLevel()
-    grown = add_tokens(published, "choice")
-    assert [grown.token_to_id(t) for t in ("[PAD]", "[CLS]", "[SEP]")] == [28896, 28897, 28898]
-    grown = add_tokens(published, "classification")
-    names = ("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>")
-    assert [grown.token_to_id(t) for t in names] == [28896, 28897, 28898, 28899, 28900]
-    assert grown.get_vocab_size() == 28901
-
-
-@pytest.mark.parametrize("kind", ADDED_TOKENS)
-def test_a_copy_gets_the_tokens_and_everything_else_stays(tokenizer, kind):
-    before = tokenizer.to_str()
-    grown = add_tokens(tokenizer, kind)
-    assert tokenizer.to_str() == before
-    added = {name: 320 + n for n, name in enumerate(ADDED_TOKENS[kind])}
-    assert grown.get_vocab() == tokenizer.get_vocab() | added
-    assert ids(grown, WORDS) == ids(tokenizer, WORDS)
-    again = Tokenizer.from_str(grown.to_str())
-    for name, number in added.items():
-        assert ids(again, f"renin {name} renin") == [
-            *ids(tokenizer, "renin "),
-            number,
-            *ids(tokenizer, " renin"),
-        ]
-
-
-def test_tokens_that_are_there_already_are_refused(for_choice, for_classes):
-    with pytest.raises(ValueError, match=r"has \[PAD\], \[CLS\], \[SEP\] already"):
-        add_tokens(for_choice, "choice")
-    with pytest.raises(ValueError, match=r"has \[PAD\] already"):
-        add_tokens(for_classes, "choice")
+def test_added_tokens_are_those_of_the_published_checkpoints():
+    # Their ids follow the 28,896 entries of BioMedLM's vocabulary in this order.
+    assert ADDED_TOKENS["choice"] == ("[PAD]", "[CLS]", "[SEP]")
+    assert ADDED_TOKENS["classification"] == (
+        *("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"),
+    )
 
 
 def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_classes):
@@ -137,9 +108,9 @@ def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_cl
 # ---- Formats of the heads.
 
 
-@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_the_row_of_an_option(for_choice, row_format):
-    example = Example("c", "What now?", ("wait", "cut"), None, "A man fell.")
+    example = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
     made = choice_prompts(for_choice, [Q, example], row_format=row_format, max_length=64)
     assert made.truncated == [False, False]
     assert len(made.prompts) == 2  # the options share their question
@@ -171,7 +142,7 @@ def test_the_row_of_a_classification(for_classes, row_format, text):
 
 
 def test_a_classification_without_a_context(for_classes):
-    bare = Example("b", "Is it?", ("no", "yes"), 0)
+    bare = Question("b", "Is it?", ("no", "yes"), 0)
     for row_format, text in ((PAPER, "<|CONTEXT|><|QUESTION1|>Is it?<|ANSWER|>"), (RELEASED, "")):
         made = classification_prompts(for_classes, [bare], row_format=row_format, max_length=64)
         assert texts(made.prompts) == [ids(for_classes, text or "Is it?")]
@@ -210,11 +181,14 @@ def test_letters_of_mmlu(tokenizer):
     told = "Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
     asked = "Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
     task = find_task("mmlu:college_biology")
-    padded = Example("q", " Which hormone rises? \n", Q.options, 1)  # the harness strips it
+    padded = Question("q", " Which hormone rises? \n", Q.options, 1)  # the harness strips it
     made = letter_prompts(tokenizer, [padded], task, shots=[SHOT], max_length=999)
     assert only_prompt(made) == [ids(tokenizer, said + told + asked + f" {c}") for c in "AB"]
     made = letter_prompts(tokenizer, [Q], task, max_length=999)
     assert only_prompt(made) == [ids(tokenizer, said + asked + f" {c}") for c in "AB"]
+    general = said.replace(" about college biology", "")
+    made = letter_prompts(tokenizer, [Q], find_task("mmlu"), max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, general + asked + f" {c}") for c in "AB"]
 
 
 def test_the_classes_of_pubmedqa(tokenizer):
@@ -227,7 +201,7 @@ def test_the_classes_of_pubmedqa(tokenizer):
 
 
 def test_somebodys_own_set_is_asked_like_medqa(tokenizer):
-    task = Task("jsonl:own.jsonl", "choice", ("{split}.jsonl",))
+    task = Task("jsonl:own.jsonl", "choice", {"{split}.jsonl": "questions"})
     made = letter_prompts(tokenizer, [SHOT], task, max_length=999)
     asked = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer:"
     assert only_prompt(made) == [ids(tokenizer, asked + f" {c}") for c in "ABC"]
@@ -240,13 +214,13 @@ def test_options_by_their_text(tokenizer):
     made = option_prompts(tokenizer, [PUBMED], max_length=999)
     asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
     assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("maybe", "no", "yes")]
-    made = unconditional_prompts(tokenizer, [Q, PUBMED], max_length=999)
+    made = option_prompts(tokenizer, [Q, PUBMED], max_length=999, unconditional=True)
     assert texts(made.prompts) == [ids(tokenizer, f"Answer: {o}") for o in ("renin", "↓ ANP")]
     assert texts(made.prompts, 1)[2] == ids(tokenizer, "Answer: yes")
 
 
 def test_the_context_of_a_choice_is_asked_too(tokenizer):
-    example = Example("c", "What now?", ("wait", "cut"), None, "A man fell.")
+    example = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
     for made in (
         option_prompts(tokenizer, [example], max_length=999),
         letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
@@ -255,9 +229,9 @@ def test_the_context_of_a_choice_is_asked_too(tokenizer):
 
 
 def test_letters_end_with_z(tokenizer):
-    many = Example("m", "q?", tuple(f"option {n}" for n in range(27)), 26)
+    many = Question("m", "q?", tuple(f"option {n}" for n in range(27)), 26)
     (prompt,) = letter_prompts(
-        tokenizer, [Example("m", "q?", many.options[:26], 0)], find_task("medqa"), max_length=999
+        tokenizer, [Question("m", "q?", many.options[:26], 0)], find_task("medqa"), max_length=999
     ).prompts
     assert prompt.branches[25] == ids(tokenizer, " Z")
     with pytest.raises(ValueError, match=r"27 options"):
@@ -266,7 +240,7 @@ def test_letters_end_with_z(tokenizer):
 
 @pytest.mark.parametrize("text", EXOTIC, ids=range(len(EXOTIC)))
 def test_any_text_survives(tokenizer, for_choice, text):
-    example = Example("x", text, (text, "b" + text), 0)
+    example = Question("x", text, (text, "b" + text), 0)
     for made in (
         option_prompts(tokenizer, [example], max_length=999),
         letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
@@ -282,10 +256,9 @@ def test_any_text_survives(tokenizer, for_choice, text):
 
 def test_real_questions_are_the_whole_text_encoded(real_data):
     from biomedlm_jax.corpus.tokenizer import load_tokenizer
-    from biomedlm_jax.qa.tasks import read_examples
 
     tokenizer = load_tokenizer(real_data / "gpt2_tokenizer")
-    examples = read_examples(find_task("medqa"), real_data / "medqa", split="dev")[:100]
+    examples = read_questions(find_task("medqa"), real_data / "medqa", split="dev")[:100]
     made = option_prompts(tokenizer, examples, max_length=1024)
     for n, example in enumerate(examples):
         whole = [f"Question: {example.question}\nAnswer: {o}" for o in example.options]
@@ -303,13 +276,15 @@ def test_longest_first_cuts_as_the_tokenizers_library_does(tokenizer):
         for first, second in itertools.product(texts, texts):
             sequences = cutting.encode(first, second).sequence_ids
             lengths = len(ids(tokenizer, first)), len(ids(tokenizer, second))
-            found = longest_first(*lengths, room)
-            assert found == (sequences.count(0), sequences.count(1)), (*lengths, room)
+            assert longest_first(*lengths, room) == (sequences.count(0), sequences.count(1)), (
+                *lengths,
+                room,
+            )
 
 
 def test_a_long_question_loses_its_start(for_choice):
     question, options = long_text(for_choice, 90), ("renin", long_text(for_choice, 9))
-    example = Example("l", question, options, 0)
+    example = Question("l", question, options, 0)
     made = choice_prompts(for_choice, [Q, example, Q], row_format=PAPER, max_length=40)
     assert made.truncated == [False, True, False]
     separator = for_choice.token_to_id("[SEP]")
@@ -323,7 +298,7 @@ def test_a_long_question_loses_its_start(for_choice):
 def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choice):
     question = long_text(for_choice, 30)
     options = ("renin", long_text(for_choice, 12), long_text(for_choice, 50))
-    example = Example("l", question, options, 0)
+    example = Question("l", question, options, 0)
     made = choice_prompts(for_choice, [example], row_format=RELEASED, max_length=40)
     assert made.truncated == [True]
     cutting = Tokenizer.from_str(for_choice.to_str())
@@ -332,12 +307,12 @@ def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choi
     assert texts(made.prompts) == expected
 
 
-@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
 @pytest.mark.parametrize(("question", "option"), [(3, 30), (2, 36), (19, 19), (30, 8), (1, 37)])
 def test_nothing_is_cut_that_fits(for_choice, row_format, question, option):
     asked, answer = long_text(for_choice, question), long_text(for_choice, option - 1)
     assert len(ids(for_choice, " " + answer)) == option
-    example = Example("f", asked, (answer, "x"), 0)
+    example = Question("f", asked, (answer, "x"), 0)
     made = choice_prompts(for_choice, [example], row_format=row_format, max_length=40)
     assert made.truncated == [False]
     assert texts(made.prompts) == [
@@ -348,7 +323,7 @@ def test_nothing_is_cut_that_fits(for_choice, row_format, question, option):
 
 @pytest.mark.parametrize("sizes", [(50, 3), (3, 60), (60, 60), (38, 37), (21, 20)])
 def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
-    example = Example(
+    example = Question(
         "b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0
     )
     made = choice_prompts(for_choice, [example], row_format=PAPER, max_length=40)
@@ -362,12 +337,14 @@ def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
         assert text[-2] != separator  # and of the option
 
 
-@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_hardly_any_room(for_choice, for_classes, row_format):
-    example = Example("t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is")
+    example = Question(
+        "t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is"
+    )
     makers = ((choice_prompts, for_choice), (classification_prompts, for_classes))
     for make, tokenizer in makers:
-        with pytest.raises(ValueError, match=r"max_length=7; a row needs at least 8 tokens"):
+        with pytest.raises(ValueError, match=r"max_length=7; expected at least 8 tokens"):
             make(tokenizer, [example], row_format=row_format, max_length=7)
         made = make(tokenizer, [example], row_format=row_format, max_length=8)
         assert max(map(len, texts(made.prompts))) == 8
@@ -387,7 +364,7 @@ def test_a_long_classification(for_classes):
         assert len(text) == max_length
         return text
 
-    example = Example("l", question, ("no", "yes"), 0, context)
+    example = Question("l", question, ("no", "yes"), 0, context)
     assert made_of(example, PAPER, 40) == [
         *[mark["<|CONTEXT|>"], *b[-25:]],
         *[mark["<|QUESTION1|>"], *a, mark["<|ANSWER|>"]],
@@ -398,7 +375,7 @@ def test_a_long_classification(for_classes):
         *[*a[-7:], mark["<|ANSWER|>"]],
     ]
     assert made_of(example, RELEASED, 10) == b[:5] + a[:5]
-    swapped = Example("s", context, ("no", "yes"), 0, question)
+    swapped = Question("s", context, ("no", "yes"), 0, question)
     assert made_of(swapped, PAPER, 40) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
         *[*b[-37:], mark["<|ANSWER|>"]],
@@ -423,9 +400,9 @@ def test_continuations_are_cut_as_the_harness_cuts(length):
 @pytest.mark.parametrize(
     ("prefix", "branches", "said"),
     [
-        ([], [[1]], "need at least one token"),
-        ([1], [[1], []], "need at least one token"),
-        ([1], [[1], [2] * 13], r"an answer has 13 tokens, and the model has 12 positions"),
+        ([], [[1]], "expected at least one"),
+        ([1], [[1], []], "expected at least one"),
+        ([1], [[1], [2] * 13], r"an option of 13 tokens, and the model has 12 positions"),
     ],
 )
 def test_continuations_that_cannot_be_scored(prefix, branches, said):
@@ -441,12 +418,12 @@ def test_an_option_as_long_as_the_model_keeps_one_token_before_it():
 
 
 def test_long_letter_prompts_are_counted(tokenizer):
-    long = Example("l", long_text(tokenizer, 200), Q.options, 0)
+    long = Question("l", long_text(tokenizer, 200), Q.options, 0)
     made = letter_prompts(tokenizer, [Q, long], find_task("medqa"), max_length=100)
     assert made.truncated == [False, True]
     whole = ids(tokenizer, f"Question: {long.question}\nA. renin\nB. ↓ ANP\nAnswer: B")
     assert texts(made.prompts, 1)[1] == whole[-101:]
-    shots = [Example(str(n), long_text(tokenizer, 60), Q.options, 0) for n in range(2)]
+    shots = [Question(str(n), long_text(tokenizer, 60), Q.options, 0) for n in range(2)]
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=shots, max_length=100)
     assert made.truncated == [True]
     assert (

@@ -7,20 +7,21 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.heads import PAPER, RELEASED, Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf, load
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
-from biomedlm_jax.qa.rows import ADDED_TOKENS, PAPER, RELEASED, add_tokens, option_prompts
-from biomedlm_jax.qa.scoring import log_probabilities, score
-from biomedlm_jax.qa.setup import Head
+from biomedlm_jax.model.language_model import axis_names, named_parameters
+from biomedlm_jax.model.vocabulary import grow_vocabulary
+from biomedlm_jax.qa.prompts import ADDED_TOKENS, option_prompts
+from biomedlm_jax.qa.questions import Question
+from biomedlm_jax.qa.scoring import WAYS, branch_log_probabilities, score
 from biomedlm_jax.qa.states import token_log_probabilities
-from biomedlm_jax.qa.tasks import Example, find_task
-from biomedlm_jax.qa.tuned import with_head
+from biomedlm_jax.qa.tasks import find_task
 
 WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
 CONTEXT = 96
-CONFIG = GPTConfig(
+CONFIG = GPT2Config(
     vocab_size=320,
     context_length=CONTEXT,
     layers=2,
@@ -31,23 +32,24 @@ CONFIG = GPTConfig(
     compute_dtype="float32",
 )
 MEDQA, PUBMEDQA = find_task("medqa"), find_task("pubmedqa")
-LONG = Example("long", "gastroscopy neuropathy, " * 40 + "now?", ("renin", "no", "ANP ↓"), 1)
+LONG = Question("long", "gastroscopy neuropathy, " * 40 + "now?", ("renin", "no", "ANP ↓"), 1)
 CHOICES = [
-    Example("two", "Which hormone rises?", ("renin", "↓ ANP"), 0),
-    Example("three", "Which organ?", ("heart", "liver", "skin and hair"), 2),
-    Example("four", "cardiology neuropathy", ("x", "y", "z z z", "Answer Answer"), 1),
-    Example("five", "Zahl?", ("1", "12", "123", "1234", "12345"), 4),
-    Example("exotic", "🧬\u200d\u202e é e\u0301 \U0010ffff?", ("βµ ≥ 5", "心筋梗塞", "\u00a0x"), 0),
-    Example("signs", "What changes?", ("↑ K, ↓ Na", "↓ K, ↑ Na", "↑ K, ↑ Na"), 2),
+    Question("two", "Which hormone rises?", ("renin", "↓ ANP"), 0, group="hormones"),
+    Question("three", "Which organ?", ("heart", "liver", "skin and hair"), 2),
+    Question("four", "cardiology neuropathy", ("x", "y", "z z z", "Answer Answer"), 1),
+    Question("five", "Zahl?", ("1", "12", "123", "1234", "12345"), 4),
+    Question(
+        "exotic", "🧬\u200d\u202e é e\u0301 \U0010ffff?", ("βµ ≥ 5", "心筋梗塞", "\u00a0x"), 0
+    ),
+    Question("signs", "What changes?", ("↑ K, ↓ Na", "↓ K, ↑ Na", "↑ K, ↑ Na"), 2),
     LONG,
 ]
 ABSTRACTS = [
-    Example("a", "Does it work?", PUBMEDQA.classes, 2, "It did.\nTwice."),
-    Example("b", "Is it so?", PUBMEDQA.classes, 0, "Perhaps."),
-    Example("c", "And now?", PUBMEDQA.classes, 1, ""),
-    Example("long", "hepatogram or not? " * 2, PUBMEDQA.classes, 1, "gastroscopy. " * 60),
+    Question("a", "Does it work?", PUBMEDQA.classes, 2, "It did.\nTwice."),
+    Question("b", "Is it so?", PUBMEDQA.classes, 0, "Perhaps."),
+    Question("c", "And now?", PUBMEDQA.classes, 1, ""),
+    Question("long", "hepatogram or not? " * 2, PUBMEDQA.classes, 1, "gastroscopy. " * 60),
 ]
-WAYS = ("option", "option per character", "option per token", "option minus unconditional")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def release(tokenizer, tmp_path_factory):
-    model = GPT(CONFIG, key=jax.random.key(0))
+    model = GPT2(CONFIG, key=jax.random.key(0))
     return export_hf(model, tokenizer, tmp_path_factory.mktemp("scoring") / "release")
 
 
@@ -106,6 +108,13 @@ def scores(items):
     return {item["id"]: item["scores"] for item in items}
 
 
+def spread(model):
+    """The number of devices that the vocabulary's rows are on."""
+    parameters = named_parameters(model).values()
+    (rows,) = (p[...] for p in parameters if "vocab" in axis_names(p))
+    return len(rows.sharding.device_set)
+
+
 def assert_same(found, expected, atol=1e-5):
     assert found.keys() == expected.keys()
     for way in expected:
@@ -119,7 +128,7 @@ def assert_same(found, expected, atol=1e-5):
 
 
 def test_options_score_as_in_transformers(answered, theirs, tokenizer):
-    assert tuple(answered) == WAYS
+    assert tuple(answered) == WAYS["option"]
     for n, example in enumerate(CHOICES):
         asked = f"Question: {example.question}\nAnswer:"
         found = [reference(theirs, tokenizer, asked, f" {o}") for o in example.options]
@@ -178,6 +187,7 @@ def test_items_hold_what_the_report_reads(answered):
         for item, example in zip(items, CHOICES, strict=True):
             assert item["options"] == list(example.options)
             assert item["gold"] == example.label
+            assert item["group"] == example.group
             weights = np.exp(np.array(item["scores"]) - max(item["scores"]))
             np.testing.assert_allclose(item["probabilities"], weights / weights.sum(), atol=1e-12)
             assert item["prediction"] == int(np.argmax(item["scores"]))
@@ -185,10 +195,10 @@ def test_items_hold_what_the_report_reads(answered):
 
 
 def test_ties_go_to_the_first_option(model, tokenizer):
-    twins = Example("t", "Which?", ("heart", "liver", "liver", "heart"), 3)
+    twins = Question("t", "Which?", ("heart", "liver", "liver", "heart"), 3)
     (item,) = score(model, tokenizer, [twins], MEDQA)["option"]
     assert item["scores"][0] == pytest.approx(item["scores"][3], abs=1e-5)
-    even = Example("e", "Which?", ("xx", "yy", "zz", "ww"), 3)  # as many tokens each
+    even = Question("e", "Which?", ("xx", "yy", "zz", "ww"), 3)  # as many tokens each
     flat = jax.tree.map(jax.numpy.zeros_like, model)
     (item,) = score(flat, tokenizer, [even], MEDQA)["option"]
     assert item["prediction"] == 0
@@ -196,7 +206,7 @@ def test_ties_go_to_the_first_option(model, tokenizer):
 
 
 def test_questions_without_answers_are_answered(model, tokenizer):
-    (item,) = score(model, tokenizer, [Example("u", "Which?", ("a", "b"), None)], MEDQA)["option"]
+    (item,) = score(model, tokenizer, [Question("u", "Which?", ("a", "b"), None)], MEDQA)["option"]
     assert item["gold"] is None
 
 
@@ -216,7 +226,7 @@ def test_company_does_not_matter(model, tokenizer, answered):
         (example,) = (e for e in CHOICES if e.id == name)
         (item,) = score(model, tokenizer, [example], MEDQA)["option"]
         np.testing.assert_allclose(item["scores"], scores(answered["option"])[name], atol=1e-5)
-    more = [Example(f"more{n}", "neuropathy " * n, ("a", "b b"), 0) for n in range(1, 20)]
+    more = [Question(f"more{n}", "neuropathy " * n, ("a", "b b"), 0) for n in range(1, 20)]
     found = score(model, tokenizer, [*more, *CHOICES], MEDQA)
     assert_same({way: found[way][len(more) :] for way in found}, answered)
 
@@ -224,7 +234,7 @@ def test_company_does_not_matter(model, tokenizer, answered):
 def many(count):
     """Questions whose rows need every length that there is."""
     return [
-        Example(f"m{n}", "renin " * (1 + n), ("x " * (1 + n * n // 100), "y", "z"), n % 3)
+        Question(f"m{n}", "renin " * (1 + n), ("x " * (1 + n * n // 100), "y", "z"), n % 3)
         for n in range(count)
     ]
 
@@ -232,11 +242,11 @@ def many(count):
 def test_four_compiles_at_most_however_many_questions(model, tokenizer):
     prompts = option_prompts(tokenizer, many(60), max_length=CONTEXT).prompts
     before = token_log_probabilities._cache_size()
-    found = [(q, o) for q, o, *_ in log_probabilities(model, prompts, batch_tokens=640)]
+    found = [(q, o) for q, o, *_ in branch_log_probabilities(model, prompts, batch_tokens=640)]
     assert sorted(found) == [(q, o) for q in range(60) for o in range(3)]
     compiled = token_log_probabilities._cache_size() - before
     assert 2 <= compiled <= 4
-    list(log_probabilities(model, prompts, batch_tokens=640))
+    list(branch_log_probabilities(model, prompts, batch_tokens=640))
     assert token_log_probabilities._cache_size() == before + compiled
 
 
@@ -249,7 +259,7 @@ def test_four_compiles_at_most_for_a_mode(model, tokenizer):
 def test_iterating_leaves_the_callers_mesh_alone(model, tokenizer):
     prompts = option_prompts(tokenizer, CHOICES[:3], max_length=CONTEXT).prompts
     before = jax.sharding.get_abstract_mesh()
-    found = log_probabilities(model, prompts)
+    found = branch_log_probabilities(model, prompts)
     next(found)
     during = jax.sharding.get_abstract_mesh()
     found.close()
@@ -258,7 +268,7 @@ def test_iterating_leaves_the_callers_mesh_alone(model, tokenizer):
 
 def test_sharded_scores_are_those_of_one_device(release, tokenizer, answered):
     sharded, _ = load(release, mesh=meshes.make_mesh(data=2, fsdp=4), compute_dtype="float32")
-    assert len(sharded.h.mlp.c_fc.kernel.sharding.device_set) == 8
+    assert spread(sharded) == 8
     assert_same(score(sharded, tokenizer, CHOICES, MEDQA), answered)
 
 
@@ -266,13 +276,15 @@ def test_sharded_scores_are_those_of_one_device(release, tokenizer, answered):
 
 
 def make_tuned(model, tokenizer, kind, outputs):
-    added = len(ADDED_TOKENS[kind])
     classes = PUBMEDQA.classes[:outputs] if kind == CLASSIFICATION else ()
-    head = Head(kind, "task", PAPER, CONTEXT, classes)
-    tuned = with_head(model, head, added=added, key=jax.random.key(1))
+    head = Head(kind=kind, task="task", row_format=PAPER, max_length=CONTEXT, classes=classes)
+    grown = grow_vocabulary(model, len(ADDED_TOKENS[kind]), key=jax.random.key(2))
+    tuned = with_head(grown, head, key=jax.random.key(1))
     if kind == CHOICE:
         tuned.score.bias[...] = jax.numpy.array([0.75])
-    return tuned, add_tokens(tokenizer, kind)
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens(list(ADDED_TOKENS[kind]))
+    return tuned, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +302,7 @@ def last_states(tuned, tokenizer, folder):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(1)  # for so small a model more are slower
-    export_hf(tuned.gpt, tokenizer, folder)
+    export_hf(tuned.trunk, tokenizer, folder)
     model = transformers.GPT2Model.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -358,7 +370,7 @@ def test_heads_do_not_feel_batches_or_devices(choice, classifier, kind):
     abstract = jax.eval_shape(lambda: tuned)
     mesh = meshes.make_mesh(data=2, fsdp=4)
     sharded = jax.device_put(tuned, meshes.tree_shardings(abstract, mesh))
-    assert len(sharded.gpt.wte[...].sharding.device_set) == 8
+    assert spread(sharded) == 8
     assert_same(score(sharded, tokenizer, examples, task, mode="classifier"), expected)
 
 
@@ -366,15 +378,14 @@ def test_heads_do_not_feel_batches_or_devices(choice, classifier, kind):
 
 
 def test_weights_that_are_not_finite(model, tokenizer, choice):
-    broken = jax.tree.map(lambda leaf: leaf, model)
-    broken.ln_f.bias = broken.ln_f.bias.replace(broken.ln_f.bias[...].at[0].set(np.nan))
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, model)
     for mode in ("letter", "option"):
-        with pytest.raises(ValueError, match=r"^example 'two' .* weights are not finite$"):
+        with pytest.raises(ValueError, match=r"^question 'two' .* weights are not finite$"):
             score(broken, tokenizer, CHOICES[:2], MEDQA, mode=mode)
     tuned, with_tokens = choice
     broken = jax.tree.map(lambda leaf: leaf, tuned)
     broken.score.bias = broken.score.bias.replace(jax.numpy.array([np.inf]))
-    with pytest.raises(ValueError, match=r"^example 'two' .* weights are not finite$"):
+    with pytest.raises(ValueError, match=r"^question 'two' .* weights are not finite$"):
         score(broken, with_tokens, CHOICES[:2], MEDQA, mode="classifier")
 
 
@@ -395,18 +406,18 @@ def test_models_and_tokenizers_that_do_not_serve_a_mode(model, tokenizer, choice
 
 
 def test_a_head_of_another_width(classifier):
-    yes_or_no = [Example("a", "Is it?", ("no", "yes"), 0, "It is.")]
-    with pytest.raises(ValueError, match=r"head has 3 classes, and example 'a' has 2"):
+    yes_or_no = [Question("a", "Is it?", ("no", "yes"), 0, "It is.")]
+    with pytest.raises(ValueError, match=r"head has 3 classes, and question 'a' has 2"):
         score(*classifier, yes_or_no, find_task("bioasq"), mode="classifier")
     assert jax.sharding.get_abstract_mesh().empty
 
 
 def test_an_option_longer_than_the_model_is_named(model, tokenizer):
-    endless = Example("endless", "Which?", ("x " * 200, "y"), 0)
+    endless = Question("endless", "Which?", ("x " * 200, "y"), 0)
     with pytest.raises(ValueError, match=r"'endless'"):
         score(model, tokenizer, [*CHOICES[:2], endless], MEDQA)
 
 
 def test_no_questions_at_all(model, tokenizer):
-    with pytest.raises(ValueError, match=r"no (questions|examples)"):
+    with pytest.raises(ValueError, match=r"at least one question"):
         score(model, tokenizer, [], MEDQA)
