@@ -80,16 +80,15 @@ def evaluate(
     heads = [check_model(model, mesh) for model in models]
     modes = _modes(mode, models, heads, chosen)
     examples = _shots(shots, modes, chosen, questions, path, read)
-    baselines = {}
-    for way in [way for one in modes for way in WAYS[one]] if baseline else []:
-        baselines[way] = report.read_items(baseline, way=way)
-        ids = {item["id"] for item in baselines[way]}
-        statistics.same_ids({question.id for question in questions}, ids)
-    if jax.process_index() == 0:
+    ways = [way for one in modes for way in WAYS[one]]
+    baselines = {way: report.read_items(baseline, way=way) for way in ways} if baseline else {}
+    for items in baselines.values():
+        ids = {question.id for question in questions}
+        statistics.same_ids(ids, {item["id"] for item in items})
+    writes = jax.process_index() == 0
+    if writes:
         report.check_directory(out, overwrite=overwrite)
-    else:
-        notify = lambda line: None  # noqa: E731
-    notify(f"{name}: {counted(len(questions), 'question')}; skipped: {skipped}")
+        notify(f"{name}: {counted(len(questions), 'question')}; skipped: {skipped}")
     results: dict[str, list[list[dict]]] = {}
     options = {"shots": examples, "batch_tokens": batch_tokens}
     for model, head in zip(models, heads, strict=True):
@@ -111,9 +110,9 @@ def evaluate(
             seeds=seeds if len(seeds) > 1 else None,
         )
         reports[way if len(results) > 1 else ""] = summary, seeds[0]
-        if summary["truncated"]:
+        if summary["truncated"] and writes:
             notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
-    if jax.process_index() == 0:
+    if writes:
         report.write_reports(out, reports, overwrite=overwrite)
     return [summary for summary, _ in reports.values()]
 

@@ -15,8 +15,9 @@ from biomedlm_jax.commands import evaluate
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation import generator as generator_module
 from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.mesh import make_mesh
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
-from biomedlm_jax.qa.harness import Harness, run_tasks, shared_prefixes
+from biomedlm_jax.qa.harness import Harness, evaluate_tasks, shared_prefixes
 
 WORDS = ["aspirin", "heparin", "fever", "cough", "insulin", "the", "of", "has", "dose", "blood"]
 TASK = """
@@ -125,12 +126,17 @@ def assert_equal_answers(got, expected):
 
 
 def test_a_task_is_answered_as_by_the_hf_backend_request_by_request(
-    model, tokenizer, theirs, tasks
+    exported, theirs, tasks, tmp_path
 ):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    got = run_tasks(model, tokenizer, ["own_questions"], tasks)
+    of_task = {
+        "tasks": ["own_questions"],
+        "task_directory": tasks,
+        "mesh": make_mesh(data=2, tensor=2),
+    }
+    got = evaluate_tasks([exported], tmp_path / "out", **of_task)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     expected = simple_evaluate(theirs, tasks=["own_questions"], task_manager=manager)
     for ours, other in zip(*(r["samples"]["own_questions"] for r in (got, expected)), strict=True):
