@@ -15,7 +15,7 @@ Axes: B batch, L queries, S keys, H heads, G key/value heads (a divisor of H), K
 import functools
 import logging
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -231,7 +231,9 @@ def _log_once(requested: str, chosen: str, platform: str, reason: str | None) ->
     LOG.info("attention: %s on %s%s", chosen, platform, why)
 
 
-def _splash(query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False):
+def _splash(
+    query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False
+) -> Any:
     H, L = query_BxHxLxK.shape[1:3]
     query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
     repeats = H // key_BxGxSxK.shape[1]

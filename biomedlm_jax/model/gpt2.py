@@ -29,7 +29,6 @@ from biomedlm_jax.model.layers import (
     normal,
     product,
     rounded,
-    vector_axis,
 )
 from biomedlm_jax.settings import setting
 
@@ -161,15 +160,8 @@ def _residual_deviation(config: GPT2Config) -> float:
     return config.initializer_range / math.sqrt(2 * config.layers)
 
 
-def _layer_norm(config: GPT2Config, *, rngs: nnx.Rngs) -> LayerNorm:
-    return LayerNorm(
-        config.width,
-        epsilon=config.layer_norm_epsilon,
-        dtype=config.dtype,
-        scale_metadata=axes(vector_axis("embed")),
-        bias_metadata=axes(vector_axis("embed")),
-        rngs=rngs,
-    )
+def _layer_norm(config: GPT2Config) -> LayerNorm:
+    return LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=config.dtype)
 
 
 class QueryKeyValue(nnx.Module):
@@ -184,15 +176,17 @@ class QueryKeyValue(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values, each [B, H, L, K]."""
-        return self._heads(x_BxLxD, self.query), *(
-            self._heads(x_BxLxD, layer) for layer in (self.key, self.value)
+        return (
+            self._heads(x_BxLxD, self.query),
+            self._heads(x_BxLxD, self.key),
+            self._heads(x_BxLxD, self.value),
         )
 
     def _heads(self, x_BxLxD: jax.Array, layer: nnx.Linear) -> jax.Array:
         H, K = self.config.heads, self.config.head_dim
         kernel_DxHxK = layer.kernel[...].reshape(-1, H, K)
         y_BxHxLxK = product("BLD,DHK->BHLK", self.config.reduce_dtype, x_BxLxD, kernel_DxHxK)
-        return add_bias(y_BxHxLxK, layer.bias[...].reshape(H, 1, K))
+        return add_bias(y_BxHxLxK, layer.bias, (H, 1, K))
 
 
 class Attention(nnx.Module):
@@ -244,9 +238,9 @@ class Block(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        self.ln_1 = _layer_norm(config, rngs=rngs)
+        self.ln_1 = _layer_norm(config)
         self.attn = Attention(config, rngs=rngs)
-        self.ln_2 = _layer_norm(config, rngs=rngs)
+        self.ln_2 = _layer_norm(config)
         self.mlp = MLP(config, rngs=rngs)
         self.config = config
 
@@ -266,7 +260,6 @@ class GPT2(LanguageModel):
     """GPT-2 with a tied head: `GPT2(config, key=key)(tokens_BxL) -> logits_BxLxV`."""
 
     BLOCKS, NORM, HEAD = "h", "ln_f", "wte"
-    config: GPT2Config
 
     def __init__(self, config: GPT2Config, *, key: jax.Array):
         block_key, *keys = jax.random.split(key, 4)
@@ -280,7 +273,7 @@ class GPT2(LanguageModel):
             lambda key: Block(config, rngs=nnx.Rngs(key)),
             jax.random.split(block_key, config.layers),
         )
-        self.ln_f = _layer_norm(config, rngs=nnx.Rngs(keys[2]))
+        self.ln_f = _layer_norm(config)
         self.config = config
 
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:

@@ -3,13 +3,12 @@
 Axes: B batch, L length, D width, V vocabulary (here with the model's padding).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.language_model import LanguageModel, head_logits
+from biomedlm_jax.model.layers import custom_vjp
 
 
 def token_log_probabilities(
@@ -62,7 +61,7 @@ def summed_loss(model: LanguageModel, tokens_BxL, *, weights_B=None, chunks=1, d
     return total, weights_BxL.sum()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def cross_entropy(vocab_size: int, chunks: int, x_BxLxD, head_VxD, targets_BxL, weights_BxL):
     """Return the weighted sum of -log softmax(x head^T)[target] over `vocab_size` entries.
 
@@ -106,11 +105,12 @@ def _forward(vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, *,
         )
         return (total, dhead_VxD), jnp.moveaxis(dx_DxBxC, 0, -1)
 
-    carry = (jnp.float32(0), jnp.zeros(head_VxD.shape, jnp.float32) if gradients else None)
+    zeros_VxD = jnp.zeros(head_VxD.shape, jnp.float32) if gradients else jnp.float32(0)
+    carry = (jnp.float32(0), zeros_VxD)
     arrays = (x_BxLxD, targets_BxL, weights_BxL)
     if chunks == 1:
         (total, dhead_VxD), dx_BxLxD = of_chunk(carry, arrays)
-        return total, (dx_BxLxD, constrain(dhead_VxD, "vocab", "embed"))
+        return total, (dx_BxLxD, constrain(dhead_VxD, "vocab", "embed") if gradients else None)
     (total, dhead_VxD), dx = jax.lax.scan(of_chunk, carry, [_cut(a, chunks) for a in arrays])
     return total, (None if dx is None else _join(dx), dhead_VxD)
 
