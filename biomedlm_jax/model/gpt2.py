@@ -7,7 +7,6 @@ no transpose surrounds the attention kernel.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -49,6 +48,8 @@ FIELDS = {
     "eos_token_id": "eos_token_id",
 }
 REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
+# What transformers assumes where config.json leaves a field out, if not our default.
+ABSENT = {"scale_attn_by_inverse_layer_idx": False, "eos_token_id": None}
 # Settings of GPT2Config that this model has one value of, and what transformers assumes.
 FIXED = {
     "activation_function": "gelu_new",
@@ -89,6 +90,16 @@ TENSORS = {
 }
 
 
+def more_fields(config: "GPT2Config") -> dict[str, Any]:
+    """Return the entries of a Hugging Face config.json that repeat others or are optional."""
+    return {
+        "n_ctx": config.context_length,
+        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
+        "bos_token_id": config.eos_token_id,
+        "reorder_and_upcast_attn": False,
+    }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Config(ModelConfig):
     """The defaults are BioMedLM 2.7B's published config."""
@@ -105,41 +116,6 @@ class GPT2Config(ModelConfig):
     embedding_dropout: float = setting(0.1, least=0, below=1)
     attention_dropout: float = setting(0.1, least=0, below=1)
     residual_dropout: float = setting(0.1, least=0, below=1)
-
-
-def from_hf(config: Mapping[str, Any], **execution: Any) -> GPT2Config:
-    """Read a Hugging Face `config.json`; `execution` sets fields such as `compute_dtype`.
-
-    Raises ValueError for a model that is not a GPT-2 of this kind.
-    """
-    for name, only in FIXED.items():
-        if config.get(name, only) != only:
-            raise ValueError(
-                f"config.json has {name}={config[name]!r}; this library computes {name}={only!r}"
-            )
-    missing = [name for name in REQUIRED if name not in config]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}, which a GPT-2 needs")
-    values = {ours: config[theirs] for ours, theirs in FIELDS.items() if theirs in config}
-    # transformers leaves the inverse-layer scale off, and the end of text at GPT-2's id.
-    values = {"scale_attn_by_inverse_layer_idx": False, "eos_token_id": None, **values}
-    return GPT2Config(**{**values, **execution})
-
-
-def to_hf(config: GPT2Config) -> dict[str, Any]:
-    """Return the Hugging Face `config.json` of the same function in transformers."""
-    return {
-        "architectures": [ARCHITECTURES["language_model"]],
-        "model_type": config.model_type,
-        **FIXED,
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        "n_ctx": config.context_length,
-        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
-        "bos_token_id": config.eos_token_id,
-        "reorder_and_upcast_attn": False,
-        "torch_dtype": "float32",
-        "use_cache": True,
-    }
 
 
 def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
