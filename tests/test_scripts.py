@@ -1,19 +1,25 @@
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from biomedlm_jax.cli import COMMANDS
 from biomedlm_jax.commands import bench, plan, pretrain
+from biomedlm_jax.files import read_json
+from biomedlm_jax.model.families import make_config
+from biomedlm_jax.training.checkpoint import load_model
 
 PATH = "/usr/bin:/bin"
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.*"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.s*"))
 FLAGS = {"bench": bench.FLAGS, "plan": plan.FLAGS, "pretrain": pretrain.FLAGS}
 
 
@@ -239,3 +245,57 @@ def test_one_gpu_benchmarks_the_shape_of_the_config(tmp_path):
     shape = ["--layers=12", "--width=768", "--heads=12", "--length=1024", "--dtype=auto"]
     assert calls[4:12] == ["bench", "train", *shape, "--unroll=3"]
     assert calls[-4:] == ["pretrain", *arguments]
+
+
+def run_tool(name: str, *arguments: str, monkeypatch) -> None:
+    """Run a Python script of scripts/ in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+
+
+def test_text_baselines_score_answers_and_leave_held_out_groups_out(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("rouge_score")
+    lines = [
+        {"source": "SUBJECT: aspirin dose\nhow much", "target": "aspirin dose", "answer": "dose"},
+        {"source": "Is it flu? I cough.", "target": "is it flu", "answer": "is it flu"},
+    ]
+    train = [
+        {"source": lines[0]["source"], "target": "held out", "focus": "a"},
+        {"source": "aspirin dose how much", "target": "the same focus", "focus": "a"},
+        {"source": "aspirin for me", "target": "aspirin dose", "focus": "b"},
+        {"source": "I have the flu", "target": "is it flu", "focus": "c"},
+    ]
+    for name, records in (("predictions", lines), ("train", train)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    run_tool(
+        "text_baselines.py",
+        f"--predictions={tmp_path / 'predictions'}",
+        f"--train={tmp_path / 'train'}",
+        "--group_field=focus",
+        "--constant=is it flu",
+        monkeypatch=monkeypatch,
+    )
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    rouge1 = {row[0].removeprefix("| "): float(row[1].split()[0]) for row in rows}
+    assert rouge1["fine-tuned model"] == pytest.approx((200 / 3 + 100) / 2, abs=0.05)
+    assert rouge1['"is it flu"'] == 50
+    assert rouge1["first sentence or subject of the source"] == 100
+    assert rouge1["target of the nearest training source"] == 100
+
+
+def test_random_model_writes_a_run(tmp_path, monkeypatch):
+    config = """
+from ml_collections import ConfigDict
+
+def get_config(variant):
+    sizes = {"model_type": "gpt2", "vocab_size": 96, "context_length": 16, "eos_token_id": 95}
+    return ConfigDict({"model": {**sizes, "layers": 1, "width": 16, "heads": int(variant)}})
+"""
+    (tmp_path / "config.py").write_text(config, encoding="utf-8")
+    arguments = [f"--config={tmp_path / 'config.py'}:2", f"--out={tmp_path / 'run'}"]
+    run_tool("random_model.py", *arguments, monkeypatch=monkeypatch)
+    written = make_config(read_json(tmp_path / "run" / "config.json")["model"])
+    assert (written.vocab_size, written.heads) == (96, 2)
+    logits = load_model(tmp_path / "run", written)(np.zeros((1, 4), np.int32))
+    assert np.isfinite(logits).all()
