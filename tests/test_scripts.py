@@ -8,7 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from biomedlm_jax.cli import COMMANDS
@@ -297,5 +297,5 @@ def get_config(variant):
     run_tool("random_model.py", *arguments, monkeypatch=monkeypatch)
     written = make_config(read_json(tmp_path / "run" / "config.json")["model"])
     assert (written.vocab_size, written.heads) == (96, 2)
-    logits = load_model(tmp_path / "run", written)(np.zeros((1, 4), np.int32))
-    assert np.isfinite(logits).all()
+    logits = load_model(tmp_path / "run", written)(jnp.zeros((1, 4), int))
+    assert jnp.isfinite(logits).all()
