@@ -38,8 +38,11 @@ def run(options: flags.FlagValues) -> None:
     def report(splits: dict[str, dict[str, int]]) -> None:
         elapsed = time.monotonic() - start
         total = {name: sum(split[name] for split in splits.values()) for name in splits["train"]}
-        speed = f"{total['text_bytes'] / 1e6 / elapsed:.1f} MB/s"
-        line = f"{elapsed:.0f} s  {_line(total)}, {speed}"
+        megabytes = total["text_bytes"] / 1e6
+        line = (
+            f"{elapsed:.0f} s  {total['documents']:,} documents, {megabytes:,.1f} MB, "
+            f"{total['tokens']:,} tokens, {megabytes / elapsed:.1f} MB/s"
+        )
         if console.is_terminal:
             status.update(line)
         else:

@@ -57,7 +57,9 @@ class Batches:
             )
         order = grain.MapDataset.range(len(self._rows))
         if shuffle:
-            order = order.shuffle(_seed_32_bit(seed))
+            # Grain shuffles pass p with seed + p: without a hash, seeds would share their orders.
+            digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+            order = order.shuffle(int.from_bytes(digest, "big"))
         self._order = order.repeat(passes)
         self._identity = {
             "dataset": manifest["fingerprint"],
@@ -88,11 +90,10 @@ class Batches:
         Raises ValueError, without any change, if the position belongs to other data, or to another
         batch size, split, seed or shuffling: the rows that follow would differ.
         """
-        expected = {"step": None, **self._identity}
         changes = [
-            f"{key} {str(position.get(key))[:12]} (now {str(expected.get(key))[:12]})"
-            for key in expected | position
-            if key != "step" and position.get(key) != expected.get(key)
+            f"{key} {str(position.get(key))[:12]} (now {str(self._identity.get(key))[:12]})"
+            for key in self._identity | position
+            if key != "step" and position.get(key) != self._identity.get(key)
         ]
         if changes:
             raise ValueError(
@@ -167,7 +168,7 @@ class _Layout:
         except ValueError as error:
             raise ValueError(
                 f"a batch of {batch_size} rows of {length} tokens does not divide over "
-                f"{self._sharding}; choose a multiple of its shards"
+                f"{self._sharding}; choose a multiple"
             ) from error
         held = [np.arange(batch_size)[index[0]] for index in shards.values() if index]
         self.rows = np.unique(np.concatenate(held))
@@ -185,11 +186,6 @@ class _Layout:
             return local[(slice(start, start + last - first), *others)]
 
         return jax.make_array_from_callback((self.batch_size, *local.shape[1:]), sharding, shard)
-
-
-def _seed_32_bit(seed: int) -> int:
-    # Grain shuffles pass p with seed + p, so neighbouring seeds would share their orders.
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
 
 
 def _read_ahead(load: Callable, first: int, last: int) -> grain.DatasetIterator:

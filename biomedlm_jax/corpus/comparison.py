@@ -41,9 +41,7 @@ def compare_tokenizers(
 ) -> list[TokenizerReport]:
     """Count each tokenizer's tokens of the same texts, and split each term.
 
-    The texts are read once, in batches. Special tokens are not added.
-
-    Raises ValueError if there is no tokenizer or no text.
+    The texts are read once. Raises ValueError if there is no tokenizer or no text.
     """
     tokens, size, texts = dict.fromkeys(tokenizers, 0), 0, iter(texts)
     while batch := list(islice(texts, BATCH)):
@@ -52,9 +50,7 @@ def compare_tokenizers(
             encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             tokens[name] += sum(map(len, encodings))
     if not tokens or not size:
-        raise ValueError(
-            f"expected tokenizers and text, got {len(tokens)} tokenizers and {size} bytes"
-        )
+        raise ValueError(f"got {len(tokens)} tokenizers and {size} bytes; expected some of both")
     reports = []
     for name, tokenizer in tokenizers.items():
         split = {term: pieces(tokenizer, term) for term in terms}

@@ -71,10 +71,9 @@ def read_documents(
       skipped: counts what is left out. Empty texts always are.
 
     Raises:
-      ValueError: immediately for bad arguments and paths. While reading, for a bad line, with its
-        file and line (invalid UTF-8 or JSON, not an object, a missing field or one that is not a
-        string, a damaged compressed stream), and at the end if there was no document.
-      FileNotFoundError: a path does not exist.
+      ValueError, FileNotFoundError: immediately for bad arguments and paths.
+      ValueError: while reading, with file and line, for invalid UTF-8 or JSON, a field that is
+        missing or not a string, or a damaged compressed stream; and if there is no document.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"got on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
@@ -95,12 +94,10 @@ def read_documents(
 def input_files(paths: Iterable[str | Path]) -> list[Path]:
     """List the files of `paths`, each once, in the given order, sorted within each path.
 
-    A directory is searched recursively for files of a known format; hidden ones are ignored. A
-    file that is named, or matched by a glob, must have a known format.
+    A directory is searched recursively for files of a known format; hidden ones are ignored.
 
-    Raises:
-      ValueError: no paths, an unknown format, or a directory or glob without files.
-      FileNotFoundError: a path does not exist.
+    Raises ValueError for no paths, a file of unknown format, or a directory or glob without files,
+    and FileNotFoundError for a path that does not exist.
     """
     files: dict[Path, Path] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
@@ -163,25 +160,26 @@ class _Reader:
         yield from documents
 
     def read(self, path: Path) -> Iterator[Document]:
+        lines, plain = read_lines(path), _format(path) == ".txt"
         try:
-            lines, parse = read_lines(path), self.parse_json
-            if _format(path) == ".txt":
-                lines, parse = [(1, b"".join(line for _, line in lines))], _parse_plain
-            for number, line in lines:
+            for number, line in [(1, b"".join(line for _, line in lines))] if plain else lines:
                 where = f"{path}:{number}"
                 try:
-                    text = parse(line, where)
+                    text = line.decode("utf-8-sig") if plain else self.parse(line, where)
+                except UnicodeError as error:
+                    self.refuse(f"{where}: {error}")
+                    continue
                 except ValueError as error:
-                    self.refuse(error)
+                    self.refuse(str(error))
                     continue
                 if text is not None and text.strip():
                     yield Document(text, where)
                 elif text is not None:
                     self.skipped.empty += 1
         except BrokenStreamError as error:
-            self.refuse(error)
+            self.refuse(str(error))
 
-    def parse_json(self, line: bytes, where: str) -> str | None:
+    def parse(self, line: bytes, where: str) -> str | None:
         """Return the text of a line, or None if the line is blank or of another subset."""
         if not line.strip():
             return None
@@ -194,19 +192,12 @@ class _Reader:
         parts = [_lookup(record, keys, f"{where}: --text_field") for keys in self.text_fields]
         return "\n\n".join(part for part in parts if part.strip())
 
-    def refuse(self, error: ValueError) -> None:
-        message = f"{error}; fix it, or omit such input with --on_error=skip"
+    def refuse(self, error: str) -> None:
+        message = f"{error}; fix the file, or pass --on_error=skip"
         if self.raises:
             raise ValueError(message)
         self.skipped.bad += 1
         self.skipped.examples = [*self.skipped.examples, message][:5]
-
-
-def _parse_plain(text: bytes, where: str) -> str:
-    try:
-        return text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _keys(name: str) -> list[str]:
@@ -227,8 +218,5 @@ def _lookup(record: dict, keys: list[str], flag: str) -> str:
         value = value[key]
     if not isinstance(value, str):
         raise ValueError(f"{flag}={name} is {type(value).__name__}; expected a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair
-        raise ValueError(f"{flag}={name}: {error}") from None
+    value.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
     return value

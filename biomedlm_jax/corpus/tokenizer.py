@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from biomedlm_jax.files import write_text
+from biomedlm_jax.files import write_json, write_text
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
@@ -36,10 +36,8 @@ def train_tokenizer(
       ValueError: `vocab_size` is below 257, or the corpus has too few pairs to reach it.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(
-            f"got vocab_size={vocab_size}; expected at least {MIN_VOCAB_SIZE}: 256 bytes and "
-            f"{END_OF_TEXT}"
-        )
+        least = f"{MIN_VOCAB_SIZE}: 256 bytes and {END_OF_TEXT}"
+        raise ValueError(f"got vocab_size={vocab_size}; expected at least {least}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
@@ -74,19 +72,17 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise FileNotFoundError(f"no tokenizer at {path}: no such file or directory")
     whole = path / "tokenizer.json" if path.is_dir() else path
     pairs = [(path / entries, path / merges) for entries, merges in _PAIRS]
-    pair = next((pair for pair in pairs if all(map(Path.exists, pair))), None)
+    pair = next((pair for pair in pairs if all(map(Path.exists, pair))), ())
+    if not (whole.exists() or pair):
+        known = ", ".join(["tokenizer.json", *(f"{v} with {m}" for v, m in _PAIRS)])
+        raise ValueError(f"no tokenizer in {path}; expected one of {known}")
     try:
         if whole.exists():
             tokenizer = Tokenizer.from_file(str(whole))
-        elif pair:
-            tokenizer = _byte_level(models.BPE.from_file(str(pair[0]), str(pair[1])))
         else:
-            tokenizer = None
+            tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"cannot read the tokenizer in {path}: {error}") from error
-    if tokenizer is None:
-        known = ", ".join(["tokenizer.json", *(f"{v} with {m}" for v, m in _PAIRS)])
-        raise ValueError(f"no tokenizer in {path}; expected one of {known}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -101,15 +97,13 @@ def save_tokenizer(
     BioMedLM. The directory is created if need be, and its other files are unchanged.
 
     Raises:
-      FileExistsError: one of `FILES` exists.
-      NotADirectoryError: `directory` is a file.
+      FileExistsError, NotADirectoryError: one of `FILES` exists, or `directory` is a file.
       ValueError: the tokenizer is not a byte-level BPE, or lacks `<|endoftext|>`.
     """
-    directory, vocabulary = Path(directory), tokenizer.get_vocab()
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is a file; name a directory")
-    paths = [directory / name for name in FILES]
+    paths, vocabulary = [Path(directory, name) for name in FILES], tokenizer.get_vocab()
     for path in paths:
+        if path.parent.is_file():
+            raise NotADirectoryError(f"{directory} is a file; name a directory")
         if path.exists():
             raise FileExistsError(f"{path} exists; name another directory")
     byte_level = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
@@ -126,15 +120,11 @@ def save_tokenizer(
     }
     ordered = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
     merges = (f"{left} {right}\n" for left, right in _merges(tokenizer))
-    contents = (
-        tokenizer.to_str(pretty=True),
-        json.dumps(ordered, ensure_ascii=False),
-        "".join(["#version: 0.2\n", *merges]),
-        json.dumps(config, indent=2),
-        json.dumps(special, indent=2),
-    )
-    for path, content in zip(paths, contents, strict=True):
-        write_text(path, content)
+    write_text(paths[0], tokenizer.to_str(pretty=True))
+    write_text(paths[1], json.dumps(ordered, ensure_ascii=False))
+    write_text(paths[2], "".join(["#version: 0.2\n", *merges]))
+    write_json(paths[3], config)
+    write_json(paths[4], special)
     return paths
 
 

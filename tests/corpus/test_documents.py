@@ -6,6 +6,7 @@ import os
 import random
 import re
 import tracemalloc
+from collections import Counter
 
 import pytest
 import zstandard
@@ -84,7 +85,7 @@ def test_subsets_of_the_pile(tmp_path):
     skipped = Skipped()
     wanted = ["PubMed Abstracts", "PubMed Central"]
     assert texts_of(path, subsets=wanted, skipped=skipped) == names[0:3:2]
-    assert skipped == Skipped(subsets={"Github": 2})
+    assert skipped == Skipped(subsets=Counter(Github=2))
     assert texts_of(path, subsets="Github") == ["Github"] * 2
     with pytest.raises(
         ValueError, match=r"no documents of the subsets Pubmed .*4 of other.*Github"
@@ -127,7 +128,7 @@ def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, bad):
 def test_the_error_suggests_the_text_fields_of_an_article(tmp_path, record, advice):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=f"; use --text_field={advice}; fix it, or omit"):
+    with pytest.raises(ValueError, match=f"; use --text_field={advice}; fix the file, or"):
         texts_of(path)
     assert len(texts_of(path, text_field=advice)) == 1
 

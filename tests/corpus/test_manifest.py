@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_bad_directories(build, out, tmp_path):
 
 def test_check_tokens(build):
     manifest = build()
-    good = {"vocab_size": 300, "length": 16, "eos_id": 299}
+    good: dict[str, Any] = {"vocab_size": 300, "length": 16, "eos_id": 299}
     check_tokens(manifest)
     check_tokens(manifest, **good)
     check_tokens(manifest, **good, tokenizer_hash=manifest["tokenizer_hash"])

@@ -33,7 +33,7 @@ def test_each_split_is_its_documents_in_order(build, out, documents, small_token
         rows = read(out, split)
         assert rows.ravel().tolist() == stream[: len(stream) // 16 * 16]
         assert counts["rows"] == len(rows) > 10
-        assert counts["sha256"] == hashlib.sha256(rows).hexdigest()
+        assert counts["sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def test_a_build_does_not_depend_on_how_the_work_was_divided(
