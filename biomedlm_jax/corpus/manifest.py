@@ -81,6 +81,7 @@ def check_tokens(
         ("tokenizer_hash", tokenizer_hash, "build the rows with the model's tokenizer"),
     ):
         if value is not None and value != rows[name]:
+            here, there = (str(one)[:12] for one in (value, rows[name]))  # hashes are long
             raise ValueError(
-                f"the token rows have {name}={rows[name]}, but the model has {name}={value}; {fix}"
+                f"the token rows have {name}={there}, but the model has {name}={here}; {fix}"
             )
