@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
+from biomedlm_jax.corpus.batches import Batches, validation_batches
+from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from biomedlm_jax.corpus.tokens import read_manifest
 from biomedlm_jax.files import write_json
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig

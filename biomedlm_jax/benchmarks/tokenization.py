@@ -1,9 +1,9 @@
-"""`build-tokens`, from files to rows on disk, beside the bare tokenizer on the same text.
+"""Benchmark of `build-tokens`, from files to rows on disk, against `tokenizers` alone.
 
-The bare side is what `tokenizers` does with texts that already lie in memory, its result thrown
-away: `encode_batch`, which also tracks where each token lies in its text, and
-`encode_batch_fast`, which does not and which the build calls. Rounds alternate between the sides,
-and ratios are taken within a round, so that a busy machine slows both.
+The baselines tokenise texts in memory and discard the result: `encode_batch`, which also computes
+the offset of each token, and `encode_batch_fast`, which does not and which the build calls. Rounds
+alternate between the sides, and ratios are computed within a round, so that load on the machine
+affects both.
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ from biomedlm_jax.corpus.documents import input_files, read_documents
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
 
-BATCH = 1000  # documents in a call of encode_batch: all cores are busy, and memory stays bounded
+BATCH = 1000  # documents in a call of encode_batch, which occupies all cores
 BUILD = "build-tokens"
 
 
@@ -38,13 +38,13 @@ def run_benchmark(
 ) -> dict:
     """Measure as `measure_tokens` does, print a table, and return the figures.
 
-    `tokenizer` is a tokenizer's directory, or its tokenizer.json.
+    `tokenizer` is a directory or a tokenizer.json.
     """
     loaded = load_tokenizer(tokenizer)
     figures = measure_tokens(
         paths, loaded, text_field=text_field, subsets=subsets, length=length, repeats=repeats
     )
-    table = Table("side", "MB/s", "MB per CPU second", f"{BUILD} reaches")
+    table = Table("side", "MB/s", "MB per CPU second", f"{BUILD} relative")
     for name, side in figures["sides"].items():
         speeds = f"{side['mb_per_second']:.2f}", f"{side['mb_per_cpu_second']:.2f}"
         table.add_row(name, *speeds, f"{side['ratio']:.0%}" if name != BUILD else "")
@@ -67,22 +67,22 @@ def measure_tokens(
     length: int = 1024,
     repeats: int = 5,
 ) -> dict:
-    """Median MB (10^6 bytes of UTF-8 text) per second of each side over `repeats` rounds.
+    """Return the median MB (10^6 bytes of UTF-8 text) per second of each side over the rounds.
 
-    CPU seconds are this process's, over all threads. A side's `ratio` is the speed of the build
-    over its own, the median over the rounds (above 1: the build is faster). The texts are held in
-    memory, for the bare sides.
+    CPU seconds are those of this process, over all threads. A side's `ratio` is the speed of the
+    build divided by its own, the median over the rounds (above 1: the build is faster). All texts
+    are held in memory.
 
-    Raises ValueError for fewer than one repeat, and whatever reading and building refuse.
+    Raises ValueError for fewer than one repeat, and what reading and building raise.
     """
     if repeats < 1:
-        raise ValueError(f"got repeats={repeats}; it is at least 1")
+        raise ValueError(f"got repeats={repeats}; expected at least 1")
     paths, subsets = input_files(paths), list(subsets)
     reading = {"text_field": text_field, "subsets": subsets}
     texts = [document.text for document in read_documents(paths, **reading)]
     text_bytes = sum(len(text.encode("utf-8")) for text in texts)
 
-    def bare(encode: Callable) -> Callable[[], None]:
+    def baseline(encode: Callable) -> Callable[[], None]:
         def run() -> None:
             for first in range(0, len(texts), BATCH):
                 encode(texts[first : first + BATCH], add_special_tokens=False)
@@ -96,18 +96,18 @@ def measure_tokens(
             build_tokens(documents, tokenizer, out, length=length, inputs=paths)
 
     sides = {
-        "encode_batch": bare(tokenizer.encode_batch),
-        "encode_batch_fast": bare(tokenizer.encode_batch_fast),
+        "encode_batch": baseline(tokenizer.encode_batch),
+        "encode_batch_fast": baseline(tokenizer.encode_batch_fast),
         BUILD: build,
     }
-    build()  # imports TFDS, and fills the tokenizer's cache of words for every side
+    build()  # imports TFDS and fills the cache of the tokenizer
     wall, cpu = ({name: [] for name in sides} for _ in range(2))
     for _ in range(repeats):
         for name, run in sides.items():
-            began, began_cpu = time.perf_counter(), time.process_time()
+            start, start_cpu = time.perf_counter(), time.process_time()
             run()
-            wall[name].append(time.perf_counter() - began)
-            cpu[name].append(time.process_time() - began_cpu)
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - start_cpu)
     return {
         "documents": len(texts),
         "text_bytes": text_bytes,
