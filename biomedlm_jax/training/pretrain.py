@@ -80,6 +80,11 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         eos_id=model_config.eos_token_id,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
+    if manifest["length"] % training.loss_chunks:
+        raise ValueError(
+            f"got training.loss_chunks={training.loss_chunks}; expected a divisor of the row "
+            f"length {manifest['length']}"
+        )
     split = manifest["splits"]["validation"]
     if training.evaluate_every and not split["rows"]:
         raise ValueError(
