@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -157,7 +159,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         return fit(recipe, workdir, mesh)[1]
 
 
-def config_of_rows(fields: dict, manifest: dict) -> ModelConfig:
+def config_of_rows(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:
     """Return the model config, what it leaves as None taken from the token rows.
 
     Vocabulary size, end-of-text id and length of a row; a contradiction is found by
