@@ -25,49 +25,63 @@ STEPS = ("train", "score", "decode")
 
 
 def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, step: str):
-    """The step traced on `mesh`, its compiler options, and the bytes of its state on a device."""
-    if step == "decode":
-        return _trace_decode(config.training.batch_size, model_config, mesh)
-    shape = (config.training.batch_size, model_config.context_length)
-    rows = meshes.sharding(mesh, "batch", "length")
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    chunks, seed = config.training.loss_chunks, config.training.seed
+    """Return the step traced on `mesh`, its compiler options, and its state's bytes per device."""
+    batch, length = config.training.batch_size, model_config.context_length
+    tokens = _integers(mesh, (batch, length), "batch", "length")
     options = compiler_options(mesh.devices.flat[0])
-    if step == "score":
-        model = abstract_model(model_config, mesh)
-        jitted = jax.jit(functools.partial(summed_loss, chunks=chunks), compiler_options=options)
-        return jitted.trace(model, tokens), options, {"parameters": _bytes(model)}
+    if step == "train":
+        traced, state = _trace_train(config, model_config, mesh, tokens)
+    elif step == "score":
+        traced, state = _trace_score(config, model_config, mesh, tokens, options)
+    else:
+        traced, state = _trace_decode(model_config, mesh, batch, options)
+    return traced, options, {name: _device_bytes(tree) for name, tree in state.items()}
+
+
+def _trace_train(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, tokens):
     tx, _ = make_optimizer(steps=config.training.steps, **config.optimizer)
     abstract = abstract_state(model_config, tx, mesh)
-    accumulation = config.training.accumulation
-    static = {"tx": tx, "seed": seed, "accumulation": accumulation}
-    static["loss_of"] = functools.partial(next_token_loss, chunks=chunks)
-    jitted = compile_step(train_step, abstract=abstract, **static)
-    state_bytes = {
-        "parameters": _bytes(abstract.model),
-        "optimizer": _bytes(abstract.opt_state),
-    }
-    return jitted.trace(abstract, tokens), options, state_bytes
+    jitted = compile_step(
+        train_step,
+        abstract=abstract,
+        tx=tx,
+        seed=config.training.seed,
+        accumulation=config.training.accumulation,
+        loss_of=functools.partial(next_token_loss, chunks=config.training.loss_chunks),
+    )
+    state = {"parameters": abstract.model, "optimizer": abstract.opt_state}
+    return jitted.trace(abstract, tokens), state
 
 
-def _trace_decode(batch: int, config: GPTConfig, mesh: Mesh):
-    """The traced decoding step of `batch` rows whose cache is as long as the context."""
-    length, rows = config.context_length, meshes.sharding(mesh, "batch", None)
+def _trace_score(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, tokens, options):
+    """The summed loss of a batch, without a backward pass."""
+    model = abstract_model(model_config, mesh)
+    loss = functools.partial(summed_loss, chunks=config.training.loss_chunks)
+    jitted = jax.jit(loss, compiler_options=options)
+    return jitted.trace(model, tokens), {"parameters": model}
+
+
+def _trace_decode(config: GPTConfig, mesh: Mesh, batch: int, options):
+    """One more token for every row, with a cache as long as the context."""
+    length = config.context_length
     decoder = abstract_decoder(config, mesh)
     cache = abstract_cache(config, batch, length, mesh)
-    token = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=rows)
+    token = _integers(mesh, (batch, 1), "batch", None)
     visible = jax.ShapeDtypeStruct(
         (batch, 1, length), jnp.bool, sharding=meshes.sharding(mesh, "batch", None, None)
     )
-    options = compiler_options(mesh.devices.flat[0])
-    jitted = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
-    state_bytes = {"parameters": _bytes(decoder), "cache": _bytes(cache)}
     slot = jax.ShapeDtypeStruct((), jnp.int32)
-    return jitted.trace(decoder, cache, token, token, slot, visible), options, state_bytes
+    jitted = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
+    traced = jitted.trace(decoder, cache, token, token, slot, visible)
+    return traced, {"parameters": decoder, "cache": cache}
 
 
-def _bytes(tree) -> int:
-    """Bytes of a laid-out tree on one device."""
+def _integers(mesh: Mesh, shape: tuple[int, ...], *axes: str | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=meshes.sharding(mesh, *axes))
+
+
+def _device_bytes(tree) -> int:
+    """Bytes of a sharded tree on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
