@@ -73,7 +73,8 @@ def run(options: flags.FlagValues) -> None:
         raise ValueError(f"got --tensor={','.join(options.tensor)}; expected sizes such as 1,2,4")
 
     from biomedlm_jax import plan
-    from biomedlm_jax.planning.report import markdown, write_json, write_report
+    from biomedlm_jax.files import write_json
+    from biomedlm_jax.planning.report import as_dict, markdown, write_report
 
     result = plan(
         options.config,
@@ -88,4 +89,5 @@ def run(options: flags.FlagValues) -> None:
     if options.out:
         print("wrote", ", ".join(map(str, write_report(result, options.out))))
     if options.json:
-        print("wrote", write_json(result, options.json))
+        write_json(options.json, as_dict(result))
+        print("wrote", options.json)

@@ -136,46 +136,49 @@ def _collectives(
     program: Program, instruction: Instruction, where: str, times: int
 ) -> Iterator[tuple[Instruction, Collective]]:
     """Yield the collectives that an executed instruction is, or contains."""
-    if _kind(instruction) in COLLECTIVES:
-        exposed = not instruction.opcode.endswith("-start")
-        body = program.computations[where]
-        yield instruction, _collective(_kind(instruction), instruction, body, times, exposed)
-    elif instruction.opcode in ("fusion", "async-start", "custom-call"):
+    inside, body, scattered = [instruction], program.computations[where], False
+    if instruction.opcode in ("fusion", "async-start", "custom-call"):
+        called = instruction.attribute("calls")
+        inside, body = program.inside(instruction), program.computations.get(called, [])
         # The compiler's fused reduce-scatter is an all-reduce followed by a slice.
-        scattered = "all-reduce-scatter" in instruction.attribute("calls")
-        body = program.computations.get(instruction.attribute("calls"), [])
-        for inner in program.inside(instruction):
-            if _kind(inner) in COLLECTIVES:
-                kind = "reduce-scatter" if scattered else _kind(inner)
-                yield inner, _collective(kind, inner, body, times, scattered)
+        scattered = "all-reduce-scatter" in called
+    for inner in inside:
+        kind = inner.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        kind = "reduce-scatter" if scattered else kind
+        operands, types = inner.operands, inner.result
+        if kind == "reduce-scatter":  # the whole array is the operand
+            types = " ".join(line.result for line in body if line.name in operands) or types
+        sizes = array_bytes(types)
+        if inner.opcode in ("all-gather-start", "collective-permute-start"):
+            # Their result type is (operands, results, contexts).
+            sizes = sizes[len(operands) : 2 * len(operands)]
+        dtype = re.search(r"\b([a-z]+\d*\w*)\[", types)
+        yield (
+            inner,
+            Collective(
+                kind=kind,
+                dtype=dtype[1] if dtype else "",
+                bytes=sum(sizes),
+                group=_group_size(inner.rest, program.devices),
+                times=times,
+                exposed=scattered or inner.opcode == instruction.opcode == kind,
+                source=inner.attribute("op_name"),
+            ),
+        )
 
 
-def _kind(instruction: Instruction) -> str:
-    return instruction.opcode.removesuffix("-start")
-
-
-def _collective(
-    kind: str, instruction: Instruction, body: list[Instruction], times: int, exposed: bool
-) -> Collective:
-    operands, types = instruction.operands, instruction.result
-    if kind == "reduce-scatter":  # the whole array is the operand
-        types = " ".join(line.result for line in body if line.name in operands) or types
-    sizes = array_bytes(types)
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # Their result type is (operands, results, contexts).
-        sizes = sizes[len(operands) : 2 * len(operands)]
-    dtype = re.search(r"\b([a-z]+\d*\w*)\[", types)
-    group, source = _group_size(instruction.rest), instruction.attribute("op_name")
-    return Collective(kind, dtype[1] if dtype else "", sum(sizes), group, times, exposed, source)
-
-
-def _group_size(rest: str) -> int:
-    """Devices per group, from the three forms of `replica_groups`; 2 for a permutation's pairs."""
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
+def _group_size(rest: str, devices: int) -> int:
+    """Devices per group, from the forms of `replica_groups`; 2 for a permutation's pairs."""
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])  # 'a':(2)4 is part of an axis
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if grid := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(grid[1])
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return listed[1].count(",") + 1
-    return 2
+    if listed := re.search(r"replica_groups=\{(?:\{([\d,]*)\})?", rest):
+        return listed[1].count(",") + 1 if listed[1] else devices
+    if "source_target_pairs" in rest:
+        return 2
+    raise ValueError(f"a collective has no known replica_groups: {rest[:100]}")

@@ -43,7 +43,7 @@ class Instruction:
 
 
 class Program:
-    """Computations by name, each a list of instructions in scheduled order, and the entry's name.
+    """Computations by name, each a list of instructions in scheduled order; the entry's name.
 
     Raises ValueError for text that is not HLO.
     """
@@ -51,6 +51,8 @@ class Program:
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
+        partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
+        self.devices = int(partitions[1]) if partitions else 1
         bodies: dict[str, list[str]] = {}
         lines: list[str] = []
         for line in text.split("\n"):

@@ -4,19 +4,20 @@ import math
 import re
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.planning.topology import sensible_meshes
 from biomedlm_jax.planning.traced import saved_arrays
+from biomedlm_jax.training.pretrain import PretrainSettings
 
 Alternative = tuple[dict[str, int], dict[str, int | str]]  # mesh sizes, changed config values
 
 
 def shortage(
-    message: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: GPTConfig
+    message: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: ModelConfig
 ) -> str:
     """Return one line: the compiler's `message` in short, the state's parts, the largest arrays.
 
@@ -49,7 +50,7 @@ def _amount(message: str) -> str:
     return message if message.startswith("needs") else "does not fit"
 
 
-def saved_parts(jaxpr, mesh: Mesh, config: GPTConfig) -> list[tuple[str, int]]:
+def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]:
     """Return the shape, as text, and the bytes of each saved array's part on one device.
 
     Saved arrays are [N, B, L, ...] or [N, B, heads, L, K]. Activations carry no axis names, so the
@@ -63,7 +64,7 @@ def saved_parts(jaxpr, mesh: Mesh, config: GPTConfig) -> list[tuple[str, int]]:
         shape[1] //= rows
         if len(shape) == 5:
             shape[2] //= meshes.axis_shards(mesh, "heads")
-        elif shape[-1] == config.mlp_width:
+        elif shape[-1] == config.feed_forward_width:
             shape[-1] //= meshes.axis_shards(mesh, "mlp")
         text = f"{array.dtype.name}[{','.join(map(str, shape))}]"
         parts.append((text, math.prod(shape) * array.dtype.itemsize))
@@ -71,15 +72,15 @@ def saved_parts(jaxpr, mesh: Mesh, config: GPTConfig) -> list[tuple[str, int]]:
 
 
 def alternatives(
-    config: ConfigDict, model: GPTConfig, tried: list[dict[str, int]], *, step: str
+    settings: PretrainSettings, model: LanguageModel, tried: list[dict[str, int]], *, step: str
 ) -> list[list[Alternative]]:
     """Return kinds of alternatives to the meshes in `tried`, none of which fits.
 
     They are more shards of the state and, for a training step, fewer rows at a time, full
     rematerialisation, and last both. One that fits is enough of each kind.
     """
-    accumulation = config.training.accumulation
-    batch = config.training.batch_size // accumulation
+    accumulation = settings.training.accumulation
+    batch = settings.training.batch_size // accumulation
     widest = max(tried, key=lambda sizes: (sizes["fsdp"], -sizes["tensor"]))
     devices, tensor = math.prod(widest.values()), (widest["tensor"],)
     sensible = sensible_meshes(devices, model, batch_size=batch, tensor=tensor)
@@ -89,8 +90,8 @@ def alternatives(
     rows = batch // (widest["data"] * widest["fsdp"])  # of one device at a time
     factors = [2**i for i in range(1, rows.bit_length()) if rows % 2**i == 0]
     fewer = [{"training.accumulation": accumulation * n} for n in factors]
-    full = {"model.remat": "full"}
     kinds.append([(widest, change) for change in fewer])
-    if config.model.remat != "full":
+    if model.config.remat != "full":
+        full = {"model.remat": "full"}
         kinds += [[(widest, full)], [(widest, full | change) for change in fewer]]
     return kinds

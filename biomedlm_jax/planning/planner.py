@@ -1,12 +1,11 @@
 """plan(): compile a config's step for one or more meshes, and estimate its time and memory."""
 
-import copy
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -14,14 +13,19 @@ from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB, Chip, chip
+from biomedlm_jax.corpus.tokens import read_manifest
+from biomedlm_jax.files import write_text
 from biomedlm_jax.model import attention
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model, make_config
+from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 from biomedlm_jax.planning.compiled import Figures, compile_figures
 from biomedlm_jax.planning.memory import alternatives, shortage
 from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
+from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.metrics import flops_per_token
-from biomedlm_jax.training.run import check_config
+from biomedlm_jax.training.pretrain import PretrainSettings, config_of_rows
 
 # Assumed, not measured: the share of the peak that attention kernels reach.
 KERNEL_EFFICIENCY = 0.4
@@ -29,16 +33,15 @@ KERNEL_EFFICIENCY = 0.4
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One compiled mesh: the compiler's figures, or why there are none, and estimates."""
+    """One compiled mesh: the compiler's figures and estimates, or why there are none."""
 
     mesh: dict[str, int]
     change: dict[str, int | str]  # config values that differ from the plan's config
     state_bytes: dict[str, int]  # on a device: parameters, and optimizer or cache
     figures: Figures | None = None
     problem: str | None = None  # why it does not fit
-    # Estimated seconds per step of operations, kernels, exposed collectives; None if unknown.
-    seconds: dict[str, float] | None = None
-    tokens_per_second: float | None = None
+    # Estimated seconds per step: operations, kernels, exposed collectives; empty if unknown.
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     mfu: float | None = None
 
     @property
@@ -49,7 +52,7 @@ class Row:
     @property
     def step_seconds(self) -> float | None:
         """Operations, kernels and exposed collectives one after the other: an upper bound."""
-        return sum(self.seconds.values()) if self.seconds else None
+        return sum(self.seconds.values()) or None
 
     @property
     def name(self) -> str:
@@ -84,7 +87,7 @@ def plan(
     hlo: str | Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Compile the config's step for `topology` (such as v5e:16x16; local: jax's devices).
+    """Compile a pre-training config's step for `topology` (v5e:16x16; local: jax's devices).
 
     The mesh is the config's; `search` compiles every sensible one whose tensor axis is in `tensor`.
     `step` is train, score (the loss of a batch) or decode (one token for each row, full cache).
@@ -95,27 +98,37 @@ def plan(
     """
     if step not in STEPS:
         raise ValueError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
-    config = copy.deepcopy(config)
-    with config.unlocked():
-        config.data.path = config.data.path or "not read"
-    model = check_config(config)
-    devices = topology_devices(topology)
+    settings, model_config = _read(config, {})
+    model, devices = abstract_model(model_config), topology_devices(topology)
+    make_mesh = functools.partial(meshes.make_mesh, devices=devices)
     known = chip(devices[0].device_kind)
-    batch, accumulation = config.training.batch_size, config.training.accumulation
+    batch, accumulation = settings.training.batch_size, settings.training.accumulation
+    sizes = [dataclasses.asdict(settings.mesh)]
     if search:
-        sizes = _search(len(devices), model, batch // accumulation, tensor, step, known)
+        sizes = sensible_meshes(
+            len(devices), model, batch_size=batch // accumulation, tensor=tensor
+        )
         if not sizes:
             raise ValueError(
                 f"no mesh of {topology} divides the model and {batch} rows; change one"
             )
-    else:
-        sizes = [_config_mesh(config, topology, len(devices))]
-    kernel = ""
-    for mesh in (made := [meshes.make_mesh(**one, devices=devices) for one in sizes]):
+        sizes = _enough_shards(sizes, model, known if step == "train" else None)
+    try:
+        tried = [make_mesh(**one) for one in sizes]
+    except ValueError as error:
+        raise ValueError(
+            f"{topology}: {error}; fix: --config.mesh.fsdp=N, or --search to compile every "
+            "sensible mesh"
+        ) from None
+    kernel = "xla"  # decoding uses no other
+    for mesh in tried:
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model)
-        kernel = attention_kernel(model, mesh, step)
-    tokens = batch if step == "decode" else batch * model.context_length
-    flops = flops_per_token(model) * tokens
+        if step != "decode":
+            dropout = model_config.attention_dropout if step == "train" else 0.0
+            executed = dataclasses.replace(model_config, attention_dropout=dropout)
+            kernel = attention.training_kernel(executed, mesh)
+    tokens = batch if step == "decode" else batch * model_config.context_length
+    flops = flops_per_token(model, model_config.context_length) * tokens
     result = Plan(
         topology=topology,
         step=step,
@@ -125,20 +138,20 @@ def plan(
         kernel=kernel,
         tokens_per_step=tokens,
         model_flops=flops if step == "train" else flops / 3,  # the forward pass alone
-        steps=config.training.steps,
+        steps=settings.training.steps,
         rows=[],
     )
     compile_row = functools.partial(_compile_row, result, config, hlo=hlo, progress=progress)
-    rows = [compile_row(mesh, {}) for mesh in made]
+    rows = [compile_row(mesh, {}) for mesh in tried]
     if not any(row.fits for row in rows):
-        kinds = alternatives(config, model, [row.mesh for row in rows], step=step)
+        kinds = alternatives(settings, model, [row.mesh for row in rows], step=step)
         if known and min(sum(row.state_bytes.values()) for row in rows) > known.device_memory:
             kinds = kinds[:1]  # only more shards make the state smaller
         for kind in kinds:
             if kind is kinds[-1] and any(row.fits for row in rows):
                 break  # the last kind is the slowest
-            tried = (compile_row(meshes.make_mesh(**m, devices=devices), c) for m, c in kind)
-            rows += [row for row in [next((row for row in tried if row.fits), None)] if row]
+            more = (compile_row(make_mesh(**one), change) for one, change in kind)
+            rows += itertools.islice((row for row in more if row.fits), 1)
         fitting = "; ".join(row.name for row in rows if row.fits)
         nothing = "nothing else that was tried fits; use more devices or a smaller batch_size"
         advice = f"would fit: {fitting}" if fitting else nothing
@@ -150,98 +163,79 @@ def plan(
     return result
 
 
-def _config_mesh(config: ConfigDict, topology: str, devices: int) -> dict[str, int]:
-    """The config's mesh sizes; ValueError if they do not make so many devices."""
-    try:
-        sizes = meshes.mesh_sizes(devices, **config.mesh)
-    except ValueError as error:
-        raise ValueError(
-            f"{topology}: {error}; fix: set --config.mesh.fsdp to a divisor of {devices}, or add "
-            "--search to compile every sensible mesh"
-        ) from None
-    return dict(zip(meshes.AXES, sizes, strict=True))
+def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConfig]:
+    """The settings with some values changed, and the model's.
+
+    What the model's leaves as None comes from the token rows, if the config names them.
+    """
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(change)
+    settings = read_settings(PretrainSettings, config.to_dict())
+    if settings.data.path:
+        return settings, config_of_rows(settings.model, read_manifest(settings.data.path))
+    for name in ("vocab_size", "context_length"):
+        if settings.model.get(name) is None:
+            raise ValueError(
+                f"got model.{name}=None, which means that of the token rows; fix: set "
+                f"--config.model.{name}=N, or --config.data.path=DIR"
+            )
+    return settings, make_config(settings.model)
 
 
-def _search(
-    devices: int,
-    model: GPTConfig,
-    rows: int,
-    tensor: tuple[int, ...],
-    step: str,
-    known: Chip | None,
+def _enough_shards(
+    sizes: list[dict[str, int]], model: LanguageModel, known: Chip | None
 ) -> list[dict[str, int]]:
-    """Sensible meshes on which the training state takes two thirds of a device, or the closest."""
-    sensible = sensible_meshes(devices, model, batch_size=rows, tensor=tensor)
-    shards = [one["fsdp"] * one["tensor"] for one in sensible]
-    least = 1.0
-    if known and step == "train":
-        least = 12 * model.parameter_count / (known.device_memory * 2 / 3)  # float32 and moments
-    least = min(least, max(shards, default=1))
-    return [one for one, parts in zip(sensible, shards, strict=True) if parts >= least]
-
-
-def attention_kernel(model: GPTConfig, mesh: Mesh, step: str) -> str:
-    """Return the attention kernel of a step; decoding uses none, scoring has no dropout."""
-    if step == "decode":
-        return "xla"
-    if step == "score":
-        model = dataclasses.replace(model, attention_dropout=0.0)
-    return attention.check_training(model, mesh)
+    """Those whose shards of the training state take two thirds of a chip; else the smallest."""
+    shards = [one["fsdp"] * one["tensor"] for one in sizes]
+    state = 12 * parameter_count(model)  # bytes: float32 parameters and two moments
+    least = min(max(shards), state / (known.device_memory * 2 / 3)) if known else 1
+    return [one for one, parts in zip(sizes, shards, strict=True) if parts >= least]
 
 
 def _compile_row(
-    made: Plan,
-    config: ConfigDict,
-    mesh: Mesh,
-    change: dict[str, int | str],
-    *,
-    hlo: str | Path | None,
-    progress: Callable[[str], None],
+    made: Plan, config: ConfigDict, mesh: Mesh, change: dict, *, hlo, progress: Callable
 ) -> Row:
     """Compile the step with some of the config's values changed; keep its program in `hlo`."""
-    config = copy.deepcopy(config)
-    config.update_from_flattened_dict(change)
-    model = check_config(config)
+    settings, model_config = _read(config, change)
+    room = made.chip.device_memory if made.chip else math.inf
     with jax.set_mesh(mesh):
-        traced, options, state_bytes = trace_step(config, model, mesh, made.step)
+        traced, options, state_bytes = trace_step(settings, model_config, mesh, made.step)
         row = Row(dict(mesh.shape), change, state_bytes)
         progress(f"compiling {row.name} for {made.topology}")
+        figures, text, message = None, "", ""
         try:
             figures, text = compile_figures(traced, devices=mesh.size, options=options)
+            if (used := figures.memory.get("total", 0)) > room:
+                message = f"needs {used / GIB:.2f} of {room / GIB:.2f} GiB"
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            problem = shortage(str(error), state_bytes, traced.jaxpr, mesh, model)
-            progress(f"  {problem}")
-            return dataclasses.replace(row, problem=problem)
-        room = made.chip.device_memory if made.chip else math.inf
-        used, problem = figures.memory.get("total", 0), None
-        if used > room:
-            need = f"needs {used / GIB:.2f} of {room / GIB:.2f} GiB"
-            problem = shortage(need, state_bytes, traced.jaxpr, mesh, model)
-    progress(f"  {problem or f'{figures.compile_seconds:.0f} s'}")
+            message = str(error)
+        if message:
+            problem = shortage(message, state_bytes, traced.jaxpr, mesh, model_config)
+            row = dataclasses.replace(row, problem=problem)
+    progress(f"  {row.problem or f'{figures.compile_seconds if figures else 0:.0f} s'}")
     if hlo and text:
-        Path(hlo).mkdir(parents=True, exist_ok=True)
         words = (made.topology.replace(":", "-"), made.step, row.name.replace(" ", ""))
-        (Path(hlo) / f"{'_'.join(words)}.hlo").write_text(text, encoding="utf-8")
-    estimates = _estimates(figures, made)
-    return dataclasses.replace(row, figures=figures, problem=problem, **estimates)
+        write_text(Path(hlo) / f"{'_'.join(words)}.hlo", text)
+    seconds = estimate_seconds(figures, made.chip) if figures and made.chip else {}
+    mfu = None
+    if made.chip and seconds:
+        peak = made.devices * made.chip.device_flops
+        mfu = made.model_flops / (sum(seconds.values()) * peak)
+    return dataclasses.replace(row, figures=figures, seconds=seconds, mfu=mfu)
 
 
-def _estimates(figures: Figures, made: Plan) -> dict[str, Any]:
-    known = made.chip
-    if known is None or figures.cycles is None or known.clock is None:
+def estimate_seconds(figures: Figures, chip: Chip) -> dict[str, float]:
+    """Return the parts of a step's time; empty where the compiler or the chip has no cycles."""
+    if figures.cycles is None or chip.clock is None:
         return {}
-    peak = known.device_flops
     wire = sum(c.wire for c in figures.collectives or () if c.exposed)
-    seconds = {
-        "operations": figures.cycles / known.clock,
-        "kernels": figures.kernel_flops / (peak * KERNEL_EFFICIENCY),
-        "exposed collectives": wire / known.ring_bandwidth,
+    return {
+        "operations": figures.cycles / chip.clock,
+        "kernels": figures.kernel_flops / (chip.device_flops * KERNEL_EFFICIENCY),
+        "exposed collectives": wire / chip.ring_bandwidth,
     }
-    total = sum(seconds.values())
-    mfu = made.model_flops / (total * made.devices * peak)
-    return {"seconds": seconds, "tokens_per_second": made.tokens_per_step / total, "mfu": mfu}
 
 
 def _rank(row: Row) -> tuple:

@@ -1,11 +1,13 @@
 """A plan as a Markdown table, as JSON and as a plot."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from biomedlm_jax.chips import GIB
+from biomedlm_jax.files import write_json, write_text
 from biomedlm_jax.planning.planner import KERNEL_EFFICIENCY, Plan, Row
 
 HEADER = (
@@ -40,7 +42,7 @@ def markdown(plan: Plan) -> str:
 
 def _cells(plan: Plan, row: Row) -> list[str]:
     """The known cells of a row after `fits`."""
-    figures, seconds, total = row.figures, row.seconds, row.step_seconds
+    figures, seconds, step_seconds = row.figures, row.seconds, row.step_seconds
     if figures is None:
         return []
     parts = [*row.state_bytes.values(), figures.memory.get("temporaries", 0)]
@@ -50,7 +52,7 @@ def _cells(plan: Plan, row: Row) -> list[str]:
         f"{figures.compile_seconds:.0f}",
         f"{(figures.flops + figures.kernel_flops) / 1e12:.3g}",
     ]
-    if seconds is None or total is None:
+    if step_seconds is None:
         return cells
     cells += [
         f"{seconds['operations']:.3f}",
@@ -58,12 +60,12 @@ def _cells(plan: Plan, row: Row) -> list[str]:
         f"{seconds['kernels']:.3f}",
         f"{figures.collective_bytes(exposed=True) / GIB:.2f}",
         f"{figures.collective_bytes(exposed=False) / GIB:.2f}",
-        f"{total:.3f}",
+        f"{step_seconds:.3f}",
         f"{row.mfu:.1%}",
-        f"{row.tokens_per_second:,.0f}",
+        f"{plan.tokens_per_step / step_seconds:,.0f}",
     ]
     if plan.step == "train" and plan.chip:
-        hours = total * plan.steps / 3600
+        hours = step_seconds * plan.steps / 3600
         cells += [f"{hours / 24:.1f}", f"{hours * plan.devices / plan.chip.devices:,.0f}"]
     return cells
 
@@ -86,46 +88,36 @@ def _assumptions(plan: Plan) -> str:
 
 def as_dict(plan: Plan) -> dict[str, Any]:
     """Return everything in the plan, for JSON."""
-    result = dataclasses.asdict(plan) | {"kernel_efficiency": KERNEL_EFFICIENCY}
+    result: dict[str, Any] = {**dataclasses.asdict(plan), "kernel_efficiency": KERNEL_EFFICIENCY}
     for row, fields in zip(plan.rows, result["rows"], strict=True):
-        fields |= {"fits": row.fits, "step_seconds": row.step_seconds}
+        seconds = row.step_seconds
+        fields |= {"fits": row.fits, "step_seconds": seconds}
+        fields["tokens_per_second"] = plan.tokens_per_step / seconds if seconds else None
         if row.figures and row.figures.collectives is not None:
             fields["figures"]["exposed_bytes"] = row.figures.collective_bytes(exposed=True)
     return result
 
 
-def write_json(plan: Plan, path: str | Path) -> Path:
-    """Write everything in the plan to a file."""
-    path = Path(path)
-    path.write_text(json.dumps(as_dict(plan), indent=2) + "\n", encoding="utf-8")
-    return path
-
-
 def write_report(plan: Plan, folder: str | Path) -> list[Path]:
-    """Write `plan.json`, `plan.md` and, if matplotlib is installed, `plan.png` into a folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [write_json(plan, folder / "plan.json"), folder / "plan.md"]
-    written[1].write_text(markdown(plan), encoding="utf-8")
+    """Write `plan.json`, `plan.md` and, if anything was compiled, `plan.png` into a folder."""
+    written = [Path(folder) / "plan.json", Path(folder) / "plan.md"]
+    write_json(written[0], as_dict(plan))
+    write_text(written[1], markdown(plan))
     if figure := plot(plan):
-        written.append(folder / "plan.png")
+        written.append(Path(folder) / "plan.png")
         figure.savefig(written[-1], dpi=150)
     return written
 
 
-def plot(plan: Plan):
-    """Return a matplotlib figure of time and memory per mesh; None without matplotlib or rows."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return None
+def plot(plan: Plan) -> Figure | None:
+    """Return a figure of the compiled meshes' time and memory; None if there are none."""
     rows = [row for row in plan.rows if row.figures][::-1]
     if not rows:
         return None
     figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
     names = [row.name + ("" if row.fits else " (does not fit)") for row in rows]
-    times = [row.seconds for row in rows if row.seconds]
-    timed = len(times) == len(rows)
+    times = [row.seconds for row in rows]
+    timed = all(times)
     panels = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
     if timed:
         _draw_bars(panels[0], names, times, "seconds per step, estimated")

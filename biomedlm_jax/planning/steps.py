@@ -6,78 +6,76 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation.decoder import abstract_cache, abstract_decoder, decode_step
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.optimizer import make_optimizer
+from biomedlm_jax.training.pretrain import PretrainSettings
 from biomedlm_jax.training.state import (
-    abstract_model,
-    abstract_state,
     compile_step,
     compiler_options,
+    init_state,
+    random_model,
     train_step,
 )
 
 STEPS = ("train", "score", "decode")
 
 
-def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, step: str):
+def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step: str):
     """Return the step traced on `mesh`, its compiler options, and its state's bytes per device."""
-    batch, length = config.training.batch_size, model_config.context_length
-    tokens = _integers(mesh, (batch, length), "batch", "length")
+    batch, chunks = settings.training.batch_size, settings.training.loss_chunks
+    tokens = _abstract(mesh, (batch, config.context_length), "batch", "length")
     options = compiler_options(mesh.devices.flat[0])
     if step == "train":
-        traced, state = _trace_train(config, model_config, mesh, tokens)
-    elif step == "score":
-        traced, state = _trace_score(config, model_config, mesh, tokens, options)
+        traced, state = _trace_train(settings, config, mesh, tokens)
+    elif step == "score":  # the summed loss of a batch
+        model = abstract_model(config, mesh)
+        loss = functools.partial(summed_loss, chunks=chunks)
+        traced = jax.jit(loss, compiler_options=options).trace(model, tokens)
+        state = {"parameters": model}
     else:
-        traced, state = _trace_decode(model_config, mesh, batch, options)
+        traced, state = _trace_decode(config, mesh, batch, options)
     return traced, options, {name: _device_bytes(tree) for name, tree in state.items()}
 
 
-def _trace_train(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, tokens):
-    tx, _ = make_optimizer(steps=config.training.steps, **config.optimizer)
-    abstract = abstract_state(model_config, tx, mesh)
-    jitted = compile_step(
+def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, tokens):
+    training = settings.training
+    tx, _ = make_optimizer(settings.optimizer, steps=training.steps)
+    abstract = meshes.abstract_sharded(
+        lambda: init_state(random_model(config, seed=training.seed), tx), mesh
+    )
+    update = compile_step(
         train_step,
         abstract=abstract,
         tx=tx,
-        seed=config.training.seed,
-        accumulation=config.training.accumulation,
-        loss_of=functools.partial(next_token_loss, chunks=config.training.loss_chunks),
+        seed=training.seed,
+        accumulation=training.accumulation,
+        loss_of=functools.partial(next_token_loss, chunks=training.loss_chunks),
     )
     state = {"parameters": abstract.model, "optimizer": abstract.opt_state}
-    return jitted.trace(abstract, tokens), state
+    return update.trace(abstract, tokens), state
 
 
-def _trace_score(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, tokens, options):
-    """The summed loss of a batch, without a backward pass."""
-    model = abstract_model(model_config, mesh)
-    loss = functools.partial(summed_loss, chunks=config.training.loss_chunks)
-    jitted = jax.jit(loss, compiler_options=options)
-    return jitted.trace(model, tokens), {"parameters": model}
-
-
-def _trace_decode(config: GPTConfig, mesh: Mesh, batch: int, options):
+def _trace_decode(config: ModelConfig, mesh: Mesh, batch: int, options):
     """One more token for every row, with a cache as long as the context."""
+    from biomedlm_jax.generation.decoder import abstract_cache, abstract_decoder, decode_step
+
     length = config.context_length
     decoder = abstract_decoder(config, mesh)
     cache = abstract_cache(config, batch, length, mesh)
-    token = _integers(mesh, (batch, 1), "batch", None)
-    visible = jax.ShapeDtypeStruct(
-        (batch, 1, length), jnp.bool, sharding=meshes.sharding(mesh, "batch", None, None)
-    )
+    token = _abstract(mesh, (batch, 1), "batch", None)
+    visible = _abstract(mesh, (batch, 1, length), "batch", None, None, dtype=jnp.bool)
     slot = jax.ShapeDtypeStruct((), jnp.int32)
-    jitted = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
-    traced = jitted.trace(decoder, cache, token, token, slot, visible)
+    step = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
+    traced = step.trace(decoder, cache, token, token, slot, visible)
     return traced, {"parameters": decoder, "cache": cache}
 
 
-def _integers(mesh: Mesh, shape: tuple[int, ...], *axes: str | None) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=meshes.sharding(mesh, *axes))
+def _abstract(mesh: Mesh, shape: tuple[int, ...], *axes: str | None, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(mesh, *axes))
 
 
 def _device_bytes(tree) -> int:

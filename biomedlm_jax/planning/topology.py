@@ -1,16 +1,19 @@
 """TPU slices by name, as devices of the compiler in `libtpu`, and the meshes they allow."""
 
+import contextlib
 import functools
 import importlib.util
+import itertools
 import math
 import os
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.language_model import LanguageModel
 
 # Slices by generation, in libtpu's names. A v4 or v5p chip has two cores that act as one device; a
 # TPU7x chip is two devices.
@@ -71,29 +74,19 @@ def topology_devices(name: str) -> list:
 
 
 def sensible_meshes(
-    devices: int,
-    model: GPTConfig,
-    *,
-    batch_size: int,
-    least_shards: int = 1,
-    tensor: tuple[int, ...] = (1, 2, 4),
+    devices: int, model: LanguageModel, *, batch_size: int, tensor: tuple[int, ...] = (1, 2, 4)
 ) -> list[dict[str, int]]:
-    """Return the meshes worth compiling: power-of-two splits that model and batch allow.
+    """Return the meshes worth compiling: power-of-two splits that an (abstract) model allows.
 
-    `least_shards` leaves out meshes that cut the state into fewer parts. Shards of the width that
-    are not a multiple of 8 would not fill a TPU's tiles, and are left out as well.
+    Shards of the width that are not a multiple of 8 would not fill a TPU's tiles: left out.
     """
     sensible = []
-    for parts in tensor:
-        for fsdp in (2**i for i in range(devices.bit_length())):
-            sizes = {"data": devices // (fsdp * parts), "fsdp": fsdp, "tensor": parts}
-            if math.prod(sizes.values()) != devices or fsdp * parts < least_shards:
-                continue
-            try:
-                mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-                meshes.check_fits(mesh, batch_size=batch_size, model=model)
-            except ValueError:
-                continue
-            if model.width % (8 * fsdp) == 0:
-                sensible.append(sizes)
+    for parts, exponent in itertools.product(tensor, range(devices.bit_length())):
+        sizes = {"data": devices // (parts << exponent), "fsdp": 1 << exponent, "tensor": parts}
+        if math.prod(sizes.values()) != devices or model.config.width % (8 * sizes["fsdp"]):
+            continue
+        mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+        with contextlib.suppress(ValueError):
+            meshes.check_fits(mesh, batch_size=batch_size, model=model)
+            sensible.append(sizes)
     return sensible

@@ -36,7 +36,7 @@ def matmul_flops(jaxpr, *, times: int = 1) -> tuple[float, float]:
     return outside, inside
 
 
-def saved_arrays(jaxpr) -> list[jax.core.ShapedArray]:
+def saved_arrays(jaxpr) -> list:
     """Return the arrays [N, B, ...] that the scan over layers saves for the backward pass.
 
     It is the first scan, from the outside in, that stacks arrays of two or more axes.
