@@ -1,40 +1,34 @@
 """Compile a run's step for a TPU pod on a machine without one; print its memory, time, collectives.
 
-    biomedlm plan --config=configs/biomedlm_2_7b.py --topology=v5e:16x16 --search --out=plan
+    biomedlm plan --config=configs/pretrain.py:biomedlm_2_7b --topology=v5e:16x16 --out=plan
 
 Needs the extra `tpu` (libtpu, the compiler). --topology=local compiles for this machine's devices
 and prints memory and FLOPs. The mesh is the config's (--config.mesh.data=8 --config.mesh.fsdp=32),
 or with --search every sensible one, ranked. All times are estimates.
 """
 
+import functools
+
 from absl import flags
 from ml_collections import config_flags
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file(
-    "config", None, "The run's config file; --config.GROUP.NAME=VALUE changes a value.",
-    flag_values=FLAGS,
-)  # fmt: skip
-flags.DEFINE_string(
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
+config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_values=FLAGS)
+_string(
     "topology",
     "local",
     "TPU slice to compile for, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: this "
     "machine's devices.",
-    flag_values=FLAGS,
 )
 flags.DEFINE_bool(
     "search",
     False,
-    "Compile every sensible mesh of the topology (some 20 for 256 chips) and rank them, instead "
-    "of the config's mesh only.",
+    "Compile every sensible mesh (some 20 for 256 chips) and rank them, not the config's only.",
     flag_values=FLAGS,
 )
-flags.DEFINE_list(
-    "tensor",
-    ["1", "2", "4"],
-    "Sizes of the mesh's tensor axis that --search tries, in devices.",
-    flag_values=FLAGS,
-)
+tensor_help = "Sizes of the tensor axis that --search tries, in devices."
+flags.DEFINE_list("tensor", ["1", "2", "4"], tensor_help, flag_values=FLAGS)
 flags.DEFINE_enum(
     "step",
     "train",
@@ -43,16 +37,9 @@ flags.DEFINE_enum(
     "each row of the batch, with a full cache).",
     flag_values=FLAGS,
 )
-flags.DEFINE_string(
-    "out", None, "Directory to write plan.json, plan.md and plan.png to.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "hlo",
-    None,
-    "Directory to write the optimised HLO of each compiled mesh to, one text file each.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_string("json", None, "File to write the plan to, as JSON.", flag_values=FLAGS)
+_string("out", None, "Directory to write plan.json, plan.md and plan.png to.")
+_string("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
+_string("json", None, "File to write the plan to, as JSON.")
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 
@@ -65,10 +52,6 @@ def run(options: flags.FlagValues) -> None:
         # Nothing runs: no TPU or GPU is needed. jax reads this when it is imported.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-    from biomedlm_jax.planning.topology import check_topology
-
-    if options.topology != "local":
-        check_topology(options.topology)
     if not all(size.isdigit() and int(size) for size in options.tensor):
         raise ValueError(f"got --tensor={','.join(options.tensor)}; expected sizes such as 1,2,4")
 

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -62,10 +61,9 @@ class Figures:
 
 
 def compile_figures(traced, *, devices: int, options: dict | None = None) -> tuple[Figures, str]:
-    """Compile a traced step (`jitted.trace(...)`) and read its program.
+    """Compile a traced step (`jitted.trace(...)`); return its figures and its optimised HLO text.
 
-    Returns the figures and the optimised HLO text, which is empty where the backend cannot print
-    it. Raises what the compiler raises.
+    The text is empty where the backend cannot print it. Raises what the compiler raises.
     """
     flops, kernel_flops = matmul_flops(traced.jaxpr)
     lowered = traced.lower()
@@ -93,8 +91,8 @@ def read_compiled(compiled) -> tuple[str, dict[str, Any]]:
 def memory_bytes(compiled) -> dict[str, int]:
     """Return the bytes on one device while the step runs; donated arguments count once."""
     stats = compiled.memory_analysis()
-    if stats is None:
-        return {}
+    if stats is None:  # the backend does not report them
+        return {"temporaries": 0, "total": 0}
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -132,10 +130,8 @@ def read_program(program: Program) -> dict[str, Any]:
     }
 
 
-def _collectives(
-    program: Program, instruction: Instruction, where: str, times: int
-) -> Iterator[tuple[Instruction, Collective]]:
-    """Yield the collectives that an executed instruction is, or contains."""
+def _collectives(program: Program, instruction: Instruction, where: str, times: int):
+    """Yield the collectives that an executed instruction is, or contains, with their lines."""
     inside, body, scattered = [instruction], program.computations[where], False
     if instruction.opcode in ("fusion", "async-start", "custom-call"):
         called = instruction.attribute("calls")

@@ -73,7 +73,7 @@ class Program:
         """Yield every scheduled instruction, its computation's name and its number of executions.
 
         A loop's body counts with the trip count, and every branch of a conditional as if taken.
-        Instructions inside a fusion or an asynchronous call are part of that instruction.
+        What a fusion or an asynchronous call contains is part of that instruction.
         """
         name = name or self.entry
         for instruction in self.computations[name]:
@@ -101,9 +101,9 @@ class Program:
             bounds = [numbers[name] for name in root.operands if name in numbers]
             if len(bounds) == 1 and bounds[0].isdigit():
                 return int(bounds[0])
+        condition = f"{root.name} = {root.opcode}, not a comparison with one constant"
         raise ValueError(
-            f"the trip count of the loop {loop.name} is unknown: its condition is {root.name} = "
-            f"{root.opcode}, not a comparison with one constant"
+            f"the trip count of the loop {loop.name} is unknown: it ends by {condition}"
         )
 
     def inside(self, instruction: Instruction) -> list[Instruction]:

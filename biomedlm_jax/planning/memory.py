@@ -13,8 +13,6 @@ from biomedlm_jax.planning.topology import sensible_meshes
 from biomedlm_jax.planning.traced import saved_arrays
 from biomedlm_jax.training.pretrain import PretrainSettings
 
-Alternative = tuple[dict[str, int], dict[str, int | str]]  # mesh sizes, changed config values
-
 
 def shortage(
     message: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: ModelConfig
@@ -33,20 +31,16 @@ def shortage(
         kind = "saved for the backward pass"
         saved = sorted(saved_parts(jaxpr, mesh, config), key=lambda part: -part[1])
         arrays = [f"{shape} {size / GIB:.2f} GiB" for shape, size in saved[:4]]
-    return f"out of memory: {_amount(message)}; {state}" + (
-        f"; {kind}: {', '.join(arrays)}" if arrays else ""
-    )
+    arrays = [f"{kind}: {', '.join(arrays)}"] if arrays else []
+    return "; ".join([f"out of memory: {_amount(message)}", state, *arrays])
 
 
 def _amount(message: str) -> str:
-    if used := re.search(r"Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm", message):
-        return f"needs {used[1]} {used[2]}iB of {used[3]} {used[4]}iB"
-    temporaries = re.search(
-        r"temporaries \(([\d.]+)([KMGT]).*available HBM \(([\d.]+)([KMGT])", message
-    )
-    if temporaries:
-        need, unit, room, units = temporaries.groups()
-        return f"temporaries alone need {need} {unit}iB of {room} {units}iB"
+    amount, unit = r"([\d.]+)", r"([KMGT]?)"
+    if used := re.search(rf"Used {amount}{unit}\w* of {amount}{unit}\w* hbm", message):
+        return "needs {} {}iB of {} {}iB".format(*used.groups())
+    if used := re.search(rf"temporaries \({amount}{unit}.*HBM \({amount}{unit}", message):
+        return "temporaries alone need {} {}iB of {} {}iB".format(*used.groups())
     return message if message.startswith("needs") else "does not fit"
 
 
@@ -73,8 +67,8 @@ def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]
 
 def alternatives(
     settings: PretrainSettings, model: LanguageModel, tried: list[dict[str, int]], *, step: str
-) -> list[list[Alternative]]:
-    """Return kinds of alternatives to the meshes in `tried`, none of which fits.
+) -> list[list[tuple[dict[str, int], dict[str, int | str]]]]:
+    """Return kinds of (mesh sizes, changed config values), as none of the meshes in `tried` fits.
 
     They are more shards of the state and, for a training step, fewer rows at a time, full
     rematerialisation, and last both. One that fits is enough of each kind.
@@ -83,7 +77,7 @@ def alternatives(
     batch = settings.training.batch_size // accumulation
     widest = max(tried, key=lambda sizes: (sizes["fsdp"], -sizes["tensor"]))
     devices, tensor = math.prod(widest.values()), (widest["tensor"],)
-    sensible = sensible_meshes(devices, model, batch_size=batch, tensor=tensor)
+    sensible = sensible_meshes(devices, model, batch, tensor=tensor)
     kinds = [[(sizes, {}) for sizes in sensible if sizes["fsdp"] > widest["fsdp"]]]
     if step != "train":
         return kinds

@@ -18,7 +18,7 @@ from biomedlm_jax.files import write_text
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
-from biomedlm_jax.model.language_model import LanguageModel, parameter_count
+from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.planning.compiled import Figures, compile_figures
 from biomedlm_jax.planning.memory import alternatives, shortage
 from biomedlm_jax.planning.steps import STEPS, trace_step
@@ -42,7 +42,6 @@ class Row:
     problem: str | None = None  # why it does not fit
     # Estimated seconds per step: operations, kernels, exposed collectives; empty if unknown.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    mfu: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -98,33 +97,30 @@ def plan(
     """
     if step not in STEPS:
         raise ValueError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
+    devices = topology_devices(topology)
     settings, model_config = _read(config, {})
-    model, devices = abstract_model(model_config), topology_devices(topology)
+    model = abstract_model(model_config)
     make_mesh = functools.partial(meshes.make_mesh, devices=devices)
     known = chip(devices[0].device_kind)
     batch, accumulation = settings.training.batch_size, settings.training.accumulation
     sizes = [dataclasses.asdict(settings.mesh)]
     if search:
-        sizes = sensible_meshes(
-            len(devices), model, batch_size=batch // accumulation, tensor=tensor
-        )
+        least = 1.0
+        if known and step == "train":  # two thirds of a device for float32 parameters and moments
+            least = 12 * parameter_count(model) / (known.device_memory * 2 / 3)
+        rows = batch // accumulation
+        sizes = sensible_meshes(len(devices), model, rows, least_shards=least, tensor=tensor)
         if not sizes:
-            raise ValueError(
-                f"no mesh of {topology} divides the model and {batch} rows; change one"
-            )
-        sizes = _enough_shards(sizes, model, known if step == "train" else None)
+            raise ValueError(f"no mesh of {topology} divides the model and {batch} rows")
     try:
         tried = [make_mesh(**one) for one in sizes]
     except ValueError as error:
-        raise ValueError(
-            f"{topology}: {error}; fix: --config.mesh.fsdp=N, or --search to compile every "
-            "sensible mesh"
-        ) from None
-    kernel = "xla"  # decoding uses no other
+        advice = "set --config.mesh.fsdp=N, or add --search to compile every sensible mesh"
+        raise ValueError(f"{topology}: {error}; fix: {advice}") from None
+    kernel, dropout = "xla", model_config.attention_dropout if step == "train" else 0.0
     for mesh in tried:
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model)
-        if step != "decode":
-            dropout = model_config.attention_dropout if step == "train" else 0.0
+        if step != "decode":  # which uses no kernel
             executed = dataclasses.replace(model_config, attention_dropout=dropout)
             kernel = attention.training_kernel(executed, mesh)
     tokens = batch if step == "decode" else batch * model_config.context_length
@@ -152,44 +148,29 @@ def plan(
                 break  # the last kind is the slowest
             more = (compile_row(make_mesh(**one), change) for one, change in kind)
             rows += itertools.islice((row for row in more if row.fits), 1)
-        fitting = "; ".join(row.name for row in rows if row.fits)
-        nothing = "nothing else that was tried fits; use more devices or a smaller batch_size"
-        advice = f"would fit: {fitting}" if fitting else nothing
-        rows = [
-            row if row.fits else dataclasses.replace(row, problem=f"{row.problem}; {advice}")
-            for row in rows
-        ]
-    result.rows.extend(sorted(rows, key=_rank))
+        fits = "; ".join(row.name for row in rows if row.fits)
+        advice = f"fits: {fits or 'nothing that was tried; use more devices or a smaller batch'}"
+        for i, row in enumerate(rows):
+            if row.problem:
+                rows[i] = dataclasses.replace(row, problem=f"{row.problem}; {advice}")
+    rows.sort(key=lambda row: row.figures.memory["total"] if row.figures else 0)
+    rows.sort(key=lambda row: (not row.fits, row.step_seconds or math.inf))
+    result.rows.extend(rows)
     return result
 
 
 def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConfig]:
-    """The settings with some values changed, and the model's.
-
-    What the model's leaves as None comes from the token rows, if the config names them.
-    """
+    """The changed settings, and the model's; token rows are read only for what these leave out."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     settings = read_settings(PretrainSettings, config.to_dict())
-    if settings.data.path:
+    unset = [k for k in ("vocab_size", "context_length") if settings.model.get(k) is None]
+    if unset and not settings.data.path:
+        flags = " and ".join(f"--config.model.{name}" for name in unset)
+        raise ValueError(f"expected {flags}, or --config.data.path=DIR of token rows; got none")
+    if unset:
         return settings, config_of_rows(settings.model, read_manifest(settings.data.path))
-    for name in ("vocab_size", "context_length"):
-        if settings.model.get(name) is None:
-            raise ValueError(
-                f"got model.{name}=None, which means that of the token rows; fix: set "
-                f"--config.model.{name}=N, or --config.data.path=DIR"
-            )
     return settings, make_config(settings.model)
-
-
-def _enough_shards(
-    sizes: list[dict[str, int]], model: LanguageModel, known: Chip | None
-) -> list[dict[str, int]]:
-    """Those whose shards of the training state take two thirds of a chip; else the smallest."""
-    shards = [one["fsdp"] * one["tensor"] for one in sizes]
-    state = 12 * parameter_count(model)  # bytes: float32 parameters and two moments
-    least = min(max(shards), state / (known.device_memory * 2 / 3)) if known else 1
-    return [one for one, parts in zip(sizes, shards, strict=True) if parts >= least]
 
 
 def _compile_row(
@@ -197,33 +178,28 @@ def _compile_row(
 ) -> Row:
     """Compile the step with some of the config's values changed; keep its program in `hlo`."""
     settings, model_config = _read(config, change)
-    room = made.chip.device_memory if made.chip else math.inf
     with jax.set_mesh(mesh):
         traced, options, state_bytes = trace_step(settings, model_config, mesh, made.step)
         row = Row(dict(mesh.shape), change, state_bytes)
         progress(f"compiling {row.name} for {made.topology}")
-        figures, text, message = None, "", ""
+        figures, text, message, room = None, "", "", made.chip and made.chip.device_memory
         try:
             figures, text = compile_figures(traced, devices=mesh.size, options=options)
-            if (used := figures.memory.get("total", 0)) > room:
-                message = f"needs {used / GIB:.2f} of {room / GIB:.2f} GiB"
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
             message = str(error)
+            if "RESOURCE_EXHAUSTED" not in message:
+                raise
+        if figures and room and figures.memory["total"] > room:
+            message = f"needs {figures.memory['total'] / GIB:.2f} of {room / GIB:.2f} GiB"
         if message:
             problem = shortage(message, state_bytes, traced.jaxpr, mesh, model_config)
             row = dataclasses.replace(row, problem=problem)
     progress(f"  {row.problem or f'{figures.compile_seconds if figures else 0:.0f} s'}")
     if hlo and text:
-        words = (made.topology.replace(":", "-"), made.step, row.name.replace(" ", ""))
-        write_text(Path(hlo) / f"{'_'.join(words)}.hlo", text)
+        name = f"{made.topology}_{made.step}_{row.name}.hlo".replace(":", "-").replace(" ", "")
+        write_text(Path(hlo) / name, text)
     seconds = estimate_seconds(figures, made.chip) if figures and made.chip else {}
-    mfu = None
-    if made.chip and seconds:
-        peak = made.devices * made.chip.device_flops
-        mfu = made.model_flops / (sum(seconds.values()) * peak)
-    return dataclasses.replace(row, figures=figures, seconds=seconds, mfu=mfu)
+    return dataclasses.replace(row, figures=figures, seconds=seconds)
 
 
 def estimate_seconds(figures: Figures, chip: Chip) -> dict[str, float]:
@@ -236,8 +212,3 @@ def estimate_seconds(figures: Figures, chip: Chip) -> dict[str, float]:
         "kernels": figures.kernel_flops / (chip.device_flops * KERNEL_EFFICIENCY),
         "exposed collectives": wire / chip.ring_bandwidth,
     }
-
-
-def _rank(row: Row) -> tuple:
-    used = row.figures.memory.get("total", 0) if row.figures else math.inf
-    return (not row.fits, row.step_seconds or math.inf, used)

@@ -42,17 +42,16 @@ def markdown(plan: Plan) -> str:
 
 def _cells(plan: Plan, row: Row) -> list[str]:
     """The known cells of a row after `fits`."""
-    figures, seconds, step_seconds = row.figures, row.seconds, row.step_seconds
+    figures, seconds, speed = row.figures, row.seconds, _speed(plan, row)
     if figures is None:
         return []
-    parts = [*row.state_bytes.values(), figures.memory.get("temporaries", 0)]
-    memory = " + ".join(f"{size / GIB:.2f}" for size in parts)
+    memory = " + ".join(f"{size:.2f}" for size in _memory(row).values())
     cells = [
-        f"{figures.memory.get('total', 0) / GIB:.2f} ({memory})",
+        f"{figures.memory['total'] / GIB:.2f} ({memory})",
         f"{figures.compile_seconds:.0f}",
         f"{(figures.flops + figures.kernel_flops) / 1e12:.3g}",
     ]
-    if step_seconds is None:
+    if not speed:
         return cells
     cells += [
         f"{seconds['operations']:.3f}",
@@ -60,29 +59,44 @@ def _cells(plan: Plan, row: Row) -> list[str]:
         f"{seconds['kernels']:.3f}",
         f"{figures.collective_bytes(exposed=True) / GIB:.2f}",
         f"{figures.collective_bytes(exposed=False) / GIB:.2f}",
-        f"{step_seconds:.3f}",
-        f"{row.mfu:.1%}",
-        f"{plan.tokens_per_step / step_seconds:,.0f}",
+        f"{speed['step_seconds']:.3f}",
+        f"{speed['mfu']:.1%}",
+        f"{speed['tokens_per_second']:,.0f}",
     ]
     if plan.step == "train" and plan.chip:
-        hours = step_seconds * plan.steps / 3600
+        hours = speed["step_seconds"] * plan.steps / 3600
         cells += [f"{hours / 24:.1f}", f"{hours * plan.devices / plan.chip.devices:,.0f}"]
     return cells
+
+
+def _memory(row: Row) -> dict[str, float]:
+    """GiB of the state and the temporaries on a device."""
+    temporaries = row.figures.memory["temporaries"] if row.figures else 0
+    return {k: v / GIB for k, v in {**row.state_bytes, "temporaries": temporaries}.items()}
+
+
+def _speed(plan: Plan, row: Row) -> dict[str, float]:
+    """Estimates of the step; empty where the compiler or the chip table has no figures."""
+    seconds = row.step_seconds
+    if plan.chip is None or seconds is None:
+        return {}
+    flops = plan.model_flops / (plan.devices * plan.chip.device_flops)
+    tokens = plan.tokens_per_step / seconds
+    return {"step_seconds": seconds, "tokens_per_second": tokens, "mfu": flops / seconds}
 
 
 def _assumptions(plan: Plan) -> str:
     if plan.chip is None or plan.chip.clock is None:
         return "Memory and FLOPs only: the chip table has no entry or no clock for this device."
     return (
-        "All times are estimates, not measurements. op s: the compiler's `estimated_cycles` of all "
-        f"scheduled operations, times trip counts, at {plan.chip.clock / 1e9:.2f} GHz. kernel s: "
-        f"the kernels' FLOPs, every block counted, at an assumed {KERNEL_EFFICIENCY:.0%} of the "
-        "peak. exposed: collectives that computation waits for; overlapped: the others. step s: "
-        "op s + kernel s + the exposed collectives as rings along one dimension of the links "
+        "All times are estimates, not measurements. op s: the compiler's `estimated_cycles`, times "
+        f"trip counts, at {plan.chip.clock / 1e9:.2f} GHz. kernel s: the kernels' FLOPs, every "
+        f"block counted, at an assumed {KERNEL_EFFICIENCY:.0%} of the peak. exposed: collectives "
+        "that computation waits for; overlapped: the others. step s, an upper bound: op s + kernel "
+        "s + the exposed collectives as rings along one dimension of the links "
         f"({plan.chip.link_bandwidth / 1e9:.0f} GB/s per chip in both directions, "
-        f"{plan.chip.link_dimensions} dimensions), nothing overlapping: an upper bound under these "
-        "assumptions. Not counted: the latency of collectives (many small ones cost more than "
-        "estimated), the input pipeline, evaluation and checkpoints."
+        f"{plan.chip.link_dimensions} dimensions). Not counted: the latency of collectives, the "
+        "input pipeline, evaluation and checkpoints."
     )
 
 
@@ -90,9 +104,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     """Return everything in the plan, for JSON."""
     result: dict[str, Any] = {**dataclasses.asdict(plan), "kernel_efficiency": KERNEL_EFFICIENCY}
     for row, fields in zip(plan.rows, result["rows"], strict=True):
-        seconds = row.step_seconds
-        fields |= {"fits": row.fits, "step_seconds": seconds}
-        fields["tokens_per_second"] = plan.tokens_per_step / seconds if seconds else None
+        fields |= {"fits": row.fits, **_speed(plan, row)}
         if row.figures and row.figures.collectives is not None:
             fields["figures"]["exposed_bytes"] = row.figures.collective_bytes(exposed=True)
     return result
@@ -116,22 +128,16 @@ def plot(plan: Plan) -> Figure | None:
         return None
     figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
     names = [row.name + ("" if row.fits else " (does not fit)") for row in rows]
-    times = [row.seconds for row in rows]
-    timed = all(times)
+    timed = all(row.seconds for row in rows)
     panels = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
     if timed:
+        times = [row.seconds for row in rows]
         _draw_bars(panels[0], names, times, "seconds per step, estimated")
     if plan.chip:
         room = plan.chip.device_memory / GIB
         label = f"HBM, {room:.0f} GiB"
         panels[-1].axvline(room, color="black", linewidth=0.8, linestyle="--", label=label)
-    used = [
-        row.state_bytes | {"temporaries": row.figures.memory.get("temporaries", 0)}
-        for row in rows
-        if row.figures
-    ]
-    used = [{name: size / GIB for name, size in parts.items()} for parts in used]
-    _draw_bars(panels[-1], names, used, "GiB per device")
+    _draw_bars(panels[-1], names, [_memory(row) for row in rows], "GiB per device")
     figure.suptitle(f"{plan.topology}, {plan.step} step of {plan.tokens_per_step:,} tokens")
     return figure
 

@@ -10,16 +10,10 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.training import state as states
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.pretrain import PretrainSettings
-from biomedlm_jax.training.state import (
-    compile_step,
-    compiler_options,
-    init_state,
-    random_model,
-    train_step,
-)
 
 STEPS = ("train", "score", "decode")
 
@@ -28,7 +22,7 @@ def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step
     """Return the step traced on `mesh`, its compiler options, and its state's bytes per device."""
     batch, chunks = settings.training.batch_size, settings.training.loss_chunks
     tokens = _abstract(mesh, (batch, config.context_length), "batch", "length")
-    options = compiler_options(mesh.devices.flat[0])
+    options = states.compiler_options(mesh.devices.flat[0])
     if step == "train":
         traced, state = _trace_train(settings, config, mesh, tokens)
     elif step == "score":  # the summed loss of a batch
@@ -45,10 +39,10 @@ def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, to
     training = settings.training
     tx, _ = make_optimizer(settings.optimizer, steps=training.steps)
     abstract = meshes.abstract_sharded(
-        lambda: init_state(random_model(config, seed=training.seed), tx), mesh
+        lambda: states.init_state(states.random_model(config, seed=training.seed), tx), mesh
     )
-    update = compile_step(
-        train_step,
+    update = states.compile_step(
+        states.train_step,
         abstract=abstract,
         tx=tx,
         seed=training.seed,

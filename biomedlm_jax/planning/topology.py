@@ -24,18 +24,6 @@ TOPOLOGIES = {"v4": _CUBE, "v5e": _SQUARE, "v5p": _CUBE, "v6e": _SQUARE, "TPU7x"
 HOST_BOUNDS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 
 
-def check_topology(name: str) -> tuple[str, str]:
-    """Split `v5e:16x16` into generation and shape; raise ValueError for an unknown one."""
-    generation, _, shape = name.partition(":")
-    shapes = TOPOLOGIES.get(generation, ())
-    if shape not in shapes:
-        expected = f"local or {generation}: with one of {', '.join(shapes)}"
-        if not shapes:
-            expected = f"local or GENERATION:SHAPE, such as v5e:16x16, of {', '.join(TOPOLOGIES)}"
-        raise ValueError(f"got topology {name!r}; expected {expected}")
-    return generation, shape
-
-
 @functools.cache
 def topology_devices(name: str) -> list:
     """Return the devices of a TPU slice such as `v5e:16x16`, to compile for; `local`: jax's own.
@@ -44,49 +32,53 @@ def topology_devices(name: str) -> list:
     """
     if name == "local":
         return jax.devices()
-    generation, shape = check_topology(name)
+    generation, _, shape = name.partition(":")
+    shapes = TOPOLOGIES.get(generation, ())
+    if shape not in shapes:
+        known = f"local, or {', '.join(TOPOLOGIES)}: and a shape, such as v5e:16x16"
+        known = f"{generation}: with one of {', '.join(shapes)}" if shapes else known
+        raise ValueError(f"got topology {name!r}; expected {known}")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            f"planning for {name} needs the TPU compiler, libtpu; fix: install the extra `tpu` "
-            '(pip install "biomedlm-jax[tpu]")'
-        )
+        fix = 'install the extra `tpu` (pip install "biomedlm-jax[tpu]")'
+        raise ValueError(f"planning for {name} needs the TPU compiler, libtpu; fix: {fix}")
     # Without a TPU, libtpu starts only if these describe one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # libtpu locks the chips for one process; compiling uses none.
+    # libtpu locks the chips for one process, but compiling uses none.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
-    options = {}
-    if shape in HOST_BOUNDS:
-        options["chips_per_host_bounds"] = HOST_BOUNDS[shape]
-    if generation == "v4":
-        options["chip_config_name"] = "megacore"
+    options = {"chips_per_host_bounds": HOST_BOUNDS[shape]} if shape in HOST_BOUNDS else {}
+    options |= {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # libtpu raises several kinds
         message = " ".join(str(error).split())
         if "libtpu" in message and ("lock" in message or "already in use" in message):
-            raise ValueError(
-                "another process locks libtpu; fix: wait for its end, or set "
-                "ALLOW_MULTIPLE_LIBTPU_LOAD=true for both"
-            ) from error
+            fix = "wait for its end, or set ALLOW_MULTIPLE_LIBTPU_LOAD=true for both"
+            raise ValueError(f"another process locks libtpu; fix: {fix}") from error
         raise ValueError(f"libtpu cannot make the topology {name}: {message[:300]}") from error
 
 
 def sensible_meshes(
-    devices: int, model: LanguageModel, *, batch_size: int, tensor: tuple[int, ...] = (1, 2, 4)
+    devices: int,
+    model: LanguageModel,
+    batch_size: int,
+    *,
+    least_shards: float = 1,
+    tensor: tuple[int, ...] = (1, 2, 4),
 ) -> list[dict[str, int]]:
     """Return the meshes worth compiling: power-of-two splits that an (abstract) model allows.
 
+    They cut the state into `least_shards` parts, or if none does, into the most that are possible.
     Shards of the width that are not a multiple of 8 would not fill a TPU's tiles: left out.
     """
     sensible = []
     for parts, exponent in itertools.product(tensor, range(devices.bit_length())):
         sizes = {"data": devices // (parts << exponent), "fsdp": 1 << exponent, "tensor": parts}
-        if math.prod(sizes.values()) != devices or model.config.width % (8 * sizes["fsdp"]):
-            continue
-        mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-        with contextlib.suppress(ValueError):
-            meshes.check_fits(mesh, batch_size=batch_size, model=model)
-            sensible.append(sizes)
-    return sensible
+        if math.prod(sizes.values()) == devices and model.config.width % (8 << exponent) == 0:
+            mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+            with contextlib.suppress(ValueError):
+                meshes.check_fits(mesh, batch_size=batch_size, model=model)
+                sensible.append(sizes)
+    least = min(least_shards, max((devices // one["data"] for one in sensible), default=1))
+    return [one for one in sensible if devices // one["data"] >= least]

@@ -29,17 +29,16 @@ def matmul_flops(jaxpr, *, times: int = 1) -> tuple[float, float]:
         elif name == "pallas_call":
             trips = math.prod(parameters["grid_mapping"].grid)
         for inner in inner_jaxprs(equation):
-            more = matmul_flops(inner, times=times * trips)
-            if name == "pallas_call":
-                more = 0.0, sum(more)
-            outside, inside = outside + more[0], inside + more[1]
+            more, of_kernels = matmul_flops(inner, times=times * trips)
+            outside += 0 if name == "pallas_call" else more
+            inside += of_kernels + (more if name == "pallas_call" else 0)
     return outside, inside
 
 
 def saved_arrays(jaxpr) -> list:
     """Return the arrays [N, B, ...] that the scan over layers saves for the backward pass.
 
-    It is the first scan, from the outside in, that stacks arrays of two or more axes.
+    It is the first scan, from the outside in, that stacks arrays of several axes.
     """
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "scan":
@@ -58,8 +57,8 @@ def saved_arrays(jaxpr) -> list:
 
 def inner_jaxprs(equation) -> Iterator:
     """Return the jaxprs in an equation's parameters: a loop's body, branches, called functions."""
-    return filter(_is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr))
 
+    def is_jaxpr(value) -> bool:
+        return hasattr(getattr(value, "jaxpr", value), "eqns")
 
-def _is_jaxpr(value) -> bool:
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+    return filter(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr))

@@ -13,11 +13,15 @@ def abstract(**changes):
 
 
 def test_meshes_worth_compiling():
-    sensible = topology.sensible_meshes(256, abstract(), batch_size=1024)
+    sensible = topology.sensible_meshes(256, abstract(), 1024)
     assert {"data": 8, "fsdp": 32, "tensor": 1} in sensible
     assert {"data": 16, "fsdp": 8, "tensor": 2} in sensible
     assert all(mesh["data"] * mesh["fsdp"] * mesh["tensor"] == 256 for mesh in sensible)
     assert not [mesh for mesh in sensible if mesh["fsdp"] > 64]  # 2560 / 128 is no multiple of 8
+    sharded = topology.sensible_meshes(256, abstract(), 1024, least_shards=100.5)
+    assert {mesh["fsdp"] * mesh["tensor"] for mesh in sharded} == {128, 256}
+    most = topology.sensible_meshes(256, abstract(), 1024, least_shards=1000)
+    assert most == [{"data": 1, "fsdp": 64, "tensor": 4}]
 
 
 @pytest.mark.parametrize(
@@ -25,16 +29,16 @@ def test_meshes_worth_compiling():
 )
 def test_a_mesh_that_cuts_the_mlp_or_the_vocabulary_unevenly_is_skipped(uneven):
     model = abstract(width=64, heads=4, **uneven)
-    sensible = topology.sensible_meshes(8, model, batch_size=8)
+    sensible = topology.sensible_meshes(8, model, 8)
     assert {mesh["tensor"] for mesh in sensible} == {1, 2}
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("v9:2x2", "GENERATION:SHAPE, such as v5e:16x16, of v4, v5e, v5p, v6e, TPU7x"),
-        ("v5e:3x3", "expected local or v5e: with one of 1x1, 2x2"),
-        ("v5e", "expected local or v5e: with one of"),
+        ("v9:2x2", "local, or v4, v5e, v5p, v6e, TPU7x: and a shape, such as v5e:16x16"),
+        ("v5e:3x3", "expected v5e: with one of 1x1, 2x2"),
+        ("v5e", "expected v5e: with one of"),
     ],
 )
 def test_an_unknown_topology_lists_the_known_ones(name, expected):
