@@ -71,7 +71,7 @@ CHIPS = {
 
 
 # Compiler options for the steps on a chip, by its name here. They are passed with each step, not in
-# the environment, where an option that the compiler does not know ends the process.
+# the environment, where an unknown one ends the process.
 COMPILER_OPTIONS: dict[str, dict[str, str]] = {
     # Without it the compiler cuts products into windows on small slices, at twice the time.
     "v5e": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},

@@ -67,7 +67,7 @@ class Program:
             raise ValueError("the program's text has no ENTRY computation; it is not HLO")
         for name, body in bodies.items():
             parsed = [_LINE.match(line) for line in body]
-            self.computations[name] = [Instruction(*found.groups()) for found in parsed if found]
+            self.computations[name] = [Instruction(*match.groups()) for match in parsed if match]
 
     def executed(self, name: str = "", times: int = 1) -> Iterator[tuple[Instruction, str, int]]:
         """Yield every scheduled instruction, its computation's name and its number of executions.

@@ -58,7 +58,7 @@ def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]
         shape[1] //= rows
         if len(shape) == 5:
             shape[2] //= meshes.axis_shards(mesh, "heads")
-        elif shape[-1] == config.feed_forward_width:
+        elif shape[-1] == config.mlp_width:
             shape[-1] //= meshes.axis_shards(mesh, "mlp")
         text = f"{array.dtype.name}[{','.join(map(str, shape))}]"
         parts.append((text, math.prod(shape) * array.dtype.itemsize))

@@ -64,22 +64,22 @@ backend_config={"estimated_cycles":"7"}
 
 
 def test_cycles_and_kernels_count_with_the_trip_count():
-    found = read_program(Program(TEXT))
-    assert found["cycles"] == 5 * 1050 + 7
-    assert found["recomputed_cycles"] == 5 * 50
-    assert found["kernels"] == {"attend": 5}
+    fields = read_program(Program(TEXT))
+    assert fields["cycles"] == 5 * 1050 + 7
+    assert fields["recomputed_cycles"] == 5 * 50
+    assert fields["kernels"] == {"attend": 5}
 
 
 def test_each_collective_counts_once_with_its_bytes_and_group():
-    found = read_program(Program(TEXT))["collectives"]
-    rows = {c.kind: (c.dtype, c.bytes, c.group, c.times, c.exposed) for c in found}
-    assert len(found) == 3
+    fields = read_program(Program(TEXT))["collectives"]
+    rows = {c.kind: (c.dtype, c.bytes, c.group, c.times, c.exposed) for c in fields}
+    assert len(fields) == 3
     assert rows == {
         "all-gather": ("bf16", 32 * 32 * 2, 8, 5, False),
         "reduce-scatter": ("bf16", 64 * 32 * 2, 8, 5, True),
         "all-reduce": ("f32", 40, 16, 1, True),
     }
-    wire = {c.kind: c.wire for c in found}
+    wire = {c.kind: c.wire for c in fields}
     assert wire["reduce-scatter"] == 5 * 64 * 32 * 2 * 7 / 8
     assert wire["all-reduce"] == 2 * 40 * 15 / 16
 
@@ -115,22 +115,22 @@ channel_id=4, replica_groups=[1,4]<=[4], dimensions={0}
 
 
 def test_a_permutation_sends_all_its_bytes():
-    found = read_program(Program(STARTS))["collectives"]
-    permutes = [(c.bytes, c.wire, c.exposed) for c in found if c.kind == "collective-permute"]
+    fields = read_program(Program(STARTS))["collectives"]
+    permutes = [(c.bytes, c.wire, c.exposed) for c in fields if c.kind == "collective-permute"]
     assert permutes == [(32, 32, True), (32, 32, False)]
 
 
 def test_a_start_of_several_arrays_counts_all_results():
-    found = read_program(Program(STARTS))["collectives"]
-    gathers = [c.bytes for c in found if c.kind == "all-gather"]
+    fields = read_program(Program(STARTS))["collectives"]
+    gathers = [c.bytes for c in fields if c.kind == "all-gather"]
     assert gathers == [32 * 4 + 16 * 2, 32 * 4]
-    assert [c.bytes for c in found if c.kind == "all-reduce" and not c.exposed] == [8 * 4 + 2 * 4]
+    assert [c.bytes for c in fields if c.kind == "all-reduce" and not c.exposed] == [8 * 4 + 2 * 4]
 
 
 def test_the_branches_of_a_choice_count_by_truth_and_by_index():
-    found = read_program(Program(STARTS))
-    assert found["cycles"] == 10 + 5 + 2 * 5
-    assert [c.group for c in found["collectives"] if c.exposed and c.kind == "all-reduce"] == [4]
+    fields = read_program(Program(STARTS))
+    assert fields["cycles"] == 10 + 5 + 2 * 5
+    assert [c.group for c in fields["collectives"] if c.exposed and c.kind == "all-reduce"] == [4]
     text = STARTS.replace("true_computation=%yes, ", "")
     with pytest.raises(ValueError, match="conditional if does not name its branches"):
         read_program(Program(text))

@@ -83,8 +83,9 @@ def test_a_mesh_that_does_not_fit_names_what_would(config, monkeypatch):
     fitting, row = made.rows
     assert fitting.change == {"model.remat": "full"}
     assert not row.fits
-    assert row.problem.startswith("out of memory: does not fit; parameters 0.00 GiB")
-    assert row.problem.endswith("; fits: data 2 x fsdp 4, model.remat=full")
+    problem = row.problem or ""
+    assert problem.startswith("out of memory: does not fit; parameters 0.00 GiB")
+    assert problem.endswith("; fits: data 2 x fsdp 4, model.remat=full")
     assert "| data 2 x fsdp 4, model.remat=full | yes |" in markdown(made)
 
 
@@ -93,7 +94,7 @@ def test_when_nothing_fits_the_row_says_so(config, monkeypatch):
     monkeypatch.setattr(planner, "compile_figures", refuse("no"))
     made = planner.plan(config, "local", progress=lines.append)
     assert len(made.rows) == 1
-    assert "fits: nothing that was tried; use more devices" in made.rows[0].problem
+    assert "fits: nothing that was tried; use more devices" in str(made.rows[0].problem)
     # The config's mesh, more shards, and full rematerialisation.
     assert [line for line in lines if line.startswith("compiling")] == [
         "compiling data 2 x fsdp 4 for local",
@@ -107,7 +108,7 @@ def test_a_search_on_a_slice_that_is_too_small_names_the_memory(config, monkeypa
     config.model.layers = 1
     lines = []
     made = planner.plan(config, "local", search=True, tensor=(1,), progress=lines.append)
-    assert "out of memory: needs" in made.rows[0].problem
+    assert "out of memory: needs" in str(made.rows[0].problem)
     assert {row.mesh["fsdp"] for row in made.rows} == {8}  # the most shards there are
     # No batch is so small that the state would fit: nothing else was compiled.
     assert len([line for line in lines if line.startswith("compiling")]) == 1

@@ -89,7 +89,7 @@ def test_the_files(tmp_path):
 def test_the_plot_labels_the_bars_and_the_memory_of_a_device():
     figure = plot(PLAN)
     assert figure is not None
-    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    labels = [axes.get_legend_handles_labels()[1] for axes in figure.axes]
     assert labels[0] == ["operations", "kernels", "exposed collectives"]
     assert set(labels[1]) == {"HBM, 8 GiB", "parameters", "optimizer", "temporaries"}
     assert plot(dataclasses.replace(PLAN, rows=[NO_ROOM])) is None
