@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB, Chip, chip
-from biomedlm_jax.corpus.tokens import read_manifest
+from biomedlm_jax.corpus.manifest import read_manifest
 from biomedlm_jax.files import write_text
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
