@@ -65,6 +65,16 @@ def test_decoding_has_no_kernel_and_scoring_no_dropout(config, monkeypatch):
     assert dropouts == [0.1, 0.0]
 
 
+def test_token_rows_are_read_only_for_sizes_that_the_config_leaves_out(config, monkeypatch):
+    rows = {"vocab_size": 512, "length": 64, "eos_id": 511}
+    monkeypatch.setattr(planner, "read_manifest", lambda path: rows)
+    monkeypatch.setattr(planner, "_compile_row", lambda *a, **k: planner.Row({}, {}, {}))
+    config.data.path = "rows"
+    assert planner.plan(config, "local").tokens_per_step == 8 * 32
+    config.model.context_length = None
+    assert planner.plan(config, "local").tokens_per_step == 8 * 64
+
+
 def refuse(message, unless="no such text"):
     compiled = planner.compile_figures
 
