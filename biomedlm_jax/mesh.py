@@ -117,7 +117,7 @@ def axis_shards(mesh: Mesh | AbstractMesh, axis: str) -> int:
     return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many parts the batch axis is cut into."""
     return axis_shards(mesh, "batch")
 
@@ -128,7 +128,7 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
+def check_fits(mesh: Mesh | AbstractMesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
     """Raise ValueError unless the batch, and an (abstract) model's axes, divide over the mesh."""
     shards = batch_shards(mesh) * accumulation
     if batch_size % shards:
