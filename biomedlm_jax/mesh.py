@@ -128,7 +128,9 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def check_fits(mesh: Mesh | AbstractMesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
+def check_fits(
+    mesh: Mesh | AbstractMesh, *, batch_size: int, accumulation: int = 1, model=None
+) -> None:
     """Raise ValueError unless the batch, and an (abstract) model's axes, divide over the mesh."""
     shards = batch_shards(mesh) * accumulation
     if batch_size % shards:

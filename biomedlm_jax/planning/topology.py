@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import math
 import os
-from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -76,7 +75,7 @@ def sensible_meshes(
     for parts, exponent in itertools.product(tensor, range(devices.bit_length())):
         sizes = {"data": devices // (parts << exponent), "fsdp": 1 << exponent, "tensor": parts}
         if math.prod(sizes.values()) == devices and model.config.width % (8 << exponent) == 0:
-            mesh: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+            mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
             with contextlib.suppress(ValueError):
                 meshes.check_fits(mesh, batch_size=batch_size, model=model)
                 sensible.append(sizes)
