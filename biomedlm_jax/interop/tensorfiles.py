@@ -3,7 +3,6 @@
 Formats: safetensors and torch's pickles, whole or in shards with an index.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,12 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, for safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from biomedlm_jax.files import read_json
 from biomedlm_jax.interop.shards import INDEX, WHOLE
-from biomedlm_jax.interop.weights import PREFIX
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import family
 
 CANDIDATES = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Constants of old files: the causal mask and the value of a masked logit.
-MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -34,17 +33,17 @@ class Entry(NamedTuple):
 class TensorFiles:
     """The tensors of a Hugging Face directory: names and shapes at once, values on demand.
 
-    Names lose the prefix `transformer.`. Mask buffers are left out and listed in `dropped`; the
-    output head is left out once it is found equal to the embedding, to which this library ties it.
+    Names lose the family's prefix. Constant buffers are left out and listed in `dropped`; so is a
+    tensor that the family ties to another one, after a check that both are equal.
 
     Raises:
       FileNotFoundError: the directory has no file of tensors, or not every one in its index.
       ValueError: a file cannot be read, an index points outside the directory or does not fit its
-        files, a tensor is there twice or of no float dtype, or the head is not the embedding.
+        files, a tensor occurs twice or has no float dtype, or a tied tensor differs.
     """
 
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, config: ModelConfig):
+        self.directory, self._family = Path(directory), family(config.model_type)
         self.entries: dict[str, Entry] = {}
         self.dropped: list[str] = []
         self.files, index = _find(self.directory)
@@ -59,8 +58,9 @@ class TensorFiles:
                 f"{self.directory}: the index puts tensor {key} into {index.get(key, 'no file')}, "
                 f"and the files have it in {keys.get(key, 'none of them')}"
             )
-        if "lm_head.weight" in self.entries:
-            self._drop_head()
+        for name, original in self._family.TIED.items():
+            if name in self.entries:
+                self._drop_tied(name, original)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -69,11 +69,11 @@ class TensorFiles:
 
     @property
     def dtypes(self) -> list[str]:
-        """The dtypes there are, by numpy's names."""
+        """The dtypes that occur, by numpy's names."""
         return sorted({entry.dtype for entry in self.entries.values()})
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32; raises ValueError if any of its numbers is not finite."""
+        """Return one tensor as float32; raises ValueError if any of its numbers is not finite."""
         entry = self.entries[name]
         tensor = np.asarray(_format(entry.file).read(entry.file, entry.key), np.float32)
         finite = np.isfinite(tensor)
@@ -86,8 +86,8 @@ class TensorFiles:
         return tensor
 
     def _add(self, entry: Entry) -> None:
-        name = entry.key.removeprefix(PREFIX)
-        if MASKS.fullmatch(name):
+        name = entry.key.removeprefix(self._family.PREFIX)
+        if re.fullmatch(self._family.BUFFERS, name):
             self.dropped.append(name)
             return
         if entry.dtype not in FLOATS.values():
@@ -97,23 +97,23 @@ class TensorFiles:
             )
         if before := self.entries.get(name):
             raise ValueError(
-                f"tensor {name} is there twice: as {before.key} in {before.file.name} "
+                f"tensor {name} occurs twice: as {before.key} in {before.file.name} "
                 f"and as {entry.key} in {entry.file.name}"
             )
         self.entries[name] = entry
 
-    def _drop_head(self) -> None:
-        head, embedding = self.entries["lm_head.weight"], self.entries.get("wte.weight")
-        if embedding is None or head.shape != embedding.shape:
-            got = "none" if embedding is None else list(embedding.shape)
-            raise ValueError(f"lm_head.weight is {list(head.shape)} and wte.weight {got}")
-        if not np.array_equal(self.read("lm_head.weight"), self.read("wte.weight")):
+    def _drop_tied(self, name: str, original: str) -> None:
+        tied, other = self.entries[name], self.entries.get(original)
+        if other is None or tied.shape != other.shape:
+            got = "absent" if other is None else list(other.shape)
+            raise ValueError(f"{name} is {list(tied.shape)} and {original} {got}")
+        if not np.array_equal(self.read(name), self.read(original)):
             raise ValueError(
-                f"{head.file}: lm_head.weight differs from wte.weight; this library computes "
-                "models whose output head is the embedding only"
+                f"{tied.file}: {name} differs from {original}; this model family ties the output "
+                "head to the embedding"
             )
-        del self.entries["lm_head.weight"]
-        self.dropped.append("lm_head.weight")
+        del self.entries[name]
+        self.dropped.append(name)
 
 
 class Format(NamedTuple):
@@ -132,7 +132,7 @@ def _safetensors_headers(file: Path):
                 for key, part in slices.items()
             }
     except SafetensorError as error:
-        raise ValueError(f"{file} is no complete safetensors file: {error}") from None
+        raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
 
 
 def _safetensors_read(file: Path, key: str) -> np.ndarray:
@@ -157,7 +157,7 @@ def _torch_open(file: Path) -> dict:
             f"{file} cannot be loaded by torch with weights_only=True and mmap=True: {reason}"
         ) from None
     if not isinstance(loaded, dict):
-        raise ValueError(f"{file} holds a {type(loaded).__name__}; expected names with tensors")
+        raise ValueError(f"{file} holds a {type(loaded).__name__}; expected a dict of tensors")
     for key, value in loaded.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{file} has {key!r} as a {type(value).__name__}; expected a tensor")
@@ -184,12 +184,12 @@ _FORMATS = {
 
 def _format(file: Path) -> Format:
     if file.suffix not in _FORMATS:
-        raise ValueError(f"{file} is of no known format; known are {', '.join(_FORMATS)}")
+        raise ValueError(f"{file} has an unknown format; expected one of {', '.join(_FORMATS)}")
     return _FORMATS[file.suffix]
 
 
 def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files of tensors, and where an index says that each tensor is."""
+    """The files of tensors, and the file of each tensor by the index, if there is one."""
     if not directory.is_dir():
         raise FileNotFoundError(f"no such directory: {directory}")
     name = next((name for name in CANDIDATES if (directory / name).exists()), None)
@@ -197,15 +197,13 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise FileNotFoundError(f"{directory} has none of {', '.join(CANDIDATES)}")
     if not name.endswith(".json"):
         return [directory / name], None
-    try:
-        index = json.loads((directory / name).read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(index.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        wanted = "expected JSON with a weight_map of files"
-        raise ValueError(f"{directory / name} is no index; {wanted}") from None
+    index = read_json(directory / name).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
+        raise ValueError(f"{directory / name} is no index; expected a weight_map of file names")
+    shards = sorted(set(index.values()))
     for shard in shards:
-        # Only a plain name surely stays inside; links are the download cache's own.
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        # A plain name stays inside the directory; links are the download cache's own.
+        if Path(shard).name != shard:
             raise ValueError(
                 f"{directory / name} points to {shard!r}; expected names of files in {directory}"
             )
