@@ -30,13 +30,12 @@ def model_directory(path: str | Path) -> Path:
     Raises FileNotFoundError for a fine-tuning run that has not finished an epoch.
     """
     path = Path(path)
-    if (path / RUN_FILE).exists():
-        if (path / MODEL_FOLDER / CONFIG).exists():
-            return path / MODEL_FOLDER
-        if not (path / CONFIG).exists():
+    if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
+        if not (path / MODEL_FOLDER / CONFIG).exists():
             raise FileNotFoundError(
                 f"{path} has no model yet; fine-tuning writes {path / MODEL_FOLDER} after an epoch"
             )
+        return path / MODEL_FOLDER
     return path
 
 
@@ -48,9 +47,7 @@ def read_config(path: str | Path) -> dict:
         raise FileNotFoundError(f"no such directory: {path}{advice}")
     file = model_directory(path) / CONFIG
     if not file.exists():
-        raise FileNotFoundError(
-            f"{path} has no {CONFIG}; expected a run or a Hugging Face directory"
-        )
+        raise FileNotFoundError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
     return read_json(file)
 
 
@@ -83,8 +80,7 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     directory: `execution` sets those fields, and the dropout rates. Raises ValueError for any
     other name.
     """
-    config, file = read_config(path), model_directory(path) / CONFIG
-    run = kind_of(path) == RUN
+    config, run = read_config(path), kind_of(path) == RUN
     fields = config["model"] if run else config
     cls = family(fields.get("model_type")).Config
     names = [field.name for field in dataclasses.fields(cls)]
@@ -92,13 +88,13 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     unknown = sorted(set(execution) - set(allowed))
     if unknown:
         raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
-    if not run:
-        return config_from_hf(config, **execution)
     try:
+        if not run:
+            return config_from_hf(config, **execution)
         kept = {name: v for name, v in fields.items() if name not in cls.free_names()}
         return make_config(kept, **execution)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def head_entry(path: str | Path) -> object | None:
@@ -113,9 +109,8 @@ def refuse_heads(path: str | Path) -> None:
     if head is not None:
         kind = head.get("kind", "unknown") if isinstance(head, dict) else "unknown"
         raise ValueError(
-            f"{path} is a fine-tuned model with a {kind} head; expected a language model. Score "
-            f"questions with it: biomedlm evaluate --model={path}, or export it: biomedlm "
-            f"export-hf --model={path}"
+            f"{path} is a fine-tuned model with a {kind} head, not a language model; use "
+            f"biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
         )
     for name in read_config(path).get("architectures") or ():
         if str(name).endswith("SequenceClassification"):
@@ -144,19 +139,15 @@ def read_tokenizer(
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise ValueError unless the tokenizer's ids, and its end of text, are the model's."""
-    fix = "use the tokenizer that the model was trained with"
-    largest = max(tokenizer.get_vocab().values())
+    largest, end = max(tokenizer.get_vocab().values()), tokenizer.token_to_id(END_OF_TEXT)
+    problem = None
     if largest >= config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has id {largest}, and the model's vocabulary ends at "
-            f"{config.vocab_size - 1}; {fix}"
-        )
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    if end is not None and end != config.eos_token_id:
-        raise ValueError(
-            f"the tokenizer's {END_OF_TEXT} is id {end}, and the model's eos_token_id is "
-            f"{config.eos_token_id}; {fix}"
-        )
+        problem = f"id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}"
+    elif end is not None and end != config.eos_token_id:
+        problem = f"{END_OF_TEXT} as id {end}, and the model's eos_token_id is {config.end_id}"
+    if problem is not None:
+        fix = "use the tokenizer that the model was trained with"
+        raise ValueError(f"the tokenizer has {problem}; {fix}")
 
 
 def _is_kind(path: str | Path, kind: str) -> bool:

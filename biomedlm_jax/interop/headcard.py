@@ -6,11 +6,6 @@ from biomedlm_jax.interop.heads import CHOICE, PAPER, Head
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
 
-WHAT = {
-    "choice": "scores the options of a question; a softmax over the scores gives probabilities",
-    "classification": "scores the classes of a question about a text; a softmax over the scores "
-    "gives probabilities",
-}
 INPUTS = {
     "choice": "If there is a context, `question` is the context, a space and the question.",
     "classification": "Texts of one batch are padded on the right with `[PAD]`, as the tokenizer "
@@ -100,21 +95,21 @@ In torch, with {whose}. The scores are those of
 {scoring_code(config, head)}
 ```
 
-{textwrap.fill(INPUTS[head.kind], 96)}"""
+{textwrap.fill(INPUTS[head.kind], 96)} config.json has the
+head's record, `biomedlm_jax_head`; the tensors `score.*` are a torch `Linear` that reads the last
+token's state after the final norm."""
 
 
 def scoring_code(config: ModelConfig, head: Head) -> str:
     """Return Python code that loads the directory DIR and defines `scores`."""
-    length = min(head.max_length, config.context_length)
-    rows = ROWS[head.kind, head.row_format]
-    if head.kind == CHOICE:
-        names, trunk = family(config.model_type), family(config.model_type).ARCHITECTURES["trunk"]
-        return CHOICE_LOADER.format(
-            trunk=trunk,
-            pretrained=trunk.removesuffix("Model") + "PreTrainedModel",
-            attribute=names.PREFIX.removesuffix("."),
-            length=length,
-            rows=rows,
-        ).strip()
-    marks = MARKS if head.row_format == PAPER else ""
-    return CLASSIFICATION_LOADER.format(marks=marks, length=length, rows=rows).strip()
+    of_family = family(config.model_type)
+    trunk = of_family.ARCHITECTURES["trunk"]
+    loader = CHOICE_LOADER if head.kind == CHOICE else CLASSIFICATION_LOADER
+    return loader.format(
+        trunk=trunk,
+        pretrained=trunk.removesuffix("Model") + "PreTrainedModel",
+        attribute=of_family.PREFIX.removesuffix("."),
+        marks=MARKS if head.row_format == PAPER else "",
+        length=min(head.max_length, config.context_length),
+        rows=ROWS[head.kind, head.row_format],
+    ).strip()

@@ -1,8 +1,8 @@
 """Fine-tuned models: the record of a head, and model directories written and read.
 
 A fine-tuned directory is a run directory (config.json, tokenizer, one checkpoint), in which
-config.json has a `head` beside the `model`, unless the model is a language model, and `facts`: how
-it was made. A Hugging Face directory that `export_hf` wrote has the head as `biomedlm_jax_head`.
+config.json has `facts`, how it was made, and a `head` beside the `model` if it has one. A Hugging
+Face directory that `export_hf` wrote has the head as `biomedlm_jax_head`.
 """
 
 import contextlib
@@ -19,18 +19,8 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
-from biomedlm_jax.files import atomic_directory, read_json, recover_directory, write_json
-from biomedlm_jax.interop.directories import (
-    CONFIG,
-    GENERATION_CONFIG,
-    RUN,
-    head_entry,
-    kind_of,
-    model_config,
-    model_directory,
-    read_config,
-    read_tokenizer,
-)
+from biomedlm_jax.files import atomic_directory, recover_directory, write_json
+from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import check_tensors, read_model
 from biomedlm_jax.mesh import abstract_sharded, one_device
@@ -76,14 +66,14 @@ class Head(Settings):
         return {**dataclasses.asdict(self), "classes": list(self.classes)}
 
     @classmethod
-    def from_json(cls, value: object, *, where: str) -> "Head":
+    def from_json(cls, value: Any, *, where: str) -> "Head":
         """Read what `to_json` wrote; raises ValueError, which begins with `where`, otherwise."""
         try:
             check_names(value, [field.name for field in dataclasses.fields(cls)], where="head")
-            fields = dict(value)
-            if isinstance(fields["classes"], list):
-                fields["classes"] = tuple(fields["classes"])
-            return cls(**fields)
+            classes = value["classes"]
+            return cls(
+                **{**value, "classes": tuple(classes) if isinstance(classes, list) else classes}
+            )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -93,19 +83,19 @@ def read_head(path: str | Path) -> Head | None:
 
     Raises FileNotFoundError or ValueError if `path` is no directory of a model.
     """
-    value = head_entry(path)
-    return None if value is None else Head.from_json(value, where=str(Path(path) / CONFIG))
+    value = directories.head_entry(path)
+    return None if value is None else Head.from_json(value, where=str(path))
 
 
 def with_head(model: LanguageModel, head: Head, *, key: jax.Array) -> Scorer:
-    """Return `model` with a new score layer, as `head` states."""
+    """Return `model` with a new score layer for `head`."""
     return HEADS[head.kind](model, score_layer(model.config, head.kind, head.outputs, key=key))
 
 
 def abstract_finetuned(config: ModelConfig, head: Head, mesh: Mesh) -> Scorer:
     """Return a fine-tuned model's shapes, dtypes and shardings on `mesh`, without values."""
 
-    def make():
+    def make() -> Scorer:
         key = jax.random.key(0)
         return with_head(make_model(config, key=key), head, key=key)
 
@@ -127,8 +117,8 @@ def load_finetuned(
             f"{path} has no head; fine-tune it first: biomedlm finetune --config=CONFIG "
             f"--model={path} --workdir=DIR"
         )
-    config = model_config(path, **execution)
-    tokenizer = read_tokenizer(path, config, required=True)
+    config = directories.model_config(path, **execution)
+    tokenizer = directories.read_tokenizer(path, config, required=True)
     assert tokenizer is not None
     abstract = abstract_finetuned(config, head, one_device() if mesh is None else mesh)
     return read_weights(path, abstract), tokenizer, head
@@ -139,8 +129,8 @@ def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) ->
 
     Raises FileNotFoundError or ValueError unless the directory holds exactly this model.
     """
-    path = model_directory(path)
-    if kind_of(path) == RUN:
+    path = directories.model_directory(path)
+    if directories.kind_of(path) == directories.RUN:
         return load_tree(path, abstract, step=step)
     if step is not None:
         raise ValueError(f"got step={step}; {path} is a Hugging Face directory, without steps")
@@ -161,49 +151,50 @@ def save_finetuned(
     replaceable: Callable[[Path], bool] = lambda path: True,
     overwrite: bool = True,
 ) -> Path:
-    """Write a model, with its head or without, as the run directory `path`, whole or not at all.
+    """Write a model, with its head if it has one, as the run directory `path` in one step.
 
     Call it in every process.
 
     Args:
-      step: of the checkpoint.
       facts: how the model was made, for its model card.
       generation: how it decodes, entries of generation_config.json with transformers' names.
       replaceable, overwrite: see `files.atomic_directory`.
     """
-    with _directory_of_all(path, replaceable=replaceable, overwrite=overwrite) as new:
+    with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
         if jax.process_index() == 0:
             if tokenizer is not None:
                 save_tokenizer(tokenizer, new, model_max_length=model.config.context_length)
             if generation is not None:
-                write_json(new / GENERATION_CONFIG, dict(generation))
+                write_json(new / directories.GENERATION_CONFIG, dict(generation))
             entry = {} if head is None else {"head": head.to_json()}
             fields = {"model": model.config.to_json(), **entry, "facts": dict(facts or {})}
-            write_json(new / CONFIG, fields)
+            write_json(new / directories.CONFIG, fields)
         save_model(new, model, step=step)
+    wait_for_all("replaced")
     return Path(path)
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
     """Return the facts that `save_finetuned` wrote; {} if there is no directory.
 
-    After a crash, process 0 first restores the directory that was being replaced.
+    Call it in every process: after a crash, the first restores the directory being replaced.
     """
     if jax.process_index() == 0:
         recover_directory(path)
     wait_for_all("recovered")
-    return read_config(path).get("facts", {}) if (Path(path) / CONFIG).exists() else {}
+    exists = (Path(path) / directories.CONFIG).exists()
+    return directories.read_config(path).get("facts", {}) if exists else {}
 
 
 @contextlib.contextmanager
-def _directory_of_all(path: str | Path, **options) -> Iterator[Path]:
-    """Yield process 0's `atomic_directory` in every process."""
+def _directory_of_first(path: str | Path, **options: Any) -> Iterator[Path]:
+    """Yield the `atomic_directory` of the first process in every process."""
     with contextlib.ExitStack() as stack:
         name = b""
         if jax.process_index() == 0:
             name = os.fsencode(stack.enter_context(atomic_directory(path, **options)))
         if jax.process_count() > 1:
             padded = np.frombuffer(name.ljust(4096, b"\0"), np.uint8)
-            name = bytes(multihost_utils.broadcast_one_to_all(padded)).rstrip(b"\0")
+            padded = multihost_utils.broadcast_one_to_all(padded)
+            name = np.asarray(padded).tobytes().rstrip(b"\0")
         yield Path(os.fsdecode(name))
-    wait_for_all("replaced")

@@ -3,49 +3,21 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.files import atomic_directory, check_output, read_json, write_json, write_text
-from biomedlm_jax.interop import hub
-from biomedlm_jax.interop.directories import (
-    CONFIG,
-    GENERATION_CONFIG,
-    HEAD_ENTRY,
-    HUGGING_FACE,
-    check_tokenizer,
-    is_hugging_face,
-    is_run,
-    kind_of,
-    model_config,
-    read_config,
-    read_tokenizer,
-    refuse_heads,
-)
-from biomedlm_jax.interop.heads import (
-    CLASSIFICATION,
-    Head,
-    abstract_finetuned,
-    read_head,
-    read_weights,
-    save_finetuned,
-)
+from biomedlm_jax.interop import directories, heads, hub, weights
+from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
+from biomedlm_jax.interop.heads import Head
 from biomedlm_jax.interop.modelcard import Facts, model_card, source_facts
 from biomedlm_jax.interop.shards import parse_size, write_tensors
 from biomedlm_jax.interop.tensorfiles import TensorFiles
-from biomedlm_jax.interop.weights import (
-    check_tensors,
-    file_name,
-    read_model,
-    tensor_reader,
-    tensor_shapes,
-)
 from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, config_to_hf, family
-from biomedlm_jax.model.heads import HEADS, Scorer
+from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 
 PAD = "[PAD]"  # transformers needs a padding token to classify a batch
@@ -70,11 +42,11 @@ def load(
       FileNotFoundError, ValueError: there is no such directory or checkpoint, or it does not hold
         exactly a language model of its config; a model with a head is refused.
     """
-    refuse_heads(path)
-    config = model_config(path, **execution)
-    tokenizer = read_tokenizer(path, config)
+    directories.refuse_heads(path)
+    config = directories.model_config(path, **execution)
+    tokenizer = directories.read_tokenizer(path, config)
     abstract = abstract_model(config, one_device() if mesh is None else mesh)
-    return read_weights(path, abstract, step=step), tokenizer
+    return heads.read_weights(path, abstract, step=step), tokenizer
 
 
 def import_hf(
@@ -97,26 +69,26 @@ def import_hf(
       FileNotFoundError, ValueError: `source` does not hold exactly a model of its config; `path`
         is unchanged then.
     """
-    source = Path(hub.local(source))
-    if kind_of(source) != HUGGING_FACE:
+    source = hub.local(source)
+    if directories.kind_of(source) != directories.HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)
-    config, head, mesh = model_config(source), read_head(source), one_device()
+    config, head, mesh = directories.model_config(source), heads.read_head(source), one_device()
     if head is None:
-        refuse_heads(source)
+        directories.refuse_heads(source)
         abstract = abstract_model(config, mesh)
     else:
-        abstract = abstract_finetuned(config, head, mesh)
-    tokenizer = read_tokenizer(source, config, required=head is not None)
+        abstract = heads.abstract_finetuned(config, head, mesh)
+    tokenizer = directories.read_tokenizer(source, config, required=head is not None)
     files = TensorFiles(source, config)
-    check_tensors(files.shapes, abstract, where=str(source))
+    weights.check_tensors(files.shapes, abstract, where=str(source))
     facts = {"source": source_facts(files, config, notify)}
     if tokenizer is None:
         notify(f"no tokenizer in {source}: the run directory has none either")
-    generation = source / GENERATION_CONFIG
-    return save_finetuned(
+    generation = source / directories.GENERATION_CONFIG
+    return heads.save_finetuned(
         path,
-        read_model(abstract, files.read),
+        weights.read_model(abstract, files.read),
         tokenizer,
         head,
         facts=facts,
@@ -154,26 +126,25 @@ def export_hf(
     Raises:
       FileExistsError: `path` exists and `overwrite` is false, or it is no Hugging Face directory.
       ValueError: tokenizer or head do not fit the model, or a parameter is not finite.
-      OSError: what was read back is not what was written; `path` is as it was.
+      OSError: what was read back is not what was written; `path` is unchanged then.
     """
     parse_size(max_shard_size)
-    config, fold, folded = model.config, None, False
     _check_head(model, head)
+    config, fold = model.config, None
     if tokenizer is not None:
         check_tokenizer(tokenizer, config)
     if fold_attention_scale:
         config, fold = family(config.model_type).fold_attention_scale(config)
-        folded = fold is not None
     fields = {**config_to_hf(config), **_head_fields(head, tokenizer, config)}
-    shapes, read = tensor_shapes(model), tensor_reader(model, fold=fold)
-    names = {file_name(name, model): name for name in shapes}
+    shapes, read = weights.tensor_shapes(model), weights.tensor_reader(model, fold=fold)
+    names = {weights.file_name(name, config): name for name in shapes}
     with atomic_directory(path, replaceable=is_hugging_face, overwrite=overwrite) as new:
-        write_json(new / CONFIG, fields)
+        write_json(new / directories.CONFIG, fields)
         if tokenizer is not None:
             save_tokenizer(tokenizer, new, model_max_length=config.context_length)
         if head is None:
             ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
-            write_json(new / GENERATION_CONFIG, {**ends, **(generation or {})})
+            write_json(new / directories.GENERATION_CONFIG, {**ends, **(generation or {})})
         else:
             for name in ("tokenizer_config.json", "special_tokens_map.json"):
                 write_json(new / name, {**read_json(new / name), "pad_token": PAD})
@@ -181,28 +152,30 @@ def export_hf(
             config,
             name=Path(path).name,
             facts=training_facts,
-            folded=folded,
+            folded=fold is not None,
             has_tokenizer=tokenizer is not None,
             head=head,
         )
         write_text(new / "README.md", card)
-        in_file = {full: shapes[name] for full, name in names.items()}
-        write_tensors(new, in_file, lambda full: read(names[full]), max_shard_size=max_shard_size)
+        write_tensors(
+            new,
+            {full: shapes[name] for full, name in names.items()},
+            lambda full: read(names[full]),
+            max_shard_size=max_shard_size,
+        )
         _check_written(new, config, fields, shapes, read)
     return Path(path)
 
 
 def _check_head(model: LanguageModel | Scorer, head: Head | None) -> None:
-    if isinstance(model, Scorer):
-        outputs = model.score.out_features
-        if head is None or not isinstance(model, HEADS[head.kind]) or outputs != head.outputs:
-            record = "no head" if head is None else f"a {head.kind} head of {list(head.classes)}"
-            raise ValueError(
-                f"got a {type(model).__name__} with {outputs} scores and {record}; give the head "
-                "that the model was fine-tuned with"
-            )
-    elif head is not None:
-        raise ValueError(f"got a {head.kind} head for a {type(model).__name__} without score layer")
+    outputs = model.score.out_features if isinstance(model, Scorer) else None
+    kind = model.kind if isinstance(model, Scorer) else None
+    wanted = (head and head.kind, head and head.outputs)
+    if (kind, outputs) != wanted:
+        raise ValueError(
+            f"got a {type(model).__name__} with {outputs or 'no'} scores, and a head of kind "
+            f"{wanted[0]} with {wanted[1] or 'no'} scores; pass the head it was fine-tuned with"
+        )
 
 
 def _head_fields(head: Head | None, tokenizer: Tokenizer | None, config: ModelConfig) -> dict:
@@ -211,32 +184,26 @@ def _head_fields(head: Head | None, tokenizer: Tokenizer | None, config: ModelCo
         return {}
     padding = None if tokenizer is None else tokenizer.token_to_id(PAD)
     if padding is None:
-        raise ValueError(f"the tokenizer lacks {PAD}; give the one in the fine-tuned directory")
-    classes, names = head.classes, family(config.model_type).ARCHITECTURES
-    fields = {"pad_token_id": padding, HEAD_ENTRY: head.to_json()}
-    if head.kind != CLASSIFICATION:
-        return {**fields, "architectures": [names["trunk"]]}
+        raise ValueError(f"the tokenizer lacks {PAD}; pass the one in the fine-tuned directory")
+    fields = {"pad_token_id": padding, directories.HEAD_ENTRY: head.to_json()}
+    architectures = family(config.model_type).ARCHITECTURES
+    if head.kind == CHOICE:
+        return {**fields, "architectures": [architectures["trunk"]]}
     return {
         **fields,
-        "architectures": [names["classification"]],
-        "num_labels": len(classes),
-        "id2label": {str(i): name for i, name in enumerate(classes)},
-        "label2id": {name: i for i, name in enumerate(classes)},
+        "architectures": [architectures["classification"]],
+        "num_labels": len(head.classes),
+        "id2label": {str(i): name for i, name in enumerate(head.classes)},
+        "label2id": {name: i for i, name in enumerate(head.classes)},
     }
 
 
-def _check_written(
-    directory: Path,
-    config: ModelConfig,
-    fields: dict,
-    shapes: dict[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
-) -> None:
-    advice = "does not read back as it was written; check the disk"
+def _check_written(directory: Path, config: ModelConfig, fields: dict, shapes: dict, read) -> None:
+    problem = "does not read back as it was written; check the disk"
     files = TensorFiles(directory, config)
-    same = model_config(directory).architecture() == config.architecture()
-    if not same or read_config(directory) != fields or files.shapes != shapes:
-        raise OSError(f"{directory} {advice}")
+    same = directories.model_config(directory).architecture() == config.architecture()
+    if not same or directories.read_config(directory) != fields or files.shapes != shapes:
+        raise OSError(f"{directory} {problem}")
     for name in files.entries:
         if files.read(name).tobytes() != read(name).tobytes():
-            raise OSError(f"{directory}: tensor {name} {advice}")
+            raise OSError(f"{directory}: tensor {name} {problem}")

@@ -4,9 +4,9 @@ Formats: safetensors and torch's pickles, whole or in shards with an index.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, for safetensors
 import numpy as np
@@ -49,7 +49,7 @@ class TensorFiles:
         self.files, index = _find(self.directory)
         keys = {}
         for file in self.files:
-            for key, (shape, dtype) in _format(file).headers(file).items():
+            for key, (shape, dtype) in _headers(file).items():
                 self._add(Entry(file, key, tuple(shape), dtype))
                 keys[key] = file.name
         if index is not None and keys != index:
@@ -75,7 +75,7 @@ class TensorFiles:
     def read(self, name: str) -> np.ndarray:
         """Return one tensor as float32; raises ValueError if any of its numbers is not finite."""
         entry = self.entries[name]
-        tensor = np.asarray(_format(entry.file).read(entry.file, entry.key), np.float32)
+        tensor = np.asarray(_read(entry), np.float32)
         finite = np.isfinite(tensor)
         if not finite.all():
             where = [int(i) for i in np.argwhere(~finite)[0]]
@@ -116,14 +116,11 @@ class TensorFiles:
         self.dropped.append(name)
 
 
-class Format(NamedTuple):
-    """How to list a file's tensors, as {key: (shape, dtype)}, and how to read one."""
-
-    headers: Callable[[Path], dict[str, tuple[tuple[int, ...], str]]]
-    read: Callable[[Path, str], np.ndarray]
-
-
-def _safetensors_headers(file: Path):
+def _headers(file: Path) -> dict[str, tuple[Sequence[int], str]]:
+    """Shape and dtype of every tensor of a file."""
+    if file.suffix == ".bin":
+        tensors = _torch_open(file)
+        return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}
     try:
         with safe_open(file, "np") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
@@ -135,13 +132,16 @@ def _safetensors_headers(file: Path):
         raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
 
 
-def _safetensors_read(file: Path, key: str) -> np.ndarray:
+def _read(entry: Entry) -> np.ndarray:
+    if entry.file.suffix == ".bin":
+        # `copy`: the tensor must not keep the file's pages in memory.
+        return _torch_open(entry.file)[entry.key].float().numpy().copy()
     # Opened anew for each tensor: pages of the file that were read count as memory until then.
-    with safe_open(file, "np") as opened:
-        return opened.get_tensor(key)
+    with safe_open(entry.file, "np") as opened:
+        return opened.get_tensor(entry.key)
 
 
-def _torch_open(file: Path) -> dict:
+def _torch_open(file: Path) -> dict[str, Any]:
     try:
         import torch
     except ModuleNotFoundError:
@@ -164,30 +164,6 @@ def _torch_open(file: Path) -> dict:
     return loaded
 
 
-def _torch_headers(file: Path):
-    return {
-        key: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for key, value in _torch_open(file).items()
-    }
-
-
-def _torch_read(file: Path, key: str) -> np.ndarray:
-    # `copy`: the tensor must not keep the file's pages in memory.
-    return _torch_open(file)[key].float().numpy().copy()
-
-
-_FORMATS = {
-    ".safetensors": Format(_safetensors_headers, _safetensors_read),
-    ".bin": Format(_torch_headers, _torch_read),
-}
-
-
-def _format(file: Path) -> Format:
-    if file.suffix not in _FORMATS:
-        raise ValueError(f"{file} has an unknown format; expected one of {', '.join(_FORMATS)}")
-    return _FORMATS[file.suffix]
-
-
 def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files of tensors, and the file of each tensor by the index, if there is one."""
     if not directory.is_dir():
@@ -207,6 +183,8 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise ValueError(
                 f"{directory / name} points to {shard!r}; expected names of files in {directory}"
             )
+        if not shard.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{directory / name} names {shard}; expected .safetensors or .bin")
         if not (directory / shard).exists():
             raise FileNotFoundError(f"{directory / name} names {shard}, which is not there")
     return [directory / shard for shard in shards], index

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.language_model import Tensor, leaf_name, map_parameters, named_leaves
@@ -35,29 +36,30 @@ def places(model: Any) -> dict[str, Place]:
 
     `model` is a LanguageModel, or a Scorer, whose tensors `score.*` come last.
     """
-    table, scored = family(model.config.model_type).TENSORS, isinstance(model, Scorer)
+    if isinstance(model, Scorer):
+        leaves, found = named_leaves(model), {}
+        for name, (parts, layer, transposed) in places(model.trunk).items():
+            found[name] = Place(tuple(f"trunk.{leaf}" for leaf in parts), layer, transposed)
+        score = {
+            name: Place(tensor.leaves, None, tensor.transposed) for name, tensor in SCORE.items()
+        }
+        return found | {name: place for name, place in score.items() if place.leaves[0] in leaves}
+    table, found = family(model.config.model_type).TENSORS, {}
     layered = [name for name in table if "*" in name]
-    found = {}
     for name, tensor in table.items():
         if name == layered[0]:
             for layer in range(model.config.layers):
                 for pattern in layered:
-                    found[pattern.replace("*", str(layer))] = _place(table[pattern], layer, scored)
-        elif "*" not in name:
-            found[name] = _place(tensor, None, scored)
-    if scored:
-        leaves = named_leaves(model)
-        found |= {
-            n: Place(t.leaves, None, t.transposed)
-            for n, t in SCORE.items()
-            if t.leaves[0] in leaves
-        }
+                    parts, transposed = table[pattern]
+                    found[pattern.replace("*", str(layer))] = Place(parts, layer, transposed)
+        elif name not in layered:
+            found[name] = Place(tensor.leaves, None, tensor.transposed)
     return found
 
 
-def file_name(name: str, model: Any) -> str:
+def file_name(name: str, config: ModelConfig) -> str:
     """Return the name of a tensor in a file, which has the family's prefix."""
-    return name if name in SCORE else family(model.config.model_type).PREFIX + name
+    return name if name in SCORE else family(config.model_type).PREFIX + name
 
 
 def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -132,8 +134,9 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
         elif array.shape != shapes[leaf]:  # vocabulary padding
             array = array[tuple(map(slice, shapes[leaf]))]
         values = np.asarray(array, np.float32)
-        divided = fold is not None and layer is not None and fold in leaf
-        return values / np.float32(layer + 1) if divided else values
+        if layer is not None and fold is not None and fold in leaf:
+            values = values / np.float32(layer + 1)
+        return values
 
     def read(name: str) -> np.ndarray:
         names, layer, transposed = where[name]
@@ -141,11 +144,6 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
         return tensor.T if transposed else tensor
 
     return read
-
-
-def _place(tensor: Tensor, layer: int | None, scored: bool) -> Place:
-    leaves = tuple(f"trunk.{leaf}" for leaf in tensor.leaves) if scored else tensor.leaves
-    return Place(leaves, layer, tensor.transposed)
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

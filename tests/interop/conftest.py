@@ -7,29 +7,28 @@ from safetensors.numpy import load_file, save_file
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.interop.weights import named_leaves
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.language_model import named_leaves
 
 TINY = {"vocab_size": 300, "context_length": 24, "layers": 3, "width": 32, "heads": 4}
 
 
-def make_model(*, seed: int = 0, deviation: float = 0.25, **fields) -> GPT:
-    """A GPT whose every parameter is random, biases and norms too, the vocabulary padding zero."""
-    config = GPTConfig(**{**TINY, **fields})
+def make_model(*, seed: int = 0, deviation: float = 0.25, **fields) -> GPT2:
+    """A GPT-2 whose every parameter is random, biases and norms too, the vocabulary padding zero."""
+    config = GPT2Config(**{**TINY, **fields})
     random = np.random.default_rng(seed)
 
     def fill(path, leaf):
         values = deviation * random.standard_normal(leaf.shape, np.float32)
         return jax.numpy.asarray(values + (path[-2].name == "scale"))
 
-    abstract = jax.eval_shape(lambda: GPT(config, key=jax.random.key(0)))
-    model = jax.tree_util.tree_map_with_path(fill, abstract)
+    model = jax.tree_util.tree_map_with_path(fill, abstract_model(config))
     model.wte[...] = model.wte[...].at[config.vocab_size :].set(0)
     return model
 
 
-def assert_same(one: GPT, other: GPT) -> None:
+def assert_same(one: GPT2, other: GPT2) -> None:
     ours, theirs = named_leaves(one), named_leaves(other)
     assert ours.keys() == theirs.keys()
     for name, leaf in ours.items():
@@ -70,7 +69,7 @@ def _edit_config():
 
 
 @pytest.fixture(scope="session")
-def model() -> GPT:
+def model() -> GPT2:
     return make_model()
 
 

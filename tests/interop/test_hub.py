@@ -41,7 +41,7 @@ def test_safetensors_spare_the_pickles(asked):
 
 
 def test_a_name_that_is_none(asked):
-    with pytest.raises(ValueError, match=r"got 'hf://name'; a repository is named hf://owner"):
+    with pytest.raises(ValueError, match=r"got 'hf://name'; expected hf://owner"):
         hub.local("hf://name")
 
 

@@ -99,10 +99,10 @@ def test_import_says_what_it_did(release, tmp_path, rewrite):
     said = []
     run = import_hf(release, tmp_path / "run", notify=said.append)
     assert "bigscience-bloom-rail-1.0, which forbids medical advice" in said[0]
-    assert "left out 1 tensors without use, such as h.0.attn.masked_bias" in said[1]
+    assert "left out 1 unused tensors, such as h.0.attn.masked_bias" in said[1]
     assert said[2] == "converted to float32 from float16"
     assert "no tokenizer" in said[3]
-    source = json.loads((run / "config.json").read_text())["source"]
+    source = json.loads((run / "config.json").read_text())["facts"]["source"]
     assert source["licence"] == "bigscience-bloom-rail-1.0"
     imported, tokenizer = load(run)
     assert tokenizer is None
@@ -209,7 +209,7 @@ def test_commands_there_and_back(command, release, tmp_path):
     code, said, _ = command("export-hf", f"--model={run}", f"--out={out}")
     assert code == 0
     assert "silently ignore" in said
-    assert f"| path | {release} |" in (out / "README.md").read_text()
+    assert f"| path | {release.name} |" in (out / "README.md").read_text()
     assert files_of(out)["model.safetensors"] == files_of(release)["model.safetensors"]
     code, _, error = command("export-hf", f"--model={run}", f"--out={out}")
     assert (code, "exists" in error) == (2, True)

@@ -8,9 +8,9 @@ from biomedlm_jax.interop.modelcard import (
     stated_licence,
     training_facts,
 )
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt2 import GPT2Config
 
-SMALL = GPTConfig(vocab_size=300, context_length=24, layers=2, width=32, heads=4)
+SMALL = GPT2Config(vocab_size=300, context_length=24, layers=2, width=32, heads=4)
 
 
 def card(config=SMALL, *, facts=None, folded=False) -> str:
@@ -22,9 +22,9 @@ def plain(text: str) -> str:
 
 
 def test_card_warns_of_the_attention_scale_when_it_is_on():
-    assert "transformers 4.42 to 4.57 silently ignore that" in plain(card())
+    assert "transformers 4.42 to 4.57 silently ignore that setting" in plain(card())
     assert "--fold_attention_scale" in card()
-    off = GPTConfig(**{**vars(SMALL), "scale_attn_by_inverse_layer_idx": False})
+    off = GPT2Config(**{**vars(SMALL), "scale_attn_by_inverse_layer_idx": False})
     assert "silently" not in card(off)
     assert "folded into the query part" in plain(card(off, folded=True))
 
@@ -73,7 +73,7 @@ def test_licence_travels(tmp_path):
     [
         (None, SMALL, "not stated in the source"),
         ("mit", SMALL, "mit"),
-        (None, GPTConfig(), "bigscience-bloom-rail-1.0, which forbids medical advice"),
+        (None, GPT2Config(), "bigscience-bloom-rail-1.0, which forbids medical advice"),
         ("bigscience-bloom-rail-1.0", SMALL, "forbids medical advice"),
     ],
 )

@@ -24,9 +24,9 @@ def test_parity_with_transformers(tmp_path, flag, layers, heads, width, mlp_widt
     report = verify_hf(tmp_path / "out", length=24)
     assert report["eager"]["max"] <= 1e-4
     assert report["default"]["max"] <= 1e-4
-    assert report["scale_attn_by_inverse_layer_idx"] is flag
+    assert report["foldable_settings"] == ({"scale_attn_by_inverse_layer_idx": True} if flag else {})
     assert len(report["eager"]["mean_per_position"]) == 24
-    assert report["largest_logit"] > 1
+    assert report["largest_output"] > 1
 
 
 def test_flag_changes_the_function(make_model):
@@ -79,7 +79,7 @@ def test_run_and_folded_export_agree(model, tokenizer, release, tmp_path):
     run = import_hf(release, tmp_path / "run", notify=lambda line: None)
     export_hf(model, tokenizer, tmp_path / "folded", fold_attention_scale=True)
     report = verify_hf(tmp_path / "folded", run=run)
-    assert report["scale_attn_by_inverse_layer_idx"] is False
+    assert report["foldable_settings"] == {}
     assert report["rows"] == 3  # two random ones, one of text
     assert 0 < report["run"]["max"] <= 1e-4
     assert verify_hf(release, run=run)["run"]["max"] == 0
@@ -116,7 +116,7 @@ def test_transformers_that_ignores_the_scale_is_denounced(release, old_transform
         report = verify_hf(release)
     assert report["eager"]["max"] <= 1e-4
     assert report["default"]["max"] > 0.1
-    assert report["default"]["ignores_inverse_layer_scale"] is True
+    assert report["default"]["ignores"] == ["scale_attn_by_inverse_layer_idx"]
 
 
 def test_command(release, tmp_path, capsys, old_transformers):
@@ -124,7 +124,7 @@ def test_command(release, tmp_path, capsys, old_transformers):
     arguments = ["verify-hf", f"--model={release}", "--length=8", f"--json={figures}"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr()
-    assert "max |Δlogit|" in printed.out
+    assert "max |difference|" in printed.out
     assert f"WARNING: transformers {transformers.__version__} IGNORES" in printed.err
     assert json.loads(figures.read_text())["length"] == 8
     assert cli.main([*arguments, "--tolerance=1e-12"]) == 2
