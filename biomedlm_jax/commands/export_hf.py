@@ -24,21 +24,20 @@ absl_flags.DEFINE_string("max_shard_size", "5GB", SIZE, flag_values=FLAGS)
 
 def run(flags: absl_flags.FlagValues) -> None:
     """Load the model, write it and print the directory."""
-    from biomedlm_jax.files import check_output
-    from biomedlm_jax.generation.options import read_settings
+    from biomedlm_jax.files import check_output, read_json
     from biomedlm_jax.interop import directories, heads, huggingface, modelcard, shards
     from biomedlm_jax.model.families import family
     from biomedlm_jax.training.checkpoint import latest_step
 
-    replaceable = directories.is_hugging_face
-    check_output(flags.out, replaceable=replaceable, overwrite=flags.overwrite)
+    check_output(flags.out, replaceable=directories.is_hugging_face, overwrite=flags.overwrite)
     shards.parse_size(flags.max_shard_size)
     names = ("overwrite", "fold_attention_scale", "max_shard_size")
     options = {name: flags[name].value for name in names}
     directories.read_config(flags.model)  # that it is a directory of a model
     path, step = directories.model_directory(flags.model), flags.step
     if heads.read_head(path) is None:
-        options["generation"] = read_settings(path)
+        generation = path / directories.GENERATION_CONFIG
+        options["generation"] = read_json(generation) if generation.exists() else None
         model, tokenizer = huggingface.load(path, step=step)
     else:
         if step is not None:

@@ -3,7 +3,8 @@
     biomedlm verify-hf --model=release/ --run=run/ --json=verify.json
 
 Outputs are logits, or the scores of a fine-tuned model. Fails (exit code 2) above --tolerance, and
-warns if the installed transformers computes another function by default. Needs torch and transformers: pip install 'biomedlm-jax[hf]'.
+warns if the installed transformers computes another function by default. Needs torch and
+transformers: pip install 'biomedlm-jax[hf]'.
 """
 
 import sys

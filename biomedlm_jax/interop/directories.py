@@ -5,6 +5,7 @@ directory has config.json with a `model_type`. A fine-tuning run keeps the model
 `RUN/model/`, a run directory of its own, and every function here reads that one.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -65,12 +66,12 @@ def kind_of(path: str | Path) -> str:
 
 def is_run(path: str | Path) -> bool:
     """Return whether `path` is a run directory."""
-    return _is_kind(path, RUN)
+    return _kind_or_none(path) == RUN
 
 
 def is_hugging_face(path: str | Path) -> bool:
     """Return whether `path` is a Hugging Face directory."""
-    return _is_kind(path, HUGGING_FACE)
+    return _kind_or_none(path) == HUGGING_FACE
 
 
 def model_config(path: str | Path, **execution) -> ModelConfig:
@@ -150,8 +151,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
         raise ValueError(f"the tokenizer has {problem}; {fix}")
 
 
-def _is_kind(path: str | Path, kind: str) -> bool:
-    try:
-        return kind_of(path) == kind
-    except (ValueError, FileNotFoundError):
-        return False
+def _kind_or_none(path: str | Path) -> str | None:
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return kind_of(path)
+    return None

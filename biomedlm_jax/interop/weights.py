@@ -5,7 +5,7 @@ transposes. Tensors pass one at a time, so a conversion needs little memory besi
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,13 @@ import numpy as np
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
 from biomedlm_jax.model.heads import Scorer
-from biomedlm_jax.model.language_model import Tensor, leaf_name, map_parameters, named_leaves
+from biomedlm_jax.model.language_model import (
+    Tensor,
+    axis_names,
+    leaf_name,
+    named_leaves,
+    named_parameters,
+)
 
 # The score layer of a head, as torch's Linear stores it.
 SCORE = {
@@ -75,25 +81,26 @@ def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: str) -> None:
     """Raise ValueError unless `shapes` has exactly the tensors of `model`, in their shapes."""
     wanted = tensor_shapes(model)
-    _refuse(
-        [f"{name} {list(shapes[name])}" for name in shapes if name not in wanted],
-        f"{where} has tensors that this model does not: got",
-        f"config.json describes another model, or the file is not a {model.config.model_type}'s",
-    )
-    _refuse(
-        [f"{name} {list(wanted[name])}" for name in wanted if name not in shapes],
-        f"{where} lacks tensors of this model: expected",
-        "the file is incomplete, or config.json describes another model",
-    )
-    _refuse(
-        [
-            f"{name}: got {list(shapes[name])}, expected {list(wanted[name])}"
-            for name in wanted
-            if tuple(shapes[name]) != wanted[name]
+    wrong = {
+        "has tensors that this model does not: got": [
+            f"{name} {list(shape)}" for name, shape in shapes.items() if name not in wanted
         ],
-        f"{where} has tensors of another shape:",
-        "config.json describes another model",
-    )
+        "lacks tensors of this model: expected": [
+            f"{name} {list(shape)}" for name, shape in wanted.items() if name not in shapes
+        ],
+        "has tensors of another shape:": [
+            f"{name}: got {list(shapes[name])}, expected {list(shape)}"
+            for name, shape in wanted.items()
+            if name in shapes and tuple(shapes[name]) != shape
+        ],
+    }
+    for problem, tensors in wrong.items():
+        if tensors:
+            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+            raise ValueError(
+                f"{where} {problem} {', '.join(tensors[:3])}{more}; the file is incomplete, or "
+                f"config.json describes another {model.config.model_type} model"
+            )
 
 
 def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
@@ -147,17 +154,14 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of the leaves without the padding of axes named `vocab`."""
-    shapes, size = {}, model.config.vocab_size
-
-    def add(name, variable):
-        axes = variable.get_metadata().get("out_sharding") or (None,) * len(variable.shape)
-        pairs = zip(axes, variable.shape, strict=True)
-        shapes[name] = tuple(size if axis == "vocab" else length for axis, length in pairs)
-        return variable
-
-    map_parameters(add, model)
-    return shapes
+    """The shapes of the leaves, vocabulary padding excluded."""
+    shapes = {}
+    for name, variable in named_parameters(model).items():
+        shapes[name] = list(variable.shape)
+        for i, axis in enumerate(axis_names(variable)):
+            if axis == "vocab":
+                shapes[name][i] = model.config.vocab_size
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _stack(tensors, read, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
@@ -183,10 +187,3 @@ def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
 def _on_devices(stack: np.ndarray, sharding) -> jax.Array:
     array = jax.make_array_from_callback(stack.shape, sharding, lambda index: stack[index])
     return jax.block_until_ready(array)  # so that the host's copy can go
-
-
-def _refuse(bad: Iterable[str], problem: str, advice: str) -> None:
-    bad = list(bad)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(f"{problem} {', '.join(bad[:3])}{more}; {advice}")

@@ -24,7 +24,9 @@ def test_parity_with_transformers(tmp_path, flag, layers, heads, width, mlp_widt
     report = verify_hf(tmp_path / "out", length=24)
     assert report["eager"]["max"] <= 1e-4
     assert report["default"]["max"] <= 1e-4
-    assert report["foldable_settings"] == ({"scale_attn_by_inverse_layer_idx": True} if flag else {})
+    assert report["foldable_settings"] == (
+        {"scale_attn_by_inverse_layer_idx": True} if flag else {}
+    )
     assert len(report["eager"]["mean_per_position"]) == 24
     assert report["largest_output"] > 1
 

@@ -49,7 +49,10 @@ def test_query_key_value_are_joined_in_that_order(model):
 def test_fold_divides_the_query_alone(model):
     width = model.config.width
     for name in ("h.2.attn.c_attn.weight", "h.2.attn.c_attn.bias"):
-        plain, folded = tensor_reader(model)(name), tensor_reader(model, fold=".c_attn.query.")(name)
+        plain, folded = (
+            tensor_reader(model)(name),
+            tensor_reader(model, fold=".c_attn.query.")(name),
+        )
         np.testing.assert_array_equal(folded[..., :width], plain[..., :width] / np.float32(3))
         np.testing.assert_array_equal(folded[..., width:], plain[..., width:])
 
