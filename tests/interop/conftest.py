@@ -1,11 +1,15 @@
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
 
+from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.heads import Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
@@ -87,3 +91,39 @@ def tokenizer():
 def release(model, tokenizer, tmp_path):
     """A fresh Hugging Face directory of `model`."""
     return export_hf(model, tokenizer, tmp_path / "release")
+
+
+@pytest.fixture(scope="session")
+def make_finetuned(tokenizer):
+    """A function: kind and row format -> a model with its head, its tokenizer and its Head."""
+    added = {
+        "choice": ["[PAD]", "[CLS]", "[SEP]"],
+        "classification": ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"],
+    }
+
+    def make(kind, row_format="paper", **fields):
+        grown = Tokenizer.from_str(tokenizer.to_str())
+        grown.add_special_tokens([AddedToken(name, normalized=False) for name in added[kind]])
+        size = {"vocab_size": grown.get_vocab_size(), "eos_token_id": 299, "context_length": 64}
+        model = make_model(**{**size, **fields})
+        classes = ("maybe", "no", "yes") if kind == "classification" else ()
+        head = Head(kind=kind, task="medqa", row_format=row_format, max_length=40, classes=classes)
+        finetuned = with_head(model, head, key=jax.random.key(3))
+        finetuned.score.kernel[...] *= 20
+        if kind == "choice":
+            finetuned.score.bias[...] += 0.375
+        return finetuned, grown, head
+
+    return make
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command in this process: its exit code and what it printed."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return types.SimpleNamespace(code=code, out=printed.out, error=printed.err)
+
+    return run

@@ -37,18 +37,21 @@ def test_card_says_what_it_is_not_for_and_invents_nothing():
 
 def test_facts_of_a_run_come_from_its_files(tmp_path):
     splits = {"train": {"rows": 100, "tokens": 2400}}
-    manifest = {"splits": splits, "fingerprint": "abc", "separator": "eos"}
+    manifest = {"splits": splits, "fingerprint": "abc", "separator": "eos", "length": 24}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    config = {
-        "model": {"context_length": 24},
-        "data": {"path": "tokens", "seed": 3},
+    record = {
+        "recipe": "pretrain",
+        "data": {"path": "/home/me/tokens", "seed": 3},
         "optimizer": {"learning_rate": 1.6e-4},
         "training": {"steps": 1000, "batch_size": 8, "seed": 5},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"model_type": "gpt2"}}))
     lines = [{"step": 40, "validation_loss": 2.5}, {"step": 50, "loss": 3.0}]
     lines += [{"step": 90, "validation_loss": 1.5}]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in lines) + '{"step'
+    )
     facts = training_facts(tmp_path, step=50)
     assert facts["Steps"]["tokens trained on"] == 50 * 8 * 24
     assert facts["Steps"]["passes over the data"] == 4.0
@@ -57,6 +60,7 @@ def test_facts_of_a_run_come_from_its_files(tmp_path):
     text = card(facts=facts)
     assert "| tokens trained on | 9,600 |" in text
     assert "| learning_rate | 0.00016 |" in text
+    assert "| path | tokens |" in text
     (tmp_path / "manifest.json").unlink()
     assert "passes over the data" not in training_facts(tmp_path, step=50)["Steps"]
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import cli
+from biomedlm_jax.interop.heads import save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.verify import verify_hf
 
@@ -131,3 +132,42 @@ def test_command(release, tmp_path, capsys, old_transformers):
     assert json.loads(figures.read_text())["length"] == 8
     assert cli.main([*arguments, "--tolerance=1e-12"]) == 2
     assert "expected at most 1e-12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["choice", "classification"])
+def test_scores_of_a_head_are_those_of_transformers(kind, make_finetuned, tmp_path, rewrite):
+    model, tokenizer, head = make_finetuned(kind)
+    save_finetuned(tmp_path / "run" / "model", model, tokenizer, head)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    path = export_hf(model, tokenizer, tmp_path / "out", head=head)
+    report = verify_hf(path, run=tmp_path / "run")
+    assert report["eager"]["max"] <= 1e-4
+    assert report["run"]["max"] == 0
+    assert report["rows"] == 3
+    assert report["largest_output"] > 0.5
+    assert "mean_per_position" not in report["eager"]
+    rewrite(path, lambda t: t["score.weight"].__iadd__(0.01))
+    with pytest.raises(ValueError, match="expected at most 0.0001"):
+        verify_hf(path, run=tmp_path / "run")
+
+
+def test_transformers_classifies_a_padded_batch_alike(make_finetuned, tmp_path):
+    model, tokenizer, head = make_finetuned("classification")
+    path = export_hf(model, tokenizer, tmp_path / "out", head=head)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        path, attn_implementation="eager"
+    )
+    assert type(theirs) is transformers.GPT2ForSequenceClassification
+    assert theirs.config.id2label == dict(enumerate(head.classes))
+    words = transformers.AutoTokenizer.from_pretrained(path)
+    assert (words.pad_token, words.pad_token_id, words.padding_side) == ("[PAD]", 300, "right")
+    assert theirs.config.pad_token_id == 300
+    texts = ["hepatology <|ANSWER|>", "a longer text about neuropathy <|ANSWER|>"]
+    rows = [tokenizer.encode(text).ids for text in texts]
+    assert [words.encode(text) for text in texts] == rows
+    batch = words.pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(**batch).logits.numpy()
+    for row, scores in zip(rows, logits, strict=True):
+        ours = model(model.trunk.hidden(np.array([row], np.int32))[:, -1])
+        np.testing.assert_allclose(scores, ours[0], rtol=0, atol=5e-5)
