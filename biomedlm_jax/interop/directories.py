@@ -7,6 +7,7 @@ directory has config.json with a `model_type`. A fine-tuning run keeps the model
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -64,14 +65,15 @@ def kind_of(path: str | Path) -> str:
     )
 
 
-def is_run(path: str | Path) -> bool:
-    """Return whether `path` is a run directory."""
-    return _kind_or_none(path) == RUN
+def is_kind(path: str | Path, kind: str) -> bool:
+    """Return whether `path` is a directory of this kind."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return kind_of(path) == kind
+    return False
 
 
-def is_hugging_face(path: str | Path) -> bool:
-    """Return whether `path` is a Hugging Face directory."""
-    return _kind_or_none(path) == HUGGING_FACE
+is_run = functools.partial(is_kind, kind=RUN)
+is_hugging_face = functools.partial(is_kind, kind=HUGGING_FACE)
 
 
 def model_config(path: str | Path, **execution) -> ModelConfig:
@@ -145,13 +147,9 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     if largest >= config.vocab_size:
         problem = f"id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}"
     elif end is not None and end != config.eos_token_id:
-        problem = f"{END_OF_TEXT} as id {end}, and the model's eos_token_id is {config.end_id}"
+        problem = (
+            f"{END_OF_TEXT} as id {end}, and the model's eos_token_id is {config.eos_token_id}"
+        )
     if problem is not None:
         fix = "use the tokenizer that the model was trained with"
         raise ValueError(f"the tokenizer has {problem}; {fix}")
-
-
-def _kind_or_none(path: str | Path) -> str | None:
-    with contextlib.suppress(ValueError, FileNotFoundError):
-        return kind_of(path)
-    return None

@@ -26,21 +26,13 @@ PAD = "[PAD]"  # transformers needs a padding token to classify a batch
 def load(
     path: str | Path, *, step: int | None = None, mesh: Mesh | None = None, **execution
 ) -> tuple[LanguageModel, Tokenizer | None]:
-    """Load the model and tokenizer of a run directory or a Hugging Face directory.
+    """Load the model and the tokenizer (or None) of a run directory or a Hugging Face directory.
 
-    Args:
-      path: a fine-tuning run is loaded from RUN/model.
-      step: a run's checkpoint, the newest by default.
-      mesh: where the parameters go; one device by default.
-      execution: `compute_dtype`, `attention`, `remat`, ... of the model's config. Otherwise they
-        have their defaults, whatever the run used on its machine.
-
-    Returns:
-      The model, and the tokenizer or None if the directory has none.
-
-    Raises:
-      FileNotFoundError, ValueError: there is no such directory or checkpoint, or it does not hold
-        exactly a language model of its config; a model with a head is refused.
+    A fine-tuning run is loaded from RUN/model. `step` is a run's checkpoint, the newest by default;
+    without a mesh the model goes onto one device. `execution` sets `compute_dtype`, `attention`,
+    `remat`, ... of the model's config, which have their defaults otherwise. Raises
+    FileNotFoundError or ValueError if the directory does not hold exactly a language model of its
+    config; a model with a head is refused.
     """
     directories.refuse_heads(path)
     config = directories.model_config(path, **execution)
@@ -62,12 +54,9 @@ def import_hf(
     model.safetensors, safetensors shards, or pytorch_model.bin (through torch), with or without
     the family's prefix. Tensors of other float dtypes become float32. A head that `export_hf`
     wrote and generation_config.json are kept. `notify` gets one line about the licence of the
-    weights and one about anything converted or left out.
-
-    Raises:
-      FileExistsError: `path` exists and `overwrite` is false, or it is no run directory.
-      FileNotFoundError, ValueError: `source` does not hold exactly a model of its config; `path`
-        is unchanged then.
+    weights and one about anything converted or left out. Raises FileExistsError if `path` exists
+    and may not be overwritten, and FileNotFoundError or ValueError if `source` does not hold
+    exactly a model of its config; `path` is unchanged then.
     """
     source = hub.local(source)
     if directories.kind_of(source) != directories.HUGGING_FACE:

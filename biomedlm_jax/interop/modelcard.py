@@ -20,13 +20,7 @@ from biomedlm_jax.training.provenance import RUN_FILE
 BIOMEDLM, BIOMEDLM_LICENCE = GPT2Config(), "bigscience-bloom-rail-1.0"
 Facts = Mapping[str, Mapping[str, object]]
 # Groups of run.json that the card has as sections.
-GROUPS = {
-    "data": "Data",
-    "task": "Data",
-    "training": "Steps",
-    "optimizer": "Optimizer",
-    "lora": "LoRA",
-}
+GROUPS = (("data", "Data"), ("task", "Data"), ("training", "Steps"), ("optimizer", "Optimizer"))
 CARD = """---
 {front}
 ---
@@ -69,13 +63,16 @@ def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, di
     """
     path = directories.model_directory(path)
     facts = {**directories.read_config(path).get("facts", {})}
-    run = path.resolve().parent if path.resolve().name == directories.MODEL_FOLDER else path
-    record = read_json(run / RUN_FILE) if (run / RUN_FILE).exists() else {}
-    sections = {"Source": facts.pop("source", {}), "Started from": facts.pop("started_from", {})}
+    file = path / RUN_FILE
+    if not file.exists() and path.resolve().name == directories.MODEL_FOLDER:
+        file = path.resolve().parent / RUN_FILE  # of the fine-tuning run
+    record = read_json(file) if file.exists() else {}
+    sections = {"Source": facts.pop("source", {})}
+    sections["Started from"] = record.get("started_from", {}) | facts.pop("started_from", {})
     sections["Checkpoint"] = facts
-    for group, section in GROUPS.items():
-        if group in record and record[group].get("rank") != 0:
-            sections[section] = {**record[group]}
+    sections |= {section: {**record[group]} for group, section in GROUPS if group in record}
+    if record.get("lora", {}).get("rank"):
+        sections["LoRA"] = record["lora"]
     if (path / "manifest.json").exists() and step is not None and "training" in record:
         manifest = read_json(path / "manifest.json")
         rows, length = manifest.get("splits", {}).get("train", {}), manifest["length"]

@@ -163,10 +163,11 @@ def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 def _within(tolerance: float, path, here: np.ndarray, other: np.ndarray, whose: str) -> dict:
     difference = _difference(here, other)
-    if not difference["max"] <= tolerance:  # so that nan is an error too
+    largest = difference["max"]
+    if not largest <= tolerance:  # so that nan is an error too
         raise ValueError(
-            f"the outputs of {path} differ by up to {difference['max']:.3g} from {whose}; expected "
-            f"at most {tolerance:g}"
+            f"the outputs of {path} differ by {largest:.3g} from {whose}; expected at most "
+            f"{tolerance:g}"
         )
     return difference
 

@@ -19,7 +19,7 @@ TINY = {"vocab_size": 300, "context_length": 24, "layers": 3, "width": 32, "head
 
 
 def make_model(*, seed: int = 0, deviation: float = 0.25, **fields) -> GPT2:
-    """A GPT-2 whose every parameter is random, biases and norms too, the vocabulary padding zero."""
+    """A GPT-2 whose parameters are all random, biases too; the vocabulary padding is zero."""
     config = GPT2Config(**{**TINY, **fields})
     random = np.random.default_rng(seed)
 

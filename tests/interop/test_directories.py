@@ -59,7 +59,7 @@ def test_execution_is_not_taken_from_the_directory(tmp_path):
     run = fill(tmp_path / "run", model={**MODEL, "attention": "splash"})
     assert model_config(run).attention == "auto"
     assert model_config(run, remat="full", attention_dropout=0.0).remat == "full"
-    with pytest.raises(ValueError, match="expected settings of execution: .*compute_dtype"):
+    with pytest.raises(ValueError, match=r"expected settings of execution: .*compute_dtype"):
         model_config(run, layers=3)
     with pytest.raises(ValueError, match=r"odd: got model\.depth, which is unknown"):
         model_config(fill(tmp_path / "odd", model={**MODEL, "depth": 2}))

@@ -147,7 +147,7 @@ def test_scores_of_a_head_are_those_of_transformers(kind, make_finetuned, tmp_pa
     assert report["largest_output"] > 0.5
     assert "mean_per_position" not in report["eager"]
     rewrite(path, lambda t: t["score.weight"].__iadd__(0.01))
-    with pytest.raises(ValueError, match="expected at most 0.0001"):
+    with pytest.raises(ValueError, match=r"expected at most 0\.0001"):
         verify_hf(path, run=tmp_path / "run")
 
 
