@@ -7,6 +7,8 @@ A fine-tuned model is written with its head, or with its generation settings. Th
 after every tensor was read back and compared with the model's.
 """
 
+from typing import Any
+
 from absl import flags as absl_flags
 
 FLAGS = absl_flags.FlagValues()
@@ -32,7 +34,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     check_output(flags.out, replaceable=directories.is_hugging_face, overwrite=flags.overwrite)
     shards.parse_size(flags.max_shard_size)
     names = ("overwrite", "fold_attention_scale", "max_shard_size")
-    options = {name: flags[name].value for name in names}
+    options: dict[str, Any] = {name: flags[name].value for name in names}
     directories.read_config(flags.model)  # that it is a directory of a model
     path, step = directories.model_directory(flags.model), flags.step
     if heads.read_head(path) is None:

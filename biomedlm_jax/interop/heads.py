@@ -70,10 +70,8 @@ class Head(Settings):
         """Read what `to_json` wrote; raises ValueError, which begins with `where`, otherwise."""
         try:
             check_names(value, [field.name for field in dataclasses.fields(cls)], where="head")
-            classes = value["classes"]
-            return cls(
-                **{**value, "classes": tuple(classes) if isinstance(classes, list) else classes}
-            )
+            listed = {k: tuple(v) for k, v in value.items() if isinstance(v, list)}
+            return cls(**{**value, **listed})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 
@@ -153,12 +151,9 @@ def save_finetuned(
 ) -> Path:
     """Write a model, with its head if it has one, as the run directory `path` in one step.
 
-    Call it in every process.
-
-    Args:
-      facts: how the model was made, for its model card.
-      generation: how it decodes, entries of generation_config.json with transformers' names.
-      replaceable, overwrite: see `files.atomic_directory`.
+    `facts` state how it was made, for its model card; `generation` how it decodes, with
+    transformers' names. `replaceable` and `overwrite` are those of `files.atomic_directory`. Call
+    it in every process.
     """
     with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
         if jax.process_index() == 0:

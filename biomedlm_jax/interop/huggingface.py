@@ -112,10 +112,9 @@ def export_hf(
       training_facts: sections for the model card; see `modelcard.training_facts`.
       generation: how the model decodes, entries of generation_config.json with transformers' names.
 
-    Raises:
-      FileExistsError: `path` exists and `overwrite` is false, or it is no Hugging Face directory.
-      ValueError: tokenizer or head do not fit the model, or a parameter is not finite.
-      OSError: what was read back is not what was written; `path` is unchanged then.
+    Raises FileExistsError if `path` may not be overwritten, ValueError if tokenizer or head do not
+    fit the model or a parameter is not finite, and OSError if what was read back is not what was
+    written; `path` is unchanged then.
     """
     parse_size(max_shard_size)
     _check_head(model, head)
@@ -124,7 +123,7 @@ def export_hf(
         check_tokenizer(tokenizer, config)
     if fold_attention_scale:
         config, fold = family(config.model_type).fold_attention_scale(config)
-    fields = {**config_to_hf(config), **_head_fields(head, tokenizer, config)}
+    fields = config_to_hf(config) | (_head_fields(head, tokenizer, config) if head else {})
     shapes, read = weights.tensor_shapes(model), weights.tensor_reader(model, fold=fold)
     names = {weights.file_name(name, config): name for name in shapes}
     with atomic_directory(path, replaceable=is_hugging_face, overwrite=overwrite) as new:
@@ -157,34 +156,27 @@ def export_hf(
 
 
 def _check_head(model: LanguageModel | Scorer, head: Head | None) -> None:
-    outputs = model.score.out_features if isinstance(model, Scorer) else None
-    kind = model.kind if isinstance(model, Scorer) else None
-    wanted = (head and head.kind, head and head.outputs)
-    if (kind, outputs) != wanted:
+    got = (model.kind, model.score.out_features) if isinstance(model, Scorer) else (None, 0)
+    wanted = (head.kind, head.outputs) if head else (None, 0)
+    if got != wanted:
         raise ValueError(
-            f"got a {type(model).__name__} with {outputs or 'no'} scores, and a head of kind "
-            f"{wanted[0]} with {wanted[1] or 'no'} scores; pass the head it was fine-tuned with"
+            f"got a {type(model).__name__} with {got[1]} scores, and a head of kind {wanted[0]} "
+            f"with {wanted[1]}; pass the head that the model was fine-tuned with"
         )
 
 
-def _head_fields(head: Head | None, tokenizer: Tokenizer | None, config: ModelConfig) -> dict:
+def _head_fields(head: Head, tokenizer: Tokenizer | None, config: ModelConfig) -> dict:
     """What a head adds to config.json."""
-    if head is None:
-        return {}
     padding = None if tokenizer is None else tokenizer.token_to_id(PAD)
     if padding is None:
         raise ValueError(f"the tokenizer lacks {PAD}; pass the one in the fine-tuned directory")
-    fields = {"pad_token_id": padding, directories.HEAD_ENTRY: head.to_json()}
+    fields: dict = {"pad_token_id": padding, directories.HEAD_ENTRY: head.to_json()}
     architectures = family(config.model_type).ARCHITECTURES
     if head.kind == CHOICE:
         return {**fields, "architectures": [architectures["trunk"]]}
-    return {
-        **fields,
-        "architectures": [architectures["classification"]],
-        "num_labels": len(head.classes),
-        "id2label": {str(i): name for i, name in enumerate(head.classes)},
-        "label2id": {name: i for i, name in enumerate(head.classes)},
-    }
+    labels = {str(i): name for i, name in enumerate(head.classes)}
+    fields |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
+    return {**fields, "architectures": [architectures["classification"]], "num_labels": len(labels)}
 
 
 def _check_written(directory: Path, config: ModelConfig, fields: dict, shapes: dict, read) -> None:

@@ -74,19 +74,15 @@ def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, di
     if record.get("lora", {}).get("rank"):
         sections["LoRA"] = record["lora"]
     if (path / "manifest.json").exists() and step is not None and "training" in record:
-        manifest = read_json(path / "manifest.json")
-        rows, length = manifest.get("splits", {}).get("train", {}), manifest["length"]
-        tokens = step * record["training"]["batch_size"] * length
-        sections["Data"] |= {
-            "training tokens": rows.get("tokens"),
-            "rows": rows.get("rows"),
-            "separator between documents": manifest.get("separator"),
-            "fingerprint": manifest.get("fingerprint"),
-        }
+        manifest, training = read_json(path / "manifest.json"), record["training"]
+        rows = manifest.get("splits", {}).get("train", {})
+        tokens = step * training["batch_size"] * manifest["length"]
+        sections["Data"] |= {"training tokens": rows.get("tokens"), "rows": rows.get("rows")}
+        sections["Data"] |= {name: manifest.get(name) for name in ("separator", "fingerprint")}
         sections["Steps"] |= {
-            "steps planned": record["training"].get("steps"),
+            "steps planned": training.get("steps"),
             "steps": step,
-            "tokens per row": length,
+            "tokens per row": manifest["length"],
             "tokens trained on": tokens,
             "passes over the data": round(tokens / rows["tokens"], 2) if rows else None,
         }
@@ -172,7 +168,7 @@ def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str]
         notify(f"converted to float32 from {', '.join(files.dtypes)}")
     names = [file.name for file in files.files]
     facts = {"path": str(files.directory.absolute()), "files": names, "dtypes": files.dtypes}
-    return {**facts, "licence": licence} if licence else facts
+    return facts | ({"licence": licence} if licence else {})
 
 
 def licence_line(licence: str | None, config: ModelConfig) -> str:
@@ -181,10 +177,8 @@ def licence_line(licence: str | None, config: ModelConfig) -> str:
         licence = f"not stated; BioMedLM's weights, which have this shape, are {BIOMEDLM_LICENCE}"
     if licence is None:
         return "licence of the weights: not stated in the source; ask their authors"
-    limits = "which forbids medical advice and medical results interpretation"
-    return f"licence of the weights: {licence}" + (
-        f", {limits}" if BIOMEDLM_LICENCE in licence else ""
-    )
+    limits = ", which forbids medical advice and medical results interpretation"
+    return f"licence of the weights: {licence}{limits if BIOMEDLM_LICENCE in licence else ''}"
 
 
 def table(rows: Mapping[str, object]) -> str:

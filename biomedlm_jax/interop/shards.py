@@ -21,11 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def write_tensors(
-    directory: Path,
-    shapes: Shapes,
-    get: Callable[[str], np.ndarray],
-    *,
-    max_shard_size: int | str,
+    directory: Path, shapes: Shapes, get: Callable[[str], np.ndarray], *, max_shard_size: int | str
 ) -> None:
     """Write float32 tensors as model.safetensors, or as shards with an index.
 
@@ -41,9 +37,8 @@ def write_tensors(
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         write_safetensors(directory / file, {name: shapes[name] for name in names}, get)
         weight_map |= dict.fromkeys(names, file)
-    metadata = {"total_size": sum(map(_bytes, shapes.values()))}
-    index = {"metadata": metadata, "weight_map": weight_map}
-    write_json(directory / INDEX, index)
+    size = sum(map(_bytes, shapes.values()))
+    write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def write_safetensors(path: Path, shapes: Shapes, get: Callable[[str], np.ndarray]) -> None:
@@ -53,7 +48,8 @@ def write_safetensors(path: Path, shapes: Shapes, get: Callable[[str], np.ndarra
     tensor), then the numbers, little-endian and in C order.
     """
     # transformers refuses a file whose metadata names no framework.
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, shape in shapes.items():
         end = offset + _bytes(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}

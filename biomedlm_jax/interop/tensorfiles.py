@@ -4,7 +4,7 @@ Formats: safetensors and torch's pickles, whole or in shards with an index.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,12 +34,9 @@ class TensorFiles:
     """The tensors of a Hugging Face directory: names and shapes at once, values on demand.
 
     Names lose the family's prefix. Constant buffers are left out and listed in `dropped`; so is a
-    tensor that the family ties to another one, after a check that both are equal.
-
-    Raises:
-      FileNotFoundError: the directory has no file of tensors, or not every one in its index.
-      ValueError: a file cannot be read, an index points outside the directory or does not fit its
-        files, a tensor occurs twice or has no float dtype, or a tied tensor differs.
+    tensor that the family ties to another one, if both are equal. Raises FileNotFoundError if a
+    file is missing, and ValueError if one cannot be read, an index does not fit its files or points
+    outside the directory, a tensor occurs twice or has no float dtype, or a tied tensor differs.
     """
 
     def __init__(self, directory: str | Path, config: ModelConfig):
@@ -103,20 +100,17 @@ class TensorFiles:
         self.entries[name] = entry
 
     def _drop_tied(self, name: str, original: str) -> None:
-        tied, other = self.entries[name], self.entries.get(original)
-        if other is None or tied.shape != other.shape:
-            got = "absent" if other is None else list(other.shape)
-            raise ValueError(f"{name} is {list(tied.shape)} and {original} {got}")
-        if not np.array_equal(self.read(name), self.read(original)):
+        same = original in self.entries and np.array_equal(self.read(name), self.read(original))
+        if not same:
             raise ValueError(
-                f"{tied.file}: {name} differs from {original}; this model family ties the output "
-                "head to the embedding"
+                f"{self.entries[name].file}: {name} differs from {original}; expected equal "
+                "tensors: this model family ties the output head to the embedding"
             )
         del self.entries[name]
         self.dropped.append(name)
 
 
-def _headers(file: Path) -> dict[str, tuple[Sequence[int], str]]:
+def _headers(file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
     """Shape and dtype of every tensor of a file."""
     if file.suffix == ".bin":
         tensors = _torch_open(file)
@@ -156,11 +150,11 @@ def _torch_open(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} cannot be loaded by torch with weights_only=True and mmap=True: {reason}"
         ) from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{file} holds a {type(loaded).__name__}; expected a dict of tensors")
-    for key, value in loaded.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{file} has {key!r} as a {type(value).__name__}; expected a tensor")
+    values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    other = [value for value in values if not isinstance(value, torch.Tensor)]
+    if other or not isinstance(loaded, dict):
+        got = type((other or values)[0]).__name__
+        raise ValueError(f"{file} holds a {got}; expected a dict of tensors only")
     return loaded
 
 

@@ -9,19 +9,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config
-from biomedlm_jax.interop.heads import CHOICE, load_finetuned, read_head
+from biomedlm_jax.interop.heads import CHOICE, CLASSIFICATION, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import PAD, load
 from biomedlm_jax.interop.tensorfiles import TensorFiles
-from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import config_to_hf, family
 from biomedlm_jax.model.heads import Scorer
 
 TOLERANCE = 1e-4
-TEXT = (
-    "Photosynthesis and chromatography are words of the laboratory; myocardium and thrombin are "
-    "words of the ward. We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and "
-    "report the ECG of every animal."
-)
+TEXT = "We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and report every ECG."
 
 
 def verify_hf(
@@ -40,13 +35,8 @@ def verify_hf(
     or all positions of a smaller model), go through this library and through transformers'
     `attn_implementation="eager"`; then through its default attention, with a warning if that
     computes another function. With `run`, the outputs of that run directory are compared as well.
-
-    Returns:
-      A dict of figures, ready for JSON; differences are absolute differences of outputs.
-
-    Raises:
-      ValueError: a difference (except the default attention's) exceeds `tolerance`, or torch and
-        transformers are not installed.
+    Returns figures, ready for JSON. Raises ValueError if an absolute difference (except the default
+    attention's) exceeds `tolerance`, or torch and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
@@ -59,7 +49,7 @@ def verify_hf(
             f"{config.context_length} positions"
         )
     model, tokenizer = _load(path)
-    tokens = _tokens(config, tokenizer, batch=batch, length=length, seed=seed)
+    tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
     here = _outputs(model, tokens)
     del model
     eager, _ = _peer_outputs(path, tokens, attn_implementation="eager")
@@ -118,12 +108,11 @@ def _peer_outputs(path: str | Path, tokens: np.ndarray, **options: Any) -> tuple
     """The outputs that transformers computes, and the name of its attention."""
     torch, transformers = _peers()
     head = read_head(path)
-    if head is None:
-        loader = transformers.AutoModelForCausalLM
-    elif head.kind == CHOICE:  # transformers has no such class
-        loader = transformers.AutoModel
-    else:
-        loader = transformers.AutoModelForSequenceClassification
+    loader = {
+        None: transformers.AutoModelForCausalLM,
+        CHOICE: transformers.AutoModel,  # transformers has no class for choices
+        CLASSIFICATION: transformers.AutoModelForSequenceClassification,
+    }[head and head.kind]
     model = loader.from_pretrained(path, **options).float().eval()
     with torch.no_grad():
         result = model(torch.from_numpy(tokens.astype(np.int64)))
@@ -137,23 +126,20 @@ def _peer_outputs(path: str | Path, tokens: np.ndarray, **options: Any) -> tuple
     return outputs, str(getattr(model.config, "_attn_implementation", "unknown"))
 
 
-def _tokens(
-    config: ModelConfig, tokenizer: Tokenizer | None, *, batch: int, length: int, seed: int
-) -> np.ndarray:
-    tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, length))
+def _tokens(size: int, tokenizer: Tokenizer | None, *, batch, length, seed) -> np.ndarray:
+    tokens = np.random.default_rng(seed).integers(0, size, (batch, length))
     if tokenizer is not None:
         text = np.resize(tokenizer.encode(TEXT).ids, (1, length))  # repeated as needed
         tokens = np.concatenate([tokens, text])
-        padding = tokenizer.token_to_id(PAD)
-        if padding is not None:  # transformers scores the last token that is not padding
-            tokens = np.where(tokens == padding, 0, tokens)
+        # transformers scores the last token that is not padding.
+        tokens[tokens == (tokenizer.token_to_id(PAD) or 0)] = 0
     return tokens.astype(np.int32)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     if a.shape != b.shape:
         raise ValueError(f"got outputs of shape {b.shape}; expected {a.shape}")
-    difference = np.abs(a.astype(np.float32) - b.astype(np.float32))
+    difference = np.abs(a.astype(np.float32) - b)
     figures: dict[str, Any] = {"max": float(difference.max()), "mean": float(difference.mean())}
     if difference.ndim == 3:
         means = difference.mean(axis=(0, 2))

@@ -4,6 +4,7 @@ A family's table says which leaves a tensor consists of; conversion renames, spl
 transposes. Tensors pass one at a time, so a conversion needs little memory beside the model.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -81,20 +82,16 @@ def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: str) -> None:
     """Raise ValueError unless `shapes` has exactly the tensors of `model`, in their shapes."""
     wanted = tensor_shapes(model)
-    wrong = {
-        "has tensors that this model does not: got": [
-            f"{name} {list(shape)}" for name, shape in shapes.items() if name not in wanted
-        ],
-        "lacks tensors of this model: expected": [
-            f"{name} {list(shape)}" for name, shape in wanted.items() if name not in shapes
-        ],
-        "has tensors of another shape:": [
-            f"{name}: got {list(shapes[name])}, expected {list(shape)}"
-            for name, shape in wanted.items()
-            if name in shapes and tuple(shapes[name]) != shape
+    got = {name: f"{name} {list(shape)}" for name, shape in shapes.items()}
+    expected = {name: f"{name} {list(shape)}" for name, shape in wanted.items()}
+    problems = {
+        "has tensors that this model does not: got": [got[n] for n in got if n not in wanted],
+        "lacks tensors of this model: expected": [expected[n] for n in wanted if n not in got],
+        "has tensors of another shape: got": [
+            f"{got[n]}, expected {list(wanted[n])}" for n in wanted if got.get(n) != expected[n]
         ],
     }
-    for problem, tensors in wrong.items():
+    for problem, tensors in problems.items():
         if tensors:
             more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
             raise ValueError(
@@ -155,13 +152,11 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """The shapes of the leaves, vocabulary padding excluded."""
-    shapes = {}
+    size, shapes = model.config.vocab_size, {}
     for name, variable in named_parameters(model).items():
-        shapes[name] = list(variable.shape)
-        for i, axis in enumerate(axis_names(variable)):
-            if axis == "vocab":
-                shapes[name][i] = model.config.vocab_size
-    return {name: tuple(shape) for name, shape in shapes.items()}
+        axes = itertools.zip_longest(axis_names(variable), variable.shape)
+        shapes[name] = tuple(size if axis == "vocab" else length for axis, length in axes)
+    return shapes
 
 
 def _stack(tensors, read, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:

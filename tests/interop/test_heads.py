@@ -110,7 +110,7 @@ def test_bad_records_are_refused(changes, message):
     ("damage", "message"),
     [
         ("missing", "lacks tensors of this model: expected score.bias [1]"),
-        ("shape", "score.weight: got [2, 32], expected [1, 32]"),
+        ("shape", "got score.weight [2, 32], expected [1, 32]"),
         ("nan", "nan in tensor score.weight at [0, 0]"),
         ("block", "lacks tensors of this model: expected h.1.ln_1.bias"),
         ("tokenizer", "has no tokenizer"),

@@ -129,8 +129,8 @@ def test_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, make_model):
     [
         ({"n_layer": 4}, "lacks tensors of this model: expected h.3."),
         ({"n_layer": 2}, "tensors that this model does not: got h.2."),
-        ({"vocab_size": 301}, "got [300, 32], expected [301, 32]"),
-        ({"n_inner": 64}, "h.0.mlp.c_fc.weight: got [32, 128], expected"),
+        ({"vocab_size": 301}, "got wte.weight [300, 32], expected [301, 32]"),
+        ({"n_inner": 64}, "got h.0.mlp.c_fc.weight [32, 128], expected"),
         ({"model_type": "bert"}, "model_type='bert'"),
         ({"activation_function": "relu"}, "activation_function='relu'"),
         ("nan", "nan in tensor ln_f.bias at [0]"),
@@ -292,7 +292,7 @@ def test_a_head_that_does_not_fit_is_not_written(make_finetuned, tokenizer, tmp_
     ]:
         with pytest.raises(ValueError, match=message):
             export_hf(model, grown, tmp_path / "out", head=other)
-    with pytest.raises(ValueError, match="with no scores"):
+    with pytest.raises(ValueError, match="with 0 scores"):
         export_hf(model.trunk, grown, tmp_path / "out", head=head)
     with pytest.raises(ValueError, match=r"lacks \[PAD\]"):
         export_hf(model, tokenizer, tmp_path / "out", head=head)

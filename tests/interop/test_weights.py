@@ -71,6 +71,6 @@ def test_each_mismatch_is_one_line_with_names_and_shapes(model):
     assert "h.3.ln_1.weight [32]" in complaint(**{"h.3.ln_1.weight": (32,)})
     assert "lacks tensors of this model: expected ln_f.bias [32]" in complaint(**{"ln_f.bias": ()})
     wrong = complaint(**{"wte.weight": (384, 32)})
-    assert "wte.weight: got [384, 32], expected [300, 32]" in wrong
+    assert "got wte.weight [384, 32], expected [300, 32]" in wrong
     none = dict.fromkeys(right, ())
     assert "and 37 more" in complaint(**none)
