@@ -104,13 +104,10 @@ def export_hf(
     A model with a classification head becomes transformers' own class. For choices transformers
     has no class; the directory has the same tensors, and its model card the code that loads it.
 
-    Args:
-      head: of a model with a score layer; written as `biomedlm_jax_head` into config.json.
-      fold_attention_scale: fold the inverse-layer attention scale into the weights, for engines
-        that refuse or ignore that setting.
-      max_shard_size: bytes, or a size such as "5GB"; larger weights are written in shards.
-      training_facts: sections for the model card; see `modelcard.training_facts`.
-      generation: how the model decodes, entries of generation_config.json with transformers' names.
+    `fold_attention_scale` folds the inverse-layer attention scale into the weights, for engines
+    that refuse or ignore that setting. Weights larger than `max_shard_size`, bytes or "5GB", are
+    written in shards. `training_facts` are sections of the model card, `generation` entries of
+    generation_config.json.
 
     Raises FileExistsError if `path` may not be overwritten, ValueError if tokenizer or head do not
     fit the model or a parameter is not finite, and OSError if what was read back is not what was

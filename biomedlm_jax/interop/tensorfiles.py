@@ -58,16 +58,8 @@ class TensorFiles:
         for name, original in self._family.TIED.items():
             if name in self.entries:
                 self._drop_tied(name, original)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        return {name: entry.shape for name, entry in self.entries.items()}
-
-    @property
-    def dtypes(self) -> list[str]:
-        """The dtypes that occur, by numpy's names."""
-        return sorted({entry.dtype for entry in self.entries.values()})
+        self.shapes = {name: entry.shape for name, entry in self.entries.items()}
+        self.dtypes = sorted({entry.dtype for entry in self.entries.values()})
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor as float32; raises ValueError if any of its numbers is not finite."""
@@ -173,12 +165,11 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     shards = sorted(set(index.values()))
     for shard in shards:
         # A plain name stays inside the directory; links are the download cache's own.
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
             raise ValueError(
-                f"{directory / name} points to {shard!r}; expected names of files in {directory}"
+                f"{directory / name} points to {shard!r}; expected .safetensors or .bin files in "
+                f"{directory}"
             )
-        if not shard.endswith((".safetensors", ".bin")):
-            raise ValueError(f"{directory / name} names {shard}; expected .safetensors or .bin")
         if not (directory / shard).exists():
             raise FileNotFoundError(f"{directory / name} names {shard}, which is not there")
     return [directory / shard for shard in shards], index
