@@ -154,8 +154,8 @@ def stated_licence(directory: str | Path) -> str | None:
     if not card.exists():
         return None
     front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-    found = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
-    return found[1] if found else None
+    stated = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
+    return stated[1] if stated else None
 
 
 def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str], None]) -> dict:
@@ -198,10 +198,10 @@ def _show(value: object) -> str:
 
 
 def _validation(metrics: Path, step: int | None) -> dict[str, object]:
-    found = {}
+    last = {}
     for number, line in read_lines(metrics) if metrics.exists() else ():
         if line.endswith(b"\n"):  # else it was cut off while it was written
             record = parse_object(line, f"{metrics}:{number}")
             if "validation_loss" in record and (step is None or record["step"] <= step):
-                found = record
-    return found
+                last = record
+    return last

@@ -44,24 +44,24 @@ def places(model: Any) -> dict[str, Place]:
     `model` is a LanguageModel, or a Scorer, whose tensors `score.*` come last.
     """
     if isinstance(model, Scorer):
-        leaves, found = named_leaves(model), {}
+        leaves, result = named_leaves(model), {}
         for name, (parts, layer, transposed) in places(model.trunk).items():
-            found[name] = Place(tuple(f"trunk.{leaf}" for leaf in parts), layer, transposed)
+            result[name] = Place(tuple(f"trunk.{leaf}" for leaf in parts), layer, transposed)
         score = {
             name: Place(tensor.leaves, None, tensor.transposed) for name, tensor in SCORE.items()
         }
-        return found | {name: place for name, place in score.items() if place.leaves[0] in leaves}
-    table, found = family(model.config.model_type).TENSORS, {}
+        return result | {name: place for name, place in score.items() if place.leaves[0] in leaves}
+    table, result = family(model.config.model_type).TENSORS, {}
     layered = [name for name in table if "*" in name]
     for name, tensor in table.items():
         if name == layered[0]:
             for layer in range(model.config.layers):
                 for pattern in layered:
                     parts, transposed = table[pattern]
-                    found[pattern.replace("*", str(layer))] = Place(parts, layer, transposed)
+                    result[pattern.replace("*", str(layer))] = Place(parts, layer, transposed)
         elif name not in layered:
-            found[name] = Place(tensor.leaves, None, tensor.transposed)
-    return found
+            result[name] = Place(tensor.leaves, None, tensor.transposed)
+    return result
 
 
 def file_name(name: str, config: ModelConfig) -> str:

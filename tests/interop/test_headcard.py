@@ -37,11 +37,11 @@ def scores_here(model, tokenizer, head) -> list[list[float]]:
     """Scores of each row by itself, padded on the right to one length."""
     make = choice_prompts if head.kind == "choice" else classification_prompts
     options = {"row_format": head.row_format, "max_length": head.max_length}
-    found = {}
+    rows_of = {}
     for prompt in make(tokenizer, QUESTIONS[head.kind], **options).prompts:
         rows = [prompt.prefix + branch for branch in prompt.branches]
-        found.setdefault(prompt.question, []).extend(rows)
-    rows = [row for question in sorted(found) for row in found[question]]
+        rows_of.setdefault(prompt.question, []).extend(rows)
+    rows = [row for question in sorted(rows_of) for row in rows_of[question]]
     tokens = np.zeros((len(rows), head.max_length), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
@@ -50,7 +50,7 @@ def scores_here(model, tokenizer, head) -> list[list[float]]:
     scores = iter(np.asarray(model(states[np.arange(len(rows)), last])).tolist())
     if head.kind == "classification":
         return list(scores)
-    return [[next(scores) for _ in found[question]] for question in sorted(found)]
+    return [[next(scores) for _ in rows_of[question]] for question in sorted(rows_of)]
 
 
 def scores_of_the_card(directory, monkeypatch, head) -> list[list[float]]:
@@ -60,21 +60,21 @@ def scores_of_the_card(directory, monkeypatch, head) -> list[list[float]]:
     monkeypatch.chdir(directory.parent)
     names = {"__name__": "__main__"}
     exec(code, names)
-    found = []
+    scores = []
     for item in QUESTIONS[head.kind]:
         question, answers = item.question, item.options
         if head.kind == "classification":
             answers = item.context
         elif item.context:
             question = f"{item.context} {question}"
-        found.append(names["scores"](question, answers).tolist())
-    return found
+        scores.append(names["scores"](question, answers).tolist())
+    return scores
 
 
-def assert_close(found, expected, tolerance=5e-5):
-    assert len(found) == len(expected)
+def assert_close(scores, expected, tolerance=5e-5):
+    assert len(scores) == len(expected)
     assert max(map(max, expected)) > 0.5
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(scores, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 

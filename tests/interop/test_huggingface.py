@@ -94,12 +94,12 @@ def test_import_says_what_it_did(release, tmp_path, rewrite):
         tensors["transformer.h.0.attn.masked_bias"] = np.array(-1e4, np.float16)
 
     rewrite(release, halve)
-    said = []
-    run = import_hf(release, tmp_path / "run", notify=said.append)
-    assert "bigscience-bloom-rail-1.0, which forbids medical advice" in said[0]
-    assert "left out 1 unused tensors, such as h.0.attn.masked_bias" in said[1]
-    assert said[2] == "converted to float32 from float16"
-    assert "no tokenizer" in said[3]
+    messages = []
+    run = import_hf(release, tmp_path / "run", notify=messages.append)
+    assert "bigscience-bloom-rail-1.0, which forbids medical advice" in messages[0]
+    assert "left out 1 unused tensors, such as h.0.attn.masked_bias" in messages[1]
+    assert messages[2] == "converted to float32 from float16"
+    assert "no tokenizer" in messages[3]
     source = json.loads((run / "config.json").read_text())["facts"]["source"]
     assert source["licence"] == "bigscience-bloom-rail-1.0"
     imported, tokenizer = load(run)
@@ -125,7 +125,7 @@ def test_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, make_model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"n_layer": 4}, "lacks tensors of this model: expected h.3."),
         ({"n_layer": 2}, "tensors that this model does not: got h.2."),
@@ -136,14 +136,14 @@ def test_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, make_model):
         ("nan", "nan in tensor ln_f.bias at [0]"),
     ],
 )
-def test_bad_sources_leave_no_trace(release, tmp_path, changes, said, rewrite, edit_config):
+def test_bad_sources_leave_no_trace(release, tmp_path, changes, message, rewrite, edit_config):
     if changes == "nan":
         rewrite(release, lambda t: t["transformer.ln_f.bias"].fill(np.nan))
     else:
         edit_config(release, **changes)
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         import_hf(release, tmp_path / "run", notify=lambda line: None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(ValueError, match=r"^[^\n]*$"):
         load(release)
     assert [p.name for p in tmp_path.iterdir()] == ["release"]
@@ -253,8 +253,8 @@ def test_a_fine_tuned_model_goes_there_and_back(finetuned_run, command, tmp_path
     done = command("import-hf", f"--source={out}", f"--out={back}")
     assert (done.code, done.error) == (0, "")
     for path in (run, out, back):
-        loaded, _, found = load_finetuned(path)
-        assert found == head
+        loaded, _, record = load_finetuned(path)
+        assert record == head
         assert_same(loaded, model)
     assert command("export-hf", f"--model={back}", f"--out={again}").code == 0
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -73,7 +73,7 @@ def test_licence_travels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("licence", "config", "said"),
+    ("licence", "config", "message"),
     [
         (None, SMALL, "not stated in the source"),
         ("mit", SMALL, "mit"),
@@ -81,5 +81,5 @@ def test_licence_travels(tmp_path):
         ("bigscience-bloom-rail-1.0", SMALL, "forbids medical advice"),
     ],
 )
-def test_licence_line(licence, config, said):
-    assert said in licence_line(licence, config)
+def test_licence_line(licence, config, message):
+    assert message in licence_line(licence, config)

@@ -15,7 +15,7 @@ def open_files(directory):
     return tensorfiles.TensorFiles(directory, GPT2Config())
 
 
-def complaint(directory, *, error=ValueError, read=None) -> str:
+def error_of(directory, *, error=ValueError, read=None) -> str:
     with pytest.raises(error) as caught:
         open_files(directory).read(read)
     assert "\n" not in str(caught.value)
@@ -51,12 +51,12 @@ def test_bin_with_transposed_storage_reads_right(bin_directory):
 
 def test_bin_may_not_run_code(bin_directory):
     (bin_directory / "pytorch_model.bin").write_bytes(pickle.dumps({"wte.weight": print}))
-    assert "weights_only=True" in complaint(bin_directory)
+    assert "weights_only=True" in error_of(bin_directory)
 
 
 def test_bin_without_torch_names_the_extra(bin_directory, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    assert "pip install 'biomedlm-jax[hf]'" in complaint(bin_directory)
+    assert "pip install 'biomedlm-jax[hf]'" in error_of(bin_directory)
 
 
 def test_sharded_bin(bin_directory, model):
@@ -100,14 +100,14 @@ def test_other_floats_become_float32(release, dtype, rewrite):
 
 def test_integers_are_refused(release, rewrite):
     rewrite(release, lambda t: t.update({"transformer.wpe.weight": np.zeros((24, 32), np.int8)}))
-    assert "tensor wpe.weight of dtype I8; expected one of float64" in complaint(release)
+    assert "tensor wpe.weight of dtype I8; expected one of float64" in error_of(release)
 
 
 def test_doubled_tensor_is_refused(release, rewrite):
     rewrite(release, lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"]}))
-    said = complaint(release)
-    assert "wpe.weight occurs twice: as " in said
-    assert "as transformer.wpe.weight" in said
+    message = error_of(release)
+    assert "wpe.weight occurs twice: as " in message
+    assert "as transformer.wpe.weight" in message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -116,24 +116,24 @@ def test_numbers_that_are_not_finite_are_refused(release, value, rewrite):
         tensors["transformer.h.1.ln_2.bias"][5] = value
 
     rewrite(release, spoil)
-    said = complaint(release, read="h.1.ln_2.bias")
-    assert f"has {value} in tensor h.1.ln_2.bias at [5] (1 such values)" in said
+    message = error_of(release, read="h.1.ln_2.bias")
+    assert f"has {value} in tensor h.1.ln_2.bias at [5] (1 such values)" in message
 
 
 def test_head_that_is_not_the_embedding_is_refused(release, rewrite):
     rewrite(release, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}))
-    assert "lm_head.weight differs from wte.weight" in complaint(release)
+    assert "lm_head.weight differs from wte.weight" in error_of(release)
 
 
 def test_truncated_file_is_refused(release):
     file = release / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert "not a complete safetensors file" in complaint(release)
+    assert "not a complete safetensors file" in error_of(release)
 
 
 def test_no_weights_at_all(release):
     (release / "model.safetensors").unlink()
-    assert "has none of model.safetensors" in complaint(release, error=FileNotFoundError)
+    assert "has none of model.safetensors" in error_of(release, error=FileNotFoundError)
 
 
 @pytest.fixture
@@ -161,20 +161,20 @@ def test_index_leads_to_every_shard(sharded, model):
 def test_index_may_not_point_outside(sharded, target):
     directory, weight_map, write = sharded
     write({"weight_map": {**weight_map, "transformer.wpe.weight": target}})
-    assert f"points to '{target}'; expected .safetensors or .bin files" in complaint(directory)
+    assert f"points to '{target}'; expected .safetensors or .bin files" in error_of(directory)
 
 
 def test_index_that_does_not_fit_its_files(sharded):
     directory, weight_map, write = sharded
     write({"weight_map": {**weight_map, "transformer.extra": "s0.safetensors"}})
-    assert "puts tensor transformer.extra into s0.safetensors" in complaint(directory)
+    assert "puts tensor transformer.extra into s0.safetensors" in error_of(directory)
     key = min(weight_map)
     write({"weight_map": {k: v for k, v in weight_map.items() if k != key}})
-    assert f"puts tensor {key} into no file, and the files have it in s0" in complaint(directory)
+    assert f"puts tensor {key} into no file, and the files have it in s0" in error_of(directory)
     write({"weight_map": {**weight_map, key: "s7.safetensors"}})
-    assert "names s7.safetensors, which is not there" in complaint(
+    assert "names s7.safetensors, which is not there" in error_of(
         directory, error=FileNotFoundError
     )
     for bad in ({"weights": {}}, {"weight_map": {"a": ["s0"]}}):
         write(bad)
-        assert "is no index" in complaint(directory)
+        assert "is no index" in error_of(directory)

@@ -68,14 +68,16 @@ def test_directory_that_transformers_wrote(tmp_path, flag):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_transformers_reads_the_tokenizer_and_speaks(release, tokenizer):
+def test_transformers_reads_the_tokenizer_and_generates(release, tokenizer):
     theirs = transformers.AutoTokenizer.from_pretrained(release)
     text = "hepatology, neurogram"
     assert theirs(text).input_ids == tokenizer.encode(text).ids
     assert (theirs.eos_token_id, theirs.bos_token_id) == (299, 299)
     model = transformers.AutoModelForCausalLM.from_pretrained(release)
-    said = model.generate(**theirs("neuro", return_tensors="pt"), max_new_tokens=3, do_sample=False)
-    assert said.shape[1] <= len(tokenizer.encode("neuro").ids) + 3
+    generated = model.generate(
+        **theirs("neuro", return_tensors="pt"), max_new_tokens=3, do_sample=False
+    )
+    assert generated.shape[1] <= len(tokenizer.encode("neuro").ids) + 3
 
 
 def test_run_and_folded_export_agree(model, tokenizer, release, tmp_path):
@@ -114,7 +116,7 @@ def old_transformers(monkeypatch):
     monkeypatch.setattr(modeling_gpt2.GPT2Attention, "__init__", init)
 
 
-def test_transformers_that_ignores_the_scale_is_denounced(release, old_transformers):
+def test_transformers_that_ignores_the_scale_is_reported(release, old_transformers):
     with pytest.warns(RuntimeWarning, match="IGNORES scale_attn_by_inverse_layer_idx by default"):
         report = verify_hf(release)
     assert report["eager"]["max"] <= 1e-4

@@ -60,7 +60,7 @@ def test_fold_divides_the_query_alone(model):
 def test_each_mismatch_is_one_line_with_names_and_shapes(model):
     right = tensor_shapes(model)
 
-    def complaint(**changes):
+    def error_of(**changes):
         shapes = {name: shape for name, shape in {**right, **changes}.items() if shape}
         with pytest.raises(ValueError, match=r"^here ") as caught:
             check_tensors(shapes, model, where="here")
@@ -68,9 +68,9 @@ def test_each_mismatch_is_one_line_with_names_and_shapes(model):
         return str(caught.value)
 
     check_tensors(right, model, where="here")
-    assert "h.3.ln_1.weight [32]" in complaint(**{"h.3.ln_1.weight": (32,)})
-    assert "lacks tensors of this model: expected ln_f.bias [32]" in complaint(**{"ln_f.bias": ()})
-    wrong = complaint(**{"wte.weight": (384, 32)})
+    assert "h.3.ln_1.weight [32]" in error_of(**{"h.3.ln_1.weight": (32,)})
+    assert "lacks tensors of this model: expected ln_f.bias [32]" in error_of(**{"ln_f.bias": ()})
+    wrong = error_of(**{"wte.weight": (384, 32)})
     assert "got wte.weight [384, 32], expected [300, 32]" in wrong
     none = dict.fromkeys(right, ())
-    assert "and 37 more" in complaint(**none)
+    assert "and 37 more" in error_of(**none)
