@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.language_model import LanguageModel, stack_blocks
+from biomedlm_jax.model.language_model import LanguageModel, Tensor, stack_blocks
 from biomedlm_jax.model.layers import (
     LayerNorm,
     add_bias,
@@ -63,31 +63,44 @@ ARCHITECTURES = {
     "classification": "GPT2ForSequenceClassification",
 }
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
-HEAD_TENSOR = "lm_head.weight"  # old files repeat the embedding under this name
-# Hugging Face's tensor -> the leaves that are its parts along the last axis. `*` is a layer, and
-# there the leaves have a leading axis of layers. Both sides store kernels as [in, out].
+TIED = {"lm_head.weight": "wte.weight"}  # old files repeat the embedding under another name
+BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"  # constants of old files: causal mask, masked logit
+# Hugging Face's tensor -> the leaves that are its parts. Both sides store kernels as [in, out].
 TENSORS = {
-    "wte.weight": ("wte",),
-    "wpe.weight": ("wpe",),
-    "h.*.ln_1.weight": ("h.ln_1.scale",),
-    "h.*.ln_1.bias": ("h.ln_1.bias",),
-    "h.*.attn.c_attn.weight": tuple(
-        f"h.attn.c_attn.{name}.kernel" for name in ("query", "key", "value")
+    "wte.weight": Tensor(("wte",)),
+    "wpe.weight": Tensor(("wpe",)),
+    "h.*.ln_1.weight": Tensor(("h.ln_1.scale",)),
+    "h.*.ln_1.bias": Tensor(("h.ln_1.bias",)),
+    "h.*.attn.c_attn.weight": Tensor(
+        tuple(f"h.attn.c_attn.{name}.kernel" for name in ("query", "key", "value"))
     ),
-    "h.*.attn.c_attn.bias": tuple(
-        f"h.attn.c_attn.{name}.bias" for name in ("query", "key", "value")
+    "h.*.attn.c_attn.bias": Tensor(
+        tuple(f"h.attn.c_attn.{name}.bias" for name in ("query", "key", "value"))
     ),
-    "h.*.attn.c_proj.weight": ("h.attn.c_proj.kernel",),
-    "h.*.attn.c_proj.bias": ("h.attn.c_proj.bias",),
-    "h.*.ln_2.weight": ("h.ln_2.scale",),
-    "h.*.ln_2.bias": ("h.ln_2.bias",),
-    "h.*.mlp.c_fc.weight": ("h.mlp.c_fc.kernel",),
-    "h.*.mlp.c_fc.bias": ("h.mlp.c_fc.bias",),
-    "h.*.mlp.c_proj.weight": ("h.mlp.c_proj.kernel",),
-    "h.*.mlp.c_proj.bias": ("h.mlp.c_proj.bias",),
-    "ln_f.weight": ("ln_f.scale",),
-    "ln_f.bias": ("ln_f.bias",),
+    "h.*.attn.c_proj.weight": Tensor(("h.attn.c_proj.kernel",)),
+    "h.*.attn.c_proj.bias": Tensor(("h.attn.c_proj.bias",)),
+    "h.*.ln_2.weight": Tensor(("h.ln_2.scale",)),
+    "h.*.ln_2.bias": Tensor(("h.ln_2.bias",)),
+    "h.*.mlp.c_fc.weight": Tensor(("h.mlp.c_fc.kernel",)),
+    "h.*.mlp.c_fc.bias": Tensor(("h.mlp.c_fc.bias",)),
+    "h.*.mlp.c_proj.weight": Tensor(("h.mlp.c_proj.kernel",)),
+    "h.*.mlp.c_proj.bias": Tensor(("h.mlp.c_proj.bias",)),
+    "ln_f.weight": Tensor(("ln_f.scale",)),
+    "ln_f.bias": Tensor(("ln_f.bias",)),
 }
+SCALED = (
+    "**Attention scale.** Layer l (from 0) divides its attention logits by l + 1 "
+    "(scale_attn_by_inverse_layer_idx). transformers 4.42 to 4.57 silently ignore that setting on "
+    "their default SDPA path and compute another function (huggingface/transformers issue 44380, "
+    'fixed by 44397). Load with attn_implementation="eager", which is right in all versions. vLLM '
+    "and SGLang refuse the setting: for them, export with --fold_attention_scale."
+)
+FOLDED = (
+    "The model was trained with scale_attn_by_inverse_layer_idx: layer l (from 0) divides its "
+    "attention logits by l + 1. In this export the factor is folded into the query part of each "
+    "c_attn and the setting is off, so that every engine, vLLM and SGLang included, computes the "
+    "trained function."
+)
 
 
 def more_fields(config: "GPT2Config") -> dict[str, Any]:
@@ -125,6 +138,13 @@ def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
     """
     folded = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
     return folded, ".c_attn.query." if config.scale_attn_by_inverse_layer_idx else None
+
+
+def export_warning(config: GPT2Config, *, folded: bool) -> str | None:
+    """Return what a user of an export must know about its attention, as Markdown, or None."""
+    if folded:
+        return FOLDED
+    return SCALED if config.scale_attn_by_inverse_layer_idx else None
 
 
 def _linear(config: GPT2Config, axis_names, sizes, *, rngs, deviation: float | None = None):
