@@ -31,7 +31,7 @@ from biomedlm_jax.generation.decoder import (
     prefill,
 )
 from biomedlm_jax.generation.sampling import Strategy, choose, process, row_keys
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
 
 # (what, shapes and strategy) -> how often it was traced, which is how often it was compiled.
 compiles: Counter = Counter()
@@ -136,7 +136,7 @@ def decode(
     return Decoded(tokens, ready - began, seconds, int(state.step), (B, P, N))
 
 
-def check_prompts(config: GPTConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int):
     """Raise ValueError, before anything is compiled, unless these prompts can be continued."""
     if not prompts or max_new_tokens < 1:
         raise ValueError(

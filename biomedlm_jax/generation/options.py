@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.generation.beam import EARLY_STOPPING, Beams
 from biomedlm_jax.generation.sampling import Strategy
 from biomedlm_jax.interop.directories import GENERATION_CONFIG
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
 
 # Entries of transformers' file that say nothing about what is generated here.
 SILENT = (
@@ -136,7 +136,7 @@ class Options:
                 "than beams"
             )
 
-    def strategy(self, config: GPTConfig, tokenizer: Tokenizer | None) -> Strategy:
+    def strategy(self, config: ModelConfig, tokenizer: Tokenizer | None) -> Strategy:
         """The part that decides tokens, with bad words as ids."""
         words = []
         for word in self.bad_words:
@@ -160,7 +160,7 @@ class Options:
             returned=self.samples,
         )
 
-    def settings(self, config: GPTConfig, tokenizer: Tokenizer | None) -> dict:
+    def settings(self, config: ModelConfig, tokenizer: Tokenizer | None) -> dict:
         """The `generation_config.json` that says all this to transformers, and to `make_options`.
 
         The seed is in it, too, although transformers has one for the whole process only.
@@ -214,7 +214,7 @@ def make_options(settings: dict | None = None, **given) -> Options:
     return Options(**{**values, **given})
 
 
-def new_tokens(config: GPTConfig) -> int:
+def new_tokens(config: ModelConfig) -> int:
     """How many tokens an answer may have unless it is said: 128, or half of a short context."""
     return min(Options.max_new_tokens, config.context_length // 2)
 
