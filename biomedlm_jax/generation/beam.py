@@ -106,7 +106,7 @@ def search(
     ValueError as `decode` does.
     """
     config = decoder.config
-    strategy = Strategy(ends=(config.end_id,)) if strategy is None else strategy
+    strategy = Strategy(ends=(config.eos_token_id,)) if strategy is None else strategy
     if strategy.temperature:
         raise ValueError(
             f"got temperature={strategy.temperature} with beams={beams.beams}; beam search does "

@@ -93,7 +93,7 @@ def decode(
         its new tokens; or logits are NaN.
     """
     config = decoder.config
-    strategy = Strategy(ends=(config.end_id,)) if strategy is None else strategy
+    strategy = Strategy(ends=(config.eos_token_id,)) if strategy is None else strategy
     check_prompts(config, prompts, max_new_tokens)
     rows = len(prompts) * samples
     prompts = [prompt for prompt in prompts for _ in range(samples)]
@@ -136,7 +136,7 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(
-                f"prompt {number} has no tokens; begin it with the end of text, {config.end_id}"
+                f"prompt {number} has no tokens; begin it with the end of text, {config.eos_token_id}"
             )
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise ValueError(

@@ -48,7 +48,7 @@ class Generator:
         """
         if truncate not in TRUNCATE:
             raise ValueError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.config.end_id]
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.config.eos_token_id]
         room = self.config.context_length - new
         return ids[-room:] if truncate == "left" and 0 < room < len(ids) else ids
 
@@ -111,7 +111,7 @@ class Generator:
         yield from _iterate(lambda watch: self.answers([prompt], options, watch=watch)[0][0].text)
 
     def _answer(self, tokens: list[int], score: float | None, options: Options) -> Answer:
-        ends = options.ends or (self.config.end_id,)
+        ends = options.ends or (self.config.eos_token_id,)
         text = self._text(tokens, ends)
         places = [text.find(stop) for stop in options.stop if stop in text]
         if places:
@@ -194,7 +194,7 @@ def generate_until(
             f"got max_new_tokens={max_new_tokens}; the model has {config.context_length} "
             "positions, and a prompt needs one: lower it"
         )
-    cut = [list(p[-room:]) or [config.end_id] for p in prompts]
+    cut = [list(p[-room:]) or [config.eos_token_id] for p in prompts]
     # Batches of similar lengths need the least padding.
     order = sorted(range(len(cut)), key=lambda i: -len(cut[i]))
     texts = [""] * len(cut)

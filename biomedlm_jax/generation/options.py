@@ -119,7 +119,7 @@ class Options(Strategy, Beams):
             else:
                 words.append(word)
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Strategy)}
-        ends = self.ends or (config.end_id,)
+        ends = self.ends or (config.eos_token_id,)
         return Strategy(**{**values, "bad_words": tuple(words), "ends": ends})
 
     def beam_settings(self) -> Beams:
@@ -138,8 +138,8 @@ class Options(Strategy, Beams):
             values["top_k"] = self.top_k  # transformers' default differs
         theirs = {ours: name for name, ours in RENAMED.items()}
         return {
-            "bos_token_id": config.end_id,
-            "eos_token_id": config.end_id,
+            "bos_token_id": config.eos_token_id,
+            "eos_token_id": config.eos_token_id,
             "do_sample": self.temperature > 0,
             "max_new_tokens": self.max_new_tokens,
             **{theirs.get(name, name): values[name] for name in sorted(values)},

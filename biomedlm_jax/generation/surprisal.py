@@ -51,7 +51,7 @@ def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredT
     room = model.config.context_length - 1
     if len(tokens) > room:
         raise ValueError(f"got a text of {len(tokens)} tokens; expected at most {room}: shorten it")
-    scores = log_probabilities(model, [[model.config.end_id, *tokens]])[0]
+    scores = log_probabilities(model, [[model.config.eos_token_id, *tokens]])[0]
     return ScoredText(_pieces(tokenizer, tokens), tokens, scores)
 
 

@@ -45,7 +45,7 @@ class Peer:
         loaded = self.model.load_state_dict(tensors, strict=False)
         assert loaded.missing_keys == ["lm_head.weight"]
         assert not loaded.unexpected_keys
-        self.end = model.config.end_id
+        self.end = model.config.eos_token_id
 
     def generate(self, prompts, *, pad: int = 0, **options):
         """New tokens of each row up to the first end, and the scores of its beams or None."""

@@ -30,7 +30,7 @@ GRID = [
 
 def both(pair, prompts, *, new: int, returned: int = 1, **options):
     model, decoder, peer = pair
-    ends = options.pop("ends", (model.config.end_id,))
+    ends = options.pop("ends", (model.config.eos_token_id,))
     shape = {k: options[k] for k in ("beams", "length_penalty", "early_stopping") if k in options}
     strategy = {k: v for k, v in options.items() if k not in shape}
     ours = search(
@@ -71,7 +71,7 @@ def test_tokens_and_scores_are_those_of_transformers(pairs, prompts_of, name, op
 
 def test_all_hypotheses_are_returned_with_their_scores(pairs, prompts_of):
     options = {"beams": 4, "length_penalty": -0.5, "no_repeat_ngram_size": 4}
-    ours, tokens, scores = both(pairs["scaled"], prompts_of(8, 30), new=17, samples=4, **options)
+    ours, tokens, scores = both(pairs["scaled"], prompts_of(8, 30), new=17, returned=4, **options)
     assert [hypothesis for row in ours.tokens for hypothesis in row] == tokens
     np.testing.assert_allclose(np.ravel(ours.scores), scores, rtol=2e-5, atol=2e-5)
 
@@ -117,7 +117,7 @@ def test_beams_draw_nothing(pairs):
 def test_a_trained_model_searches_as_in_transformers(trained):
     prompts = [[3, 4, 5, 6], [20, 22, 24], [7, 10, 13, 16, 19]]
     options = {"beams": 5, "length_penalty": -0.5, "no_repeat_ngram_size": 6, "min_length": 5}
-    ours, tokens, scores = both(trained, prompts[2:], new=40, samples=5, **options)
+    ours, tokens, scores = both(trained, prompts[2:], new=40, returned=5, **options)
     assert ours.tokens[0] == tokens
     np.testing.assert_allclose(ours.scores[0], scores, rtol=2e-5, atol=2e-5)
     del options["min_length"]

@@ -43,7 +43,7 @@ GRID = [
 def test_greedy_tokens_are_those_of_transformers(pairs, prompts_of, name, options):
     model, decoder, peer = pairs[name]
     prompts, options = prompts_of(9, 23, 14, 12, 5), dict(options)
-    ends = options.pop("ends", (model.config.end_id,))
+    ends = options.pop("ends", (model.config.eos_token_id,))
     ours = decode(decoder, prompts, max_new_tokens=27, strategy=Strategy(ends=ends, **options))
     if "bad_words" in options:
         options["bad_words_ids"] = [list(word) for word in options.pop("bad_words")]

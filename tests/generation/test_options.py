@@ -118,7 +118,7 @@ def test_settings_say_the_same_to_transformers_and_here(options, tmp_path):
 
 
 def test_settings_that_are_unknown_or_no_json(tmp_path):
-    with pytest.raises(ValueError, match=r"penalty_alpha=0\.6, which this decoder does not have"):
+    with pytest.raises(ValueError, match=r"penalty_alpha=0\.6 in generation_config.json, which"):
         make_options({"penalty_alpha": 0.6})
     assert read_generation_config(tmp_path) == {}
     file = tmp_path / "generation_config.json"
