@@ -26,7 +26,7 @@ for name, meaning in (
     ("score", "show how probable each token of this text is, instead of continuing it"),
     ("html", "file to write the coloured view of --score to"),
 ):
-    absl_flags.DEFINE_string(name, None, meaning, name == "model", flag_values=FLAGS)
+    absl_flags.DEFINE_string(name, None, meaning, required=name == "model", flag_values=FLAGS)
 absl_flags.DEFINE_string("field", "prompt", "field of the prompt in --prompts", flag_values=FLAGS)
 absl_flags.DEFINE_enum(
     "dtype", "auto", ["auto", "float32", "bfloat16"], "dtype of computation; auto: float32 on a "

@@ -33,9 +33,7 @@ from biomedlm_jax.model.layers import axes
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("model", "head"), meta_fields=()
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("model", "head"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A model with one block per layer and, on a CPU, its output head transposed."""

@@ -48,7 +48,9 @@ class Generator:
         """
         if truncate not in TRUNCATE:
             raise ValueError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [self.config.eos_token_id]
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [
+            self.config.eos_token_id
+        ]
         room = self.config.context_length - new
         return ids[-room:] if truncate == "left" and 0 < room < len(ids) else ids
 

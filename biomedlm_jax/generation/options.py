@@ -58,10 +58,6 @@ class Options(Strategy, Beams):
         1, least=1, most=LARGEST, help="hypotheses that beam search keeps; 1: no beam search"
     )
     stop: tuple[str, ...] = setting((), help="text that ends an answer and is cut off")
-    bad_words: tuple[str | tuple[int, ...], ...] = setting(
-        (), help="text that an answer never contains, with or without a space before it"
-    )
-    ends: tuple[int, ...] = setting((), help="token ids that end an answer; (): the end of text")
     seed: int = setting(0, least=0, most=LARGEST, help="seed of the samples")
 
     def __post_init__(self):
@@ -114,7 +110,9 @@ class Options(Strategy, Beams):
         for word in self.bad_words:
             if isinstance(word, str):
                 assert tokenizer is not None
-                spellings = [tokenizer.encode(t, add_special_tokens=False) for t in (word, f" {word}")]
+                spellings = [
+                    tokenizer.encode(t, add_special_tokens=False) for t in (word, f" {word}")
+                ]
                 words += [tuple(spelling.ids) for spelling in spellings]
             else:
                 words.append(word)

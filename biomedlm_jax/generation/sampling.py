@@ -49,8 +49,10 @@ class Strategy(Settings):
     min_new_tokens: int = setting(
         0, least=0, most=LARGEST, help="tokens of the answer before it may end"
     )
-    bad_words: tuple[tuple[int, ...], ...] = setting((), help="sequences of ids to avoid")
-    ends: tuple[int, ...] = setting((), help="ids that end a sequence")
+    bad_words: tuple[str | tuple[int, ...], ...] = setting(  # ids here; also texts in Options
+        (), help="text that an answer never contains, with or without a space before it"
+    )
+    ends: tuple[int, ...] = setting((), help="token ids that end an answer")
 
 
 def process(

@@ -181,7 +181,10 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
         (["--prompt=" + "z " * 60, "--max_new_tokens=4"], "--truncate=left"),
         (["--prompt=a", "--truncate=right"], "right"),
         (["--score="], "got an empty text"),
-        (["--prompt=a", "--tensor=4"], "mesh.tensor=4 does not divide the model's heads of 2"),
+        (
+            ["--prompt=a", "--tensor=4"],
+            "mesh.tensor=4, which does not divide the model's heads of 2",
+        ),
         (["--prompt=a", "--data=3"], "does not make 8, the number of devices"),
         (["--score=a", "--fsdp=0"], "sizes are at least 1"),
     ],
