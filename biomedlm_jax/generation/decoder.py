@@ -131,8 +131,8 @@ def prefill(decoder: Decoder, cache: Cache, tokens_BxP: jax.Array, lengths_B: ja
 def mesh_of(model: LanguageModel | Decoder) -> Mesh | None:
     """Return the mesh of several devices that the parameters are on, or None."""
     sharding = getattr(jax.tree.leaves(model)[0], "sharding", None)
-    several = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
-    return sharding.mesh if several else None
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None
 
 
 def _hidden(decoder, cache, tokens_BxQ, positions_BxQ, slot, visible_BxQxS):
@@ -140,13 +140,12 @@ def _hidden(decoder, cache, tokens_BxQ, positions_BxQ, slot, visible_BxQxS):
     filled = list(cache)
 
     def attend_of(layer):
-        def attend(query_BxHxQxK, *new_BxHxQxK, **_):
-            filled[layer] = tuple(
-                _write(old, new, slot) for old, new in zip(cache[layer], new_BxHxQxK, strict=True)
-            )
-            # In prefill, tokens see one another only: the other slots are still empty.
-            keys_and_values = new_BxHxQxK if prefilling else filled[layer]
-            return softmax_attention(query_BxHxQxK, *keys_and_values, visible_BxQxS)
+        def attend(query_BxHxQxK, *new, **_):
+            keys, values = (_write(*pair, slot) for pair in zip(cache[layer], new, strict=True))
+            filled[layer] = keys, values
+            if prefilling:  # tokens see one another only: the other slots are still empty
+                keys, values = new
+            return softmax_attention(query_BxHxQxK, keys, values, visible_BxQxS)
 
         return attend
 

@@ -136,7 +136,8 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(
-                f"prompt {number} has no tokens; begin it with the end of text, {config.eos_token_id}"
+                f"prompt {number} has no tokens; begin it with the end of text, "
+                f"{config.eos_token_id}"
             )
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise ValueError(

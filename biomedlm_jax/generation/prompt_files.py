@@ -1,4 +1,4 @@
-"""Files of prompts: answered a batch at a time into JSON lines, and resumed after an interruption."""
+"""Answer files of prompts a batch at a time, as JSON lines that an interrupted run resumes."""
 
 import json
 import sys

@@ -10,8 +10,8 @@ import pytest
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.generate import FLAGS
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.surprisal import score_text
 from biomedlm_jax.generation.generator import NOTICE, generate
+from biomedlm_jax.generation.surprisal import score_text
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 

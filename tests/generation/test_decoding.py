@@ -20,8 +20,8 @@ from biomedlm_jax.generation.decoder import (
 )
 from biomedlm_jax.generation.decoding import decode
 from biomedlm_jax.generation.sampling import Strategy
-from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 GRID = [
     {},

@@ -6,10 +6,10 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.generator import Generator, generate, generate_until
-from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.generation.options import Options
 from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
 

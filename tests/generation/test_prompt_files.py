@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.prompt_files import answer_file, read_prompts
-from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.generator import Generator
+from biomedlm_jax.generation.options import Options
+from biomedlm_jax.generation.prompt_files import answer_file, read_prompts
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 TEXTS = ["the kinase", "a trial of the drug", "renal tissue", "was examined", "the receptor"]
@@ -95,7 +95,7 @@ def test_a_text_file_has_one_prompt_a_line(generator, tmp_path):
     assert [prompt for prompt, _ in read_prompts(source)] == ["the kinase", " a\u2028b "]
     assert answers(generator, source, out)[0]["made"] == 2
     source.write_bytes(b"a\n\xff\n")
-    with pytest.raises(ValueError, match="in.txt:2: expected UTF-8"):
+    with pytest.raises(ValueError, match=r"in\.txt:2: expected UTF-8"):
         read_prompts(source)
 
 
@@ -108,10 +108,10 @@ def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path)
     assert answers(make_generator(), source, out)[0] == {"kept": 5, "made": 0}
     lines = source.read_text().splitlines()
     source.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
-    with pytest.raises(ValueError, match="out.jsonl:1 answers another prompt"):
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 answers another prompt"):
         answers(generator, source, out)
     out.write_text("notes\n")
-    with pytest.raises(ValueError, match="out.jsonl:1 is not an answer"):
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 is not an answer"):
         answers(generator, source, out)
     assert out.read_text() == "notes\n"
 
