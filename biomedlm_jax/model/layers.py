@@ -76,7 +76,12 @@ def product(equation: str, reduce_dtype: str, x: jax.Array, kernel: jax.Array) -
     `reduce_dtype` float32 that is the product's accumulator; with compute the gradient is rounded
     to the dtype of `x` first, which halves the collectives' bytes.
     """
-    return jnp.einsum(equation, x, kernel.astype(x.dtype))
+    # The axes of x come first: einsum's own order would make a transposed copy of a CPU's kernel.
+    factors, result = equation.split("->")
+    left, right = factors.split(",")
+    natural = "".join(sorted({*left} ^ {*right}, key=(left + right).index))
+    y = jnp.einsum(f"{factors}->{natural}", x, kernel.astype(x.dtype))
+    return jnp.einsum(f"{natural}->{result}", y)
 
 
 def _product_forward(equation, reduce_dtype, x, kernel):

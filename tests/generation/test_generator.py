@@ -6,12 +6,10 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.decoder import fingerprint, make_decoder
+from biomedlm_jax.generation.generator import Generator, generate, generate_until
 from biomedlm_jax.generation.options import Options
-from biomedlm_jax.generation.text import Generator, generate, generate_until
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.training.state import abstract_model
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
 
@@ -21,7 +19,7 @@ def tokenizer():
     return train_tokenizer(iter(TEXTS * 9), vocab_size=280)
 
 
-def readable(model: GPT, tokenizer) -> GPT:
+def readable(model: GPT2, tokenizer) -> GPT2:
     """The model without the bytes that are no letters by themselves: they never are likeliest."""
     texts = [tokenizer.decode([i]) for i in range(model.config.vocab_size)]
     odd = np.array([i for i, t in enumerate(texts) if not (t.isascii() and t.isprintable() and t)])
@@ -31,10 +29,10 @@ def readable(model: GPT, tokenizer) -> GPT:
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    config = GPTConfig(
+    config = GPT2Config(
         vocab_size=280, context_length=48, layers=1, width=32, heads=2, initializer_range=0.4
     )
-    return readable(GPT(config, key=jax.random.key(0)), tokenizer)
+    return readable(GPT2(config, key=jax.random.key(0)), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def generator(model, tokenizer):
 def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(model, tokenizer):
     ids = tokenizer.encode(TEXTS[0]).ids
     prompt = len(ids)
-    forward = jax.jit(GPT.__call__)
+    forward = jax.jit(GPT2.__call__)
     while len(ids) < prompt + 8:
         padded = np.zeros((1, 48), np.int32)  # later positions cannot be seen
         padded[0, : len(ids)] = ids
@@ -61,8 +59,6 @@ def test_batches_and_samples_are_the_same_on_a_mesh(model, tokenizer, sizes):
     mesh = meshes.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
     sharded = jax.device_put(model, layout)
-    of_both = [fingerprint(make_decoder(each)) for each in (model, sharded)]
-    assert of_both[0] == of_both[1]
     prompts = [*TEXTS, "the drug", "renal"]
     for drawing in ({}, {"temperature": 1.5, "top_k": 40, "samples": 3, "seed": 7}):
         options = {"max_new_tokens": 9, "batch_size": 2, **drawing}
@@ -121,7 +117,7 @@ def test_streamed_pieces_make_the_whole_answer(generator, tokenizer):
         pieces = list(generator.stream(prompt, options))
         assert "".join(pieces) == generator.answers([prompt], options)[0][0].text
         assert len(pieces) > 3
-    with pytest.raises(ValueError, match="one answer is streamed"):
+    with pytest.raises(ValueError, match="only one answer is streamed"):
         next(generator.stream(prompt, Options(beams=2)))
     with pytest.raises(ValueError, match="ids from 999"):
         list(generator.stream([999], Options()))
@@ -174,4 +170,4 @@ def test_stats_leave_compilation_out(generator, tokenizer):
     assert generator.stats.decode_tokens <= 15
     text = "\n".join(generator.stats.lines())
     assert "tokens/s" in text
-    assert "MB a token" in text
+    assert "MB/token" in text

@@ -4,11 +4,10 @@ import jax
 import pytest
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.files import answer_file, read_prompts
+from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
-from biomedlm_jax.generation.text import Generator
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.generation.prompt_files import answer_file, read_prompts
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 TEXTS = ["the kinase", "a trial of the drug", "renal tissue", "was examined", "the receptor"]
 OPTIONS = Options(max_new_tokens=6, temperature=1.5, seed=5, samples=2)
@@ -17,8 +16,8 @@ OPTIONS = Options(max_new_tokens=6, temperature=1.5, seed=5, samples=2)
 def make_generator(*, seed: int = 0, **fields) -> Generator:
     tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
     shape = {"vocab_size": 280, "context_length": 32, "layers": 1, "width": 32, "heads": 2}
-    config = GPTConfig(**shape, initializer_range=0.4, **fields)
-    return Generator(GPT(config, key=jax.random.key(seed)), tokenizer)
+    config = GPT2Config(**shape, initializer_range=0.4, **fields)
+    return Generator(GPT2(config, key=jax.random.key(seed)), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -90,21 +89,29 @@ def test_other_line_separators_are_part_of_a_prompt(generator, tmp_path):
     assert answers(generator, source, out)[0] == {"kept": 2, "made": 0}
 
 
+def test_a_text_file_has_one_prompt_a_line(generator, tmp_path):
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_bytes("\ufeffthe kinase\r\n\n a\u2028b \n".encode())
+    assert [prompt for prompt, _ in read_prompts(source)] == ["the kinase", " a\u2028b "]
+    assert answers(generator, source, out)[0]["made"] == 2
+    source.write_bytes(b"a\n\xff\n")
+    with pytest.raises(ValueError, match=r"in\.txt:2: expected UTF-8"):
+        read_prompts(source)
+
+
 def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path):
     out = tmp_path / "out.jsonl"
     answers(generator, source, out)
-    with pytest.raises(ValueError, match="other options, another model"):
-        answers(generator, source, out, model="another")
     for other in (make_generator(seed=1), make_generator(compute_dtype="bfloat16")):
-        with pytest.raises(ValueError, match="other weights of it or another --dtype"):
+        with pytest.raises(ValueError, match="other options, weights or --dtype"):
             answers(other, source, out)
     assert answers(make_generator(), source, out)[0] == {"kept": 5, "made": 0}
     lines = source.read_text().splitlines()
     source.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
-    with pytest.raises(ValueError, match="line 1 answers another prompt"):
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 answers another prompt"):
         answers(generator, source, out)
     out.write_text("notes\n")
-    with pytest.raises(ValueError, match="line 1 is no answer"):
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 is not an answer"):
         answers(generator, source, out)
     assert out.read_text() == "notes\n"
 
@@ -113,9 +120,9 @@ def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path)
     ("text", "said"),
     [
         ("", "has no prompts"),
-        ('{"prompt": "a"}\nnonsense\n', "line 2 is not JSON"),
-        ('{"text": "a"}\n', r"line 1 has the fields \['text'\]"),
-        ("[1]\n", r"line 1 has \[1\]"),
+        ('{"prompt": "a"}\nnonsense\n', "in.jsonl:2: expected a JSON object"),
+        ('{"text": "a"}\n', r"in.jsonl:1: .* got the fields \['text'\]"),
+        ("[1]\n", "in.jsonl:1: .* type list"),
     ],
 )
 def test_files_that_cannot_be(tmp_path, text, said):

@@ -7,9 +7,8 @@ import pytest
 from rich.console import Console
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation import scoring
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.generation import surprisal
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 TEXT = "the kinase binds <b>a</b> β-receptor"
 
@@ -21,19 +20,19 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    config = GPTConfig(
+    config = GPT2Config(
         vocab_size=280, context_length=48, layers=2, width=32, heads=2, initializer_range=0.3
     )
-    return GPT(config, key=jax.random.key(0))
+    return GPT2(config, key=jax.random.key(0))
 
 
 def test_logprobs_are_those_of_the_model(model, tokenizer):
-    scored = scoring.score_text(model, tokenizer, TEXT)
+    scored = surprisal.score_text(model, tokenizer, TEXT)
     ids = [279, *tokenizer.encode(TEXT).ids]
     logits = np.asarray(model(np.array([ids])), np.float64)[0]
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = [expected[i, token] for i, token in enumerate(ids[1:])]
-    np.testing.assert_allclose(scored.logprobs, expected, atol=1e-5)
+    np.testing.assert_allclose(scored.log_probabilities, expected, atol=1e-5)
     assert scored.perplexity == pytest.approx(math.exp(-np.mean(expected)), rel=1e-4)
     assert scored.bits[0] == pytest.approx(-expected[0] / math.log(2), abs=1e-4)
 
@@ -41,16 +40,16 @@ def test_logprobs_are_those_of_the_model(model, tokenizer):
 def test_pieces_make_the_text_whole_characters_only(model, tokenizer):
     plain = train_tokenizer(iter(["nothing of the kind"] * 9), vocab_size=264)
     for words in (tokenizer, plain):
-        scored = scoring.Scored(scoring._pieces(words, words.encode(TEXT).ids), [], [])
+        scored = surprisal.ScoredText(surprisal._pieces(words, words.encode(TEXT).ids), [], [])
         assert "".join(scored.pieces) == TEXT
 
 
 def test_the_page_escapes_and_colours(model, tokenizer):
-    scored = scoring.Scored(["a", " <b>", "c"], [1, 2, 3], [-0.1, -4.0, -12.0])
-    page = scoring.page([scored], title="x & y")
+    scored = surprisal.ScoredText(["a", " <b>", "c"], [1, 2, 3], [-0.1, -4.0, -12.0])
+    page = surprisal.page([scored], title="x & y")
     assert ' <span style="background:#ffd98a" title="probability 1.8%, 5.8 bits">&lt;b&gt;<' in page
     assert "x &amp; y" in page
-    assert [scoring.colour(bits) for bits in (0, 1.9, 2, 6, 99)] == [
+    assert [surprisal.colour(bits) for bits in (0, 1.9, 2, 6, 99)] == [
         None, None, "#fff3c4", "#ffd98a", "#ff7f6b",
     ]  # fmt: skip
     assert '<span title="probability 90.5%, 0.1 bits">a<' in page
@@ -59,19 +58,19 @@ def test_the_page_escapes_and_colours(model, tokenizer):
 
 
 def test_the_terminal_shows_every_token(tokenizer):
-    scored = scoring.Scored(["calm", " [red]"], [1, 2], [-0.1, -12.0])
+    scored = surprisal.ScoredText(["calm", " [red]"], [1, 2], [-0.1, -12.0])
     console = Console(width=80, record=True, file=io.StringIO(), force_terminal=True)
-    console.print(scoring.coloured(scored))
+    console.print(surprisal.coloured(scored))
     assert console.export_text().strip() == "calm [red]"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "an empty text"), ("z" * 60, "47 fit the model's positions")]
+    ("text", "said"), [("", "got an empty text"), ("z" * 60, "expected at most 47")]
 )
 def test_texts_that_cannot_be_scored(model, tokenizer, text, said):
     with pytest.raises(ValueError, match=said):
-        scoring.score_text(model, tokenizer, text)
+        surprisal.score_text(model, tokenizer, text)
     with pytest.raises(ValueError, match="0 to 279"):
-        scoring.token_logprobs(model, [[280]])
-    with pytest.raises(ValueError, match="48 positions"):
-        scoring.token_logprobs(model, [[1] * 49])
+        surprisal.log_probabilities(model, [[280]])
+    with pytest.raises(ValueError, match="the model's 48 positions"):
+        surprisal.log_probabilities(model, [[1] * 49])
