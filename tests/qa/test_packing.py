@@ -50,7 +50,9 @@ def test_rows_hold_what_the_prompts_say(read):
                 key = int(rows.question_BxE[b, e]), int(rows.option_BxE[b, e])
                 place = rows.source_BxT[b, rows.slot_BxE[b, e]]
                 seen = rows.prompt_BxL[b] == rows.prompt_BxL[b, place]
-                seen &= (rows.branch_BxL[b] == 0) | (rows.branch_BxL[b] == rows.branch_BxL[b, place])
+                seen &= (rows.branch_BxL[b] == 0) | (
+                    rows.branch_BxL[b] == rows.branch_BxL[b, place]
+                )
                 seen &= np.arange(bucket.length) <= place
                 assert rows.positions_BxL[b][seen].tolist() == list(range(seen.sum()))
                 past = rows.tokens_BxL[b][seen].tolist()
