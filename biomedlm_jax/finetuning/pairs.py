@@ -88,22 +88,20 @@ def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], li
     return sides
 
 
-def source_ids(tokenizer: Tokenizer, source: str, *, limit: int) -> list[int]:
-    """Return what an answer is generated from: the source's first tokens and the separator."""
-    ids = tokenizer.encode(source, add_special_tokens=False).ids
-    return [*ids[:limit], tokenizer.token_to_id(SEPARATOR)]
-
-
 def text_prompts(
     tokenizer: Tokenizer, pairs: Sequence[Pair], settings: PairSettings, *, end_id: int
 ) -> tuple[list[Prompt], int]:
-    """Return a prompt for each pair, its target the only branch, and how many lost tokens."""
-    prompts, cut = [], 0
+    """Return a prompt for each pair, its target the only branch, and how many pairs were cut.
+
+    An answer is generated from the prefix: the source's first tokens and the separator.
+    """
+    prompts, cut, separator = [], 0, tokenizer.token_to_id(SEPARATOR)
+    assert separator is not None, "the tokenizer has ADDED_TOKENS"
     for number, pair in enumerate(pairs):
         source = tokenizer.encode(pair.source, add_special_tokens=False).ids
         target = tokenizer.encode(pair.target, add_special_tokens=False).ids
         cut += len(source) > settings.source_tokens or len(target) > settings.target_tokens
-        prefix = [*source[: settings.source_tokens], tokenizer.token_to_id(SEPARATOR)]
+        prefix = [*source[: settings.source_tokens], separator]
         prompts.append(Prompt(prefix, [[*target[: settings.target_tokens], end_id]], number))
     return prompts, cut
 

@@ -1,5 +1,6 @@
 """finetune_questions(): the recipe of a head that answers a task's questions."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -60,7 +61,8 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
             seed=training.seed,
         )
         line, flops = describe(start, mesh, row_length=data.row_length, branches=data.branched)
-        started_from = {**start.started_from, "questions": content_hash([encoded.prompts, labels])}
+        content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
+        started_from = {**start.started_from, "questions": content_hash(content)}
 
         def make_model(base) -> Scorer:
             if isinstance(base, Scorer):

@@ -1,5 +1,6 @@
 """finetune_text(): the recipe of long answers and summaries, and the report on them."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -14,13 +15,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.files import read_json, write_json, write_text
 from biomedlm_jax.finetuning.config import PairSettings, TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
-from biomedlm_jax.finetuning.pairs import (
-    ADDED_TOKENS,
-    Pair,
-    source_ids,
-    text_prompts,
-    train_and_dev,
-)
+from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, text_prompts, train_and_dev
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import describe, load_start
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
@@ -83,21 +78,19 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
             sums = [compiled_loss(tuned, next(batches)) for _ in range(dev_data.steps_per_epoch)]
             return sum(map(float, sums)) / dev_data.targets
 
-        def report(tuned: LanguageModel, pairs: Sequence[Pair]) -> tuple[list[str], dict]:
-            ids = [
-                source_ids(start.tokenizer, pair.source, limit=settings.data.source_tokens)
-                for pair in pairs
-            ]
-            texts = answers(tuned, start.tokenizer, ids, options, batch_size=evaluation.batch_size)
-            sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
-            groups = [pair.group for pair in pairs]
+        def report(tuned: LanguageModel, count: int) -> tuple[list[str], dict]:
+            """Answer the first dev sources."""
+            prefixes = [prompt.prefix for prompt in dev_prompts[:count]]
+            texts = answers(
+                tuned, start.tokenizer, prefixes, options, batch_size=evaluation.batch_size
+            )
+            sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
             return texts, text_report(sources, targets, texts, groups=groups)
 
         def evaluate(tuned: LanguageModel, step: int) -> dict[str, float]:
             figures = {"epoch": step // data.steps_per_epoch, "dev_loss": dev_loss(tuned)}
-            some = dev[: evaluation.examples]
-            if some and step < steps:  # after the last epoch the report has these figures
-                _, reported = report(tuned, some)
+            if evaluation.examples and step < steps:  # after the last epoch: the report
+                _, reported = report(tuned, evaluation.examples)
                 figures |= {kind: reported[kind]["mean"] for kind in KINDS}
             save_finetuned(
                 workdir / MODEL_FOLDER,
@@ -134,15 +127,15 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
             ),
         )
         tuned, _ = fit(recipe, workdir, mesh)
-        asked = dev[: evaluation.final_examples or None]
+        count = min(evaluation.final_examples or len(dev), len(dev))
         if jax.process_index() == 0:
-            print(f"answering {counted(len(asked), 'dev source')}", file=sys.stderr, flush=True)
-        texts, figures = report(tuned, asked)
+            print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)
+        texts, figures = report(tuned, count)
         figures = {"dev_loss": dev_loss(tuned), **figures}
     if jax.process_index() == 0:
         lines = [
             {"source": pair.source, "target": pair.target, "answer": text}
-            for pair, text in zip(asked, texts, strict=True)
+            for pair, text in zip(dev, texts, strict=False)
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(workdir / PREDICTIONS, text)

@@ -142,8 +142,8 @@ def lay_out(
     read: str,
 ) -> Rows:
     """Return one batch of `shape` as numpy arrays, from the indices of the prompts of each row."""
-    widths = Rows(*[shape.length] * 4, shape.sources, *[shape.entries] * 4)
-    out = Rows(*(np.zeros((batch_size, n), np.int32) for n in widths))
+    lengths = [*[shape.length] * 4, shape.sources, *[shape.entries] * 4]
+    out = Rows._make(np.zeros((batch_size, n), np.int32) for n in lengths)
     out.prompt_BxL[:] = -1
     out.question_BxE[:] = -1
     for b, row in enumerate(rows):
@@ -152,10 +152,10 @@ def lay_out(
             prompt = prompts[index]
             prefix_end = place + len(prompt.prefix)
             _write(out, b, place, prompt.prefix, position=0, prompt=number, branch=0)
-            place = prefix_end
+            place, first_slot = prefix_end, slots
             if read == TOKENS:  # the first token of every branch is read at the prefix's end
                 out.source_BxT[b, slots] = prefix_end - 1
-                first_slot, slots = slots, slots + 1
+                slots += 1
             for i, branch in enumerate(prompt.branches):
                 written = branch[:-1] if read == TOKENS else branch
                 start = len(prompt.prefix)

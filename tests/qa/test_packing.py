@@ -90,7 +90,7 @@ def test_branches_are_kept_where_one_prompt_has_several():
 
 
 def test_a_prompt_longer_than_the_longest_row():
-    with pytest.raises(ValueError, match="got a prompt of 12 tokens .* at most 8"):
+    with pytest.raises(ValueError, match=r"got a prompt of 12 tokens .* at most 8"):
         make_buckets([Prompt([1] * 11, [[1, 2]], 0)], read=TOKENS, lengths=[8])
 
 
