@@ -20,7 +20,7 @@ from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import describe, load_start
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
 from biomedlm_jax.generation.options import Options, make_options
-from biomedlm_jax.generation.text import Generator
+from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.interop.directories import MODEL_FOLDER
 from biomedlm_jax.interop.heads import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
@@ -51,7 +51,7 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
         start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
         check_positions(settings.data, options, start.config.context_length)
         encode = functools.partial(
-            text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.end_id
+            text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.eos_token_id
         )
         (prompts, cut), (dev_prompts, _) = encode(train), encode(dev)
         rows = {"row_length": settings.data.row_tokens, "batch_size": training.batch_size}
@@ -98,7 +98,7 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
                 start.tokenizer,
                 step=step,
                 facts={**figures, "started_from": started_from},
-                generation=options.settings(tuned.config, start.tokenizer),
+                generation=options.to_hf(tuned.config, start.tokenizer),
             )
             return figures
 

@@ -112,7 +112,8 @@ def test_staged_training_continues_with_the_head(world, question_config, questio
 @pytest.fixture(scope="module")
 def class_run(world, question_config, tmp_path_factory):
     run = tmp_path_factory.mktemp("classes") / "run"
-    config = question_config("classes", training__accumulation=2)
+    changes = {"training__accumulation": 2, "training__epochs": 16, "model__residual_dropout": 0.0}
+    config = question_config("classes", optimizer__learning_rate=2e-3, **changes)
     return run, finetune(config, world / "base", run)
 
 
