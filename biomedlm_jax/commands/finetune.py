@@ -26,7 +26,7 @@ flags.mark_flags_as_required(["config", "model", "workdir"], flag_values=FLAGS)
 
 def run(options: flags.FlagValues) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
-    from biomedlm_jax.finetuning.sweep import finetune_all
+    from biomedlm_jax.finetuning.finetune import finetune_all
 
     with joining.joined(options):
         results = finetune_all(options.config, options.model, options.workdir)

@@ -46,10 +46,9 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
         tokens = ADDED_TOKENS[task.kind]
         start = load_start(model, settings, mesh, added_tokens=tokens, heads=True)
         head = next_head(start, task, settings.task, where=model)
+        rows = {"row_format": head.row_format, "max_length": head.max_length}
         make_prompts = choice_prompts if head.kind == CHOICE else classification_prompts
-        encoded = make_prompts(
-            start.tokenizer, train, row_format=head.row_format, max_length=head.max_length
-        )
+        encoded = make_prompts(start.tokenizer, train, **rows)
         labels = [int(question.label) for question in train if question.label is not None]
         data = ShuffledQuestions(
             encoded.prompts,
@@ -72,9 +71,11 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
             return with_head(trunk, head, key=score_key)
 
         def evaluate(tuned: Scorer, step: int) -> dict[str, float]:
-            accuracy = dev_accuracy(tuned, start, dev, task, head)
-            figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy}
-            if accuracy > read_facts(workdir / MODEL_FOLDER).get("dev_accuracy", -1.0):
+            ways = score(tuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
+            figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy(ways)}
+            if figures["dev_accuracy"] > read_facts(workdir / MODEL_FOLDER).get(
+                "dev_accuracy", -1.0
+            ):
                 facts = {**figures, "task": task.name, "started_from": started_from}
                 save_finetuned(
                     workdir / MODEL_FOLDER, tuned, start.tokenizer, head, step=step, facts=facts
@@ -117,13 +118,9 @@ def labelled_questions(
     task: Task, settings: TaskSettings, *, split: str, skipped: Skipped
 ) -> list[Question]:
     """Return the questions of a split; raises ValueError if one has no answer."""
+    where, fold, on_error = settings.path or None, settings.fold, settings.on_error
     questions = read_questions(
-        task,
-        settings.path or None,
-        split=split,
-        fold=settings.fold,
-        on_error=settings.on_error,
-        skipped=skipped,
+        task, where, split=split, fold=fold, on_error=on_error, skipped=skipped
     )
     unlabelled = sum(question.label is None for question in questions)
     if unlabelled:
@@ -157,15 +154,6 @@ def next_head(start: Start, task: Task, settings: TaskSettings, *, where: str | 
     return head
 
 
-def dev_accuracy(tuned: Scorer, start: Start, dev: list[Question], task: Task, head: Head) -> float:
-    """Return the percentage of questions that the head answers right."""
-    items = score(
-        tuned,
-        start.tokenizer,
-        dev,
-        task,
-        mode=CLASSIFIER,
-        row_format=head.row_format,
-        max_length=head.max_length,
-    )[CLASSIFIER]
-    return 100 * float(np.mean([item["prediction"] == item["gold"] for item in items]))
+def accuracy(ways: dict[str, list[dict]]) -> float:
+    """Return the percentage of questions that the head answered right."""
+    return 100 * float(np.mean([item["prediction"] == item["gold"] for item in ways[CLASSIFIER]]))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,8 +18,8 @@ from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, text_prompts, train_and_
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import describe, load_start
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
+from biomedlm_jax.generation.generator import Generator, generate_until
 from biomedlm_jax.generation.options import Options, make_options
-from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.interop.directories import MODEL_FOLDER
 from biomedlm_jax.interop.heads import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
@@ -80,11 +79,15 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
 
         def report(tuned: LanguageModel, count: int) -> tuple[list[str], dict]:
             """Answer the first dev sources."""
-            prefixes = [prompt.prefix for prompt in dev_prompts[:count]]
-            texts = answers(
-                tuned, start.tokenizer, prefixes, options, batch_size=evaluation.batch_size
+            texts = generate_until(
+                Generator(tuned, start.tokenizer),
+                [prompt.prefix for prompt in dev_prompts[:count]],
+                until=(),
+                batch_size=evaluation.batch_size,
+                **{"max_new_tokens": options.max_new_tokens, **settings.generation},
             )
             sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
+            texts = [text.strip() for text in texts]
             return texts, text_report(sources, targets, texts, groups=groups)
 
         def evaluate(tuned: LanguageModel, step: int) -> dict[str, float]:
@@ -141,26 +144,6 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
         write_text(workdir / PREDICTIONS, text)
         write_json(workdir / REPORT, figures)
     return figures
-
-
-def answers(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    options: Options,
-    *,
-    batch_size: int,
-) -> list[str]:
-    """Return the model's answer to each prompt of token ids."""
-    generator, texts = Generator(model, tokenizer), [""] * len(prompts)
-    # Prompts of similar lengths share a batch, so that little is padding.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        answered = generator.answers([prompts[i] for i in batch], options, numbers=batch)
-        for i, one in zip(batch, answered, strict=True):
-            texts[i] = one[0].text.strip()
-    return texts
 
 
 def check_positions(data: PairSettings, options: Options, positions: int) -> None:

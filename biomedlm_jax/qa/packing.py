@@ -150,32 +150,28 @@ def lay_out(
         place = slots = entries = 0
         for number, index in enumerate(row):
             prompt = prompts[index]
-            prefix_end = place + len(prompt.prefix)
+            start = len(prompt.prefix)
             _write(out, b, place, prompt.prefix, position=0, prompt=number, branch=0)
-            place, first_slot = prefix_end, slots
+            place, first_slot = place + start, slots
+            prefix_end = place - 1
             if read == TOKENS:  # the first token of every branch is read at the prefix's end
-                out.source_BxT[b, slots] = prefix_end - 1
+                out.source_BxT[b, slots] = prefix_end
                 slots += 1
             for i, branch in enumerate(prompt.branches):
-                written = branch[:-1] if read == TOKENS else branch
-                start = len(prompt.prefix)
-                _write(out, b, place, written, position=start, prompt=number, branch=i + 1)
                 if read == TOKENS:
-                    more = np.arange(len(written))
-                    out.source_BxT[b, slots + more] = place + more
-                    here = slice(entries, entries + len(branch))
-                    out.slot_BxE[b, here] = [first_slot, *(slots + more)]
-                    out.target_BxE[b, here] = branch
-                    slots += len(written)
-                else:
-                    here = slice(entries, entries + 1)
-                    # An empty branch (a whole text is its prefix) is read at the prefix's end.
-                    out.source_BxT[b, slots] = (place + len(branch) if branch else prefix_end) - 1
-                    out.slot_BxE[b, here] = slots
-                    slots += 1
+                    written, targets = branch[:-1], branch
+                    sources = range(place, place + len(written))
+                    read_at = [first_slot, *range(slots, slots + len(written))]
+                else:  # an empty branch (a whole text is its prefix) is read at the prefix's end
+                    written, targets, read_at = branch, [0], [slots]
+                    sources = [place + len(branch) - 1 if branch else prefix_end]
+                _write(out, b, place, written, position=start, prompt=number, branch=i + 1)
+                here = slice(entries, entries + len(read_at))
+                out.source_BxT[b, slots : slots + len(sources)] = sources
+                out.slot_BxE[b, here], out.target_BxE[b, here] = read_at, targets
                 out.question_BxE[b, here] = prompt.question
                 out.option_BxE[b, here] = prompt.first_option + i
-                entries, place = here.stop, place + len(written)
+                place, slots, entries = place + len(written), slots + len(sources), here.stop
     # Without branches that share a prefix, causal attention within a prompt is the same.
     return out if shape.branched else out._replace(branch_BxL=None)
 

@@ -81,14 +81,14 @@ def test_the_best_by_dev_accuracy_is_kept(world, question_config, tmp_path, trai
     config = question_config(checkpoint__every=3)
     accuracies, stopped = iter([25.0, 75.0, 75.0, 50.0, 0.0, 74.0, 75.0, 10.0]), []
 
-    def dev_accuracy(*arguments):
+    def accuracy(ways):
         value = next(accuracies)
         if value == 75 and not stopped:
             stopped.append(True)
             signal.raise_signal(signal.SIGINT)  # the next run starts with the best on disk
         return value
 
-    monkeypatch.setattr(questions, "dev_accuracy", dev_accuracy)
+    monkeypatch.setattr(questions, "accuracy", accuracy)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         finetune(config, world / "base", run)

@@ -86,7 +86,7 @@ def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monke
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text, "answers", interrupted)
+    monkeypatch.setattr(text, "generate_until", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(config, world / "base", tmp_path / "run")
     assert not (tmp_path / "run" / "report.json").exists()
