@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from biomedlm_jax.files import write_json
 from biomedlm_jax.finetuning.config import SweepSettings
-from biomedlm_jax.finetuning.questions import finetune_questions
-from biomedlm_jax.finetuning.text import finetune_text
+from biomedlm_jax.finetuning.question_recipe import finetune_questions
+from biomedlm_jax.finetuning.text_recipe import finetune_text
 from biomedlm_jax.settings import read_settings
 
 RECIPES = {"questions": finetune_questions, "text": finetune_text}

@@ -1,10 +1,12 @@
 """The model that a fine-tuning run starts from, with the tokens that its recipe adds."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -44,6 +46,8 @@ def load_start(
     With `heads`, a fine-tuned model is loaded with its head, and has its tokens already. Raises
     FileNotFoundError or ValueError for a model that the run cannot start from.
     """
+    if jax.process_index() == 0:
+        print(f"loading {path}", file=sys.stderr, flush=True)
     config = model_config(path, **settings.model)
     parts = meshes.batch_shards(mesh) * settings.training.accumulation
     meshes.check_fits(mesh, batch_size=parts, model=abstract_model(config))

@@ -4,7 +4,7 @@ import signal
 import numpy as np
 import pytest
 
-from biomedlm_jax.finetuning import questions
+from biomedlm_jax.finetuning import question_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.heads import load_finetuned
 from biomedlm_jax.interop.huggingface import load
@@ -88,7 +88,7 @@ def test_the_best_by_dev_accuracy_is_kept(world, question_config, tmp_path, trai
             signal.raise_signal(signal.SIGINT)  # the next run starts with the best on disk
         return value
 
-    monkeypatch.setattr(questions, "accuracy", accuracy)
+    monkeypatch.setattr(question_recipe, "accuracy", accuracy)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         finetune(config, world / "base", run)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.cli import main
-from biomedlm_jax.finetuning import text
+from biomedlm_jax.finetuning import text_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training import fit
@@ -86,7 +86,7 @@ def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monke
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text, "generate_until", interrupted)
+    monkeypatch.setattr(text_recipe, "generate_until", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(config, world / "base", tmp_path / "run")
     assert not (tmp_path / "run" / "report.json").exists()
