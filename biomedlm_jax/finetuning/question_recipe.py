@@ -11,7 +11,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.finetuning.config import QuestionSettings, TaskSettings
 from biomedlm_jax.finetuning.losses import question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
-from biomedlm_jax.finetuning.start import Start, describe, load_start
+from biomedlm_jax.finetuning.start import Start, load_start, make_recipe
 from biomedlm_jax.interop.directories import MODEL_FOLDER
 from biomedlm_jax.interop.heads import Head, read_facts, save_finetuned, with_head
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, Scorer
@@ -21,7 +21,7 @@ from biomedlm_jax.qa.questions import Question, Skipped, counted
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.tasks import Task, find_task, read_questions
 from biomedlm_jax.settings import read_settings
-from biomedlm_jax.training.fit import Recipe, StepData, fit
+from biomedlm_jax.training.fit import fit
 from biomedlm_jax.training.provenance import content_hash
 
 
@@ -59,7 +59,6 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
             kind=head.kind,
             seed=training.seed,
         )
-        line, flops = describe(start, mesh, row_length=data.row_length, branches=data.branched)
         content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
         started_from = {**start.started_from, "questions": content_hash(content)}
 
@@ -82,27 +81,22 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
                 )
             return figures
 
-        recipe = Recipe(
+        recipe = make_recipe(
+            start,
+            settings,
+            mesh,
+            data,
+            epochs=training.epochs,
             name="questions",
-            settings=settings,
-            steps=data.steps_per_epoch * training.epochs,
             make_model=make_model,
-            base=start.base,
             added_tokens=len(tokens),
-            data=StepData(data.batch, meshes.sharding(mesh, "batch", None)),
             loss=question_loss,
             evaluate=evaluate,
-            evaluate_every=data.steps_per_epoch,
-            tokens_per_step=data.tokens_per_step,
-            flops_per_token=flops,
             started_from=started_from,
-            introduction=(
-                line,
+            lines=(
                 f"{task.name}: {counted(len(train), 'training question')} "
                 f"({sum(encoded.truncated):,} cut to {head.max_length} tokens), "
                 f"{counted(len(dev), 'dev question')}; skipped: {skipped}",
-                f"{counted(training.epochs, 'epoch')} of {counted(data.steps_per_epoch, 'step')}, "
-                f"{data.tokens_per_step:,.0f} tokens each in rows of {data.row_length}",
             ),
         )
         _, done = fit(recipe, workdir, mesh)

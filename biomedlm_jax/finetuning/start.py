@@ -1,4 +1,4 @@
-"""The model that a fine-tuning run starts from, with the tokens that its recipe adds."""
+"""What the fine-tuning recipes share: the model that a run starts from, and most of its Recipe."""
 
 import dataclasses
 import sys
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
+from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.heads import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
@@ -20,7 +21,9 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.model.vocabulary import grown
+from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.config import RunSettings
+from biomedlm_jax.training.fit import Recipe, StepData
 from biomedlm_jax.training.metrics import flops_per_token
 from biomedlm_jax.training.pretrain import introduce
 from biomedlm_jax.training.provenance import weights_hash
@@ -76,14 +79,39 @@ def load_start(
     return Start([base], grown(config, new), tokenizer, new, head, started_from)
 
 
-def describe(start: Start, mesh: Mesh, *, row_length: int, branches: bool) -> tuple[str, int]:
-    """Return one line about the model and where it runs, and its FLOPs per token.
+def make_recipe(
+    start: Start,
+    settings: RunSettings,
+    mesh: Mesh,
+    data: ShuffledQuestions | ShuffledTexts,
+    *,
+    epochs: int,
+    lines=(),
+    **parts: Any,
+) -> Recipe:
+    """Return the Recipe of a fine-tuning run on `data`.
 
-    Raises ValueError if the attention kernel named in the config cannot serve such rows.
+    `parts` are the fields that differ between recipes; `lines` introduce the run. Raises ValueError
+    if the attention kernel named in the config cannot serve such rows.
     """
-    abstract = abstract_model(start.config)
+    config, length, steps = start.config, data.row_length, data.steps_per_epoch
     kernel = attention.training_kernel(
-        start.config, mesh, length=row_length, segments=True, branches=branches
+        config, mesh, length=length, segments=True, branches=data.branched
     )
-    line = introduce(start.config, parameter_count(abstract), mesh, kernel)
-    return line, flops_per_token(abstract, row_length)
+    abstract = abstract_model(config)
+    return Recipe(
+        settings=settings,
+        steps=epochs * steps,
+        base=start.base,
+        data=StepData(data.batch, meshes.sharding(mesh, "batch", None)),
+        evaluate_every=steps,
+        tokens_per_step=data.tokens_per_step,
+        flops_per_token=flops_per_token(abstract, length),
+        introduction=(
+            introduce(config, parameter_count(abstract), mesh, kernel),
+            *lines,
+            f"{counted(epochs, 'epoch')} of {counted(steps, 'step')}, {data.tokens_per_step:,.0f} "
+            f"tokens each in rows of {length}",
+        ),
+        **parts,
+    )

@@ -16,7 +16,7 @@ from biomedlm_jax.finetuning.config import PairSettings, TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, text_prompts, train_and_dev
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
-from biomedlm_jax.finetuning.start import describe, load_start
+from biomedlm_jax.finetuning.start import load_start, make_recipe
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
 from biomedlm_jax.generation.generator import Generator, generate_until
 from biomedlm_jax.generation.options import Options, make_options
@@ -26,7 +26,7 @@ from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.settings import read_settings
-from biomedlm_jax.training.fit import Recipe, StepData, fit
+from biomedlm_jax.training.fit import StepData, fit
 from biomedlm_jax.training.provenance import check_run, content_hash
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
@@ -57,7 +57,6 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
         data = ShuffledTexts(prompts, **rows, parts=training.accumulation, seed=training.seed)
         dev_data, layout = ShuffledTexts(dev_prompts, **rows), meshes.sharding(mesh, "batch", None)
         steps = data.steps_per_epoch * training.epochs
-        line, flops = describe(start, mesh, row_length=data.row_length, branches=False)
         decoding = {f"generation.{name}": value for name, value in settings.generation.items()}
         texts = content_hash([prompts, dev_prompts])
         started_from = {**start.started_from, "texts": texts, **decoding}
@@ -105,28 +104,23 @@ def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) ->
             )
             return figures
 
-        recipe = Recipe(
+        full = data.tokens / (data.rows * data.row_length)
+        recipe = make_recipe(
+            start,
+            settings,
+            mesh,
+            data,
+            epochs=training.epochs,
             name="text",
-            settings=settings,
-            steps=steps,
             make_model=make_model,
-            base=start.base,
             added_tokens=trailing_tokens(start.tokenizer, start.config.vocab_size),
-            data=StepData(data.batch, layout),
             loss=loss,
             evaluate=evaluate,
-            evaluate_every=data.steps_per_epoch,
-            tokens_per_step=data.tokens_per_step,
-            flops_per_token=flops,
             started_from=started_from,
-            introduction=(
-                line,
-                f"{counted(len(train), 'training text')} ({cut:,} cut to "
-                f"{settings.data.source_tokens} source or {settings.data.target_tokens} target "
-                f"tokens), {counted(len(dev), 'dev text')}",
-                f"{counted(training.epochs, 'epoch')} of {counted(data.steps_per_epoch, 'step')}: "
-                f"{data.tokens:,} tokens in {counted(data.rows, 'row')} of {data.row_length} "
-                f"({data.tokens / (data.rows * data.row_length):.0%} full)",
+            lines=(
+                f"{counted(len(train), 'training text')} in {counted(data.rows, 'row')}, "
+                f"{full:.0%} full ({cut:,} cut to {settings.data.source_tokens} source or "
+                f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}",
             ),
         )
         tuned, _ = fit(recipe, workdir, mesh)

@@ -6,9 +6,11 @@ import pytest
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS
-from biomedlm_jax.finetuning.start import describe, load_start
+from biomedlm_jax.finetuning.shuffling import ShuffledTexts
+from biomedlm_jax.finetuning.start import load_start, make_recipe
 from biomedlm_jax.interop.heads import save_finetuned
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.settings import read_settings
 
 
@@ -56,8 +58,17 @@ def test_vocabulary_and_tokenizer_end_at_the_same_id(start, tmp_path, tokenizer,
         start(tmp_path / "silent")
 
 
-def test_the_first_line_names_model_devices_and_kernel(start, world):
-    line, flops = describe(start(world / "base"), meshes.one_device(), row_length=64, branches=True)
-    assert "122,496 parameters on 1 cpu" in line
-    assert "attention by xla" in line
-    assert flops > 6 * 90_000
+def test_a_recipe_introduces_model_devices_and_kernel(start, world, question_config):
+    settings, mesh = read_settings(QuestionSettings, question_config()), meshes.one_device()
+    data = ShuffledTexts([Prompt([1, 2], [[3, 4]], 0)] * 5, row_length=6, batch_size=2)
+    parts = {"make_model": None, "loss": None, "started_from": {}}
+    recipe = make_recipe(
+        start(world / "base"), settings, mesh, data, epochs=1, lines=["hello"], name="x", **parts
+    )
+    first, second, last = recipe.introduction
+    assert "122,624 parameters on 1 cpu" in first
+    assert "attention by xla" in first
+    assert second == "hello"
+    assert last == "1 epoch of 2 steps, 8 tokens each in rows of 6"
+    assert recipe.steps == recipe.evaluate_every == 2
+    assert recipe.flops_per_token > 6 * 90_000
