@@ -35,6 +35,7 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
     dev accuracy in percent and its epoch. Raises what `finetune` does.
     """
     workdir = Path(workdir).absolute()
+    folder = workdir / MODEL_FOLDER
     settings = read_settings(QuestionSettings, config)
     training, mesh = settings.training, settings.mesh.make()
     task, skipped = find_task(settings.task.name, format=settings.task.format), Skipped()
@@ -72,13 +73,10 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
         def evaluate(tuned: Scorer, step: int) -> dict[str, float]:
             ways = score(tuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
             figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy(ways)}
-            if figures["dev_accuracy"] > read_facts(workdir / MODEL_FOLDER).get(
-                "dev_accuracy", -1.0
-            ):
+            best = read_facts(folder).get("dev_accuracy", -1.0)
+            if figures["dev_accuracy"] > best:
                 facts = {**figures, "task": task.name, "started_from": started_from}
-                save_finetuned(
-                    workdir / MODEL_FOLDER, tuned, start.tokenizer, head, step=step, facts=facts
-                )
+                save_finetuned(folder, tuned, start.tokenizer, head, step=step, facts=facts)
             return figures
 
         recipe = make_recipe(
@@ -100,11 +98,9 @@ def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Pat
             ),
         )
         _, done = fit(recipe, workdir, mesh)
-        best = read_facts(workdir / MODEL_FOLDER)
+        best = read_facts(folder)
     if "dev_accuracy" not in best:
-        raise ValueError(
-            f"{workdir} is finished, but {workdir / MODEL_FOLDER} is gone; choose another --workdir"
-        )
+        raise ValueError(f"{workdir} is finished, but {folder} is gone; choose another --workdir")
     return {"step": done["step"], **{name: best[name] for name in ("dev_accuracy", "epoch")}}
 
 

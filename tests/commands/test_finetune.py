@@ -28,8 +28,8 @@ SPEED = ("step_seconds", "tokens_per_second", "mfu")
 def world(tmp_path_factory):
     """A directory with a model (`base`), questions (`questions`) and texts (`texts.jsonl`)."""
     path = tmp_path_factory.mktemp("world")
-    tokenizer = train_tokenizer([" ".join([*DRUGS, "what treats it is"])] * 20, vocab_size=290)
-    config = GPT2Config(vocab_size=290, context_length=48, layers=1, width=64, heads=4)
+    tokenizer = train_tokenizer([" ".join([*DRUGS, "what treats it is"])] * 20, vocab_size=280)
+    config = GPT2Config(vocab_size=280, context_length=48, layers=1, width=64, heads=4)
     save_finetuned(path / "base", make_model(config, key=jax.random.key(0)), tokenizer)
     (path / "questions").mkdir()
     questions = [

@@ -66,7 +66,7 @@ def test_a_recipe_introduces_model_devices_and_kernel(start, world, question_con
         start(world / "base"), settings, mesh, data, epochs=1, lines=["hello"], name="x", **parts
     )
     first, second, last = recipe.introduction
-    assert "122,624 parameters on 1 cpu" in first
+    assert "122,496 parameters on 1 cpu" in first
     assert "attention by xla" in first
     assert second == "hello"
     assert last == "1 epoch of 2 steps, 8 tokens each in rows of 6"
