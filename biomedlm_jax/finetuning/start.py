@@ -61,6 +61,12 @@ def load_start(
         base, tokenizer, _ = load_finetuned(path, mesh=mesh, **settings.model)
     if tokenizer is None:
         raise ValueError(f"{path} has no tokenizer; add the one that it was trained with")
+    known = [token for token in added_tokens if tokenizer.token_to_id(token) is not None]
+    if heads and head is None and known:
+        raise ValueError(
+            f"the tokenizer of {path} has {', '.join(known)} already; start from a pre-trained "
+            "model, or continue with a task of the same kind"
+        )
     weights, entries = weights_hash(base), 1 + max(tokenizer.get_vocab().values())
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     new = tokenizer.add_special_tokens(list(added_tokens)) if head is None else 0
