@@ -76,3 +76,9 @@ def test_rows_hold_a_source_and_a_target(get_config):
     config.data.update(train="file", row_tokens=1_000)
     with pytest.raises(ValueError, match="expected at least 1022 tokens"):
         read_settings(TextSettings, config)
+
+
+def test_the_small_world_needs_no_other_value(get_config):
+    settings = read_settings(QuestionSettings, get_config("small_world"))
+    assert settings.model["residual_dropout"] == 0
+    assert settings.optimizer.learning_rate == 1e-3
