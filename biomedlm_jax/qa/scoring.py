@@ -147,7 +147,7 @@ def _run(compute, model, prompts: Sequence[Prompt], *, read: str, batch_tokens: 
         per_shard = max(1, batch_tokens // bucket.length)
         batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
         for rows in batches(prompts, bucket, batch_size=batch_size, read=read):
-            placed = Rows(*(meshes.place(array, layout) for array in rows))
+            placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
             with jax.set_mesh(mesh):  # not around the yield: the caller's mesh is the caller's
                 found = rows, compute(model, placed)
             if waiting:  # fetched while the next batch is computed
