@@ -1,53 +1,69 @@
 """Score a model on biomedical questions and write a report with intervals.
 
     biomedlm evaluate --model=RUN --task=medqa --path=DIR --split=dev --out=REPORT
-
-A language model is scored by the options' letters and by their text; a fine-tuned one by its head.
-Several --model are one model with several seeds. --baseline names another model's report on the
-same questions, for a paired test. REPORT gets items.jsonl, report.json, report.md and a plot.
-
     biomedlm evaluate --model=RUN --harness_tasks=NAME --harness_directory=DIR --out=RESULTS
 
-runs tasks of lm-evaluation-harness (extra `harness`) whose YAML files lie in DIR.
+A language model is scored by option letters and by option texts; a fine-tuned model by its head.
+REPORT gets items.jsonl, report.json, report.md and a plot for each way of scoring. The second form
+runs tasks of lm-evaluation-harness (extra `harness`) whose YAML files are in DIR. All devices work;
+several processes are started as for `biomedlm pretrain`.
 """
 
 from absl import flags
 
+from biomedlm_jax.commands import joining
+
 FLAGS = flags.FlagValues()
-flags.DEFINE_multi_string("model", None, "Run or Hugging Face directory.", flag_values=FLAGS)
-flags.DEFINE_string("task", None, "medqa, pubmedqa, jsonl:FILE ...", flag_values=FLAGS)
-flags.DEFINE_string("path", None, "The task's file or directory.", flag_values=FLAGS)
-flags.DEFINE_string("split", None, "Default: the task's last one.", flag_values=FLAGS)
-flags.DEFINE_string("mode", "auto", "letter, option, classifier or auto.", flag_values=FLAGS)
-flags.DEFINE_integer("shots", 0, "Answered questions before it (letter).", 0, flag_values=FLAGS)
-flags.DEFINE_integer("fold", 0, "Fold of PubMedQA.", 0, flag_values=FLAGS)
-flags.DEFINE_string("on_error", "raise", "Bad questions: raise or skip.", flag_values=FLAGS)
-flags.DEFINE_string("baseline", None, "Another model's report.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_tokens", 4096, "Per device and batch.", 64, flag_values=FLAGS)
-flags.DEFINE_list("harness_tasks", [], "Instead of --task.", flag_values=FLAGS)
-flags.DEFINE_string("harness_directory", None, "Their YAML files.", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "Directory of the report.", flag_values=FLAGS)
-flags.DEFINE_bool("overwrite", False, "Replace an older report.", flag_values=FLAGS)
+SEEDS = "Run or Hugging Face directory. Repeated: one model fine-tuned with several seeds."
+flags.DEFINE_multi_string("model", None, SEEDS, flag_values=FLAGS)
+for name, meaning in (
+    ("task", "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:FILE."),
+    ("path", "The task's file, or the directory of its files."),
+    ("format", "Format of the files, such as questions, where their names do not decide it."),
+    ("split", "Split to score; default: the one in the file's name, or the task's last one."),
+    ("baseline", "Another model's report on the same questions, for a paired test."),
+    ("harness_directory", "Directory of the YAML files of --harness_tasks."),
+    ("out", "Directory to write the report to."),
+):
+    flags.DEFINE_string(name, None, meaning, flag_values=FLAGS)
+MODES = ["auto", "letter", "option", "classifier"]
+flags.DEFINE_enum("mode", "auto", MODES, "What is scored; auto: all that fit.", flag_values=FLAGS)
+SHOTS = "Answered questions before each question (letter)."
+flags.DEFINE_integer("shots", 0, SHOTS, 0, flag_values=FLAGS)
+flags.DEFINE_integer("fold", 0, "Fold of PubMedQA, 0 to 9.", 0, flag_values=FLAGS)
+flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Bad questions.", flag_values=FLAGS)
+flags.DEFINE_integer("batch_tokens", 4096, "Tokens per device and batch.", 64, flag_values=FLAGS)
+flags.DEFINE_list("harness_tasks", [], "Tasks to run instead of --task.", flag_values=FLAGS)
+flags.DEFINE_bool("overwrite", False, "Replace the report in --out.", flag_values=FLAGS)
+joining.define_mesh_flags(FLAGS)
+joining.define_flags(FLAGS)
 flags.mark_flags_as_required(["model", "out"], flag_values=FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:
-    """Print the table, and where the rest is."""
+    """Evaluate and print the table of results."""
     if bool(options.task) == bool(options.harness_tasks):
         raise ValueError("give either --task, or --harness_tasks and --harness_directory")
-    common = {"batch_tokens": options.batch_tokens, "overwrite": options.overwrite}
-    if options.harness_tasks:
-        from biomedlm_jax.qa.harness import evaluate_tasks
+    import jax
 
-        tasks = {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
-        evaluate_tasks(options.model, options.out, **tasks, **common)
-    else:
-        from biomedlm_jax import evaluate
-        from biomedlm_jax.qa import report
+    from biomedlm_jax.mesh import make_mesh
+    from biomedlm_jax.qa import report
+    from biomedlm_jax.qa.evaluation import evaluate
 
-        names = ("task", "path", "split", "mode", "shots", "fold", "on_error", "baseline")
-        asked = {name: options[name].value for name in names}
-        summaries = evaluate(options.model, options.out, **asked, **common)
-        one = len(summaries) == 1
-        print(report.markdown(summaries[0]) if one else report.table(summaries))
-    print(f"wrote {options.out}")
+    with joining.joined(options):
+        common = {"batch_tokens": options.batch_tokens, "overwrite": options.overwrite}
+        common["mesh"] = make_mesh(data=options.data, fsdp=options.fsdp, tensor=options.tensor)
+        if options.harness_tasks:
+            from biomedlm_jax.qa.harness import evaluate_tasks
+
+            tasks = {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
+            evaluate_tasks(options.model, options.out, **tasks, **common)
+            text = ""
+        else:
+            names = ("task", "path", "split", "mode", "shots", "fold", "on_error", "baseline")
+            given = {name: options[name].value for name in names}
+            given["format"] = options.format or ""
+            summaries = evaluate(options.model, options.out, **given, **common)
+            text = report.markdown(*summaries) if len(summaries) == 1 else report.table(summaries)
+        if jax.process_index() == 0:
+            print(f"{text}\nwrote {options.out}".lstrip())

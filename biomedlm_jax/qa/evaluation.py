@@ -1,28 +1,34 @@
-"""evaluate(): answer a task's questions in one or several ways and write the report."""
+"""evaluate(): answer a task's questions with a model and write the report."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.interop.directories import kind_of
+from biomedlm_jax.interop.directories import model_config, read_tokenizer
+from biomedlm_jax.interop.heads import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.qa import report, statistics
-from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, score
-from biomedlm_jax.qa.setup import Head, read_head
-from biomedlm_jax.qa.tasks import Example, Skipped, Task, find_task, read_examples
-from biomedlm_jax.qa.tuned import best_of, load_tuned
+from biomedlm_jax.qa.formats import CLASSIFICATION
+from biomedlm_jax.qa.questions import Question, Skipped, counted
+from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, WAYS, score
+from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions
 
 AUTO = "auto"
 
 
 def evaluate(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     task: str,
     path: str | Path | None = None,
+    format: str = "",
     split: str | None = None,
     mode: str = AUTO,
     shots: int = 0,
@@ -37,134 +43,148 @@ def evaluate(
 ) -> list[dict]:
     """Score a model on a split of a task, write a report into `out`, and return its summaries.
 
+    With several processes, call it in every one; process 0 writes.
+
     Args:
-      models: one run, fine-tuned or Hugging Face directory; several are the same one fine-tuned
-        with other seeds, of which the mean is reported beside the first.
-      split: the task's last split by default.
-      mode: "letter", "option" or "classifier"; "auto" is classifier for a fine-tuned model, and
-        letter and option for a language model. Each way of scoring gets a folder of its own where
-        there are several.
-      shots: answered questions before the question (letter), the first ones of the train split.
-      baseline: a report directory (or items.jsonl) of another model on the same questions.
+      models: a run, fine-tuned or Hugging Face directory; several are one model fine-tuned with
+        several seeds, whose mean accuracy is reported beside the first one's results.
+      task, path, format, fold, on_error: see `find_task` and `read_questions`.
+      split: by default the one in the file's name, else the task's last one.
+      mode: "letter", "option" or "classifier"; "auto" is classifier for a fine-tuned model, letter
+        and option for a language model. Of several ways of scoring each gets a folder in `out`.
+      shots: answered questions before the question (letter), the first ones of the task's first
+        split.
+      baseline: another model's report on the same questions: a directory or items.jsonl.
+      batch_tokens: tokens per device and batch.
+      mesh: the devices; one by default.
+      execution: fields of the model's config such as `compute_dtype`.
 
     Raises:
-      ValueError, FileNotFoundError, FileExistsError: in one line, before anything is computed.
+      ValueError, FileNotFoundError, FileExistsError: bad input, before anything is computed.
     """
     keep_freed_memory()
+    models = [models] if isinstance(models, str | Path) else list(models)
     if not models:
-        raise ValueError("give at least one model")
-    found = find_task(task)
-    split = split or found.splits[-1]
-    skipped = Skipped()
+        raise ValueError("expected at least one model, got none")
+    chosen = find_task(task, format=format)
+    split = split or default_split(chosen, path)
+    name, skipped = f"{chosen.name}, {split}", Skipped()
     read = {"fold": fold, "on_error": on_error, "skipped": skipped}
-    examples = read_examples(found, path, split=split, **read)
-    secret = sum(example.label is None for example in examples)
-    if secret:
+    questions = read_questions(chosen, path, split=split, **read)
+    unlabelled = sum(question.label is None for question in questions)
+    if unlabelled:
         raise ValueError(
-            f"{secret} of {len(examples)} questions of {found.name}, {split}, have no label, so "
+            f"{unlabelled} of {counted(len(questions), 'question')} of {name}, have no label, so "
             "nothing can be reported; choose another split"
         )
-    models = [models] if isinstance(models, str | Path) else list(models)
-    heads = [_head(model, found) for model in models]
-    modes = _modes(mode, models, heads)
-    told = _shots(shots, modes, found, examples, path, read)
-    before = report.read_items(baseline) if baseline else None
-    if before:
-        statistics.same_ids({example.id for example in examples}, {item["id"] for item in before})
-    report.check_directory(out, overwrite=overwrite)
-    notify(f"{found.name}, {split}: {len(examples):,} questions; skipped: {skipped}")
+    heads = [check_model(model, mesh) for model in models]
+    modes = _modes(mode, models, heads, chosen)
+    examples = _shots(shots, modes, chosen, questions, path, read)
+    baselines = {}
+    for way in [way for one in modes for way in WAYS[one]] if baseline else []:
+        baselines[way] = report.read_items(baseline, way=way)
+        ids = {item["id"] for item in baselines[way]}
+        statistics.same_ids({question.id for question in questions}, ids)
+    if jax.process_index() == 0:
+        report.check_directory(out, overwrite=overwrite)
+    else:
+        notify = str  # one process prints
+    notify(f"{name}: {counted(len(questions), 'question')}; skipped: {skipped}")
     results: dict[str, list[list[dict]]] = {}
-    for model in models:
-        for way, items in _answers(
-            model, modes, examples, found, told, batch_tokens, mesh, execution
-        ).items():
-            results.setdefault(way, []).append(items)
+    options = {"shots": examples, "batch_tokens": batch_tokens}
+    for model, head in zip(models, heads, strict=True):
+        loaded = _load(model, head, mesh, execution)
+        for one in modes:
+            for way, items in loaded(questions, chosen, mode=one, **options).items():
+                results.setdefault(way, []).append(items)
     reports = {}
     for way, seeds in results.items():
         summary = report.summarise(
             seeds[0],
-            name=f"{found.name}, {split}",
+            name=name,
             what=f"{models[0]}, {way}" + (f", {shots} shots" if shots and way == LETTER else ""),
-            published=found.published,
-            published_split=found.published_split,
-            with_macro_f1="macro_f1" in found.metrics,
-            baseline=before,
+            published=chosen.published,
+            published_split=chosen.published_split,
+            with_macro_f1=chosen.kind == CLASSIFICATION,
+            baseline=baselines.get(way),
             baseline_name=str(baseline),
             seeds=seeds if len(seeds) > 1 else None,
         )
         reports[way if len(results) > 1 else ""] = summary, seeds[0]
         if summary["truncated"]:
             notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
-    report.write_reports(out, reports, overwrite=overwrite)
+    if jax.process_index() == 0:
+        report.write_reports(out, reports, overwrite=overwrite)
     return [summary for summary, _ in reports.values()]
 
 
-def _head(model: str | Path, task: Task) -> Head | None:
-    """The head of a directory, checked against the task; None for a language model."""
-    head = read_head(best_of(model))
-    if head is None:
-        kind_of(model)  # raises if there is no model
-    elif head.kind != task.kind or head.classes not in ((), task.classes):
-        raise ValueError(
-            f"{model} has a {head.kind} head {list(head.classes) or ''} (tuned on {head.task}), "
-            f"and {task.name} is {task.kind} {list(task.classes) or ''}"
-        )
+def check_model(path: str | Path, mesh: Mesh | None) -> Head | None:
+    """Return the head of a directory, None for a language model.
+
+    Raises ValueError or FileNotFoundError for a model that does not exist, has no tokenizer or
+    cannot be divided over `mesh`.
+    """
+    head, config = read_head(path), model_config(path)
+    if read_tokenizer(path, config) is None:
+        raise ValueError(f"{path} has no tokenizer, and questions are text; add its tokenizer.json")
+    if mesh is not None:
+        rows = meshes.batch_shards(mesh)
+        meshes.check_fits(mesh, batch_size=rows, model=abstract_model(config))
     return head
 
 
-def _shots(count: int, modes, task: Task, examples, path, read: dict) -> list[Example]:
-    """The first answered questions of the task's first split; never one that is asked."""
+def _modes(
+    mode: str, models: Sequence[str | Path], heads: Sequence[Head | None], task: Task
+) -> list[str]:
+    """Return the modes to score in; raise ValueError if mode, models and task do not fit."""
+    for path, head in zip(models, heads, strict=True):
+        if head is not None and (head.kind, head.classes) != (task.kind, task.classes):
+            raise ValueError(
+                f"{path} has a {head.kind} head {list(head.classes) or ''} (fine-tuned on "
+                f"{head.task}), and {task.name} is {task.kind} {list(task.classes) or ''}"
+            )
+    finetuned = [head is not None for head in heads]
+    if any(finetuned) and not all(finetuned):
+        raise ValueError(
+            f"{models[finetuned.index(True)]} is fine-tuned and {models[finetuned.index(False)]} "
+            "is not; evaluate them one at a time"
+        )
+    if mode == AUTO:
+        return [CLASSIFIER] if finetuned[0] else [LETTER, OPTION]
+    if mode not in WAYS:
+        raise ValueError(f"got mode={mode!r}; choose one of {AUTO}, {', '.join(WAYS)}")
+    if finetuned[0] != (mode == CLASSIFIER):
+        kind = "has a fine-tuned head" if finetuned[0] else "is a language model"
+        raise ValueError(f"mode={mode} does not fit {models[0]}, which {kind}; choose {AUTO}")
+    return [mode]
+
+
+def _shots(
+    count: int, modes: Sequence[str], task: Task, questions: Sequence[Question], path, read: dict
+) -> list[Question]:
+    """Return the first labelled questions of the task's first split, none of them scored."""
     if (count and LETTER not in modes) or count < 0:
         raise ValueError(f"got shots={count}; only letter prompts have shots, at least 0 of them")
     if not count:
         return []
     split = task.splits[0]
-    told = read_examples(task, path, split=split, **read)[:count]
-    if len(told) < count or any(shot.label is None for shot in told):
-        raise ValueError(f"got shots={count}; {split} has {len(told)} with answers")
-    if set(told) & set(examples):
+    shots = read_questions(task, path, split=split, **read)[:count]
+    if len(shots) < count or any(shot.label is None for shot in shots):
+        raise ValueError(f"got shots={count}; {split} has {len(shots)} with answers")
+    if {*shots} & {*questions}:
         raise ValueError(
-            f"got shots={count}, and the shots are among the questions that are asked; give a "
-            f"directory with a {split} split of its own, and ask another split"
+            f"got shots={count}, and the shots are among the questions to score; give a directory "
+            f"with a {split} split, and score another split"
         )
-    return told
+    return shots
 
 
-def _modes(mode: str, models, heads) -> list[str]:
-    tuned = [head is not None for head in heads]
-    if any(tuned) and not all(tuned):
-        raise ValueError(
-            f"{models[tuned.index(True)]} is fine-tuned and {models[tuned.index(False)]} is not; "
-            "evaluate them one at a time"
-        )
-    if mode == AUTO:
-        return [CLASSIFIER] if tuned[0] else [LETTER, OPTION]
-    if tuned[0] != (mode == CLASSIFIER):
-        have = "a fine-tuned head" if tuned[0] else "a language model"
-        raise ValueError(f"mode={mode} does not fit {models[0]}, which is {have}; leave it at auto")
-    return [mode]
-
-
-def _answers(model, modes, examples, task, shots, batch_tokens, mesh, execution) -> dict:
-    if modes == [CLASSIFIER]:
-        tuned, tokenizer, head = load_tuned(model, mesh=mesh, **execution)
-        options = {"row_format": head.row_format, "max_length": head.max_length}
-        return score(
-            tuned,
-            tokenizer,
-            examples,
-            task,
-            mode=CLASSIFIER,
-            batch_tokens=batch_tokens,
-            **options,
-        )
-    gpt, tokenizer = load(model, mesh=mesh, **execution)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer, and questions are text")
-    answers = {}
-    for mode in modes:
-        told = shots if mode == LETTER else ()
-        answers |= score(
-            gpt, tokenizer, examples, task, mode=mode, shots=told, batch_tokens=batch_tokens
-        )
-    return answers
+def _load(
+    path: str | Path, head: Head | None, mesh: Mesh | None, execution: Mapping
+) -> Callable[..., dict[str, list[dict]]]:
+    """Load a model; return `score` with it, its tokenizer and the row format of its head."""
+    if head is None:
+        return functools.partial(score, *load(path, mesh=mesh, **execution))
+    model, tokenizer, _ = load_finetuned(path, mesh=mesh, **execution)
+    rows = {"row_format": head.row_format, "max_length": head.max_length}
+    return functools.partial(score, model, tokenizer, **rows)

@@ -1,7 +1,7 @@
-"""Harness: a model as lm-evaluation-harness sees one, and its tasks run on local task files.
+"""Harness: a model behind lm-evaluation-harness's interface, and its tasks from local files.
 
-Needs the extra `harness`; neither torch nor transformers. Requests with the same context are scored
-as branches of one shared prefix, so a question is read once for all of its options.
+Needs the extra `harness`, but neither torch nor transformers. Requests with the same context are
+branches of one shared prefix, so that a question is computed once for all its options.
 """
 
 import functools
@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.files import atomic_directory, check_output, write_text
+from biomedlm_jax.generation.generator import Generator, generate_until
 from biomedlm_jax.generation.options import as_texts
-from biomedlm_jax.generation.text import Generator, generate_until
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.qa.evaluation import check_model
 from biomedlm_jax.qa.packing import Prompt
-from biomedlm_jax.qa.rows import continuation_prompts
-from biomedlm_jax.qa.scoring import BATCH_TOKENS, log_probabilities
-from biomedlm_jax.qa.setup import read_head
-from biomedlm_jax.qa.tuned import best_of
+from biomedlm_jax.qa.prompts import continuation_prompts
+from biomedlm_jax.qa.scoring import BATCH_TOKENS, branch_log_probabilities
 
 try:
     from lm_eval import utils
@@ -31,8 +31,8 @@ except ModuleNotFoundError as error:
     advice = "pip install 'biomedlm-jax[harness]'"
     raise ValueError(f"harness tasks need {error.name}, not installed; {advice}") from None
 
-NEW_TOKENS = 256  # where a task does not say how many: what the `hf` backend takes
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+NEW_TOKENS = 256  # where a task has no limit, as in the `hf` backend
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 ROWS = 8  # prompts that are continued together
 RESULTS, SAMPLES = "harness.json", "samples_{}.jsonl"
 
@@ -40,18 +40,20 @@ RESULTS, SAMPLES = "harness.json", "samples_{}.jsonl"
 class Harness(TemplateLM):
     """`lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)` evaluates the model.
 
-    Texts become tokens, and long ones are cut, as in the harness's `hf` backend; so the answers
-    are the same, request by request. They do not depend on which requests come together. On
-    several hosts every process computes all of them.
+    Texts are tokenised, and long ones cut, as in the harness's `hf` backend, so the answers are
+    the same for each request. They do not depend on how requests are batched. With several
+    processes, every one computes all answers.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, *, batch_tokens: int = BATCH_TOKENS):
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, *, batch_tokens: int = BATCH_TOKENS
+    ):
         super().__init__()
         self._model, self._tokens, self._batch_tokens = model, tokenizer, batch_tokens
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token; it also stands before a text that nothing precedes."""
+        """The end-of-text token; it also precedes a text without a context."""
         return self._model.config.eos_token_id
 
     @property
@@ -60,35 +62,33 @@ class Harness(TemplateLM):
         return self._model.config.context_length
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        """Token ids; no special ones are added unless asked for."""
+        """Return token ids, by default without special tokens."""
         return self._tokens.encode(string, add_special_tokens=bool(add_special_tokens)).ids
 
     def _loglikelihood_tokens(self, requests, **_) -> list[tuple[float, bool]]:
         prompts, groups = shared_prefixes([request[1:] for request in requests], self.max_length)
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        for group, branch, logp, likeliest in log_probabilities(
+        for group, branch, summed, greedy in branch_log_probabilities(
             self._model, prompts, batch_tokens=self._batch_tokens
         ):
-            number = groups[group][branch]
-            answers[number] = float(logp.sum(dtype=np.float64)), bool(likeliest.all())
+            answers[groups[group][branch]] = summed, greedy
         for (texts, *_), answer in zip(requests, answers, strict=True):
-            if texts is not None:  # the windows of a longer text are no requests of their own
+            if texts is not None:  # a window of a longer text is not a request
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Log-probabilities of texts of any length, in windows as long as the model allows."""
+        """Return log-probabilities of texts of any length, computed in windows of max_length."""
         windows, owners = [], []
         for number, request in enumerate(requests):
-            of_text = utils.get_rolling_token_windows(
+            for window in utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
-            )
-            cut = [(None, *utils.make_disjoint_window(window)) for window in of_text]
-            windows += cut
-            owners += [number] * len(cut)
+            ):
+                windows.append((None, *utils.make_disjoint_window(window)))
+                owners.append(number)
         totals = [0.0] * len(requests)
         for number, (summed, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[number] += summed
@@ -97,27 +97,27 @@ class Harness(TemplateLM):
         return totals
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """The likeliest continuations, each up to its first stop sequence.
+        """Return the greedy continuations, each up to its first stop sequence.
 
-        A prompt that is too long loses its start. Raises ValueError where a task asks for samples,
-        or for as many new tokens as the model has positions.
+        A prompt that is too long loses its start. Raises ValueError if a task samples, or has as
+        many new tokens as the model has positions.
         """
         alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
-            asked = request.args[1]
-            if asked.get("do_sample") or float(asked.get("temperature") or 0) > 0:
+            settings = request.args[1]
+            if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
                 raise ValueError(
-                    f"a task's generation_kwargs are {asked}; set do_sample: false, for the "
-                    "harness plug-in only decodes greedily"
+                    f"a task has generation_kwargs {settings}; this plug-in decodes greedily: set "
+                    "do_sample: false"
                 )
-            lengths = [int(asked[name]) for name in LENGTHS if asked.get(name) is not None]
-            new_tokens = lengths[0] if lengths else NEW_TOKENS
+            limits = [int(settings[name]) for name in LIMITS if settings.get(name) is not None]
+            new_tokens = (limits or [NEW_TOKENS])[0]
             if new_tokens >= self.max_length:
                 raise ValueError(
-                    f"a task asks for {new_tokens} new tokens, and the model has "
-                    f"{self.max_length} positions; lower max_gen_toks in its generation_kwargs"
+                    f"a task has {new_tokens} new tokens, and the model has {self.max_length} "
+                    "positions; lower max_gen_toks in its generation_kwargs"
                 )
-            stops = tuple(stop for stop in as_texts(asked.get("until") or ()) if stop)
+            stops = tuple(stop for stop in as_texts(settings.get("until") or ()) if stop)
             alike.setdefault((new_tokens, stops), []).append(number)
         answers = [""] * len(requests)
         for (new_tokens, stops), numbers in alike.items():
@@ -146,10 +146,10 @@ class Harness(TemplateLM):
 def shared_prefixes(
     pairs: Sequence[tuple[list[int], list[int]]], max_length: int
 ) -> tuple[list[Prompt], list[list[int]]]:
-    """(context, continuation) pairs -> prompts that share equal contexts, and each one's members.
+    """Turn (context, continuation) pairs into prompts that share equal contexts.
 
-    `groups[prompt.question][option]` is the pair's number. A context stands once for continuations
-    of up to `max_length` tokens in all, so that no row grows with the number of requests.
+    Returns the prompts and groups: `groups[prompt.question][option]` is the pair's number. A
+    context is shared by continuations of up to `max_length` tokens in all, which bounds a row.
     """
     groups: list[list[int]] = []
     open_groups: dict[tuple[int, ...], tuple[list[int], int]] = {}
@@ -163,13 +163,13 @@ def shared_prefixes(
     prompts = []
     for question, group in enumerate(groups):
         context, branches = pairs[group[0]][0], [pairs[number][1] for number in group]
-        of = {"question": question, "max_length": max_length}
-        prompts += continuation_prompts(context, branches, **of)[0]
+        limits = {"question": question, "max_length": max_length}
+        prompts += continuation_prompts(context, branches, **limits)[0]
     return prompts, groups
 
 
 def run_tasks(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     tasks: Sequence[str],
     task_directory: str | Path,
@@ -177,14 +177,15 @@ def run_tasks(
     limit: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> dict:
-    """Run tasks whose YAML files lie in `task_directory`, and return the harness's results.
+    """Run tasks whose YAML files are in `task_directory`, and return the harness's results.
 
-    No others are known, so only a task file that names data there uses the network. `limit` takes
-    that many questions of each. Raises FileNotFoundError (directory) or ValueError (task).
+    No other tasks are available, so the network is used only if a task file names data there.
+    `limit` is the number of questions of each. Raises FileNotFoundError for the directory and
+    ValueError for a task.
     """
     if not task_directory or not Path(task_directory).is_dir():
         raise FileNotFoundError(f"no directory with the tasks' YAML files: {task_directory}")
-    # Imported here: these read every library of metrics and data sets that the harness uses.
+    # Imported here: these import every library of metrics and data sets that the harness uses.
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -212,36 +213,36 @@ def evaluate_tasks(
     task_directory: str | Path,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
+    mesh: Mesh | None = None,
     notify: Callable[[str], None] = print,
 ) -> dict:
-    """`run_tasks` on a run or Hugging Face directory; writes results and samples into `out`.
+    """Run tasks on a run or Hugging Face directory; write results and samples into `out`.
 
-    `notify` is told the harness's table. Raises ValueError, FileNotFoundError or FileExistsError.
+    `notify` gets the harness's table. With several processes, call it in every one; process 0
+    writes. Raises ValueError, FileNotFoundError or FileExistsError for bad input.
     """
     keep_freed_memory()
-    out = Path(out)
-    if len(models) != 1 or read_head(best_of(models[0])) is not None:
+    if len(models) != 1 or check_model(models[0], mesh) is not None:
         raise ValueError(f"got {list(models)}; harness tasks take one model, without a head")
-    others = [path.name for path in out.iterdir() if not _ours(path)] if out.exists() else []
-    if others or ((out / RESULTS).exists() and not overwrite):
-        raise FileExistsError(f"{out} holds {(*others, RESULTS)[0]}; name another directory")
-    model, tokenizer = load(models[0])
-    if tokenizer is None:
-        raise ValueError(f"{models[0]} has no tokenizer, and tasks are text")
+    writes = jax.process_index() == 0
+    if writes:
+        check_output(out, replaceable=_is_results, overwrite=overwrite)
+    model, tokenizer = load(models[0], mesh=mesh)
+    assert tokenizer is not None
     results = run_tasks(model, tokenizer, tasks, task_directory, batch_tokens=batch_tokens)
     samples = results.pop("samples")
-    if jax.process_index() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, rows in samples.items():
-            lines = "".join(_json(row) + "\n" for row in rows)
-            (out / SAMPLES.format(name)).write_text(lines, encoding="utf-8")
-        (out / RESULTS).write_text(_json(results, indent=2) + "\n", encoding="utf-8")
-    notify(utils.make_table(results))
+    if writes:
+        with atomic_directory(out, replaceable=_is_results, overwrite=overwrite) as new:
+            for name, rows in samples.items():
+                lines = "".join(_json(row) + "\n" for row in rows)
+                write_text(new / SAMPLES.format(name), lines)
+            write_text(new / RESULTS, _json(results, indent=2) + "\n")
+        notify(utils.make_table(results))
     return {**results, "samples": samples}
 
 
-def _ours(path: Path) -> bool:
-    return path.name == RESULTS or path.match(SAMPLES.format("*"))
+def _is_results(path: Path) -> bool:
+    return all(p.name == RESULTS or p.match(SAMPLES.format("*")) for p in path.iterdir())
 
 
 def _json(value, **options) -> str:

@@ -1,0 +1,260 @@
+"""Questions -> prompts of token ids: BioMedLM's rows for fine-tuning, and lm-eval's prompts.
+
+The options of a question share its tokens; packing.py lays prompts out as rows.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tokenizers import Tokenizer
+
+from biomedlm_jax.interop.heads import RELEASED
+from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, LETTERS
+from biomedlm_jax.qa.packing import Prompt
+from biomedlm_jax.qa.questions import Question
+from biomedlm_jax.qa.tasks import Task
+
+SEPARATOR = "[SEP]"
+CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION1|>", "<|ANSWER|>"
+# In the order of their ids, from the size of the pre-trained vocabulary up.
+ADDED_TOKENS = {
+    CHOICE: ("[PAD]", "[CLS]", SEPARATOR),
+    CLASSIFICATION: ("[PAD]", CONTEXT, QUESTION, "<|QUESTION2|>", ANSWER),
+}
+LEAST_LENGTH = 8  # tokens of a row: the added tokens, part of the question, part of an option
+
+
+class Prompts(NamedTuple):
+    """The prompts of some questions, and which questions lost text to fit the length."""
+
+    prompts: list[Prompt]
+    truncated: list[bool]
+
+
+def check_tokens(tokenizer: Tokenizer, kind: str) -> None:
+    """Raise ValueError unless the tokenizer has the special tokens of this kind of head."""
+    missing = [name for name in ADDED_TOKENS[kind] if tokenizer.token_to_id(name) is None]
+    if missing:
+        raise ValueError(
+            f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs; use the "
+            "tokenizer in the fine-tuned directory"
+        )
+
+
+def choice_prompts(
+    tokenizer: Tokenizer, questions: Sequence[Question], *, row_format: str, max_length: int
+) -> Prompts:
+    """Return `question[SEP]` with a branch ` option[SEP]` for each option: for MultipleChoice.
+
+    A text longer than `max_length` tokens is cut. "paper" cuts the start of the question, whose
+    end has the request, then the ends of options that leave it less than half of the row; `[SEP]`
+    stays. "released" cuts the end of the longer part, option by option, `[SEP]` included, as the
+    original code's tokenizer does. Raises ValueError for less than `LEAST_LENGTH` tokens.
+    """
+    _check_length(max_length)
+    separator = [tokenizer.token_to_id(SEPARATOR)]
+    prompts, truncated = [], []
+    for number, question in enumerate(questions):
+        before = f"{question.context} " if question.context else ""
+        prefix = _ids(tokenizer, before + question.question) + separator
+        options = [_ids(tokenizer, f" {option}") + separator for option in question.options]
+        longest = max(map(len, options))
+        fits = len(prefix) + longest <= max_length
+        truncated.append(not fits)
+        if fits:
+            prompts.append(Prompt(prefix, options, number))
+        elif row_format == RELEASED:
+            for i, option in enumerate(options):
+                a, b = longest_first(len(prefix), len(option), max_length)
+                prompts.append(Prompt(prefix[:a], [option[:b]], number, i))
+        else:
+            kept = min(len(prefix), max(max_length - longest, max_length // 2))
+            room = max_length - kept - 1
+            options = [option[:-1][:room] + separator for option in options]
+            prompts.append(Prompt(_end(prefix, kept), options, number))
+    return Prompts(prompts, truncated)
+
+
+def classification_prompts(
+    tokenizer: Tokenizer, questions: Sequence[Question], *, row_format: str, max_length: int
+) -> Prompts:
+    """Return one text for each question, read at its last token: for SequenceClassifier.
+
+    "paper" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`; a text that is too long
+    loses the start of its context, then of its question. "released" is the context, its lines
+    joined, and the question; the longer of the two loses its end. Raises ValueError for less than
+    `LEAST_LENGTH` tokens.
+    """
+    _check_length(max_length)
+    first, second, last = ([tokenizer.token_to_id(name)] for name in (CONTEXT, QUESTION, ANSWER))
+    prompts, truncated = [], []
+    for number, one in enumerate(questions):
+        released = row_format == RELEASED
+        context = _ids(tokenizer, one.context.replace("\n", " ") if released else one.context)
+        question = _ids(tokenizer, one.question)
+        room = max_length if released else max_length - 3
+        truncated.append(len(context) + len(question) > room)
+        if released:
+            a, b = longest_first(len(context), len(question), room)
+            text = context[:a] + question[:b]
+        else:
+            question = _end(question, room)
+            context = _end(context, room - len(question))
+            text = first + context + second + question + last
+        prompts.append(Prompt(text, [[]], number))
+    return Prompts(prompts, truncated)
+
+
+def letter_prompts(
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    task: Task,
+    *,
+    shots: Sequence[Question] = (),
+    max_length: int,
+) -> Prompts:
+    """Return lm-evaluation-harness's prompt of the task, with a branch ` A`, ` B`... per option.
+
+    A classification's branches are its classes. `shots` precede the question with their answers.
+    """
+    answers = _options if task.kind == CLASSIFICATION else _letters
+    before = [_letter_text(shot, task) + answers(shot)[shot.label or 0] for shot in shots]
+    description = ""
+    if task.name.startswith("mmlu"):
+        about = f" about {task.subject.replace('_', ' ')}" if task.subject else ""
+        description = f"The following are multiple choice questions (with answers){about}.\n\n"
+    texts = ["\n\n".join([*before, _letter_text(one, task)]) for one in questions]
+    return _continuations(
+        tokenizer,
+        questions,
+        [description + text for text in texts],
+        [answers(question) for question in questions],
+        max_length=max_length,
+    )
+
+
+def option_prompts(
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    *,
+    max_length: int,
+    unconditional: bool = False,
+) -> Prompts:
+    """Return `Question: ...` and `Answer:` with a branch for the text of each option.
+
+    If `unconditional`, the prefix is `Answer:` alone.
+    """
+    texts = [
+        "Answer:" if unconditional else f"{_abstract(one)}Question: {one.question}\nAnswer:"
+        for one in questions
+    ]
+    answers = [_options(question) for question in questions]
+    return _continuations(tokenizer, questions, texts, answers, max_length=max_length)
+
+
+def continuation_prompts(
+    prefix: list[int],
+    branches: Sequence[list[int]],
+    *,
+    question: int,
+    max_length: int,
+    where: str = "a request",
+) -> tuple[list[Prompt], bool]:
+    """Return prompts that score `branches` token by token after `prefix`, and whether one is cut.
+
+    Cut as in lm-evaluation-harness: each branch keeps the last `max_length` tokens before its last
+    one, so branches of a prefix that is too long do not share it. Raises ValueError, which names
+    `where`, for an empty prefix or branch, or a branch of more than `max_length` tokens.
+    """
+    if not prefix or not all(branches):
+        raise ValueError(
+            f"{where} has a prefix or an option without a token; expected at least one"
+        )
+    longest = max(map(len, branches))
+    if longest > max_length:
+        raise ValueError(
+            f"{where} has an option of {longest} tokens, and the model has {max_length} positions; "
+            "leave that question out"
+        )
+    if len(prefix) + longest - 1 <= max_length:
+        return [Prompt(prefix, list(branches), question)], False
+    cut = [
+        Prompt(_end(prefix, max_length + 1 - len(branch)), [branch], question, i)
+        for i, branch in enumerate(branches)
+    ]
+    return cut, True
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Return the lengths of a pair of texts cut to `room` tokens as Hugging Face's tokenizers cut.
+
+    The longer text is cut to the shorter one's length, then both to half of the room; of an odd
+    room the longer text has the larger half, or the second of two equals.
+    """
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    long = max(short, room - short)
+    if short + long > room:
+        short = room // 2
+        long = room - short
+    return (long, short) if first > second else (short, long)
+
+
+def _continuations(tokenizer: Tokenizer, questions, texts, answers, *, max_length: int) -> Prompts:
+    prompts, truncated = [], []
+    for number, (question, text, options) in enumerate(zip(questions, texts, answers, strict=True)):
+        prefix = _ids(tokenizer, text)
+        # lm-eval encodes an option together with the text before it, and splits the tokens.
+        made, cut = continuation_prompts(
+            prefix,
+            [_ids(tokenizer, text + option)[len(prefix) :] for option in options],
+            question=number,
+            max_length=max_length,
+            where=f"question {question.id!r}",
+        )
+        prompts += made
+        truncated.append(cut)
+    return Prompts(prompts, truncated)
+
+
+def _check_length(max_length: int) -> None:
+    if max_length < LEAST_LENGTH:
+        raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _end(ids: list[int], length: int) -> list[int]:
+    return ids[max(0, len(ids) - max(0, length)) :]
+
+
+def _letters(question: Question) -> list[str]:
+    if len(question.options) > len(LETTERS):
+        raise ValueError(
+            f"question {question.id!r} has {len(question.options)} options, and there are "
+            f"{len(LETTERS)} letters; score it with mode=option"
+        )
+    return [f" {letter}" for letter in LETTERS[: len(question.options)]]
+
+
+def _options(question: Question) -> list[str]:
+    return [f" {option}" for option in question.options]
+
+
+def _letter_text(question: Question, task: Task) -> str:
+    if task.kind == CLASSIFICATION:
+        return f"Abstract: {question.context}\nQuestion: {question.question}\nAnswer:"
+    pairs = zip(_letters(question), question.options, strict=True)
+    options = "".join(f"{letter.strip()}. {option}\n" for letter, option in pairs)
+    text = f"Question: {question.question}"
+    if task.name.startswith("mmlu"):
+        text = question.question.strip()
+    choices = "Choices:\n" if task.name == "medmcqa" else ""
+    return f"{_abstract(question)}{text}\n{choices}{options}Answer:"
+
+
+def _abstract(question: Question) -> str:
+    return f"Abstract: {question.context}\n" if question.context else ""
