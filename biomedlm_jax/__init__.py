@@ -13,7 +13,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "GPT2Config": "model.gpt2",

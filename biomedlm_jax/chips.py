@@ -1,12 +1,13 @@
-"""The chip table: peak speed, memory and links of each accelerator, with sources.
+"""The chip table: peak FLOP/s, memory and links of each accelerator, with sources.
 
 Sources, read in November 2026: Google Cloud's pages docs.cloud.google.com/tpu/docs/ v4, v5e, v5p,
-v6e and tpu7x (peak bf16, HBM, inter-chip bandwidth per chip in both directions; that of v4 is not
-stated and is twice the pod's all-reduce bandwidth of 1.1 PB/s over 4,096 chips, which gives the
-stated figures for v5e and v6e), and NVIDIA's data sheets of the A100 SXM (80GB and 40GB), H100 SXM
-and H200 SXM (dense bf16, NVLink). The clock, for the compiler's cycles, is the peak over what the
-matrix units do in a cycle: 2 cores of 4 units of 128 x 128 (v4, v5p), one such core (v5e); for v6e
-and TPU7x, inferred, 2^19 FLOPs a device, the power of two above the compiler's own large products.
+v6e and tpu7x (peak bf16, HBM, inter-chip bandwidth per chip in both directions), and NVIDIA's data
+sheets of the A100 (80GB and 40GB, SXM and PCIe), H100 SXM and H200 SXM (dense bf16, NVLink). The
+link bandwidth of v4 is not published: it is twice the pod's all-reduce bandwidth of 1.1 PB/s over
+4,096 chips, a rule that gives the published figures of v5e and v6e. The clock converts the
+compiler's cycles to seconds. It is the peak over the FLOPs per cycle of the matrix units: 2 cores
+of 4 units of 128 x 128 (v4, v5p), one such core (v5e); for v6e and TPU7x it is inferred, 2^19 FLOPs
+per device, the power of two above the compiler's own large products.
 """
 
 import dataclasses
@@ -16,16 +17,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip can do at most."""
+    """Peak figures of one chip."""
 
     name: str
     bf16_flops: float  # FLOP/s, dense
     memory: float  # bytes
     memory_bandwidth: float  # bytes/s
-    link_bandwidth: float  # bytes/s in both directions together
-    link_dimensions: int = 1  # of the torus that the links make
-    clock: float | None = None  # Hz, of the compiler's cycles; None where it states none
-    devices: int = 1  # jax devices a chip counts as
+    link_bandwidth: float  # bytes/s, both directions added
+    link_dimensions: int = 1  # of the torus
+    clock: float | None = None  # Hz, of the compiler's cycles; None: it gives none
+    devices: int = 1  # jax devices per chip
 
     @property
     def device_flops(self) -> float:
@@ -34,39 +35,57 @@ class Chip:
 
     @property
     def device_memory(self) -> float:
-        """Bytes of one jax device."""
+        """Memory of one jax device, in bytes."""
         return self.memory / self.devices
 
     @property
     def ring_bandwidth(self) -> float:
-        """Bytes/s that a ring along one dimension of the torus sends from a device: one way."""
+        """Bytes/s that one device sends in a ring along one dimension of the torus, one way."""
         return self.link_bandwidth / 2 / self.link_dimensions / self.devices
 
 
-# By the start of jax's `device_kind`; the longest that fits counts.
+_V5E = Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 2, clock=1.5e9)
+_V5P = Chip("v5p", 459e12, 95 * GIB, 2765e9, 1200e9, 3, clock=1.75e9)
+_V6E = Chip("v6e", 918e12, 32 * GIB, 1638e9, 800e9, 2, clock=1.75e9)
+_TPU7X = Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 1200e9, 3, clock=2.2e9, devices=2)
+
+# By jax's `device_kind`, every spelling that jax and libtpu use. A name that is not here (TPU v4
+# lite, an H100 PCIe, a MIG slice) is another chip: no prefix of it is looked up.
 CHIPS = {
     "TPU v4": Chip("v4", 275e12, 32 * GIB, 1200e9, 2 * 1.1e15 / 4096, 3, clock=1.05e9),
-    "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 819e9, 400e9, 2, clock=1.5e9),
-    "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2765e9, 1200e9, 3, clock=1.75e9),
-    "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1638e9, 800e9, 2, clock=1.75e9),
-    "TPU7x": Chip("TPU7x", 2307e12, 192 * GIB, 7380e9, 1200e9, 3, clock=2.2e9, devices=2),
-    "NVIDIA A100": Chip("A100", 312e12, 80e9, 2039e9, 600e9),
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "TPU7x": _TPU7X,
+    "TPU v7x": _TPU7X,
+    "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, 80e9, 2039e9, 600e9),
     "NVIDIA A100-SXM4-40GB": Chip("A100 40GB", 312e12, 40e9, 1555e9, 600e9),
+    "NVIDIA A100 80GB PCIe": Chip("A100 PCIe", 312e12, 80e9, 1935e9, 600e9),
+    "NVIDIA A100-PCIE-40GB": Chip("A100 PCIe 40GB", 312e12, 40e9, 1555e9, 600e9),
     "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80e9, 3350e9, 900e9),  # the SXM board
     "NVIDIA H200": Chip("H200", 989e12, 141e9, 4800e9, 900e9),
 }
 
 
-# Options of the compiler that a step is compiled with on a chip, by its name here. They are handed
-# over with the step, never through the environment, where an unknown one ends the process.
+# Compiler options for the steps on a chip, by its name here. They are passed with each step, not in
+# the environment, where an unknown one ends the process.
 COMPILER_OPTIONS: dict[str, dict[str, str]] = {
-    # On small slices the compiler would cut products into windows and double the time.
+    # Without it the compiler cuts products into windows on small slices, at twice the time.
     "v5e": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
     "v6e": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
 }
 
 
+def _normalised(device_kind: str) -> str:
+    return " ".join(device_kind.lower().split())
+
+
+_BY_KIND = {_normalised(kind): chip for kind, chip in CHIPS.items()}
+
+
 def chip(device_kind: str) -> Chip | None:
-    """The chip of a jax device kind, or None where it is not known (a CPU)."""
-    known = [kind for kind in CHIPS if device_kind.startswith(kind)]
-    return CHIPS[max(known, key=len)] if known else None
+    """Return the chip of a jax device kind (in any case), or None if it is unknown, as a CPU is."""
+    return _BY_KIND.get(_normalised(device_kind))

@@ -24,7 +24,7 @@ COMMANDS = {
     "import-hf": "convert a Hugging Face GPT-2 directory into a run directory",
     "export-hf": "write a run as a Hugging Face directory, checked",
     "verify-hf": "compare a Hugging Face directory's logits with transformers",
-    "plan": "compile a run's step for a TPU pod without one: memory, time, exchanges",
+    "plan": "compile a run's step for a TPU pod without one: memory, time, collectives",
     "bench": "measure this library beside PyTorch",
 }
 

@@ -8,6 +8,7 @@ import glob
 import gzip
 import json
 import os
+import re
 import shutil
 import zlib
 from collections import Counter
@@ -92,7 +93,10 @@ def write_json(path: str | Path, value: Any) -> None:
 
     Raises ValueError for NaN and infinity, which are not JSON; the file is unchanged then.
     """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # Half of a surrogate pair (in a file name, for example) is not UTF-8, but JSON can escape it.
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+    write_text(path, text + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -58,7 +58,7 @@ def mesh_sizes(devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int,
             f"mesh {asked} does not make {devices}, the number of devices; choose sizes whose "
             f"product is {devices}, or set one of them to -1"
         )
-    return tuple(sizes.values())
+    return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
 def spec(*axes: str | None) -> PartitionSpec:
@@ -110,14 +110,14 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def axis_shards(mesh: Mesh, axis: str) -> int:
+def axis_shards(mesh: Mesh | AbstractMesh, axis: str) -> int:
     """How many parts an array axis of this logical name is cut into; 1 on an empty mesh."""
     names = RULES[axis]
     names = (names,) if isinstance(names, str) else names or ()
     return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """How many parts the batch axis is cut into."""
     return axis_shards(mesh, "batch")
 
@@ -128,13 +128,16 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def check_fits(mesh: Mesh, *, batch_size: int, accumulation: int = 1, model=None) -> None:
+def check_fits(
+    mesh: Mesh | AbstractMesh, *, batch_size: int, accumulation: int = 1, model=None
+) -> None:
     """Raise ValueError unless the batch, and an (abstract) model's axes, divide over the mesh."""
     shards = batch_shards(mesh) * accumulation
     if batch_size % shards:
         raise ValueError(
             f"got training.batch_size={batch_size}; expected a multiple of data x fsdp x "
-            f"accumulation = {mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} = {shards}"
+            f"accumulation = {mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} "
+            f"= {shards}"
         )
     if model is None:
         return

@@ -74,7 +74,7 @@ def check_settings(settings: Any) -> None:
             raise ValueError(f"got {prefix}{field.name}={value!r}; expected {allowed}")
 
 
-def read_settings(cls: type[S], values: Mapping[str, Any], *, where: str = "config") -> S:
+def read_settings(cls: type[S], values: Any, *, where: str = "config") -> S:
     """Build `cls` from a config group that has exactly its fields; nested Settings recursively.
 
     Raises ValueError naming the first name that is unknown or missing, or a bad value.

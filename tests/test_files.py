@@ -39,7 +39,12 @@ def replaceable(path: Path) -> bool:
 
 
 def test_json_reads_back_what_was_written(tmp_path):
-    value = {"text": "é 漢字\u2028", "numbers": [1, 0.1, None], "nested": {"a": True}}
+    value = {
+        "text": "é 漢字\u2028",
+        "half": "a\udc80b\ud83e",
+        "numbers": [1, 0.1, None],
+        "nested": {"a": True},
+    }
     path = tmp_path / "new" / "a.json"
     write_json(path, value)
     assert read_json(path) == value

@@ -1,23 +1,30 @@
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from biomedlm_jax.cli import COMMANDS
 from biomedlm_jax.commands import bench, plan, pretrain
+from biomedlm_jax.files import read_json
+from biomedlm_jax.model.families import make_config
+from biomedlm_jax.training.checkpoint import load_model
 
+PATH = "/usr/bin:/bin"
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "scripts").glob("*.*"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.s*"))
 FLAGS = {"bench": bench.FLAGS, "plan": plan.FLAGS, "pretrain": pretrain.FLAGS}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_launchers_are_bash_and_call_commands_that_exist(path):
+def test_scripts_are_valid_bash_and_use_existing_flags(path):
     if shutil.which("bash") is None:
         pytest.skip("bash is not installed")
     done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
@@ -31,17 +38,27 @@ def test_launchers_are_bash_and_call_commands_that_exist(path):
             assert flag == "config" or flag in FLAGS[name], f"{path.name}: {name} has no --{flag}"
 
 
-def test_a_launcher_without_its_settings_says_what_it_needs():
-    tpu = next(path for path in SCRIPTS if path.name == "tpu_pod.sh")
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_help_prints_the_usage_and_runs_nothing(path, flag):
     done = subprocess.run(
-        ["bash", tpu], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+        ["bash", path, "--workdir=RUN", flag], capture_output=True, text=True, env={"PATH": PATH}
     )
-    assert done.returncode != 0
-    assert "TPU: name of the TPU" in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"scripts/{path.name}" in done.stdout
+    assert "--config=configs/pretrain.py:" in done.stdout
+    assert "#" not in done.stdout  # neither comment marks nor code
 
 
-# A gcloud whose pod is in the state $STATE, and whose workers are the folder $WORKER. It refuses to
-# make a pod when $REFUSES says why.
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_missing_settings_are_one_line_and_exit_code_2(path):
+    done = subprocess.run(["bash", path], capture_output=True, text=True, env={"PATH": PATH})
+    assert done.returncode == 2
+    assert re.fullmatch(r"expected .+, got .+; fix: .+\n", done.stderr)
+
+
+# A fake gcloud. The pod has the state $STATE, the directory $WORKER stands for all workers, and
+# `create` fails with the message $REFUSES if it is set.
 GCLOUD = """#!/usr/bin/env bash
 echo "$4" >> "$WORKER/calls"
 case "$4" in
@@ -58,32 +75,31 @@ case "$4" in
     ;;
 esac
 """
-# A biomedlm that writes down its arguments, one a line, and ends with $CODE.
+# A fake biomedlm. It records its arguments, one per line, and exits with $CODE.
 BIOMEDLM = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >> "$WORKER/arguments"
 exit "${CODE:-0}"
 """
-PATH = "/usr/bin:/bin"
 UNTRACKED = (".venv/bin/python", "runs/a", "quickstart/run/a", "tokens/a.npy", "mine/a")
 
 
-def program(path: Path, text: str) -> None:
+def write_program(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
 
 
 def launch_pod(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
-    """Run a copy of tpu_pod.sh with a gcloud that asks nobody."""
+    """Run a copy of tpu_pod.sh with the fake gcloud."""
     launcher = tmp_path / "here" / "scripts" / "tpu_pod.sh"
-    program(launcher, (ROOT / "scripts" / "tpu_pod.sh").read_text(encoding="utf-8"))
+    write_program(launcher, (ROOT / "scripts" / "tpu_pod.sh").read_text(encoding="utf-8"))
     for name in ("biomedlm_jax/cli.py", "a b.py", *UNTRACKED):
-        program(tmp_path / "here" / name, "")
+        write_program(tmp_path / "here" / name, "")
     for command in (["init", "-q"], ["add", "scripts", "biomedlm_jax", "a b.py"]):
         subprocess.run(["git", *command], cwd=tmp_path / "here", check=True, env={"PATH": PATH})
-    program(tmp_path / "bin" / "gcloud", GCLOUD)
+    write_program(tmp_path / "bin" / "gcloud", GCLOUD)
     worker = tmp_path / "worker"
-    program(worker / "biomedlm_jax" / ".venv" / "bin" / "biomedlm", BIOMEDLM)
+    write_program(worker / "biomedlm_jax" / ".venv" / "bin" / "biomedlm", BIOMEDLM)
     values = {
         "TPU": "t",
         "ZONE": "z",
@@ -102,62 +118,67 @@ def launch_pod(tmp_path: Path, *arguments: str, **settings: str) -> subprocess.C
     )
 
 
-def test_a_pod_gets_the_repository_and_the_arguments_as_they_are(tmp_path):
+def test_workers_receive_tracked_files_and_unchanged_arguments(tmp_path):
     done = launch_pod(tmp_path, "--config.data.path=it's $HOME", "--config=a b.py")
     assert done.returncode == 0, done.stderr
-    said = (tmp_path / "worker" / "arguments").read_text().splitlines()
-    assert said[:2] == ["pretrain", "--distributed"]
-    assert said[2:4] == ["--config.data.path=/a folder", "--workdir=/b"]
-    assert said[4:] == ["--config.data.path=it's $HOME", "--config=a b.py"]
+    arguments = (tmp_path / "worker" / "arguments").read_text().splitlines()
+    assert arguments[:2] == ["pretrain", "--distributed"]
+    assert arguments[2:4] == ["--config.data.path=/a folder", "--workdir=/b"]
+    assert arguments[4:] == ["--config.data.path=it's $HOME", "--config=a b.py"]
     with tarfile.open(tmp_path / "worker" / "biomedlm_jax.tar.gz") as package:
         files = {name for name in package.getnames() if not package.getmember(name).isdir()}
     assert files == {"a b.py", "biomedlm_jax/cli.py", "scripts/tpu_pod.sh"}
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "calls", "said"),
+    ("settings", "code", "calls", "message"),
     [
         ({"CODE": "2"}, 2, "describe scp ssh ssh", ""),
-        ({"CODE": "1", "FAILURES": "2"}, 1, "describe scp ssh ssh " * 2, "after 2 failures"),
-        ({"STATE": "STOPPED", "WAITS": "2"}, 1, "describe start " * 2, "is STOPPED after 2 looks"),
-        ({"STATE": "CREATING", "WAITS": "3"}, 1, "describe " * 3, "is CREATING after 3 looks"),
-        ({"STATE": "ABSENT", "WAITS": "2"}, 1, "describe create " * 2, "is ABSENT after 2 looks"),
-        ({"STATE": "FAILED", "WAITS": "2"}, 1, "describe delete " * 2, "is FAILED after 2 looks"),
+        (
+            {"CODE": "1", "FAILURES": "2"},
+            1,
+            "describe scp ssh ssh " * 2,
+            "stopped after 2 failures",
+        ),
+        ({"STATE": "STOPPED", "WAITS": "2"}, 1, "describe start " * 2, "got STOPPED in 2 checks"),
+        ({"STATE": "CREATING", "WAITS": "3"}, 1, "describe " * 3, "got CREATING in 3 checks"),
+        ({"STATE": "ABSENT", "WAITS": "2"}, 1, "describe create " * 2, "got ABSENT in 2 checks"),
+        ({"STATE": "FAILED", "WAITS": "2"}, 1, "describe delete " * 2, "got FAILED in 2 checks"),
         (
             {"STATE": "ABSENT", "REFUSES": "no such zone", "CREATES": "3"},
             1,
             "describe create " * 3,
-            "not be made, 3 times in a row; giving up. gcloud said:\nno such zone\n",
+            "rejected `create` 3 times in a row; its last output:\nno such zone\n",
         ),
         (
             {"STATE": "ABSENT", "REFUSES": "There is no more capacity", "WAITS": "7"},
             1,
             "describe create " * 7,
-            "is ABSENT after 7 looks",
+            "got ABSENT in 7 checks",
         ),
         ({"DELETE": "1"}, 0, "describe scp ssh ssh delete", ""),
         ({"DELETE": "1", "CODE": "2"}, 2, "describe scp ssh ssh", "tpu-vm delete t --zone=z"),
         ({"DELETE": "0"}, 0, "describe scp ssh ssh", "tpu-vm delete t --zone=z"),
     ],
 )
-def test_a_pod_is_not_waited_for_or_started_for_ever(tmp_path, settings, code, calls, said):
+def test_retries_are_limited(tmp_path, settings, code, calls, message):
     done = launch_pod(tmp_path, **settings)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "worker" / "calls").read_text().split() == calls.split()
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("name", ["DATA", "RUN"])
-def test_a_bucket_that_is_not_mounted_is_refused_at_once(tmp_path, name):
+def test_bucket_urls_are_refused(tmp_path, name):
     done = launch_pod(tmp_path, **{name: "gs://bucket/a"})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert f"{name} is gs://bucket/a: give a path of a mounted file system" in done.stderr
+    assert f"expected a mounted path in {name}, got gs://bucket/a; fix: " in done.stderr
     assert not (tmp_path / "worker" / "calls").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="not Linux")
-def test_a_worker_mounts_once_and_again_what_is_new(tmp_path):
+def test_each_mount_command_runs_once_per_boot(tmp_path):
     mount = """echo "it's $WORKER" >> "$WORKER/mounted" # a b"""
     for settings in ({"MOUNT": mount}, {"MOUNT": mount}, {"MOUNT": f"true &&\n{mount}"}):
         done = launch_pod(tmp_path, **settings)
@@ -166,14 +187,14 @@ def test_a_worker_mounts_once_and_again_what_is_new(tmp_path):
     assert (tmp_path / "worker" / "arguments").read_text().count("pretrain") == 3
     done = launch_pod(tmp_path, MOUNT="exit 2", FAILURES="2")
     assert done.returncode == 1
-    assert "MOUNT failed; giving up after 2 failures" in done.stderr
+    assert "MOUNT failed; stopped after 2 failures" in done.stderr
     assert (tmp_path / "worker" / "arguments").read_text().count("pretrain") == 3
 
 
-def test_a_worker_without_the_python_asks_apt_and_says_so(tmp_path):
+def test_missing_python_is_installed_with_apt(tmp_path):
     worker = tmp_path / "worker"
     launch_pod(tmp_path, PYTHON="python3.99")
-    program(tmp_path / "bin" / "sudo", '#!/bin/sh\necho "$@" >> "$WORKER/sudo"\nexit 1\n')
+    write_program(tmp_path / "bin" / "sudo", '#!/bin/sh\necho "$@" >> "$WORKER/sudo"\nexit 1\n')
     done = subprocess.run(
         ["bash", "-c", (worker / "install").read_text()],
         cwd=worker,
@@ -182,11 +203,11 @@ def test_a_worker_without_the_python_asks_apt_and_says_so(tmp_path):
         env={"PATH": f"{tmp_path / 'bin'}:{PATH}", "WORKER": str(worker)},
     )
     assert done.returncode == 1
-    assert "python3.99 is not on this worker, and apt does not install it" in done.stderr
+    assert "expected python3.99 on this worker, and apt cannot install it; fix: " in done.stderr
     assert "apt-get" in (worker / "sudo").read_text()
 
 
-def test_a_pod_is_a_spot_one_unless_it_is_not_to_be(tmp_path):
+def test_spot_pods_are_the_default(tmp_path):
     for spot in "10":
         launch_pod(tmp_path, STATE="ABSENT", WAITS="1", SPOT=spot)
     first, second = (tmp_path / "worker" / "creates").read_text().splitlines()
@@ -195,13 +216,23 @@ def test_a_pod_is_a_spot_one_unless_it_is_not_to_be(tmp_path):
     assert second.endswith("--zone=z")
 
 
-def test_one_gpu_is_measured_with_the_shape_of_its_config(tmp_path):
-    for name in ("scripts/one_gpu.sh", "configs/gpt_125m.py"):
-        program(tmp_path / name, (ROOT / name).read_text(encoding="utf-8"))
-    program(tmp_path / ".venv" / "bin" / "biomedlm", BIOMEDLM)
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(variant):
+    shape = {"layers": 12, "width": 768, "heads": 12, "vocab_size": None, "context_length": 1024}
+    return ConfigDict({"model": {**shape, "compute_dtype": "auto", "unroll": int(variant)}})
+"""
+
+
+def test_one_gpu_benchmarks_the_shape_of_the_config(tmp_path):
+    name = "scripts/one_gpu.sh"
+    write_program(tmp_path / name, (ROOT / name).read_text(encoding="utf-8"))
+    write_program(tmp_path / "configs" / "a.py", CONFIG)
+    write_program(tmp_path / ".venv" / "bin" / "biomedlm", BIOMEDLM)
     python = f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n'
-    program(tmp_path / ".venv" / "bin" / "python", python)
-    arguments = ["--config=configs/gpt_125m.py", "--config.data.path=a b", "--workdir=RUN"]
+    write_program(tmp_path / ".venv" / "bin" / "python", python)
+    arguments = ["--config=configs/a.py:3", "--config.data.path=a b", "--workdir=RUN"]
     done = subprocess.run(
         ["bash", tmp_path / "scripts" / "one_gpu.sh", *arguments],
         capture_output=True,
@@ -209,8 +240,62 @@ def test_one_gpu_is_measured_with_the_shape_of_its_config(tmp_path):
         env={**os.environ, "WORKER": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
-    said = (tmp_path / "arguments").read_text().split("\n")[:-1]
-    assert said[:4] == ["plan", *arguments[:2], "--topology=local"]
-    shape = ["--layers=12", "--width=768", "--heads=12", "--vocab_size=28896", "--length=1024"]
-    assert said[4:11] == ["bench", "train", *shape]
-    assert said[-4:] == ["pretrain", *arguments]
+    calls = (tmp_path / "arguments").read_text().split("\n")[:-1]
+    assert calls[:4] == ["plan", *arguments[:2], "--topology=local"]
+    shape = ["--layers=12", "--width=768", "--heads=12", "--length=1024", "--dtype=auto"]
+    assert calls[4:12] == ["bench", "train", *shape, "--unroll=3"]
+    assert calls[-4:] == ["pretrain", *arguments]
+
+
+def run_tool(name: str, *arguments: str, monkeypatch) -> None:
+    """Run a Python script of scripts/ in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+
+
+def test_text_baselines_score_answers_and_leave_held_out_groups_out(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("rouge_score")
+    lines = [
+        {"source": "SUBJECT: aspirin dose\nhow much", "target": "aspirin dose", "answer": "dose"},
+        {"source": "Is it flu? I cough.", "target": "is it flu", "answer": "is it flu"},
+    ]
+    train = [
+        {"source": lines[0]["source"], "target": "held out", "focus": "a"},
+        {"source": "aspirin dose how much", "target": "the same focus", "focus": "a"},
+        {"source": "aspirin for me", "target": "aspirin dose", "focus": "b"},
+        {"source": "I have the flu", "target": "is it flu", "focus": "c"},
+    ]
+    for name, records in (("predictions", lines), ("train", train)):
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    run_tool(
+        "text_baselines.py",
+        f"--predictions={tmp_path / 'predictions'}",
+        f"--train={tmp_path / 'train'}",
+        "--group_field=focus",
+        "--constant=is it flu",
+        monkeypatch=monkeypatch,
+    )
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    rouge1 = {row[0].removeprefix("| "): float(row[1].split()[0]) for row in rows}
+    assert rouge1["fine-tuned model"] == pytest.approx((200 / 3 + 100) / 2, abs=0.05)
+    assert rouge1['"is it flu"'] == 50
+    assert rouge1["first sentence or subject of the source"] == 100
+    assert rouge1["target of the nearest training source"] == 100
+
+
+def test_random_model_writes_a_run(tmp_path, monkeypatch):
+    config = """
+from ml_collections import ConfigDict
+
+def get_config(variant):
+    sizes = {"model_type": "gpt2", "vocab_size": 96, "context_length": 16, "eos_token_id": 95}
+    return ConfigDict({"model": {**sizes, "layers": 1, "width": 16, "heads": int(variant)}})
+"""
+    (tmp_path / "config.py").write_text(config, encoding="utf-8")
+    arguments = [f"--config={tmp_path / 'config.py'}:2", f"--out={tmp_path / 'run'}"]
+    run_tool("random_model.py", *arguments, monkeypatch=monkeypatch)
+    written = make_config(read_json(tmp_path / "run" / "config.json")["model"])
+    assert (written.vocab_size, written.heads) == (96, 2)
+    logits = load_model(tmp_path / "run", written)(jnp.zeros((1, 4), int))
+    assert jnp.isfinite(logits).all()

@@ -1,6 +1,6 @@
-"""Decoding beside transformers' `generate` with its key-value cache, weights and prompts equal.
+"""Time decoding beside transformers' `generate` with its key-value cache, on equal weights.
 
-Rounds alternate, so that a busy machine slows both sides. Nothing ends early on either side.
+Rounds alternate, so that a busy machine slows both sides. No sequence ends early on either side.
 """
 
 import importlib.metadata
@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,21 +20,22 @@ from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.decoder import Decoder, make_decoder
 from biomedlm_jax.generation.sampling import Strategy
 from biomedlm_jax.generation.stats import bandwidth, step_bytes
-from biomedlm_jax.interop.weights import tensor_reader, tensor_shapes
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.interop.weights import file_name, places, tensor_reader
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import config_to_hf, make_config, make_model
+from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 
 
 def run_benchmark(
     *, dtype: str, batch_sizes: list[str], prompt_length: int, new_tokens: int, **options
 ) -> dict:
-    """Measure as `measure_decode` does, on a model of the shape in `options`; print a table."""
+    """Run `measure_decode` on a GPT-2 of the shape in `options`, and print a table."""
     if not all(size.isdigit() and int(size) for size in batch_sizes):
-        raise ValueError(f"got --batch_sizes={','.join(batch_sizes)}; give numbers above 0")
+        raise ValueError(f"got --batch_sizes={','.join(batch_sizes)}; expected numbers above 0")
     shape = {name: options.pop(name) for name in ("layers", "width", "heads", "vocab_size")}
     length = prompt_length + new_tokens
     figures = measure_decode(
-        GPTConfig(context_length=length, compute_dtype=dtype, **shape),
+        make_config({"model_type": "gpt2", "context_length": length, **shape}, compute_dtype=dtype),
         batch_sizes=tuple(map(int, batch_sizes)),
         prompt_length=prompt_length,
         new_tokens=new_tokens,
@@ -45,7 +47,7 @@ def run_benchmark(
 
 
 def measure_decode(
-    config: GPTConfig,
+    config: ModelConfig,
     *,
     batch_sizes: tuple[int, ...] = (1, 8, 16),
     beams: int = 5,
@@ -55,16 +57,16 @@ def measure_decode(
     peers: tuple[str, ...] = ("hf sdpa",),
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Median seconds of each side for whole calls, prefill included, over alternating rounds.
+    """Return median seconds of whole calls, prefill included, over alternating rounds.
 
     `peers` name transformers' variants: "hf ATTENTION [static] [compile]" (the latter two are a
-    static cache and torch.compile). Greedy for every batch size, and beam search at batch 1 if
-    `beams` is above 1. `ratio` is the peer's time over ours: above 1, ours is faster. `equal` is
-    the share of rows whose tokens are all the same; random weights leave near ties. `notify` is
-    told each case's figures as soon as they are there.
+    static cache and torch.compile). Decoding is greedy for every batch size, with beam search at
+    batch 1 if `beams` is above 1. `ratio` is the peer's time over ours: above 1, ours is faster.
+    `equal` is the fraction of rows with the same tokens; random weights leave near ties. `notify`
+    is called with each case's figures as soon as they exist.
     """
     keep_freed_memory()
-    model = GPT(config, key=jax.random.key(0))
+    model = make_model(config, key=jax.random.key(0))
     decoder = make_decoder(model)
     sides = {"biomedlm_jax": _ours(decoder, new_tokens)}
     for peer in peers:
@@ -72,11 +74,11 @@ def measure_decode(
     cases = {f"greedy, batch {size}": (size, 1) for size in batch_sizes}
     if beams > 1:
         cases[f"{beams} beams, batch 1"] = (1, beams)
-    found = {}
+    figures = {}
     for case, (size, width) in cases.items():
         shape = size, prompt_length
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
-        said = {name: side(prompts, width) for name, side in sides.items()}  # compiles, too
+        tokens = {name: side(prompts, width) for name, side in sides.items()}  # compiles, too
         seconds = {name: [] for name in sides}
         for _ in range(rounds):
             for name, side in sides.items():
@@ -84,7 +86,7 @@ def measure_decode(
                 side(prompts, width)
                 seconds[name].append(time.perf_counter() - began)
         ours = statistics.median(seconds["biomedlm_jax"])
-        found[case] = {
+        figures[case] = {
             name: {
                 "median_seconds": (median := statistics.median(times)),
                 "fastest_seconds": min(times),
@@ -92,15 +94,15 @@ def measure_decode(
                 "milliseconds_per_step": 1e3 * median / new_tokens,
                 "ratio": median / ours,
                 "equal": np.mean(
-                    [a == b for a, b in zip(said[name], said["biomedlm_jax"], strict=True)]
+                    [a == b for a, b in zip(tokens[name], tokens["biomedlm_jax"], strict=True)]
                 ).item(),
             }
             for name, times in seconds.items()
         }
-        notify(_row(case, found[case]))
+        notify(_row(case, figures[case]))
     versions = ("jax", "flax", *(("torch", "transformers") if peers else ()))
     return {
-        "parameters": config.parameter_count,
+        "parameters": parameter_count(model),
         "shape": f"{config.layers} layers, width {config.width}, vocabulary "
         f"{config.vocab_size:,}, prompt {prompt_length}, {new_tokens} new, "
         f"{config.dtype.__name__}",
@@ -108,34 +110,35 @@ def measure_decode(
         "bytes_per_step_at_batch_1": step_bytes(decoder, 1, prompt_length + new_tokens),
         "memory_bandwidth": bandwidth(1)[0],
         "versions": {name: importlib.metadata.version(name) for name in versions},
-        "cases": found,
+        "cases": figures,
     }
 
 
 def _ours(decoder: Decoder, new_tokens: int):
     def decode(prompts: list[list[int]], beams: int) -> list[list[int]]:
-        options = {"max_new_tokens": new_tokens, "strategy": Strategy()}
+        options: dict[str, Any] = {"max_new_tokens": new_tokens, "strategy": Strategy()}
         if beams == 1:
             return decoding.decode(decoder, prompts, **options).tokens
-        found = beam.search(decoder, prompts, beams=beam.Beams(beams=beams), **options)
-        return [row[0] for row in found.tokens]
+        search = beam.search(decoder, prompts, beams=beam.Beams(beams=beams), **options)
+        return [row[0] for row in search.tokens]
 
     return decode
 
 
-def _theirs(model: GPT, new_tokens: int, attention: str, *options: str):
+def _theirs(model: LanguageModel, new_tokens: int, attention: str, *options: str):
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        torch.set_num_threads(os.cpu_count())
-    config = GPT2Config(**model.config.to_hf(), attn_implementation=attention)
-    peer = GPT2LMHeadModel(config).eval()
-    read = tensor_reader(model, fold=False)
-    for name in tensor_shapes(model.config):
+        torch.set_num_threads(os.cpu_count() or 1)
+    fields = config_to_hf(model.config)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    peer = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    read = tensor_reader(model)
+    for name in places(model):
         tensor = torch.from_numpy(np.array(read(name)))
-        peer.load_state_dict({f"transformer.{name}": tensor}, strict=False)
+        peer.load_state_dict({file_name(name, model.config): tensor}, strict=False)
     half = model.config.dtype == jax.numpy.bfloat16
     peer = peer.to(device, torch.bfloat16 if half else torch.float32)
     if "compile" in options:

@@ -68,6 +68,7 @@ OPTIONS = {
     " new_tokens rounds hf:peers",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
+MODULES = {"tokens": "tokenization"}  # where the name differs
 NEEDED = {"train": (), "tokens": ("input", "tokenizer"), "questions": ("path",), "decode": ()}
 
 
@@ -76,7 +77,7 @@ def run(options: flags.FlagValues) -> None:
     what = options.what
     if not all(options[name].value for name in NEEDED[what]):
         raise ValueError(f"bench {what} needs {' and '.join('--' + n for n in NEEDED[what])}")
-    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.{what}")
+    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.{MODULES.get(what, what)}")
     names = (name.partition(":") for name in OPTIONS[what].split())
     asked = {parameter or name: options[name].value for name, _, parameter in names}
     figures = benchmark.run_benchmark(**asked)

@@ -1,60 +1,75 @@
-"""Tokenise documents and pack them into rows of token ids, ready to train on.
+"""Tokenise documents and pack them into rows of token ids, ready for pre-training.
 
     biomedlm build-tokens --input=corpus/ --tokenizer=tokenizer/ --out=tokens/
 
-The documents, <|endoftext|> after each, are joined and cut into rows of --length ids. --out then
-holds the rows as a TFDS dataset (ArrayRecord), the tokenizer, and a manifest of counts and hashes.
+The documents, <|endoftext|> after each, are joined and cut into rows of --length ids. --out holds
+the rows as a TFDS dataset (ArrayRecord), the tokenizer, and a manifest of counts and hashes.
 """
 
-import json
-from pathlib import Path
+import time
 
-import absl.flags as absl
+from absl import flags
 from rich.console import Console
 
+from biomedlm_jax.commands import inputs
 from biomedlm_jax.corpus import documents, tokenizer, tokens
+from biomedlm_jax.files import write_json
 
-FLAGS = absl.FlagValues()
-_INPUT = "files, directories or globs, by commas or in repeated flags; " + documents.KNOWN
-absl.DEFINE_multi_string("input", None, _INPUT, FLAGS, required=True)
-absl.DEFINE_string("text_field", "text", "text of a JSON line: meta.text, title,body", FLAGS)
-absl.DEFINE_list("subsets", [], "keep only JSON lines of these subsets, by commas", FLAGS)
-absl.DEFINE_string("subset_field", "meta.pile_set_name", "subset of a JSON line", FLAGS)
-absl.DEFINE_enum("on_error", "raise", documents.ON_ERROR, "stop at a bad line or skip it", FLAGS)
-absl.DEFINE_string("tokenizer", None, "directory or tokenizer.json", FLAGS, required=True)
-absl.DEFINE_string("out", None, "directory to write", FLAGS, required=True)
-absl.DEFINE_integer("length", 1024, "ids in a row, the model's context", flag_values=FLAGS)
-absl.DEFINE_float("validation_fraction", 0.005, "share of documents, by a hash", flag_values=FLAGS)
-absl.DEFINE_enum("separator", "eos", tokens.SEPARATORS, "what follows a document", FLAGS)
-absl.DEFINE_bool("overwrite", False, "replace the token rows in --out", FLAGS)
-absl.DEFINE_string("json", None, "file to write the manifest to, as well", FLAGS)
+FLAGS = flags.FlagValues()
+inputs.define_flags(FLAGS)
+flags.DEFINE_string("tokenizer", None, "Directory or tokenizer.json.", FLAGS, required=True)
+flags.DEFINE_string("out", None, "Directory to write.", FLAGS, required=True)
+flags.DEFINE_integer(
+    "length", 1024, "Token ids in a row: the model's context length.", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "validation_fraction", 0.005, "Fraction of the documents for validation.", flag_values=FLAGS
+)
+separator = "<|endoftext|> or nothing after each document."
+flags.DEFINE_enum("separator", "eos", tokens.SEPARATORS, separator, FLAGS)
+flags.DEFINE_bool("overwrite", False, "Replace the token rows in --out.", FLAGS)
+flags.DEFINE_string("json", None, "File for a copy of the manifest.", FLAGS)
 
 
-def run(flags: absl.FlagValues) -> None:
-    """Build, and say what came out; meanwhile, on standard error, how far it is."""
-    skipped, console = documents.Skipped(), Console(stderr=True)
-    paths = [path for paths in flags.input for path in paths.split(",")]
-    reading = {n: flags[n].value for n in ("text_field", "subsets", "subset_field", "on_error")}
-    names = "length", "validation_fraction", "separator", "overwrite"
+def run(options: flags.FlagValues) -> None:
+    """Build and print a summary; report progress on standard error."""
+    start, skipped, console = time.monotonic(), documents.Skipped(), Console(stderr=True)
 
-    def show(splits: dict) -> None:
-        (status.update if console.is_terminal else console.print)(_table(splits))
+    def report(splits: dict[str, dict[str, int]]) -> None:
+        elapsed = time.monotonic() - start
+        total = {name: sum(split[name] for split in splits.values()) for name in splits["train"]}
+        megabytes = total["text_bytes"] / 1e6
+        line = (
+            f"{elapsed:.0f} s  {total['documents']:,} documents, {megabytes:,.1f} MB, "
+            f"{total['tokens']:,} tokens, {megabytes / elapsed:.1f} MB/s"
+        )
+        if console.is_terminal:
+            status.update(line)
+        else:
+            console.print(line, soft_wrap=True, highlight=False)
 
     with console.status("starting") as status:
         manifest = tokens.build_tokens(
-            documents.read_documents(paths, skipped=skipped, **reading),
-            tokenizer.load_tokenizer(flags.tokenizer),
-            flags.out,
-            inputs=documents.input_files(paths),
+            inputs.read_input(options, skipped),
+            tokenizer.load_tokenizer(options.tokenizer),
+            options.out,
+            length=options.length,
+            separator=options.separator,
+            validation_fraction=options.validation_fraction,
+            inputs=inputs.input_paths(options),
             skipped=skipped,
-            progress=show,
-            **{name: flags[name].value for name in names},
+            overwrite=options.overwrite,
+            progress=report,
         )
-    if flags.json:
-        Path(flags.json).write_text(json.dumps(manifest, indent=2) + "\n")
-    print(f"{_table(manifest['splits'])}\nskipped     {skipped}\nwrote       {flags.out}")
+    if options.json:
+        write_json(options.json, manifest)
+    for name, split in manifest["splits"].items():
+        print(f"{name:10}  {_line(split)}")
+    print(f"skipped     {skipped}")
+    print(f"wrote       {options.out} in {time.monotonic() - start:.0f} s")
 
 
-def _table(splits: dict) -> str:
-    row = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows"
-    return "\n".join(f"{name:10}  {row.format(**split)}" for name, split in splits.items())
+def _line(split: dict) -> str:
+    return "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows".format(
+        **split
+    )

@@ -3,10 +3,11 @@
     biomedlm export-hf --model=run/ --out=release/
     biomedlm export-hf --model=run/ --out=for-vllm/ --fold_attention_scale
 
-A fine-tuned model (a run of finetune, or its best) is written with its head, one of
-finetune-longform with its decoding. The directory appears when every tensor has been read back and
-found equal to the model's.
+A fine-tuned model is written with its head, or with its generation settings. The directory appears
+after every tensor was read back and compared with the model's.
 """
+
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -14,44 +15,41 @@ FLAGS = absl_flags.FlagValues()
 MODEL = "run, fine-tuned or Hugging Face directory"
 absl_flags.DEFINE_string("model", None, MODEL, required=True, flag_values=FLAGS)
 absl_flags.DEFINE_string("out", None, "directory to write", required=True, flag_values=FLAGS)
-STEP = "checkpoint of the run; the newest by default"
+STEP = "step of the checkpoint; the newest by default"
 absl_flags.DEFINE_integer("step", None, STEP, lower_bound=0, flag_values=FLAGS)
 absl_flags.DEFINE_bool("overwrite", False, "replace the export in --out", flag_values=FLAGS)
-FOLD = "put the inverse-layer attention scale into the weights, as vLLM and SGLang need it"
+FOLD = "fold the inverse-layer attention scale into the weights, for vLLM and SGLang"
 absl_flags.DEFINE_bool("fold_attention_scale", False, FOLD, flag_values=FLAGS)
-SIZE = "cut the weights into files of at most this size"
+SIZE = "largest file of weights, such as 500MB; larger weights are written in shards"
 absl_flags.DEFINE_string("max_shard_size", "5GB", SIZE, flag_values=FLAGS)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Load, write, read back, and say where."""
-    from biomedlm_jax.generation.options import read_settings
+    """Load the model, write it and print the directory."""
+    from biomedlm_jax.files import check_output, read_json
     from biomedlm_jax.interop import directories, heads, huggingface, modelcard, shards
-    from biomedlm_jax.qa import setup, tuned
+    from biomedlm_jax.model.families import family
     from biomedlm_jax.training.checkpoint import latest_step
 
-    kind = directories.HUGGING_FACE
-    directories.check_output(flags.out, kind=kind, overwrite=flags.overwrite)
+    check_output(flags.out, replaceable=directories.is_hugging_face, overwrite=flags.overwrite)
     shards.parse_size(flags.max_shard_size)
     names = ("overwrite", "fold_attention_scale", "max_shard_size")
-    options = {name: flags[name].value for name in names}
-    path = tuned.best_of(flags.model)
-    if setup.read_head(path) is not None:
-        if flags.step is not None:
-            raise ValueError(f"got step={flags.step}; {path} has one checkpoint, leave out --step")
-        model, tokenizer, head = tuned.load_tuned(path)
-        options |= {"head": head.to_json(), "training_facts": tuned.card_facts(path)}
-        out = heads.export_head(model, tokenizer, flags.out, **options)
-        config, advice = model.gpt.config, "its README.md has the code that scores with it in torch"
+    options: dict[str, Any] = {name: flags[name].value for name in names}
+    directories.read_config(flags.model)  # that it is a directory of a model
+    path, step = directories.model_directory(flags.model), flags.step
+    if heads.read_head(path) is None:
+        generation = path / directories.GENERATION_CONFIG
+        options["generation"] = read_json(generation) if generation.exists() else None
+        model, tokenizer = huggingface.load(path, step=step)
     else:
-        options["generation"] = read_settings(path)
-        model, tokenizer = huggingface.load(path, step=flags.step)
-        if directories.kind_of(path) == directories.RUN:
-            step = latest_step(path) if flags.step is None else flags.step
-            options["training_facts"] = modelcard.training_facts(path, step=step)
-        out = huggingface.export_hf(model, tokenizer, flags.out, **options)
-        config = model.config
-        advice = f"compare it with transformers: biomedlm verify-hf --model={out}"
-    if config.scale_attn_by_inverse_layer_idx and not flags.fold_attention_scale:
-        print(modelcard.BEWARE)
-    print(f"wrote {out}; {advice}")
+        if step is not None:
+            raise ValueError(f"got step={step}; {path} has one checkpoint, leave out --step")
+        model, tokenizer, options["head"] = heads.load_finetuned(path)
+    if directories.kind_of(path) == directories.RUN:
+        step = latest_step(path) if step is None else step
+        options["training_facts"] = modelcard.training_facts(path, step=step)
+    out = huggingface.export_hf(model, tokenizer, flags.out, **options)
+    warning = family(model.config.model_type).export_warning(model.config, folded=False)
+    if warning and not flags.fold_attention_scale:
+        print(warning)
+    print(f"wrote {out}; compare it with transformers: biomedlm verify-hf --model={out}")

@@ -1,11 +1,14 @@
-"""Fine-tune a model on a task's questions, or go on with a run that was stopped.
+"""Fine-tune a model on questions or on texts; the same command resumes an interrupted run.
 
-    biomedlm finetune --config=configs/finetune_medqa.py --model=RUN --config.task.path=DIR \
-        --workdir=TUNED
+    biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
+        --workdir=FINETUNED
+    biomedlm finetune --config=configs/finetune.py:meqsum --config.data.train=FILE --model=RUN \\
+        --workdir=FINETUNED
 
---model is a run or a Hugging Face directory, or a fine-tuned one, which goes on with its head. The
-same command resumes. With --config.sweep.seeds or learning_rates, --workdir holds one run for each.
-Several processes are started as those of `biomedlm pretrain` are.
+--model is a run or a Hugging Face directory; a fine-tuned one continues with its head. The model
+to use is FINETUNED/model, and FINETUNED is taken for it by every command. With
+--config.sweep.seeds or --config.sweep.learning_rates, --workdir has one run for each. Several
+processes are started as for `biomedlm pretrain`.
 """
 
 from absl import flags
@@ -22,13 +25,15 @@ flags.mark_flags_as_required(["config", "model", "workdir"], flag_values=FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:
-    """Tune until the last epoch, or until Ctrl-C, which saves first."""
-    from biomedlm_jax.qa.sweep import finetune_all
+    """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
+    from biomedlm_jax.finetuning.finetune import finetune_all
 
     with joining.joined(options):
         results = finetune_all(options.config, options.model, options.workdir)
     for result in results:
-        print(
-            f"{result['workdir']}: best dev accuracy {result['dev_accuracy']:.1f} % "
-            f"after epoch {result['epoch']}"
-        )
+        if "dev_accuracy" in result:
+            figures = f"best dev accuracy {result['dev_accuracy']:.1f} % after epoch "
+            print(f"{result['workdir']}: {figures}{result['epoch']}")
+        else:
+            figures = f"dev loss {result['dev_loss']:.3f}, ROUGE-L {result['rougeL']['mean']:.1f}"
+            print(f"{result['workdir']}: {figures}; see report.json and predictions.jsonl")

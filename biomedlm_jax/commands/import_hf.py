@@ -1,4 +1,4 @@
-"""Turn a Hugging Face directory of a GPT-2 into a run directory.
+"""Turn a Hugging Face directory into a run directory.
 
     biomedlm import-hf --source=BioMedLM/ --out=run/
     biomedlm import-hf --source=hf://stanford-crfm/BioMedLM --out=run/      (downloads it)
@@ -18,11 +18,7 @@ absl_flags.DEFINE_bool("overwrite", False, "replace the run in --out", flag_valu
 
 
 def run(flags: absl_flags.FlagValues) -> None:
-    """Import, telling the licence of the weights."""
+    """Import the directory and print the licence of the weights."""
     from biomedlm_jax import import_hf
-    from biomedlm_jax.interop import hub
-    from biomedlm_jax.qa import setup, tuned
 
-    source = hub.local(flags.source)
-    convert = import_hf if setup.read_head(source) is None else tuned.import_tuned
-    print(f"wrote {convert(source, flags.out, overwrite=flags.overwrite)}")
+    print(f"wrote {import_hf(flags.source, flags.out, overwrite=flags.overwrite)}")

@@ -1,60 +1,76 @@
-"""Compile a run's step for a TPU pod from a machine without one, and say what it would take.
+"""Compile a run's step for a TPU pod on a machine without one; print its memory, time, collectives.
 
-    biomedlm plan --config=configs/biomedlm_2_7b.py --topology=v5e:16x16 --search --out=plan
+    biomedlm plan --config=configs/pretrain.py:biomedlm_2_7b --topology=v5e:16x16 --out=plan
 
-Needs the extra `tpu` (libtpu, the compiler); with --topology=local it compiles for the devices here
-and reports memory and FLOPs. The mesh is the config's (--config.mesh.data=8 ...), or with --search
-every sensible one, ranked.
+Needs the extra `tpu` (libtpu, the compiler). --topology=local compiles for this machine's devices
+and prints memory and FLOPs. The mesh is the config's (--config.mesh.data=8 --config.mesh.fsdp=32),
+or with --search every sensible one, ranked. All times are estimates.
 """
+
+import functools
 
 from absl import flags
 from ml_collections import config_flags
 
 FLAGS = flags.FlagValues()
+_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
 config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_values=FLAGS)
-flags.DEFINE_string("topology", "local", "v5e:16x16, v4:4x4x8 ..., or local.", flag_values=FLAGS)
-flags.DEFINE_bool("search", False, "Compile every sensible mesh.", flag_values=FLAGS)
-flags.DEFINE_list("tensor", ["1", "2", "4"], "Tensor axes to search.", flag_values=FLAGS)
-steps = ["train", "score", "decode"]
-flags.DEFINE_enum("step", "train", steps, "The step to plan.", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "Directory for JSON, Markdown and a plot.", flag_values=FLAGS)
-flags.DEFINE_string("hlo", None, "Directory that keeps the optimised HLO.", flag_values=FLAGS)
-flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)
+_string(
+    "topology",
+    "local",
+    "TPU slice to compile for, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: this "
+    "machine's devices.",
+)
+flags.DEFINE_bool(
+    "search",
+    False,
+    "Compile every sensible mesh (some 20 for 256 chips) and rank them, not the config's only.",
+    flag_values=FLAGS,
+)
+tensor_help = "Sizes of the tensor axis that --search tries, in devices."
+flags.DEFINE_list("tensor", ["1", "2", "4"], tensor_help, flag_values=FLAGS)
+flags.DEFINE_enum(
+    "step",
+    "train",
+    ["train", "score", "decode"],
+    "Step to compile: train (one update), score (the loss of one batch), or decode (one token for "
+    "each row of the batch, with a full cache).",
+    flag_values=FLAGS,
+)
+_string("out", None, "Directory to write plan.json, plan.md and plan.png to.")
+_string("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
+_string("json", None, "File to write the plan to, as JSON.")
 flags.mark_flag_as_required("config", flag_values=FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:
-    """Plan, print the table, and write what was asked for."""
-    import json
+    """Plan, print the table, and write the files that the flags name."""
     import os
     import sys
-    from pathlib import Path
 
     if options.topology != "local":
-        # Nothing runs: do not look for a TPU or a GPU. Before jax is imported, or it is too late.
+        # Nothing runs: no TPU or GPU is needed. jax reads this when it is imported.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-    from biomedlm_jax.planning.topology import check_topology
-
-    if options.topology != "local":
-        check_topology(options.topology)
     if not all(size.isdigit() and int(size) for size in options.tensor):
-        raise ValueError(f"--tensor={','.join(options.tensor)}; give sizes such as 1,2,4")
+        raise ValueError(f"got --tensor={','.join(options.tensor)}; expected sizes such as 1,2,4")
 
     from biomedlm_jax import plan
+    from biomedlm_jax.files import write_json
     from biomedlm_jax.planning.report import as_dict, markdown, write_report
 
-    made = plan(
+    result = plan(
         options.config,
         options.topology,
         search=options.search,
         tensor=tuple(map(int, options.tensor)),
         step=options.step,
         hlo=options.hlo,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print(markdown(made))
+    print(markdown(result))
     if options.out:
-        print("wrote", ", ".join(map(str, write_report(made, options.out))))
+        print("wrote", ", ".join(map(str, write_report(result, options.out))))
     if options.json:
-        Path(options.json).write_text(json.dumps(as_dict(made), indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, as_dict(result))
+        print("wrote", options.json)

@@ -2,59 +2,58 @@
 
     biomedlm train-tokenizer --input=corpus/ --vocab_size=28896 --out=tokenizer/
 
-The directory it writes loads in transformers (AutoTokenizer) and in every later command.
+The directory --out loads in transformers (AutoTokenizer) and in every later command.
 """
 
 import sys
-from collections import Counter
+import time
 
-import absl.flags as absl
+from absl import flags
 
-from biomedlm_jax.corpus import documents, tokenizer
+from biomedlm_jax.commands import inputs
+from biomedlm_jax.corpus import comparison, documents, tokenizer
+from biomedlm_jax.corpus.progress import report_regularly
+from biomedlm_jax.files import atomic_directory
 
-FLAGS = absl.FlagValues()
-absl.DEFINE_multi_string(
-    "input",
-    None,
-    "files, directories or globs, by commas or in repeated flags; " + documents.KNOWN,
-    flag_values=FLAGS,
-    required=True,
-)
-absl.DEFINE_string("text_field", "text", "text of a JSON line: meta.text, title,body", FLAGS)
-absl.DEFINE_list("subsets", [], "keep only JSON lines of these subsets, by commas", FLAGS)
-absl.DEFINE_string("subset_field", "meta.pile_set_name", "subset of a JSON line", FLAGS)
-absl.DEFINE_enum("on_error", "raise", documents.ON_ERROR, "stop at a bad line or skip it", FLAGS)
-absl.DEFINE_integer("vocab_size", 28_896, "entries, <|endoftext|> last", flag_values=FLAGS)
-absl.DEFINE_string("out", None, "directory to write", FLAGS, required=True)
-absl.DEFINE_bool("overwrite", False, "replace the tokenizer in --out", FLAGS)
+FLAGS = flags.FlagValues()
+inputs.define_flags(FLAGS)
+flags.DEFINE_integer("vocab_size", 28_896, "Entries, the last is <|endoftext|>.", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "Directory to write.", FLAGS, required=True)
+flags.DEFINE_bool("overwrite", False, "Replace the tokenizer in --out.", FLAGS)
 
 
-def run(flags: absl.FlagValues) -> None:
-    """Train, save, and say what came out."""
-    tokenizer.check_output(flags.out, overwrite=flags.overwrite)
-    skipped, size = documents.Skipped(), Counter()
-    corpus = documents.read_documents(
-        [path for paths in flags.input for path in paths.split(",")],
-        text_field=flags.text_field,
-        subsets=flags.subsets,
-        subset_field=flags.subset_field,
-        on_error=flags.on_error,
-        skipped=skipped,
-    )
+def run(options: flags.FlagValues) -> None:
+    """Train, save and print a summary; report progress on standard error."""
+    start, terminal = time.monotonic(), sys.stderr.isatty()
+    skipped, count, size, phase = documents.Skipped(), 0, 0, "reading"
+    corpus = inputs.read_input(options, skipped)
 
     def texts():
+        nonlocal count, size, phase
         for document in corpus:
-            size.update(documents=1, bytes=len(document.text.encode("utf-8")))
+            count += 1
+            size += len(document.text.encode("utf-8"))
             yield document.text
+        phase = "merging pairs"
 
-    progress = sys.stderr.isatty()
-    trained = tokenizer.train_tokenizer(
-        texts(), vocab_size=flags.vocab_size, show_progress=progress
-    )
-    tokenizer.save_tokenizer(trained, flags.out, overwrite=flags.overwrite)
-    whole = [term for term in tokenizer.TERMS if len(tokenizer.pieces(trained, term)) == 1]
-    print(f"corpus     {size['documents']:,} documents, {size['bytes']:,} bytes")
+    def report() -> None:
+        elapsed = time.monotonic() - start
+        line = f"{elapsed:.0f} s  {phase}: {count:,} documents, {size / 1e6:,.1f} MB"
+        clear = "\r\x1b[K" if terminal else ""  # the progress bar of `tokenizers` is on this line
+        print(f"{clear}{line}", file=sys.stderr, flush=True)
+
+    with atomic_directory(
+        options.out, replaceable=tokenizer.holds_tokenizer, overwrite=options.overwrite
+    ) as new:
+        with report_regularly(report):
+            trained = tokenizer.train_tokenizer(
+                texts(), vocab_size=options.vocab_size, show_progress=terminal
+            )
+        tokenizer.save_tokenizer(trained, new)
+    whole = [term for term in comparison.TERMS if len(comparison.pieces(trained, term)) == 1]
+    terms = f"{len(whole)} of {len(comparison.TERMS)} are one token"
+    print(f"corpus     {count:,} documents, {size:,} bytes")
     print(f"skipped    {skipped}")
     print(f"tokenizer  {trained.get_vocab_size():,} entries, {tokenizer.tokenizer_hash(trained)}")
-    print(f"terms      {len(whole)} of {len(tokenizer.TERMS)} whole: {', '.join(whole) or 'none'}")
-    print(f"wrote      {flags.out}")
+    print(f"terms      {terms}: {', '.join(whole) or 'none'}")
+    print(f"wrote      {options.out} in {time.monotonic() - start:.0f} s")

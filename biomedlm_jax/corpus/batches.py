@@ -1,11 +1,11 @@
-"""Batches: token rows -> global arrays [batch, length] laid out over the devices, in one order.
+"""Batches: token rows as global arrays [batch, length] over the devices, in one fixed order.
 
-Row i of step s is row s * batch_size + i of the split's order, on any number of devices and
-processes: a process works out which rows of a batch its own devices hold and reads only those.
-So a position is one number, and a run resumes on other hosts than it was saved on.
+Row i of step s is row s * batch_size + i of the split's order on any number of devices and
+processes: a process reads only the rows of a batch that its own devices hold. A position is
+therefore one number, and a run resumes on other hosts than those that saved it.
 
-Grain shuffles by index, anew in every pass, and its threads read, lay out and transfer a few
-batches ahead, so that a device does not wait for the next one.
+Grain shuffles by index, differently in every pass. Its threads read, lay out and transfer a few
+batches ahead, so that devices do not wait for data.
 """
 
 import hashlib
@@ -28,13 +28,12 @@ class Batches:
     Args:
       path: a directory of token rows.
       sharding: the layout of a batch; None puts it on this process's first device.
-      shuffle: visit the rows in an order that differs with `seed` and from pass to pass; else in
-        that of the file. A batch may reach over from one pass into the next.
-      passes: stop after so many passes over the split, with the last full batch.
+      shuffle: visit the rows in an order that depends on `seed` and the pass, else in the order
+        of the file. A batch may span two passes.
+      passes: stop after this many passes over the split, with the last full batch.
 
-    Raises:
-      ValueError: a batch size that does not divide over the sharding, or exceeds the split's rows;
-        and whatever `Rows` refuses.
+    Raises ValueError for a batch size that does not divide over the sharding or exceeds the rows of
+    the split, and what `Rows` raises.
     """
 
     def __init__(
@@ -49,7 +48,8 @@ class Batches:
         passes: int | None = None,
     ):
         self._rows = Rows(path, split)
-        self._layout = _Layout(sharding, batch_size, self._rows.manifest["length"])
+        manifest = self._rows.manifest
+        self._layout = _Layout(sharding, batch_size, manifest["length"])
         if batch_size > len(self._rows):
             raise ValueError(
                 f"got batch_size={batch_size}, but {path} has {len(self._rows)} {split} rows; "
@@ -57,11 +57,13 @@ class Batches:
             )
         order = grain.MapDataset.range(len(self._rows))
         if shuffle:
-            order = order.shuffle(_seed_32_bit(seed))
+            # Grain shuffles pass p with seed + p: without a hash, seeds would share their orders.
+            digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+            order = order.shuffle(int.from_bytes(digest, "big"))
         self._order = order.repeat(passes)
         self._identity = {
-            "dataset": self._rows.manifest["fingerprint"],
-            "tokenizer": self._rows.manifest["tokenizer_hash"],
+            "dataset": manifest["fingerprint"],
+            "tokenizer": manifest["tokenizer_hash"],
             "split": split,
             "batch_size": batch_size,
             "shuffle": shuffle,
@@ -79,35 +81,33 @@ class Batches:
         return batch
 
     def position(self) -> dict:
-        """Where the iterator stands, for JSON: the batches handed out, and of what they are."""
+        """Return the number of batches returned so far and their identity, for JSON."""
         return {"step": self._step, **self._identity}
 
     def restore(self, position: dict) -> None:
-        """Go on after the batches that had been handed out when `position` was taken.
+        """Continue after the batches that had been returned when `position` was taken.
 
-        Raises ValueError, and changes nothing, if it was taken from other data, or from batches
-        of another size, split, seed or shuffling: the rows that follow would not be the same.
+        Raises ValueError, without any change, if the position belongs to other data, or to another
+        batch size, split, seed or shuffling: the rows that follow would differ.
         """
-        here = self._identity
-        got = {key: value for key, value in position.items() if key != "step"}
-        differing = [key for key in here | got if here.get(key) != got.get(key)]
-        if differing:
-            changes = ", ".join(
-                f"{key} {str(got.get(key))[:12]} (now {str(here.get(key))[:12]})"
-                for key in differing
-            )
+        changes = [
+            f"{key} {str(position.get(key))[:12]} (now {str(self._identity.get(key))[:12]})"
+            for key in self._identity | position
+            if key != "step" and position.get(key) != self._identity.get(key)
+        ]
+        if changes:
             raise ValueError(
-                f"the position was saved with another {changes}; go on with what it was saved "
-                "with, or start a new run"
+                f"the position was saved with another {', '.join(changes)}; resume with the saved "
+                "values, or start a new run"
             )
         step = position.get("step")
         if not isinstance(step, int) or not 0 <= step <= self._steps:
-            raise ValueError(f"got a position at step {step}; it is between 0 and {self._steps}")
+            raise ValueError(f"got a position at step {step}; expected 0 to {self._steps}")
         self._batches.close()
         self._start(step)
 
     def close(self) -> None:
-        """End the reading threads."""
+        """Stop the reading threads."""
         self._batches.close()
 
     def _start(self, step: int) -> None:
@@ -130,11 +130,11 @@ def validation_batches(
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Return every row of a split once, in order: (tokens [B, L] int32, weights [B] float32).
 
-    The last batch is filled up with rows of zeros that have weight 0, all others have weight 1,
-    so that weighted sums are exact. `weights` is laid out as the batch axis of `sharding` is.
-    `limit` ends after so many batches.
+    The last batch is padded with rows of zeros of weight 0; all other weights are 1, so that
+    weighted sums are exact. `weights` has the batch axis of `sharding`. `limit` is the largest
+    number of batches.
 
-    Raises ValueError at once, before the first batch, as `Batches` does, or if there are no rows.
+    Raises ValueError before the first batch, as `Batches` does, or if the split has no rows.
     """
     rows = Rows(path, split)
     layout = _Layout(sharding, batch_size, rows.manifest["length"])
@@ -155,74 +155,37 @@ def validation_batches(
     return _closing(_read_ahead(load, 0, steps if limit is None else min(limit, steps)))
 
 
-def check_tokens(
-    manifest: dict,
-    *,
-    vocab_size: int,
-    length: int,
-    eos_id: int | None = None,
-    tokenizer_hash: str | None = None,
-) -> None:
-    """Raise ValueError unless a model of this vocabulary and context can train on these rows."""
-    if manifest["length"] != length:
-        raise ValueError(
-            f"the token rows have length {manifest['length']}, but the model's context is "
-            f"{length}; build them with --length={length}, or change the model's context"
-        )
-    if manifest["vocab_size"] != vocab_size:
-        raise ValueError(
-            f"the token rows have ids of a vocabulary of {manifest['vocab_size']} entries, but "
-            f"the model's has {vocab_size}; set --config.model.vocab_size={manifest['vocab_size']} "
-            f"--config.model.eos_token_id={manifest['eos_id']}, or build the rows with the model's "
-            "tokenizer"
-        )
-    if eos_id not in (None, manifest["eos_id"]):
-        raise ValueError(
-            f"the token rows end their texts with id {manifest['eos_id']}, and the model's "
-            f"eos_token_id is {eos_id}; set it to {manifest['eos_id']}"
-        )
-    if tokenizer_hash not in (None, manifest["tokenizer_hash"]):
-        raise ValueError(
-            f"the token rows were made with the tokenizer {manifest['tokenizer_hash'][:12]}, not "
-            f"with {tokenizer_hash[:12]}; build them with the model's tokenizer"
-        )
-
-
 class _Layout:
-    """How a batch lies over the devices, and which of its rows this process therefore reads."""
+    """The layout of a batch over the devices, and the `rows` of it that this process reads."""
 
     def __init__(self, sharding: Sharding | None, batch_size: int, length: int):
         if batch_size < 1:
-            raise ValueError(f"got batch_size={batch_size}; it is at least 1")
+            raise ValueError(f"got batch_size={batch_size}; expected at least 1")
         self.batch_size, self.length = batch_size, length
         self._sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
         try:
-            parts = self._sharding.addressable_devices_indices_map((batch_size, length))
+            shards = self._sharding.addressable_devices_indices_map((batch_size, length))
         except ValueError as error:
             raise ValueError(
                 f"a batch of {batch_size} rows of {length} tokens does not divide over "
-                f"{self._sharding}; choose a multiple of its parts"
+                f"{self._sharding}; choose a multiple"
             ) from error
-        held = [np.arange(batch_size)[rows] for rows, *_ in parts.values()]
+        held = [np.arange(batch_size)[index[0]] for index in shards.values() if index]
         self.rows = np.unique(np.concatenate(held))
 
     def place(self, local: np.ndarray) -> jax.Array:
-        """Build the global [batch_size, ...] array out of the `rows` this process has read."""
+        """Build the global array [batch_size, ...] from the `rows` that this process has read."""
         sharding = self._sharding
         if local.ndim == 1 and isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            first, last, _ = index[0].indices(self.batch_size)
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            batch, *others = index or [slice(None)]
+            first, last, _ = batch.indices(self.batch_size)
             start = np.searchsorted(self.rows, first)
-            return local[(slice(start, start + last - first), *index[1:])]
+            return local[(slice(start, start + last - first), *others)]
 
-        return jax.make_array_from_callback((self.batch_size, *local.shape[1:]), sharding, part)
-
-
-def _seed_32_bit(seed: int) -> int:
-    # Grain shuffles pass p with seed + p, so neighbouring seeds would share their orders.
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
+        return jax.make_array_from_callback((self.batch_size, *local.shape[1:]), sharding, shard)
 
 
 def _read_ahead(load: Callable, first: int, last: int) -> grain.DatasetIterator:

@@ -1,53 +1,48 @@
-"""Documents: one stream of texts out of files, directories and globs, in constant memory.
+"""Documents: stream texts out of files, directories and globs in constant memory.
 
-    .txt      the whole file is one document, as it stands
-    .jsonl    one JSON object a line; `text_field` says where its text is (also .json-lines)
+    .txt      the whole file is one document
+    .jsonl    one JSON object a line, with its text in `text_field` (also .json-lines)
 
-Either may be compressed (`.gz`, `.zst`) and is decoded while it is read. The Pile's lines,
+Either may be compressed (`.gz`, `.zst`). The lines of The Pile,
 `{"text": ..., "meta": {"pile_set_name": "PubMed Central"}}`, are read with the defaults and
 `subsets=["PubMed Abstracts", "PubMed Central"]`.
 """
 
 import glob
-import gzip
-import io
-import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import zstandard
+from biomedlm_jax.files import COMPRESSIONS, BrokenStreamError, parse_object, read_lines
 
 FORMATS = (".txt", ".jsonl", ".json-lines")
-COMPRESSIONS = (".gz", ".zst")
 KNOWN = f"the known formats are {', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
 ON_ERROR = ("raise", "skip")
-
-_BROKEN_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+# Fields that hold the text of articles, in reading order; an error suggests those of its record.
+ARTICLE_FIELDS = ("title", "abstract", "body", "article", "full_text", "content", "contents")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from."""
+    """One text and its place, "file:line", for messages."""
 
     text: str
-    source: str  # "file:line", for messages
+    source: str
 
 
 @dataclass
 class Skipped:
-    """What a reading left out, and why; give one to `read_documents` and look at it afterwards."""
+    """Counts of what `read_documents` left out."""
 
-    bad: int = 0  # lines that could not be read, under on_error="skip"
-    empty: int = 0  # texts of nothing but white space
-    subsets: Counter[str] = field(default_factory=Counter)  # lines of a subset nobody asked for
-    examples: list[str] = field(default_factory=list)  # the first five bad lines, as errors
+    bad: int = 0  # unreadable lines, with on_error="skip"
+    empty: int = 0  # texts that are empty or white space
+    subsets: Counter[str] = field(default_factory=Counter)  # lines of subsets not selected
+    examples: list[str] = field(default_factory=list)  # errors of the first five bad lines
 
     def __str__(self) -> str:
-        """One line, "nothing" if so."""
+        """Return one line, "nothing" if all counts are zero."""
         parts = [
             (self.bad, f"bad lines, the first: {next(iter(self.examples), '')}"),
             (self.empty, "empty texts"),
@@ -68,52 +63,49 @@ def read_documents(
     """Return the documents of `input_files(paths)`, file by file and line by line.
 
     Args:
-      text_field: where a JSON object keeps its text; "meta.text" looks inside "meta", and
-        "title,abstract,body" joins several fields by a blank line, leaving out empty ones.
-      subsets: keep only lines whose `subset_field` (dotted, too) is one of these; empty keeps all.
-      on_error: "raise" stops at the first bad line; "skip" counts it in `skipped` and goes on.
-        What follows a break in a compressed stream is lost: its file ends there.
-      skipped: is told what was left out; empty texts always are.
+      text_field: field of a JSON object that holds its text. "meta.text" is the field "text"
+        inside "meta"; "title,abstract,body" joins fields by a blank line and omits empty ones.
+      subsets: keep only lines whose `subset_field` is one of these; empty keeps all lines.
+      on_error: "raise" stops at the first bad line; "skip" counts it in `skipped` and continues.
+        A damaged compressed stream ends its file.
+      skipped: counts what is left out. Empty texts always are.
 
     Raises:
-      ValueError: at once for bad arguments and paths; then for a bad line, naming file and line
-        (invalid UTF-8 or JSON, no object, a missing field or one that is no string, a broken
-        compressed stream); at the end if there was no document.
+      ValueError, FileNotFoundError: immediately for bad arguments and paths.
+      ValueError: while reading, with file and line, for invalid UTF-8 or JSON, a field that is
+        missing or not a string, or a damaged compressed stream; and if there is no document.
     """
     if on_error not in ON_ERROR:
-        raise ValueError(f"got on_error={on_error!r}; it is one of {', '.join(ON_ERROR)}")
-    fields, wanted = [_keys(name) for name in text_field.split(",")], frozenset(_several(subsets))
-    skipped = Skipped() if skipped is None else skipped
-    reader = _Reader(fields, wanted, _keys(subset_field), on_error, skipped)
+        raise ValueError(f"got on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
+    reader = _Reader(
+        text_fields=[_keys(name) for name in text_field.split(",")],
+        subsets=frozenset([subsets] if isinstance(subsets, str) else subsets),
+        subset_field=_keys(subset_field),
+        raises=on_error == "raise",
+        skipped=Skipped() if skipped is None else skipped,
+    )
     files = input_files(paths)
     plain = [file for file in files if _format(file) == ".txt"]
-    if wanted and plain:
+    if reader.subsets and plain:
         raise ValueError(f"{plain[0]} is plain text, which has no subsets; give JSON lines only")
     return reader.documents(files)
 
 
 def input_files(paths: Iterable[str | Path]) -> list[Path]:
-    """List the files that `paths` name, each once, in the order given, sorted within each path.
+    """List the files of `paths`, each once, in the given order, sorted within each path.
 
-    Of a directory (searched recursively) the files of a known format count, and hidden ones do
-    not; a file that is named, or matched by a glob, must be of a known format.
+    A directory is searched recursively for files of a known format; hidden ones are ignored.
 
-    Raises:
-      ValueError: no paths, an unknown format, a directory or glob without any file to read;
-        FileNotFoundError for a path that does not exist.
+    Raises ValueError for no paths, a file of unknown format, or a directory or glob without files,
+    and FileNotFoundError for a path that does not exist.
     """
     files: dict[Path, Path] = {}
-    for path in _several(paths):
+    for path in [paths] if isinstance(paths, str | Path) else paths:
         for file in _expand(Path(path)):
             files.setdefault(file.resolve(), file)
     if not files:
         raise ValueError("no input; name at least one file, directory or glob")
     return list(files.values())
-
-
-def _several(values: Iterable[str | Path]) -> list[str | Path]:
-    # A single string is an iterable of letters, which nobody ever means.
-    return [values] if isinstance(values, str | Path) else list(values)
 
 
 def _expand(path: Path) -> list[Path]:
@@ -129,12 +121,12 @@ def _expand(path: Path) -> list[Path]:
         raise ValueError(f"no file to read in {path}; {KNOWN}")
     for file in files:
         if not _format(file):
-            raise ValueError(f"cannot tell the format of {file} from its name; {KNOWN}")
+            raise ValueError(f"{file} has a name of unknown format; {KNOWN}")
     return sorted(files)
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:  # a directory that cannot be listed must not look empty
+    def fail(error: OSError) -> None:  # by default os.walk omits a directory it cannot list
         raise error
 
     for folder, folders, names in os.walk(directory, onerror=fail):
@@ -151,111 +143,80 @@ def _format(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Reader:
-    text_fields: list[tuple[str, ...]]  # each a path of keys
+    text_fields: list[list[str]]  # each a path of keys
     subsets: frozenset[str]  # empty: all
-    subset_field: tuple[str, ...]
-    on_error: str
+    subset_field: list[str]
+    raises: bool
     skipped: Skipped
 
     def documents(self, files: list[Path]) -> Iterator[Document]:
-        stream = (document for path in files for document in self.file(path))
-        first = next(stream, None)
+        documents = (document for path in files for document in self.read(path))
+        first = next(documents, None)
         if first is None:
             of = f" of the subsets {', '.join(sorted(self.subsets))}" if self.subsets else ""
-            where = f"{len(files)} file(s), {files[0]} the first"
+            where = f"{len(files)} file(s), the first is {files[0]}"
             raise ValueError(f"no documents{of} in {where}; skipped: {self.skipped}")
         yield first
-        yield from stream
+        yield from documents
 
-    def file(self, path: Path) -> Iterator[Document]:
-        whole, line = _format(path) == ".txt", 0
+    def read(self, path: Path) -> Iterator[Document]:
+        lines, plain = read_lines(path), _format(path) == ".txt"
         try:
-            for line, raw in enumerate([b"".join(_lines(path))] if whole else _lines(path), 1):
+            for number, line in [(1, b"".join(line for _, line in lines))] if plain else lines:
+                where = f"{path}:{number}"
                 try:
-                    text = raw.decode("utf-8-sig") if whole else self.text(raw)
-                except (ValueError, RecursionError) as error:
-                    self.refuse(f"{path}:{line}: {error}")
+                    text = line.decode("utf-8-sig") if plain else self.parse(line, where)
+                except UnicodeError as error:
+                    self.refuse(f"{where}: {error}")
+                    continue
+                except ValueError as error:
+                    self.refuse(str(error))
                     continue
                 if text is not None and text.strip():
-                    yield Document(text, f"{path}:{line}")
+                    yield Document(text, where)
                 elif text is not None:
                     self.skipped.empty += 1
-        except _BROKEN_STREAM as error:
-            self.refuse(f"{path}:{line + 1}: the compressed stream is broken or cut off ({error})")
+        except BrokenStreamError as error:
+            self.refuse(str(error))
 
-    def text(self, line: bytes) -> str | None:
-        """The text in a line of JSON, or None if the line is blank or of another subset."""
-        line = line.strip()
-        if not line:
+    def parse(self, line: bytes, where: str) -> str | None:
+        """Return the text of a line, or None if the line is blank or of another subset."""
+        if not line.strip():
             return None
-        try:
-            record = json.loads(line.decode("utf-8-sig"))
-        except json.JSONDecodeError as error:
-            got = repr(error.doc[:40])
-            raise ValueError(f"got {got}, which is no JSON object ({error.msg})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"got JSON of type {type(record).__name__}; a line is one object")
+        record = parse_object(line.strip(), where)
         if self.subsets:
-            subset = _lookup(record, self.subset_field, "--subset_field")
+            subset = _lookup(record, self.subset_field, f"{where}: --subset_field")
             if subset not in self.subsets:
                 self.skipped.subsets[subset] += 1
                 return None
-        parts = [_lookup(record, keys, "--text_field") for keys in self.text_fields]
+        parts = [_lookup(record, keys, f"{where}: --text_field") for keys in self.text_fields]
         return "\n\n".join(part for part in parts if part.strip())
 
-    def refuse(self, what: str) -> None:
-        message = f"{what}; mend it, or leave such input out with --on_error=skip"
-        if self.on_error == "raise":
+    def refuse(self, error: str) -> None:
+        message = f"{error}; fix the file, or pass --on_error=skip"
+        if self.raises:
             raise ValueError(message)
         self.skipped.bad += 1
         self.skipped.examples = [*self.skipped.examples, message][:5]
 
 
-def _keys(name: str) -> tuple[str, ...]:
-    keys = tuple(name.strip().split("."))
+def _keys(name: str) -> list[str]:
+    keys = name.strip().split(".")
     if not all(keys):
-        raise ValueError(f"got the field name {name!r}; it is like text, meta.text or title,body")
+        raise ValueError(f"got the field name {name!r}; expected text, meta.text or title,body")
     return keys
 
 
-def _lookup(record: dict, keys: tuple[str, ...], flag: str) -> str:
+def _lookup(record: dict, keys: list[str], flag: str) -> str:
     value, name = record, ".".join(keys)
     for key in keys:
         if not (isinstance(value, dict) and key in value):
-            raise ValueError(f"got no field {name!r} ({flag}) but {sorted(record)}")
+            texts = [name for name in ARTICLE_FIELDS if isinstance(record.get(name), str)]
+            fits = texts and flag.endswith("--text_field")
+            advice = f"; use --text_field={','.join(texts)}" if fits else ""
+            raise ValueError(f"{flag}={name} is not among the fields {sorted(record)}{advice}")
         value = value[key]
     if not isinstance(value, str):
-        raise ValueError(f"got {type(value).__name__} in the field {name!r}; it holds a string")
-    value.encode("utf-8")  # JSON can escape half of a surrogate pair, which raises here
+        raise ValueError(f"{flag}={name} is {type(value).__name__}; expected a string")
+    value.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
     return value
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, decompressed, with their newlines."""
-    compression = path.suffix.lower()
-    with path.open("rb") as file:
-        if compression not in COMPRESSIONS:
-            yield from file
-        elif not file.peek(1):  # not even a header, which gzip would take for an empty text
-            raise EOFError("the file has no bytes")
-        elif compression == ".gz":
-            with gzip.open(file) as text:
-                yield from text
-        else:
-            yield from _zstd_lines(file)
-
-
-def _zstd_lines(file: io.BufferedReader) -> Iterator[bytes]:
-    # zstandard's own stream_reader takes a file that was cut off for one that has ended, so the
-    # frames are followed here. The window is the largest there is (`zstd --long=31`).
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    frame, unfinished = None, b""
-    while data := file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE):
-        while data:
-            frame = frame or decompressor.decompressobj()
-            *lines, unfinished = (unfinished + frame.decompress(data)).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-            data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame:
-        raise EOFError("the file ends inside a frame")
-    yield unfinished

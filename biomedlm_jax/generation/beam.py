@@ -1,12 +1,11 @@
 """Beam search, equal to transformers' `generate(num_beams=...)` token for token.
 
-Axes: B prompts, G beams, C = 2 G (or more, with several ends) candidates, N new tokens, and those
-of `decoding.py`. The published decoding of long answers is of this kind.
+The past of a beam is spread over the slots of all beams. transformers reorders its cache at every
+step, when one beam continues another; here `origins_BxGxN` records in which beam's slot each token
+of a beam's past is, and a beam sees those slots only. The prompt is cached once for all its beams.
 
-A beam's past is scattered over the slots of all beams. Instead of moving the cache around when a
-beam follows from another one, as transformers does at every step, `origins_BxGxN` says in whose
-slot each token of a beam's past lies, and a beam is shown those slots only. The prompt is cached
-once for all its beams.
+Axes: B prompts, G beams, C = 2 G (or more, with several ends) candidates, N new tokens, P prompt
+slots, S slots of the cache, V vocabulary, R = B * G.
 """
 
 import dataclasses
@@ -20,37 +19,42 @@ import numpy as np
 
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.decoder import Cache, Decoder, decode_step, make_cache, prefill
+from biomedlm_jax.generation.decoding import spread
 from biomedlm_jax.generation.sampling import Strategy, process
+from biomedlm_jax.settings import Settings, setting
 
-NEVER = -1e9  # the score of what does not exist; finite, as transformers has it
-EARLY_STOPPING = (False, True, "never")
+NEVER = -1e9  # the score of what does not exist; finite, as in transformers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Beams:
+class Beams(Settings):
     """How many hypotheses are kept, and how they are compared."""
 
-    beams: int
-    length_penalty: float = 1.0  # scores are divided by length ** this: negative favours short
-    early_stopping: bool | str = False
-    returned: int = 1  # of the finished hypotheses of each prompt
+    beams: int = setting(least=1, help="hypotheses that are kept")
+    samples: int = setting(1, least=1, help="finished hypotheses to return for each prompt")
+    length_penalty: float = setting(
+        1.0, help="beams: divide scores by length ** this; negative values favour short answers"
+    )
+    early_stopping: bool | str = setting(
+        False,
+        choices=(False, True, "never"),
+        help="beams: stop with as many finished hypotheses as beams (true), when no better one is "
+        "likely (false), or when none is possible (never)",
+    )
 
     def __post_init__(self):
-        if self.beams < 1 or not 1 <= self.returned <= self.beams:
+        super().__post_init__()
+        if 1 < self.beams < self.samples:
             raise ValueError(
-                f"got beams={self.beams} and returned={self.returned}; both are at least 1, and "
-                "no more hypotheses are returned than there are beams"
-            )
-        if self.early_stopping not in EARLY_STOPPING:
-            raise ValueError(
-                f"got early_stopping={self.early_stopping!r}; it is one of False, True, 'never'"
+                f"got samples={self.samples} with beams={self.beams}; expected at most as many "
+                "answers as beams"
             )
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=(
-        "cache", "prompts", "lengths", "step", "broken", "hopeless", "over", "running", "scores",
+        "cache", "prompts", "lengths", "step", "nan_step", "hopeless", "over", "running", "scores",
         "origins", "finished", "finished_scores", "is_finished",
     ),
     meta_fields=(),
@@ -63,9 +67,9 @@ class State:
     prompts: jax.Array  # [B, P + 1] ids, -1 before them
     lengths: jax.Array  # [B] tokens of the prompts
     step: jax.Array
-    broken: jax.Array  # [B] the first step whose logits had a NaN, else -1
-    hopeless: jax.Array  # [B] no running beam can better the finished ones
-    over: jax.Array  # nothing is left to be done
+    nan_step: jax.Array  # [B] the first step whose logits had a NaN, else -1
+    hopeless: jax.Array  # [B] no running beam can exceed the finished ones
+    over: jax.Array  # all prompts are done
     running: jax.Array  # [B, G, N] new ids
     scores: jax.Array  # [B, G] their summed log-probabilities
     origins: jax.Array  # [B, G, N] the beam in whose slots each id was cached
@@ -75,10 +79,10 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Searched:
+class SearchResult:
     """The best hypotheses of each prompt, best first, and their scores."""
 
-    tokens: list[list[list[int]]]  # [prompt][hypothesis], the end included if it came
+    tokens: list[list[list[int]]]  # [prompt][hypothesis], with the end if there is one
     scores: list[list[float]]
     prefill_seconds: float
     decode_seconds: float
@@ -94,19 +98,19 @@ def search(
     max_new_tokens: int,
     strategy: Strategy | None = None,
     numbers: Sequence[int] | None = None,
-) -> Searched:
-    """Search the best continuations of each prompt of token ids.
+) -> SearchResult:
+    """Return the best continuations of each prompt of token ids.
 
     `strategy` may penalise and ban; it applies to log-probabilities here, as in transformers, and
-    nothing is drawn. `numbers` are what errors call the prompts, 0, 1, .. by default. Raises
+    cannot sample. `numbers` are the prompts' numbers in errors, 0, 1, .. by default. Raises
     ValueError as `decode` does.
     """
     config = decoder.config
     strategy = Strategy(ends=(config.eos_token_id,)) if strategy is None else strategy
     if strategy.temperature:
         raise ValueError(
-            f"got temperature={strategy.temperature} with {beams.beams} beams; beam search draws "
-            "nothing: use a temperature of 0, or one beam"
+            f"got temperature={strategy.temperature} with beams={beams.beams}; beam search does "
+            "not sample: use temperature=0, or one beam"
         )
     decoding.check_prompts(config, prompts, max_new_tokens)
     with decoding.on_mesh(decoder) as mesh:
@@ -117,19 +121,18 @@ def search(
         state = _begin(decoder, tokens_BxP1, lengths_B, beams.beams, N)
         jax.block_until_ready(state.cache)
         ready = time.perf_counter()
-        # Worked out in double precision, as Python does it: one float32 for each length.
+        # In double precision, as Python computes it: one float32 for each length.
         penalties_N1 = np.arange(max(N, max_new_tokens) + 2, dtype=np.float64)
         penalties_N1[0] = 1
         penalties_N1 = (penalties_N1**beams.length_penalty).astype(np.float32)
         real_B = np.arange(B) < len(prompts)
         state = _loop(decoder, state, max_new_tokens, penalties_N1, real_B, beams, strategy)
-        broken_B = decoding.fetch(state.broken)
-        numbers = range(len(prompts)) if numbers is None else numbers
-        decoding.check_numbers(broken_B[: len(prompts)], numbers)
-        found = decoding.fetch(state.finished)[: len(prompts), : beams.returned]
-        scores = decoding.fetch(state.finished_scores)[: len(prompts), : beams.returned]
-    return Searched(
-        [[decoding.until_end(s.tolist(), strategy.ends) for s in row] for row in found],
+        nan_step_B = decoding.fetch(state.nan_step)[: len(prompts)]
+        decoding.check_logits(nan_step_B, range(len(prompts)) if numbers is None else numbers)
+        tokens = decoding.fetch(state.finished)[: len(prompts), : beams.samples]
+        scores = decoding.fetch(state.finished_scores)[: len(prompts), : beams.samples]
+    return SearchResult(
+        [[decoding.until_end(row.tolist(), strategy.ends) for row in rows] for rows in tokens],
         scores.tolist(),
         ready - began,
         time.perf_counter() - ready,
@@ -142,26 +145,29 @@ def search(
 def _begin(decoder, tokens_BxP1, lengths_B, G: int, N: int) -> State:
     B, P = tokens_BxP1.shape[0], tokens_BxP1.shape[1] - 1
     decoding.compiles["beam prefill", B, P, N, G] += 1
-    spread = decoding.spread
     tokens_BxP1 = spread(tokens_BxP1)
     cache = make_cache(decoder.config, B, P + G * N)
     cache = prefill(decoder, cache, jnp.maximum(tokens_BxP1[:, :P], 0), lengths_B - 1)
-    # All beams are alike at first: only one of them counts.
+    # All beams are equal at first: only one of them counts.
     scores_BxG = jnp.where(jnp.arange(G) == 0, 0.0, NEVER) * jnp.ones((B, 1))
+
+    def full(shape, value, dtype=jnp.int32):
+        return spread(jnp.full(shape, value, dtype))
+
     return State(
         cache=cache,
         prompts=tokens_BxP1,
         lengths=spread(lengths_B),
         step=jnp.int32(0),
-        broken=spread(jnp.full(B, -1, jnp.int32)),
-        hopeless=spread(jnp.zeros(B, bool)),
+        nan_step=full(B, -1),
+        hopeless=full(B, False, bool),
         over=jnp.bool_(False),
-        running=spread(jnp.full((B, G, N), -1, jnp.int32)),
+        running=full((B, G, N), -1),
         scores=spread(scores_BxG),
-        origins=spread(jnp.zeros((B, G, N), jnp.int32)),
-        finished=spread(jnp.full((B, G, N), -1, jnp.int32)),
-        finished_scores=spread(jnp.full((B, G), NEVER, jnp.float32)),
-        is_finished=spread(jnp.zeros((B, G), bool)),
+        origins=full((B, G, N), 0),
+        finished=full((B, G, N), -1),
+        finished_scores=full((B, G), NEVER, jnp.float32),
+        is_finished=full((B, G), False, bool),
     )
 
 
@@ -171,7 +177,7 @@ def _loop(decoder, state: State, steps, penalties_N1, real_B, beams: Beams, stra
     decoding.compiles["beam loop", B, state.prompts.shape[1] - 1, N, beams, strategy] += 1
 
     def unfinished(state: State) -> jax.Array:
-        return (state.step < steps) & ~state.over & (state.broken < 0).all()
+        return (state.step < steps) & ~state.over & (state.nan_step < 0).all()
 
     def advance(state: State) -> State:
         scores_BxGxV, state = _score(decoder, strategy, state)
@@ -181,7 +187,7 @@ def _loop(decoder, state: State, steps, penalties_N1, real_B, beams: Beams, stra
 
 
 def _score(decoder: Decoder, strategy: Strategy, state: State) -> tuple[jax.Array, State]:
-    """Feed each beam's newest token: processed log-probabilities [B, G, V] of the next."""
+    """Feed each beam's newest token; return processed log-probabilities [B, G, V] of the next."""
     (B, G, N), step, P = state.running.shape, state.step, state.prompts.shape[1] - 1
     beams_G = jnp.arange(G)
     newest_BxG = jax.lax.dynamic_index_in_dim(
@@ -193,13 +199,8 @@ def _score(decoder: Decoder, strategy: Strategy, state: State) -> tuple[jax.Arra
     past_N = jnp.arange(N) <= step
     own_BxGxNxG = (origins_BxGxN[..., None] == beams_G) & past_N[:, None]
     context_BxP = jnp.arange(P) >= P + 1 - state.lengths[:, None]
-    visible_BxGxS = jnp.concatenate(
-        [
-            jnp.broadcast_to(context_BxP[:, None], (B, G, P)),
-            own_BxGxNxG.reshape(B, G, N * G),
-        ],
-        axis=-1,
-    )
+    context_BxGxP = jnp.broadcast_to(context_BxP[:, None], (B, G, P))
+    visible_BxGxS = jnp.concatenate([context_BxGxP, own_BxGxNxG.reshape(B, G, N * G)], axis=-1)
     positions_B = jnp.minimum(state.lengths - 1 + step, decoder.config.context_length - 1)
     logits_BxGxV, cache = decode_step(
         decoder,
@@ -210,45 +211,41 @@ def _score(decoder: Decoder, strategy: Strategy, state: State) -> tuple[jax.Arra
         visible_BxGxS,
     )
     nan_B = jnp.isnan(logits_BxGxV.max(-1)).any(-1)
-    V = logits_BxGxV.shape[-1]
-    scores_BxGxV = jax.nn.log_softmax(decoding.spread(logits_BxGxV), axis=-1)
+    scores_BxGxV = jax.nn.log_softmax(spread(logits_BxGxV), axis=-1)
     prompts_BxGxP1 = jnp.broadcast_to(state.prompts[:, None], (B, G, P + 1))
     history_BxGxT = jnp.concatenate([prompts_BxGxP1, state.running], axis=-1)
     scores_RxV = process(
         strategy,
-        scores_BxGxV.reshape(B * G, V),
+        scores_BxGxV.reshape(B * G, -1),
         history_BxGxT.reshape(B * G, -1),
         P + 1 + step,
         jnp.repeat(state.lengths + step, G),
         step,
     )
-    broken_B = jnp.where((state.broken < 0) & nan_B, step, state.broken)
-    state = dataclasses.replace(state, cache=cache, origins=origins_BxGxN, broken=broken_B)
-    return scores_RxV.reshape(B, G, V), state
+    nan_step_B = jnp.where((state.nan_step < 0) & nan_B, step, state.nan_step)
+    state = dataclasses.replace(state, cache=cache, origins=origins_BxGxN, nan_step=nan_step_B)
+    return scores_RxV.reshape(B, G, -1), state
 
 
 def _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B) -> State:
-    """Keep the best candidates, running and finished ones apart."""
+    """Keep the best candidates: the running and the finished ones apart."""
     B, G, V = scores_BxGxV.shape
     step = state.step
-    C = max(2, 1 + len(strategy.ends)) * G  # so that G of them go on, even if all the others end
+    C = max(2, 1 + len(strategy.ends)) * G  # so that G of them run on, even if all others end
     totals_BxGV = (scores_BxGxV + state.scores[:, :, None]).reshape(B, G * V)
     totals_BxC, chosen_BxC = jax.lax.top_k(totals_BxGV, C)
     parents_BxC, ids_BxC = chosen_BxC // V, (chosen_BxC % V).astype(jnp.int32)
     at_step_N = jnp.arange(state.running.shape[2]) == step
     candidates_BxCxN = _take(state.running, parents_BxC)
     candidates_BxCxN = jnp.where(at_step_N, ids_BxC[..., None], candidates_BxCxN)
-    ends_BxC = functools.reduce(
-        jnp.logical_or, (ids_BxC == end for end in strategy.ends), jnp.zeros(ids_BxC.shape, bool)
-    )
-    ends_BxC |= step + 1 >= steps
+    ends_BxC = decoding.is_end(ids_BxC, strategy.ends) | (step + 1 >= steps)
 
-    # What ended now cannot go on.
-    going_BxC = totals_BxC + ends_BxC * NEVER
-    scores_BxG, kept_BxG = jax.lax.top_k(going_BxC, G)
+    # A candidate that ends now does not run on.
+    running_BxC = totals_BxC + ends_BxC * NEVER
+    scores_BxG, kept_BxG = jax.lax.top_k(running_BxC, G)
     parents_BxG = jnp.take_along_axis(parents_BxC, kept_BxG, axis=1)
 
-    # Only the best G candidates may join the finished ones, and only while they can better them.
+    # Only the best G candidates may join the finished ones, and only while they can exceed them.
     joins_BxC = ends_BxC & (jnp.arange(C) < G)
     full_Bx1 = state.is_finished.all(-1, keepdims=True) & (beams.early_stopping is True)
     joining_BxC = totals_BxC / penalties_N1[step + 1]
@@ -259,7 +256,7 @@ def _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B) -
     is_finished_BxM = jnp.concatenate([state.is_finished, joins_BxC], axis=1)
     is_finished_BxG = jnp.take_along_axis(is_finished_BxM, best_BxG, axis=1)
 
-    # Can the best running beam still better the worst finished one?
+    # Can the best running beam still exceed the worst finished one?
     length = step + 1
     if beams.early_stopping == "never" and beams.length_penalty > 0:
         length = steps

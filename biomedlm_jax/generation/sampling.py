@@ -1,8 +1,9 @@
-"""Strategies: how the next token follows from the logits and from what was said so far.
+"""Sampling: how the next token follows from the logits and the tokens before it.
 
-Every function works on rows R (a sequence each) and the vocabulary V, and follows transformers'
-logits processors of the same name, in their order. `history_RxT` holds a row's ids, the newest at
-`end - 1`, aligned to the right, with -1 where there is none: padding never counts as text.
+Every function works on rows R (one sequence each) and the vocabulary V, and computes what
+transformers' logits processor of the same name computes, in the same order. `history_RxT` holds a
+row's ids, the newest at `end - 1`, right-aligned, with -1 where there is none: padding never
+counts as text.
 """
 
 import dataclasses
@@ -11,23 +12,47 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from biomedlm_jax.settings import Settings, setting
+
 BANNED = -jnp.inf
+LARGEST = 2**31 - 1  # of the devices' whole numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """What decides the next token; hashable, for each has a compiled loop of its own."""
+class Strategy(Settings):
+    """What decides the next token. It is hashable: each strategy has its own compiled loop."""
 
-    temperature: float = 0.0  # 0: the likeliest token
-    top_k: int = 0  # 0: all
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    min_length: int = 0  # tokens of prompt and answer before which no end is allowed
-    min_new_tokens: int = 0  # the same, of the answer alone
-    bad_words: tuple[tuple[int, ...], ...] = ()
-    ends: tuple[int, ...] = ()  # ids that end a sequence
+    temperature: float = setting(
+        0.0, least=0, help="divide the logits by it and sample; 0: take the likeliest token"
+    )
+    top_k: int = setting(
+        0, least=0, most=LARGEST, help="sample from the so many likeliest tokens; 0: from all"
+    )
+    top_p: float = setting(
+        1.0, above=0, most=1, help="sample from the likeliest tokens of this total probability"
+    )
+    min_p: float = setting(
+        0.0,
+        least=0,
+        most=1,
+        help="sample from tokens at least so probable, as a fraction of the likeliest one",
+    )
+    repetition_penalty: float = setting(
+        1.0, above=0, help="divide positive logits of tokens in the text by it, multiply negative"
+    )
+    no_repeat_ngram_size: int = setting(
+        0, least=0, most=LARGEST, help="tokens of a sequence that may not occur twice; 0: any may"
+    )
+    min_length: int = setting(
+        0, least=0, most=LARGEST, help="tokens of prompt and answer before the answer may end"
+    )
+    min_new_tokens: int = setting(
+        0, least=0, most=LARGEST, help="tokens of the answer before it may end"
+    )
+    bad_words: tuple[str | tuple[int, ...], ...] = setting(  # ids here; also texts in Options
+        (), help="text that an answer never contains, with or without a space before it"
+    )
+    ends: tuple[int, ...] = setting((), help="token ids that end an answer")
 
 
 def process(
@@ -38,7 +63,7 @@ def process(
     lengths_R: jax.Array,
     step: jax.Array,
 ) -> jax.Array:
-    """Apply penalties and bans: scores [R, V] of the next token, with -inf for what is banned.
+    """Apply penalties and bans: return the next token's scores [R, V], -inf for banned ones.
 
     `lengths_R` counts each row's tokens so far, prompt included; `step` counts the new ones.
     """
@@ -59,9 +84,9 @@ def process(
 def choose(
     strategy: Strategy, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """The next token of each row [R]: the likeliest, or a draw with the row's key at this step.
+    """Return the next token of each row [R]: the likeliest, or a sample.
 
-    A row's draw depends on its own key and step only, never on the other rows.
+    A sample depends on the row's own key and on `step` only, never on the other rows.
     """
     if not strategy.temperature:
         return scores_RxV.argmax(-1)
@@ -71,7 +96,7 @@ def choose(
 
 
 def warp(strategy: Strategy, scores_RxV: jax.Array) -> jax.Array:
-    """Temperature, then top-k, top-p and min-p, as transformers orders them."""
+    """Apply temperature, then top-k, top-p and min-p, in transformers' order."""
     scores_RxV = scores_RxV / strategy.temperature
     V = scores_RxV.shape[-1]
     if 0 < strategy.top_k < V:
@@ -91,29 +116,37 @@ def warp(strategy: Strategy, scores_RxV: jax.Array) -> jax.Array:
     return scores_RxV
 
 
-def _seen(history_RxT, values_RxT, V):
-    """Whether each entry of the vocabulary is among the ids where `values` is true: [R, V]."""
-    ids_RxT = jnp.where(values_RxT, history_RxT, V)  # past the end: dropped
+@functools.partial(jax.jit, static_argnums=2)
+def row_keys(seed: jax.Array, indices_R: jax.Array, samples: int = 1) -> jax.Array:
+    """Return a key for each sample of each prompt [R * samples], from the prompts' numbers."""
+    keys_R = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_R)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold(keys_R, jnp.arange(samples)).reshape(-1)
+
+
+def _occurs(history_RxT, selected_RxT, V):
+    """Return whether each vocabulary entry is among the selected ids: [R, V]."""
+    ids_RxT = jnp.where(selected_RxT, history_RxT, V)  # past the end: dropped
     rows_Rx1 = jnp.arange(history_RxT.shape[0])[:, None]
     return jnp.zeros((history_RxT.shape[0], V), bool).at[rows_Rx1, ids_RxT].set(True, mode="drop")
 
 
 def _penalise(scores_RxV, history_RxT, end, penalty):
     written_RxT = (history_RxT >= 0) & (jnp.arange(history_RxT.shape[1]) < end)
-    seen_RxV = _seen(history_RxT, written_RxT, scores_RxV.shape[-1])
+    occurs_RxV = _occurs(history_RxT, written_RxT, scores_RxV.shape[-1])
     penalised_RxV = jnp.where(scores_RxV < 0, scores_RxV * penalty, scores_RxV / penalty)
-    return jnp.where(seen_RxV, penalised_RxV, scores_RxV)
+    return jnp.where(occurs_RxV, penalised_RxV, scores_RxV)
 
 
 def _ban_ngrams(scores_RxV, history_RxT, end, size):
-    """Ban each id that would complete a run of `size` ids which the row has already."""
+    """Ban each id that would complete an n-gram of `size` ids that the row has already."""
     T = history_RxT.shape[1]
-    # An id at t completes such a run if the ids before it are those at the row's end.
+    # An id at t completes such an n-gram if the ids before it are those at the row's end.
     matches_RxT = (history_RxT >= 0) & (jnp.arange(T) < end) & (jnp.arange(T) >= size - 1)
     for back in range(1, size):
         newest_Rx1 = jax.lax.dynamic_slice_in_dim(history_RxT, end - back, 1, axis=1)
         matches_RxT &= (jnp.roll(history_RxT, back, axis=1) == newest_Rx1) & (newest_Rx1 >= 0)
-    return jnp.where(_seen(history_RxT, matches_RxT, scores_RxV.shape[-1]), BANNED, scores_RxV)
+    return jnp.where(_occurs(history_RxT, matches_RxT, scores_RxV.shape[-1]), BANNED, scores_RxV)
 
 
 def _ban_word(scores_RxV, history_RxT, end, word):
@@ -123,11 +156,3 @@ def _ban_word(scores_RxV, history_RxT, end, word):
         newest_R = jax.lax.dynamic_slice_in_dim(history_RxT, end - back, 1, axis=1)[:, 0]
         follows_R &= (newest_R == token) & (end - back >= 0)
     return scores_RxV.at[:, last].set(jnp.where(follows_R, BANNED, scores_RxV[:, last]))
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def row_keys(seed: jax.Array, indices_R: jax.Array, samples: int = 1) -> jax.Array:
-    """A key for each sample of each prompt [R * samples], from the prompts' own numbers."""
-    keys_R = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_R)
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-    return fold(keys_R, jnp.arange(samples)).reshape(-1)

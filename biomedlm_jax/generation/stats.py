@@ -1,6 +1,6 @@
-"""Stats: how fast tokens come, and how near that is to what the memory allows.
+"""Stats: decoding speed, and its share of what the memory bandwidth allows.
 
-At small batches a decode step is the time to read every weight, and the cache, once.
+At small batches a decode step takes the time to read every weight, and the cache, once.
 """
 
 import time
@@ -12,39 +12,43 @@ import numpy as np
 
 from biomedlm_jax import chips
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.generation.beam import SearchResult
 from biomedlm_jax.generation.decoder import Decoder, cache_bytes, mesh_of
+from biomedlm_jax.generation.decoding import DecodeResult
 
 
 class Stats:
-    """Sums over the batches that a generator decoded; those that compiled are left out."""
+    """Sums over the batches that a generator decoded, except those that compiled."""
 
     def __init__(self, decoder: Decoder):
         self._decoder, self._shapes = decoder, set()
         self.clear()
 
     def clear(self) -> None:
-        """Forget all figures, but not which shapes were compiled."""
+        """Reset all sums, but remember which shapes were compiled."""
         self.prefill_tokens = self.decode_tokens = self.steps = self.step_bytes = 0
         self.prefill_seconds = self.decode_seconds = 0.0
 
-    def add(self, found, prompts: Sequence, tokens: Sequence, beams: int) -> None:
-        """Count a `Decoded` or `Searched` with its prompts and new tokens."""
-        known = (*found.shape, beams) in self._shapes
-        self._shapes.add((*found.shape, beams))
-        if not known:
+    def add(
+        self, result: DecodeResult | SearchResult, prompts: Sequence, new_tokens: int, *, beams: int
+    ) -> None:
+        """Count one result with its prompts and the number of its new tokens."""
+        compiled = (*result.shape, beams) not in self._shapes
+        self._shapes.add((*result.shape, beams))
+        if compiled:
             return
         self.prefill_tokens += sum(map(len, prompts))
-        self.prefill_seconds += found.prefill_seconds
-        self.decode_tokens += sum(map(len, tokens))
-        self.decode_seconds += found.decode_seconds
-        self.steps += found.steps
-        B, P, N = found.shape
-        self.step_bytes += found.steps * step_bytes(self._decoder, B, P + beams * N)
+        self.prefill_seconds += result.prefill_seconds
+        self.decode_tokens += new_tokens
+        self.decode_seconds += result.decode_seconds
+        self.steps += result.steps
+        B, P, N = result.shape
+        self.step_bytes += result.steps * step_bytes(self._decoder, B, P + beams * N)
 
     def lines(self) -> list[str]:
-        """The figures in words."""
+        """Return the figures as lines of text."""
         if not self.steps:
-            return ["no figures: every batch compiled; decode more of one shape"]
+            return ["no speed: every batch compiled; decode more prompts of one length"]
         rate = self.decode_tokens / self.decode_seconds
         moved = self.step_bytes / self.decode_seconds
         mesh = mesh_of(self._decoder)
@@ -53,27 +57,27 @@ class Stats:
             f"prefill  {self.prefill_tokens:,} tokens, "
             f"{self.prefill_tokens / self.prefill_seconds:,.0f} tokens/s",
             f"decode   {self.decode_tokens:,} tokens, {rate:,.1f} tokens/s, "
-            f"{1e3 * self.decode_seconds / self.steps:.2f} ms a step",
-            f"memory   {self.step_bytes / self.decode_tokens / 1e6:,.1f} MB a token, "
+            f"{1e3 * self.decode_seconds / self.steps:.2f} ms/step",
+            f"memory   {self.step_bytes / self.decode_tokens / 1e6:,.1f} MB/token, "
             f"{moved / 1e9:,.1f} GB/s: {moved / limit:.0%} of {limit / 1e9:,.0f} GB/s ({source})",
         ]
 
 
 def step_bytes(decoder: Decoder, batch: int, slots: int) -> int:
-    """Bytes that a step must read: each weight once, and the cache of every row.
+    """Return the bytes that a step must read: each weight once, and the cache of every row.
 
-    The embeddings count once, for the output head; a lookup takes only its rows. Devices that
-    share a batch read all weights each.
+    Of the embeddings only the output head counts; a lookup reads few rows. Devices that share a
+    batch read all weights each.
     """
-    mesh = mesh_of(decoder)
+    mesh, model = mesh_of(decoder), decoder.model
     copies = 1 if mesh is None else meshes.batch_shards(mesh)
-    head = decoder.tables.get("head", decoder.tables["wte"])
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(decoder.layers)) + head.nbytes
+    leaves = jax.tree.leaves(model.blocks)
+    weights = sum(leaf.nbytes for leaf in leaves) + model.head_weight.nbytes
     return copies * weights + batch * cache_bytes(decoder.config, slots)
 
 
 def bandwidth(devices: int) -> tuple[float, str]:
-    """Bytes per second of this machine's memory for so many devices, and where that is from."""
+    """Return the memory bandwidth of so many devices in bytes/s, and where that is from."""
     chip = chips.chip(jax.devices()[0].device_kind)
     if chip is None:
         return _measured(), "measured now: a sum over 256 MB"

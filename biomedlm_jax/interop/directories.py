@@ -1,149 +1,155 @@
-"""Directories that are written whole or not at all, and what kind of model one holds."""
+"""Directories of models: what kind one is, its config and its tokenizer.
+
+A run directory has config.json with a `model` group, a tokenizer and checkpoints; a Hugging Face
+directory has config.json with a `model_type`. A fine-tuning run keeps the model to use in
+`RUN/model/`, a run directory of its own, and every function here reads that one.
+"""
 
 import contextlib
-import json
-import os
-import shutil
-from collections.abc import Iterator
+import dataclasses
+import functools
 from pathlib import Path
 
-from biomedlm_jax.model.config import GPTConfig
+from tokenizers import Tokenizer
+
+from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, load_tokenizer
+from biomedlm_jax.files import read_json
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import config_from_hf, family, make_config
+from biomedlm_jax.training.provenance import RUN_FILE
 
 RUN, HUGGING_FACE = "run", "Hugging Face"
-EXECUTION = ("compute_dtype", "reduce_dtype", "attention", "remat", "unroll")
-DROPOUT = ("embedding_dropout", "attention_dropout", "residual_dropout")
+CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"  # how a model decodes, by transformers' names
-FINETUNING = "finetuning.json"  # of a fine-tuning run, whose `best` is the fine-tuned model
-HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's says `head`
+HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's is `head`
+MODEL_FOLDER = "model"  # of a fine-tuning run
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+
+
+def model_directory(path: str | Path) -> Path:
+    """Return RUN/model for a fine-tuning run, `path` itself for any other directory.
+
+    Raises FileNotFoundError for a fine-tuning run that has not finished an epoch.
+    """
+    path = Path(path)
+    if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
+        if not (path / MODEL_FOLDER / CONFIG).exists():
+            raise FileNotFoundError(
+                f"{path} has no model yet; fine-tuning writes {path / MODEL_FOLDER} after an epoch"
+            )
+        return path / MODEL_FOLDER
+    return path
+
+
+def read_config(path: str | Path) -> dict:
+    """Return the config.json of a directory; raises ValueError or FileNotFoundError."""
+    if not Path(path).is_dir():
+        hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
+        advice = f"; download it first: hf download {path} --local-dir DIR" if hub else ""
+        raise FileNotFoundError(f"no such directory: {path}{advice}")
+    file = model_directory(path) / CONFIG
+    if not file.exists():
+        raise FileNotFoundError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
+    return read_json(file)
 
 
 def kind_of(path: str | Path) -> str:
-    """RUN or HUGGING_FACE, by config.json; raises ValueError or FileNotFoundError if neither."""
+    """Return RUN or HUGGING_FACE, by config.json; raises ValueError or FileNotFoundError."""
     config = read_config(path)
     if isinstance(config.get("model"), dict):
         return RUN
     if "model_type" in config:
         return HUGGING_FACE
     raise ValueError(
-        f"{Path(path) / 'config.json'} has neither a model group (a run's) nor a model_type "
-        "(Hugging Face's)"
+        f"{Path(path) / CONFIG} has neither a model group (a run) nor a model_type (Hugging Face)"
     )
 
 
-def head_entry(path: str | Path) -> dict | None:
-    """What config.json says of the head of a fine-tuned model; None for a language model."""
+def is_kind(path: str | Path, kind: str) -> bool:
+    """Return whether `path` is a directory of this kind."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return kind_of(path) == kind
+    return False
+
+
+is_run = functools.partial(is_kind, kind=RUN)
+is_hugging_face = functools.partial(is_kind, kind=HUGGING_FACE)
+
+
+def model_config(path: str | Path, **execution) -> ModelConfig:
+    """Return the model config of a run or Hugging Face directory.
+
+    How a run was executed (kernel, dtype) suits the machine it ran on, so it is not taken from the
+    directory: `execution` sets those fields, and the dropout rates. Raises ValueError for any
+    other name.
+    """
+    config, run = read_config(path), kind_of(path) == RUN
+    fields = config["model"] if run else config
+    cls = family(fields.get("model_type")).Config
+    names = [field.name for field in dataclasses.fields(cls)]
+    allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
+    unknown = sorted(set(execution) - set(allowed))
+    if unknown:
+        raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
+    try:
+        if not run:
+            return config_from_hf(config, **execution)
+        kept = {name: v for name, v in fields.items() if name not in cls.free_names()}
+        return make_config(kept, **execution)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def head_entry(path: str | Path) -> object | None:
+    """Return what config.json states about the head; None for a language model."""
     config = read_config(path)
-    return config.get("head") if isinstance(config.get("model"), dict) else config.get(HEAD_ENTRY)
+    return config.get("head" if isinstance(config.get("model"), dict) else HEAD_ENTRY)
 
 
 def refuse_heads(path: str | Path) -> None:
-    """Raise ValueError if the directory is of a fine-tuned model, where one without is wanted."""
-    if (Path(path) / FINETUNING).exists():
-        raise ValueError(
-            f"{path} is a run of finetune, whose models have a head; answer questions with it: "
-            f"biomedlm evaluate --model={path}, or export it: biomedlm export-hf --model={path}"
-        )
-    config = read_config(path)
+    """Raise ValueError if the directory holds a model with a head: a language model is needed."""
     head = head_entry(path)
     if head is not None:
         kind = head.get("kind", "unknown") if isinstance(head, dict) else "unknown"
         raise ValueError(
-            f"{path} is a fine-tuned model with a {kind} head, not a language model; answer "
-            f"questions with it: biomedlm evaluate --model={path}"
+            f"{path} is a fine-tuned model with a {kind} head, not a language model; use "
+            f"biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
         )
-    for name in config.get("architectures") or ():
+    for name in read_config(path).get("architectures") or ():
         if str(name).endswith("SequenceClassification"):
             raise ValueError(
-                f"{path} is a {name} of others, which does not say how its texts are laid out; "
-                f"add {HEAD_ENTRY} to its config.json as export-hf writes it, then evaluate it"
+                f"{path} is a {name} from another library, without a description of its rows; add "
+                f"{HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
             )
 
 
-def read_config(path: str | Path) -> dict:
-    """The config.json of a directory; raises ValueError or FileNotFoundError."""
-    file = Path(path) / "config.json"
-    if not Path(path).is_dir():
-        hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
-        advice = f"; download it first: hf download {path} --local-dir DIR" if hub else ""
-        raise FileNotFoundError(f"no such directory: {path}{advice}")
-    if (Path(path) / FINETUNING).exists() and not file.exists():
-        raise FileNotFoundError(
-            f"{path} is a fine-tuning run; what it made is {Path(path) / 'best'}, for `evaluate`"
-        )
-    if not file.exists():
-        raise FileNotFoundError(f"{path} has no config.json, so it is no run or Hugging Face model")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds a {type(config).__name__}; expected a JSON object")
-    return config
+def read_tokenizer(
+    path: str | Path, config: ModelConfig, *, required: bool = False
+) -> Tokenizer | None:
+    """Return the tokenizer of a directory, or None if it has none.
 
-
-def model_config(path: str | Path, **execution) -> GPTConfig:
-    """The GPTConfig of a run or Hugging Face directory, executed as this machine does best.
-
-    How a run was executed (its kernel, its dtype) suits the machine it ran on; `execution` sets
-    those fields anew, and the dropout rates. Raises ValueError for any other name.
+    Raises ValueError if it does not fit the model, or is `required` and absent.
     """
-    unknown = sorted(set(execution) - {*EXECUTION, *DROPOUT})
-    if unknown:
-        allowed = ", ".join((*EXECUTION, *DROPOUT))
-        raise ValueError(f"got {unknown}; what can be set on loading is {allowed}")
-    config = read_config(path)
-    if kind_of(path) == HUGGING_FACE:
-        return GPTConfig.from_hf(config, **execution)
-    fields = {k: v for k, v in config["model"].items() if k not in EXECUTION}
-    unknown = sorted(set(fields) - set(GPTConfig.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"{Path(path) / 'config.json'} has model.{unknown[0]}, which is unknown")
-    return GPTConfig(**{**fields, **execution})
+    path = model_directory(path)
+    if not any((path / name).exists() for name in TOKENIZER_FILES):
+        if required:
+            raise ValueError(f"{path} has no tokenizer; add the one that it was fine-tuned with")
+        return None
+    tokenizer = load_tokenizer(path)
+    check_tokenizer(tokenizer, config)
+    return tokenizer
 
 
-def check_output(path: str | Path, *, kind: str, overwrite: bool) -> None:
-    """Raise at once, before any work, if `building` would refuse to write `path`."""
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; name a directory")
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{path} exists; name another directory, or pass --overwrite")
-    try:
-        same = kind_of(path) == kind
-    except (ValueError, FileNotFoundError):
-        same = False
-    if not same:
-        raise FileExistsError(
-            f"{path} holds something else than a {kind} directory, which is not overwritten; "
-            "name another directory"
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise ValueError unless the tokenizer's ids, and its end of text, are the model's."""
+    largest, end = max(tokenizer.get_vocab().values()), tokenizer.token_to_id(END_OF_TEXT)
+    problem = None
+    if largest >= config.vocab_size:
+        problem = f"id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}"
+    elif end is not None and end != config.eos_token_id:
+        problem = (
+            f"{END_OF_TEXT} as id {end}, and the model's eos_token_id is {config.eos_token_id}"
         )
-
-
-@contextlib.contextmanager
-def building(path: str | Path, *, kind: str, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that takes its place when the block ends well.
-
-    After an error, what was at `path` is still there, and nothing else.
-    """
-    check_output(path, kind=kind, overwrite=overwrite)
-    path = Path(os.path.realpath(path))  # of a link, the directory it stands for is replaced
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
-        yield new
-        check_output(path, kind=kind, overwrite=overwrite)  # somebody may have been faster
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    if problem is not None:
+        fix = "use the tokenizer that the model was trained with"
+        raise ValueError(f"the tokenizer has {problem}; {fix}")

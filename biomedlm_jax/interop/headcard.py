@@ -1,44 +1,31 @@
-"""The model card of an exported head, with the code that loads it and scores with it in torch."""
+"""The section of a head's model card that scores questions with it in torch."""
 
 import textwrap
-from collections.abc import Mapping
 
-from biomedlm_jax.interop.modelcard import (
-    Facts,
-    architecture,
-    attention_note,
-    lines,
-    sections,
-    table,
-)
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.heads import CHOICE
+from biomedlm_jax.interop.heads import CHOICE, PAPER, Head
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import family
 
-WHAT = {
-    "choice": "scores the options of a question; a softmax over them gives probabilities",
-    "classification": "scores the classes of a question about a text; a softmax over them gives "
-    "probabilities",
-}
 INPUTS = {
-    "choice": "Where there is a context, `question` is the context, a space and the question.",
+    "choice": "If there is a context, `question` is the context, a space and the question.",
     "classification": "Texts of one batch are padded on the right with `[PAD]`, as the tokenizer "
     "does; the scores are read at each text's last token.",
 }
-# What becomes of texts that are too long is the same here as in the library's own rows.
+# Texts that are too long are cut as in the library's own rows.
 CHOICE_LOADER = """
 import torch
-from transformers import AutoTokenizer, GPT2Model, GPT2PreTrainedModel
+from transformers import AutoTokenizer, {trunk}, {pretrained}
 
 
-class MultipleChoice(GPT2PreTrainedModel):
+class MultipleChoice({pretrained}):
     def __init__(self, config):
         super().__init__(config)
-        self.transformer = GPT2Model(config)
-        self.score = torch.nn.Linear(config.n_embd, 1)
+        self.{attribute} = {trunk}(config)
+        self.score = torch.nn.Linear(config.hidden_size, 1)
         self.post_init()
 
     def forward(self, ids):
-        return self.score(self.transformer(ids).last_hidden_state[:, -1])[:, 0]
+        return self.score(self.{attribute}(ids).last_hidden_state[:, -1])[:, 0]
 
 
 model = MultipleChoice.from_pretrained("DIR", attn_implementation="eager")
@@ -96,72 +83,33 @@ ROWS = {
 }
 
 
-def head_card(
-    config: GPTConfig, *, name: str, head: Mapping[str, object], facts: Facts | None, folded: bool
-) -> str:
-    """The README.md of an exported head: what it is, how to load it, how it was trained."""
-    facts = facts or {}
-    licence = facts.get("Source", {}).get("licence")
-    choice = head["kind"] == CHOICE
-    front = ["library_name: transformers", "language: en"]
-    front += [] if choice else ["pipeline_tag: text-classification"]
-    front += ["tags: [biology, medical, gpt2, jax]", *([f"license: {licence}"] if licence else [])]
-    terms = f"The weights are under `{licence}`." if licence else "No licence was stated."
-    intro = (
-        f"A GPT-2 of {config.parameter_count:,} parameters with a {head['kind']} head, fine-tuned "
-        f"on {head['task']} and exported by biomedlm_jax. It {WHAT[head['kind']]}."
-    )
-    whose = "a class of a few lines, as transformers has none" if choice else "transformers"
-    return f"""---
-{lines(front)}
----
-
-# {name}
-
-{textwrap.fill(intro, 96)}
-
-{architecture(config, folded=folded)}
-
-## Scoring with it
+def scoring_section(config: ModelConfig, head: Head) -> str:
+    """Return the section with the code that defines `scores`, as Markdown."""
+    whose = "a class of a few lines" if head.kind == CHOICE else "transformers' own class"
+    return f"""## Scoring with it
 
 In torch, with {whose}. The scores are those of
 `biomedlm evaluate --model=DIR`:
 
 ```python
-{loader(config, head)}
+{scoring_code(config, head)}
 ```
 
-{textwrap.fill(INPUTS[head["kind"]], 96)}
-
-{attention_note(config, folded=folded)}
-
-## The head
-
-As `config.json` has it, under `biomedlm_jax_head`:
-
-{table({**head, "classes": head["classes"] or "(the question's own options)"})}
-
-`row_format` and `max_length` (in tokens) are what the code above does. The tensors `score.*` are
-a torch `Linear` that reads the last token's state after `ln_f`; the others are GPT-2's.
-
-## Training
-
-{sections(facts)}
-
-## Intended use
-
-Research on language models for biomedicine. Its answers can be wrong at any confidence. It is
-**not a source of medical advice** and not fit for clinical decisions or for interpreting medical
-results. {terms} The terms of the model that it was fine-tuned from apply as well.
-"""
+{textwrap.fill(INPUTS[head.kind], 96)} config.json has the
+head's record, `biomedlm_jax_head`; the tensors `score.*` are a torch `Linear` that reads the last
+token's state after the final norm."""
 
 
-def loader(config: GPTConfig, head: Mapping[str, object]) -> str:
-    """The Python code of the card, which defines `scores`."""
-    kind, row_format = head["kind"], head["row_format"]
-    length = min(head["max_length"], config.context_length)
-    rows = ROWS[kind, row_format]
-    if kind == CHOICE:
-        return CHOICE_LOADER.format(length=length, rows=rows).strip()
-    marks = MARKS if row_format == "paper" else ""
-    return CLASSIFICATION_LOADER.format(marks=marks, length=length, rows=rows).strip()
+def scoring_code(config: ModelConfig, head: Head) -> str:
+    """Return Python code that loads the directory DIR and defines `scores`."""
+    of_family = family(config.model_type)
+    trunk = of_family.ARCHITECTURES["trunk"]
+    loader = CHOICE_LOADER if head.kind == CHOICE else CLASSIFICATION_LOADER
+    return loader.format(
+        trunk=trunk,
+        pretrained=trunk.removesuffix("Model") + "PreTrainedModel",
+        attribute=of_family.PREFIX.removesuffix("."),
+        marks=MARKS if head.row_format == PAPER else "",
+        length=min(head.max_length, config.context_length),
+        rows=ROWS[head.kind, head.row_format],
+    ).strip()

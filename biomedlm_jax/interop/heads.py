@@ -1,175 +1,195 @@
-"""Fine-tuned heads as Hugging Face directories: written, and read back.
+"""Fine-tuned models: the record of a head, and model directories written and read.
 
-A classification is transformers' GPT2ForSequenceClassification. For a choice transformers has no
-class; the directory has the same tensors, and its model card the few lines that load it in torch.
-In both, config.json has `biomedlm_jax_head`:
-
-    kind        "choice" or "classification"
-    task        what it was tuned on last
-    row_format  "paper" or "released": how a question with its options or context becomes tokens
-    max_length  tokens of a row in training; longer texts are cut
-    classes     of a classification, in the order of the scores; of a choice, none
+A fine-tuned directory is a run directory (config.json, tokenizer, one checkpoint), in which
+config.json has `facts`, how it was made, and a `head` beside the `model` if it has one. A Hugging
+Face directory that `export_hf` wrote has the head as `biomedlm_jax_head`.
 """
 
-import json
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from biomedlm_jax.interop.directories import HEAD_ENTRY, head_entry, model_config
-from biomedlm_jax.interop.headcard import ROWS, head_card
-from biomedlm_jax.interop.huggingface import read_tokenizer, write_directory, write_json
-from biomedlm_jax.interop.modelcard import Facts
+from biomedlm_jax.corpus.tokenizer import save_tokenizer
+from biomedlm_jax.files import atomic_directory, recover_directory, write_json
+from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.tensorfiles import TensorFiles
-from biomedlm_jax.interop.weights import check_tensors, named_leaves, read_model
-from biomedlm_jax.mesh import one_device
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, score_layer
-from biomedlm_jax.training.state import laid_out
+from biomedlm_jax.interop.weights import check_tensors, read_model
+from biomedlm_jax.mesh import abstract_sharded, one_device
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import make_model
+from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, Scorer, score_layer
+from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.settings import Settings, check_names, setting
+from biomedlm_jax.training.checkpoint import load_tree, save_model
+from biomedlm_jax.training.stopping import wait_for_all
 
-PAD = "[PAD]"
-FIELDS = {"kind": str, "task": str, "row_format": str, "max_length": int, "classes": list}
-# The score layer's tensors in torch's Linear, which keeps its kernel as [outputs, inputs].
-SCORE = {"kernel": "score.weight", "bias": "score.bias"}
+PAPER, RELEASED = ROW_FORMATS = ("paper", "released")
 
 
-def export_head(
-    tuned,
-    tokenizer: Tokenizer,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head(Settings):
+    """What a directory states about its head. Raises ValueError if that is inconsistent."""
+
+    group = "head"
+
+    kind: str = setting(choices=(CHOICE, CLASSIFICATION))
+    task: str = setting()  # the task of the last fine-tuning
+    row_format: str = setting(choices=ROW_FORMATS)  # how a question becomes token ids
+    max_length: int = setting(least=1)  # tokens of a row in training; longer texts are cut
+    classes: tuple[str, ...] = setting(())  # of a classification, in the order of the scores
+
+    def __post_init__(self):
+        super().__post_init__()
+        different = len({*self.classes}) == len(self.classes)
+        if not different or bool(self.classes) == (self.kind == CHOICE):
+            raise ValueError(
+                f"got head.classes={list(self.classes)}; a classification has different names, a "
+                "choice has none"
+            )
+
+    @property
+    def outputs(self) -> int:
+        """Scores of each hidden state that is read."""
+        return 1 if self.kind == CHOICE else len(self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as config.json has it."""
+        return {**dataclasses.asdict(self), "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, value: Any, *, where: str) -> "Head":
+        """Read what `to_json` wrote; raises ValueError, which begins with `where`, otherwise."""
+        try:
+            check_names(value, [field.name for field in dataclasses.fields(cls)], where="head")
+            listed = {k: tuple(v) for k, v in value.items() if isinstance(v, list)}
+            return cls(**{**value, **listed})
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
+def read_head(path: str | Path) -> Head | None:
+    """Return the head of a fine-tuned directory; None for a language model.
+
+    Raises FileNotFoundError or ValueError if `path` is no directory of a model.
+    """
+    value = directories.head_entry(path)
+    return None if value is None else Head.from_json(value, where=str(path))
+
+
+def with_head(model: LanguageModel, head: Head, *, key: jax.Array) -> Scorer:
+    """Return `model` with a new score layer for `head`."""
+    return HEADS[head.kind](model, score_layer(model.config, head.kind, head.outputs, key=key))
+
+
+def abstract_finetuned(config: ModelConfig, head: Head, mesh: Mesh) -> Scorer:
+    """Return a fine-tuned model's shapes, dtypes and shardings on `mesh`, without values."""
+
+    def make() -> Scorer:
+        key = jax.random.key(0)
+        return with_head(make_model(config, key=key), head, key=key)
+
+    return abstract_sharded(make, mesh)
+
+
+def load_finetuned(
+    path: str | Path, *, mesh: Mesh | None = None, **execution
+) -> tuple[Scorer, Tokenizer, Head]:
+    """Load a model with its head, its tokenizer and its Head from a fine-tuned directory.
+
+    `path` is a run of `finetune`, a fine-tuned directory, or what `export_hf` wrote of one. Without
+    a mesh the model goes onto one device. `execution` sets fields of the model's config such as
+    `compute_dtype`. Raises FileNotFoundError or ValueError if there is no such model.
+    """
+    head = read_head(path)
+    if head is None:
+        raise ValueError(
+            f"{path} has no head; fine-tune it first: biomedlm finetune --config=CONFIG "
+            f"--model={path} --workdir=DIR"
+        )
+    config = directories.model_config(path, **execution)
+    tokenizer = directories.read_tokenizer(path, config, required=True)
+    assert tokenizer is not None
+    abstract = abstract_finetuned(config, head, one_device() if mesh is None else mesh)
+    return read_weights(path, abstract), tokenizer, head
+
+
+def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) -> Any:
+    """Read the model `abstract` (shapes, shardings) from a run or Hugging Face directory.
+
+    Raises FileNotFoundError or ValueError unless the directory holds exactly this model.
+    """
+    path = directories.model_directory(path)
+    if directories.kind_of(path) == directories.RUN:
+        return load_tree(path, abstract, step=step)
+    if step is not None:
+        raise ValueError(f"got step={step}; {path} is a Hugging Face directory, without steps")
+    files = TensorFiles(path, abstract.config)
+    check_tensors(files.shapes, abstract, where=str(path))
+    return read_model(abstract, files.read)
+
+
+def save_finetuned(
     path: str | Path,
+    model: LanguageModel | Scorer,
+    tokenizer: Tokenizer | None,
+    head: Head | None = None,
     *,
-    head: Mapping[str, object],
-    overwrite: bool = False,
-    fold_attention_scale: bool = False,
-    max_shard_size: int | str = "5GB",
-    training_facts: Facts | None = None,
+    step: int = 0,
+    facts: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
+    replaceable: Callable[[Path], bool] = lambda path: True,
+    overwrite: bool = True,
 ) -> Path:
-    """Write a model with its head as the Hugging Face directory `path`, read it back, return it.
+    """Write a model, with its head if it has one, as the run directory `path` in one step.
 
-    Args:
-      tuned: a MultipleChoice or SequenceClassifier.
-      tokenizer: the one it was tuned with, which has `[PAD]` and the head's other tokens.
-      head: what `biomedlm_jax_head` says, with exactly its five fields.
-
-    The other arguments and what is raised are those of `export_hf`.
+    `facts` state how it was made, for its model card; `generation` how it decodes, with
+    transformers' names. `replaceable` and `overwrite` are those of `files.atomic_directory`. Call
+    it in every process.
     """
-    head = _checked(head, where="the head to export")
-    outputs = tuned.score.out_features
-    if not isinstance(tuned, HEADS[head["kind"]]) or outputs != _outputs(head):
-        raise ValueError(
-            f"got a {type(tuned).__name__} with {outputs} scores for a {head['kind']} head of "
-            f"classes {head['classes']}; give the head that the model was tuned with"
-        )
-    padding = tokenizer.token_to_id(PAD)
-    if padding is None:
-        raise ValueError(f"the tokenizer lacks {PAD}; give the one in the fine-tuned directory")
-    settings = {
-        "architectures": ["GPT2Model"],
-        "pad_token_id": padding,
-        HEAD_ENTRY: head,
-    }
-    if head["kind"] == CLASSIFICATION:
-        classes = head["classes"]
-        settings |= {
-            "architectures": ["GPT2ForSequenceClassification"],
-            "num_labels": len(classes),
-            "id2label": {str(i): name for i, name in enumerate(classes)},
-            "label2id": {name: i for i, name in enumerate(classes)},
-        }
-
-    def finish(new: Path, config: GPTConfig, folded: bool) -> str:
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            said = json.loads((new / name).read_text(encoding="utf-8"))
-            write_json(new / name, {**said, "pad_token": PAD})
-        return head_card(
-            config, name=Path(path).name, head=head, facts=training_facts, folded=folded
-        )
-
-    score = {
-        SCORE[name]: np.asarray(leaf, np.float32).T
-        for name, leaf in named_leaves(tuned.score).items()
-    }
-    return write_directory(
-        tuned.gpt,
-        tokenizer,
-        path,
-        overwrite=overwrite,
-        fold_attention_scale=fold_attention_scale,
-        max_shard_size=max_shard_size,
-        finish=finish,
-        settings=settings,
-        score=score,
-    )
+    with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
+        if jax.process_index() == 0:
+            if tokenizer is not None:
+                save_tokenizer(tokenizer, new, model_max_length=model.config.context_length)
+            if generation is not None:
+                write_json(new / directories.GENERATION_CONFIG, dict(generation))
+            entry = {} if head is None else {"head": head.to_json()}
+            fields = {"model": model.config.to_json(), **entry, "facts": dict(facts or {})}
+            write_json(new / directories.CONFIG, fields)
+        save_model(new, model, step=step)
+    wait_for_all("replaced")
+    return Path(path)
 
 
-def load_head(path: str | Path, *, mesh: Mesh | None = None, **execution):
-    """The model with its head, and the tokenizer, of a directory that `export_head` wrote.
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """Return the facts that `save_finetuned` wrote; {} if there is no directory.
 
-    Raises FileNotFoundError or ValueError if it is none, or not exactly that.
+    Call it in every process: after a crash, the first restores the directory being replaced.
     """
-    config = model_config(path, **execution)
-    head = _checked(head_entry(path), where=str(Path(path) / "config.json"))
-    tokenizer = read_tokenizer(path, config)
-    if tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer; its head needs the one that it was tuned with")
-    files = TensorFiles(path)
-    mesh = one_device() if mesh is None else mesh
-    score = _abstract_score(config, head, mesh)
-    wanted = {SCORE[name]: leaf.shape[::-1] for name, leaf in named_leaves(score).items()}
-    shapes = files.shapes
-    found = {name: shapes.pop(name) for name in files.entries if name.startswith("score.")}
-    if found != wanted:
-        raise ValueError(
-            f"{path} has the head's tensors {_say(found)}; expected {_say(wanted)}: config.json "
-            "describes another head, or the file is incomplete"
-        )
-    check_tensors(shapes, config, where=str(path))
-    gpt = read_model(config, files.read, mesh=mesh)
-
-    def fill(key_path, leaf):
-        values = np.ascontiguousarray(files.read(SCORE[key_path[0].name]).T)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: values[index])
-
-    score = jax.tree_util.tree_map_with_path(fill, score)
-    return HEADS[head["kind"]](gpt, score), tokenizer
+    if jax.process_index() == 0:
+        recover_directory(path)
+    wait_for_all("recovered")
+    exists = (Path(path) / directories.CONFIG).exists()
+    return directories.read_config(path).get("facts", {}) if exists else {}
 
 
-def _checked(head: object, *, where: str) -> dict:
-    fields = dict(head) if isinstance(head, Mapping) else {}
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-    wrong = set(fields) != set(FIELDS) or [
-        name for name, kind in FIELDS.items() if type(fields[name]) is not kind
-    ]
-    if wrong or (fields["kind"], fields["row_format"]) not in ROWS or fields["max_length"] < 1:
-        raise ValueError(
-            f"{where} says {head!r}; expected {', '.join(FIELDS)} with kind and row_format one of "
-            f"{', '.join(map(' '.join, ROWS))}"
-        )
-    classes = fields["classes"]
-    named = all(isinstance(name, str) for name in classes) and len({*classes}) == len(classes)
-    if not named or (len(classes) > 0) == (fields["kind"] == CHOICE):
-        raise ValueError(
-            f"{where} has the classes {classes!r}; a classification has different names, a choice "
-            "has none"
-        )
-    return {name: fields[name] for name in FIELDS}
-
-
-def _outputs(head: Mapping) -> int:
-    return 1 if head["kind"] == CHOICE else len(head["classes"])
-
-
-def _abstract_score(config: GPTConfig, head: Mapping, mesh: Mesh) -> nnx.Linear:
-    def make():
-        return score_layer(config, head["kind"], _outputs(head), key=jax.random.key(0))
-
-    return laid_out(make, mesh)
-
-
-def _say(shapes: Mapping) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
+@contextlib.contextmanager
+def _directory_of_first(path: str | Path, **options: Any) -> Iterator[Path]:
+    """Yield the `atomic_directory` of the first process in every process."""
+    with contextlib.ExitStack() as stack:
+        name = b""
+        if jax.process_index() == 0:
+            name = os.fsencode(stack.enter_context(atomic_directory(path, **options)))
+        if jax.process_count() > 1:
+            padded = np.frombuffer(name.ljust(4096, b"\0"), np.uint8)
+            padded = multihost_utils.broadcast_one_to_all(padded)
+            name = np.asarray(padded).tobytes().rstrip(b"\0")
+        yield Path(os.fsdecode(name))

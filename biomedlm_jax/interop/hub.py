@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, on request: `hf://owner/name` names a repository to download."""
+"""Download from the Hugging Face Hub: `hf://owner/name` names a repository."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ PATTERNS = ["*.json", "*.safetensors", "merges.txt", "pytorch_model*.bin", "READ
 
 
 def local(source: str | Path) -> Path:
-    """`source` itself, or where `hf://owner/name[@revision]` now lies in the Hub's cache.
+    """Return `source` as a path; `hf://owner/name[@revision]` is downloaded to the Hub's cache.
 
-    Only the second form uses the network. If the repository has safetensors, its `.bin` files stay
-    where they are. Raises ValueError for a name that is none, or a download that fails.
+    Only the second form uses the network. If the repository has safetensors, its `.bin` files are
+    not downloaded. Raises ValueError for a malformed name, or a download that fails.
     """
     if not str(source).startswith(SCHEME):
         return Path(source)
@@ -19,7 +19,7 @@ def local(source: str | Path) -> Path:
 
     name, _, revision = str(source).removeprefix(SCHEME).partition("@")
     if name.count("/") != 1:
-        raise ValueError(f"got {source!r}; a repository is named {SCHEME}owner/name[@revision]")
+        raise ValueError(f"got {source!r}; expected {SCHEME}owner/name[@revision]")
     try:
         files = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
         safe = {"model.safetensors", "model.safetensors.index.json"} & set(files)
@@ -31,5 +31,5 @@ def local(source: str | Path) -> Path:
                 ignore_patterns=["*/*", *(["*.bin", "*.bin.index.json"] if safe else [])],
             )
         )
-    except Exception as error:  # the client raises kinds of its own, of httpx and of the system
+    except Exception as error:  # of the client, of httpx or of the system
         raise ValueError(f"could not download {source}: {error}") from error

@@ -1,214 +1,207 @@
 """The model card of an exported directory, and the facts about a run that it states."""
 
-import json
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from biomedlm_jax.interop.directories import read_config
+from biomedlm_jax.files import parse_object, read_json, read_lines
+from biomedlm_jax.interop import directories
+from biomedlm_jax.interop.headcard import scoring_section
+from biomedlm_jax.interop.heads import CHOICE, Head
 from biomedlm_jax.interop.tensorfiles import TensorFiles
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model, family
+from biomedlm_jax.model.gpt2 import GPT2Config
+from biomedlm_jax.model.language_model import parameter_count
+from biomedlm_jax.training.provenance import RUN_FILE
 
-BEWARE = (
-    "Layer l (from 0) divides its attention logits by l + 1 (scale_attn_by_inverse_layer_idx). "
-    "transformers 4.42 to 4.57 silently ignore that on their default SDPA path and compute another "
-    "function (huggingface/transformers issue 44380, fixed by 44397): load with "
-    'attn_implementation="eager", which is right in all of them. vLLM and SGLang refuse the flag: '
-    "for them, export with --fold_attention_scale."
-)
-FOLDED = (
-    "The model was trained with scale_attn_by_inverse_layer_idx: layer l (from 0) divides its "
-    "attention logits by l + 1. Here that factor is folded into the query part of each c_attn and "
-    "the flag is off, so that every engine computes the trained function, vLLM and SGLang included."
-)
-BIOMEDLM_LICENCE = "bigscience-bloom-rail-1.0"
+BIOMEDLM, BIOMEDLM_LICENCE = GPT2Config(), "bigscience-bloom-rail-1.0"
 Facts = Mapping[str, Mapping[str, object]]
-
-
-def training_facts(run_directory: str | Path, *, step: int) -> dict[str, dict[str, object]]:
-    """What a run directory knows about its model at `step`, as sections of names and values.
-
-    Only what is recorded: the run's config, the manifest of its token rows,
-    and the last validation figures up to `step`. An imported model has a source instead.
-    """
-    config = read_config(run_directory)
-    if "training" not in config:
-        return {"Source": {**config.get("source", {})}}
-    manifest = _manifest(Path(run_directory))
-    training = config["training"]
-    tokens = step * training["batch_size"] * config["model"]["context_length"]
-    rows = manifest.get("splits", {}).get("train", {})
-    data = {
-        "token rows": config["data"]["path"],
-        "training tokens there": rows.get("tokens"),
-        "rows": rows.get("rows"),
-        "separator between documents": manifest.get("separator"),
-        "fingerprint": manifest.get("fingerprint"),
-    }
-    steps = {
-        "steps": step,
-        "steps planned": training["steps"],
-        "rows per step": training["batch_size"],
-        "tokens per row": config["model"]["context_length"],
-        "tokens trained on": tokens,
-        "passes over the data": round(tokens / rows["tokens"], 2) if rows.get("tokens") else None,
-        "seed": training["seed"],
-    }
-    optimizer = {"kind": "decoupled AdamW, linear warmup, cosine decay", **config["optimizer"]}
-    found = {
-        "Data": data,
-        "Steps": steps,
-        "Optimizer": optimizer,
-        "Validation": _validation(Path(run_directory) / "metrics.jsonl", step),
-    }
-    known = {
-        section: {name: value for name, value in facts.items() if value is not None}
-        for section, facts in found.items()
-    }
-    return {section: facts for section, facts in known.items() if facts}
-
-
-def model_card(
-    config: GPTConfig, *, name: str, facts: Facts | None, folded: bool, has_tokenizer: bool
-) -> str:
-    """The README.md of an exported model: what it is, how to load it, how it was trained."""
-    facts = facts or {}
-    licence = facts.get("Source", {}).get("licence")
-    front = ["library_name: transformers", "pipeline_tag: text-generation", "language: en"]
-    front += ["tags: [biology, medical, gpt2, jax]", *([f"license: {licence}"] if licence else [])]
-    tokenizer = "" if has_tokenizer else "\nThis directory has no tokenizer.\n"
-    terms = f"The weights are under `{licence}`." if licence else "No licence was stated."
-    return f"""---
-{lines(front)}
+# Groups of run.json that the card has as sections.
+GROUPS = (("data", "Data"), ("task", "Data"), ("training", "Steps"), ("optimizer", "Optimizer"))
+CARD = """---
+{front}
 ---
 
 # {name}
 
-A GPT-2 of {config.parameter_count:,} parameters, exported by biomedlm_jax, a JAX library that
-trains BioMedLM's architecture. `biomedlm verify-hf --model=DIR` compares its logits there with
-those that transformers computes.
+{introduction}
 
-{architecture(config, folded=folded)}
+{sizes}
 
-## Loading it
+{usage}
+
+{attention}
+
+## Training
+
+{training}
+
+## Intended use
+
+Research on language models for biomedicine. {risk} It is
+**not a source of medical advice** and not fit for clinical decisions or for interpreting medical
+results. {terms}
+"""
+LOADING = """## Loading it
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("DIR", attn_implementation="eager")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
-```
-{tokenizer}
-{attention_note(config, folded=folded)}
-
-## Training
-
-{sections(facts)}
-
-## Intended use
-
-Research on language models for biomedicine. It continues text and can state falsehoods fluently.
-It is **not a source of medical advice** and not fit for clinical decisions or for interpreting
-medical results. {terms}
-"""
+```"""
 
 
-def stated_licence(directory: str | Path) -> str | None:
-    """The licence that the model card of a directory states, or None."""
-    card = Path(directory) / "README.md"
-    if not card.exists():
-        return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-    found = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
-    return found[1] if found else None
+def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, dict[str, object]]:
+    """Return what a run directory records about its model at `step`, as sections of a card.
 
-
-def source_facts(files: TensorFiles, config: GPTConfig, notify: Callable[[str], None]) -> dict:
-    """What a run directory records of the files it was made from; `notify` is told as well."""
-    licence = stated_licence(files.directory)
-    notify(licence_line(licence, config))
-    if files.dropped:
-        notify(f"left out {len(files.dropped)} tensors without use, such as {files.dropped[0]}")
-    if files.dtypes != ["float32"]:
-        notify(f"converted to float32 from {', '.join(files.dtypes)}")
-    return {
-        "path": str(files.directory.absolute()),
-        "files": [file.name for file in files.files],
-        "dtypes": files.dtypes,
-        **({"licence": licence} if licence else {}),
+    They come from config.json's facts, run.json's groups, the manifest of the token rows and the
+    last validation figures up to `step`.
+    """
+    path = directories.model_directory(path)
+    facts = {**directories.read_config(path).get("facts", {})}
+    file = path / RUN_FILE
+    if not file.exists() and path.resolve().name == directories.MODEL_FOLDER:
+        file = path.resolve().parent / RUN_FILE  # of the fine-tuning run
+    record = read_json(file) if file.exists() else {}
+    sections = {"Source": facts.pop("source", {})}
+    sections["Started from"] = record.get("started_from", {}) | facts.pop("started_from", {})
+    sections["Checkpoint"] = facts
+    sections |= {section: {**record[group]} for group, section in GROUPS if group in record}
+    if record.get("lora", {}).get("rank"):
+        sections["LoRA"] = record["lora"]
+    if (path / "manifest.json").exists() and step is not None and "training" in record:
+        manifest, training = read_json(path / "manifest.json"), record["training"]
+        rows = manifest.get("splits", {}).get("train", {})
+        tokens = step * training["batch_size"] * manifest["length"]
+        sections["Data"] |= {"training tokens": rows.get("tokens"), "rows": rows.get("rows")}
+        sections["Data"] |= {name: manifest.get(name) for name in ("separator", "fingerprint")}
+        sections["Steps"] |= {
+            "steps planned": training.get("steps"),
+            "steps": step,
+            "tokens per row": manifest["length"],
+            "tokens trained on": tokens,
+            "passes over the data": round(tokens / rows["tokens"], 2) if rows else None,
+        }
+    sections["Validation"] = _validation(path / "metrics.jsonl", step)
+    known = {
+        section: {k: v for k, v in rows.items() if v is not None and not isinstance(v, dict)}
+        for section, rows in sections.items()
     }
+    return {section: rows for section, rows in known.items() if rows}
 
 
-def licence_line(licence: str | None, config: GPTConfig) -> str:
-    """What to tell someone who imports weights of this licence and shape."""
-    if licence is None and config.architecture() == GPTConfig().architecture():
-        licence = f"not stated; BioMedLM's weights, which have this shape, are {BIOMEDLM_LICENCE}"
-    if licence is None:
-        return "licence of the weights: not stated in the source; ask whoever made them"
-    terms = ""
-    if BIOMEDLM_LICENCE in licence:
-        terms = ", which forbids medical advice and medical results interpretation"
-    return f"licence of the weights: {licence}{terms}"
-
-
-def architecture(config: GPTConfig, *, folded: bool) -> str:
-    """The table of the model's sizes."""
-    scale = config.scale_attn_by_inverse_layer_idx
+def model_card(
+    config: ModelConfig,
+    *,
+    name: str,
+    facts: Facts | None = None,
+    folded: bool = False,
+    has_tokenizer: bool = True,
+    head: Head | None = None,
+) -> str:
+    """Return the README.md of an exported model: what it is, how to load it, how it was trained."""
+    facts, of_family = facts or {}, family(config.model_type)
+    licence = facts.get("Source", {}).get("licence")
+    terms = f"The weights are under `{licence}`." if licence else "No licence was stated."
+    size = f"{of_family.ARCHITECTURES['trunk']} of {parameter_count(abstract_model(config)):,}"
+    if head is None:
+        task: str | None = "text-generation"
+        introduction = f"A {size} parameters, exported by biomedlm_jax."
+        usage = LOADING if has_tokenizer else f"{LOADING}\n\nThis directory has no tokenizer."
+        risk = "It continues text and can state falsehoods fluently."
+    else:
+        task = None if head.kind == CHOICE else "text-classification"
+        introduction = (
+            f"A {size} parameters with a {head.kind} head, fine-tuned on {head.task} and exported "
+            f"by biomedlm_jax. A softmax over its scores gives probabilities."
+        )
+        usage = scoring_section(config, head)
+        risk = "Its answers can be wrong at any confidence."
+        terms += " The terms of the model that it was fine-tuned from apply as well."
+    introduction += " `biomedlm verify-hf --model=DIR` compares its outputs with transformers'."
+    attention = of_family.export_warning(config, folded=folded)
+    front = ["library_name: transformers", "language: en"]
+    front += [f"pipeline_tag: {task}"] if task else []
+    front += [f"tags: [biology, medical, {config.model_type}, jax]"]
+    front += [f"license: {licence}"] if licence else []
     sizes = (config.layers, config.width, config.heads, config.mlp_width)
     rows = {
         "layers / width / heads / MLP width": " / ".join(map(str, sizes)),
         "vocabulary / positions": f"{config.vocab_size:,} / {config.context_length:,}",
-        "scale_attn_by_inverse_layer_idx": f"{str(scale).lower()}{' (folded)' if folded else ''}",
         "tensors": "float32, safetensors",
     }
-    return table(rows)
+    sections = [f"### {section}\n\n{table(of)}" for section, of in facts.items()]
+    return CARD.format(
+        front="\n".join(front),
+        name=name,
+        introduction=textwrap.fill(introduction, 96),
+        sizes=table(rows),
+        usage=usage,
+        attention=textwrap.fill(attention or "Every engine computes this model's attention.", 96),
+        training="\n\n".join(sections) or "No training facts were recorded with this export.",
+        risk=risk,
+        terms=terms,
+    )
 
 
-def attention_note(config: GPTConfig, *, folded: bool) -> str:
-    """What to know about the attention scale before loading the weights."""
-    if folded:
-        return textwrap.fill(FOLDED, 96)
-    if config.scale_attn_by_inverse_layer_idx:
-        return textwrap.fill(f"**Beware of the attention scale.** {BEWARE}", 96)
-    return "The model has GPT-2's plain attention scale, which every engine computes."
+def stated_licence(directory: str | Path) -> str | None:
+    """Return the licence that the model card of a directory states, or None."""
+    card = Path(directory) / "README.md"
+    if not card.exists():
+        return None
+    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    stated = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
+    return stated[1] if stated else None
 
 
-def sections(facts: Facts) -> str:
-    """The facts as sections of a card."""
-    if not facts:
-        return "No training facts were recorded with this export."
-    return "\n\n".join(f"### {section}\n\n{table(rows)}" for section, rows in facts.items())
+def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str], None]) -> dict:
+    """Return what a run directory records of the files it was made from; notify of it as well."""
+    licence = stated_licence(files.directory)
+    notify(licence_line(licence, config))
+    if files.dropped:
+        notify(f"left out {len(files.dropped)} unused tensors, such as {files.dropped[0]}")
+    if files.dtypes != ["float32"]:
+        notify(f"converted to float32 from {', '.join(files.dtypes)}")
+    names = [file.name for file in files.files]
+    facts = {"path": str(files.directory.absolute()), "files": names, "dtypes": files.dtypes}
+    return facts | ({"licence": licence} if licence else {})
+
+
+def licence_line(licence: str | None, config: ModelConfig) -> str:
+    """Return one line about the licence of imported weights, which may be unknown."""
+    if licence is None and config.architecture() == BIOMEDLM.architecture():
+        licence = f"not stated; BioMedLM's weights, which have this shape, are {BIOMEDLM_LICENCE}"
+    if licence is None:
+        return "licence of the weights: not stated in the source; ask their authors"
+    limits = ", which forbids medical advice and medical results interpretation"
+    return f"licence of the weights: {licence}{limits if BIOMEDLM_LICENCE in licence else ''}"
 
 
 def table(rows: Mapping[str, object]) -> str:
-    """Names and values as a Markdown table."""
-    return lines(["| | |", "|---|---|", *(f"| {k} | {_show(v)} |" for k, v in rows.items())])
+    """Return names and values as a Markdown table; of absolute paths, the last part."""
+    lines = [f"| {name} | {_show(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _show(value: object) -> str:
+    if isinstance(value, str) and os.path.isabs(value):
+        return Path(value).name
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(map(_show, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def lines(texts: list[str]) -> str:
-    """The texts below one another."""
-    return "\n".join(texts)
-
-
-def _manifest(run_directory: Path) -> dict:
-    file = run_directory / "manifest.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def _validation(metrics: Path, step: int) -> dict[str, object]:
-    if not metrics.exists():
-        return {}
-    # The newline comes last: what follows the last one was cut off in the writing.
-    whole = metrics.read_text(encoding="utf-8").split("\n")[:-1]
-    records = [record for record in map(json.loads, whole) if "validation_loss" in record]
-    records = [record for record in records if record["step"] <= step]
-    return records[-1] if records else {}
+def _validation(metrics: Path, step: int | None) -> dict[str, object]:
+    last = {}
+    for number, line in read_lines(metrics) if metrics.exists() else ():
+        if line.endswith(b"\n"):  # else it was cut off while it was written
+            record = parse_object(line, f"{metrics}:{number}")
+            if "validation_loss" in record and (step is None or record["step"] <= step):
+                last = record
+    return last

@@ -3,22 +3,21 @@
 Formats: safetensors and torch's pickles, whole or in shards with an index.
 """
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, for safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from biomedlm_jax.files import read_json
 from biomedlm_jax.interop.shards import INDEX, WHOLE
-from biomedlm_jax.interop.weights import PREFIX
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import family
 
 CANDIDATES = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Constants of old files: the causal mask and the value of a masked logit.
-MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -34,23 +33,20 @@ class Entry(NamedTuple):
 class TensorFiles:
     """The tensors of a Hugging Face directory: names and shapes at once, values on demand.
 
-    Names lose the prefix `transformer.`. Mask buffers are left out and listed in `dropped`; the
-    output head is left out once it is found equal to the embedding, to which this library ties it.
-
-    Raises:
-      FileNotFoundError: the directory has no file of tensors, or not every one in its index.
-      ValueError: a file cannot be read, an index points outside the directory or does not fit its
-        files, a tensor is there twice or of no float dtype, or the head is not the embedding.
+    Names lose the family's prefix. Constant buffers are left out and listed in `dropped`; so is a
+    tensor that the family ties to another one, if both are equal. Raises FileNotFoundError if a
+    file is missing, and ValueError if one cannot be read, an index does not fit its files or points
+    outside the directory, a tensor occurs twice or has no float dtype, or a tied tensor differs.
     """
 
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, config: ModelConfig):
+        self.directory, self._family = Path(directory), family(config.model_type)
         self.entries: dict[str, Entry] = {}
         self.dropped: list[str] = []
         self.files, index = _find(self.directory)
         keys = {}
         for file in self.files:
-            for key, (shape, dtype) in _format(file).headers(file).items():
+            for key, (shape, dtype) in _headers(file).items():
                 self._add(Entry(file, key, tuple(shape), dtype))
                 keys[key] = file.name
         if index is not None and keys != index:
@@ -59,23 +55,16 @@ class TensorFiles:
                 f"{self.directory}: the index puts tensor {key} into {index.get(key, 'no file')}, "
                 f"and the files have it in {keys.get(key, 'none of them')}"
             )
-        if "lm_head.weight" in self.entries:
-            self._drop_head()
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        return {name: entry.shape for name, entry in self.entries.items()}
-
-    @property
-    def dtypes(self) -> list[str]:
-        """The dtypes there are, by numpy's names."""
-        return sorted({entry.dtype for entry in self.entries.values()})
+        for name, original in self._family.TIED.items():
+            if name in self.entries:
+                self._drop_tied(name, original)
+        self.shapes = {name: entry.shape for name, entry in self.entries.items()}
+        self.dtypes = sorted({entry.dtype for entry in self.entries.values()})
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as float32; raises ValueError if any of its numbers is not finite."""
+        """Return one tensor as float32; raises ValueError if any of its numbers is not finite."""
         entry = self.entries[name]
-        tensor = np.asarray(_format(entry.file).read(entry.file, entry.key), np.float32)
+        tensor = np.asarray(_read(entry), np.float32)
         finite = np.isfinite(tensor)
         if not finite.all():
             where = [int(i) for i in np.argwhere(~finite)[0]]
@@ -86,8 +75,8 @@ class TensorFiles:
         return tensor
 
     def _add(self, entry: Entry) -> None:
-        name = entry.key.removeprefix(PREFIX)
-        if MASKS.fullmatch(name):
+        name = entry.key.removeprefix(self._family.PREFIX)
+        if re.fullmatch(self._family.BUFFERS, name):
             self.dropped.append(name)
             return
         if entry.dtype not in FLOATS.values():
@@ -97,33 +86,27 @@ class TensorFiles:
             )
         if before := self.entries.get(name):
             raise ValueError(
-                f"tensor {name} is there twice: as {before.key} in {before.file.name} "
+                f"tensor {name} occurs twice: as {before.key} in {before.file.name} "
                 f"and as {entry.key} in {entry.file.name}"
             )
         self.entries[name] = entry
 
-    def _drop_head(self) -> None:
-        head, embedding = self.entries["lm_head.weight"], self.entries.get("wte.weight")
-        if embedding is None or head.shape != embedding.shape:
-            got = "none" if embedding is None else list(embedding.shape)
-            raise ValueError(f"lm_head.weight is {list(head.shape)} and wte.weight {got}")
-        if not np.array_equal(self.read("lm_head.weight"), self.read("wte.weight")):
+    def _drop_tied(self, name: str, original: str) -> None:
+        same = original in self.entries and np.array_equal(self.read(name), self.read(original))
+        if not same:
             raise ValueError(
-                f"{head.file}: lm_head.weight differs from wte.weight; this library computes "
-                "models whose output head is the embedding only"
+                f"{self.entries[name].file}: {name} differs from {original}; expected equal "
+                "tensors: this model family ties the output head to the embedding"
             )
-        del self.entries["lm_head.weight"]
-        self.dropped.append("lm_head.weight")
+        del self.entries[name]
+        self.dropped.append(name)
 
 
-class Format(NamedTuple):
-    """How to list a file's tensors, as {key: (shape, dtype)}, and how to read one."""
-
-    headers: Callable[[Path], dict[str, tuple[tuple[int, ...], str]]]
-    read: Callable[[Path, str], np.ndarray]
-
-
-def _safetensors_headers(file: Path):
+def _headers(file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
+    """Shape and dtype of every tensor of a file."""
+    if file.suffix == ".bin":
+        tensors = _torch_open(file)
+        return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}
     try:
         with safe_open(file, "np") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
@@ -132,16 +115,19 @@ def _safetensors_headers(file: Path):
                 for key, part in slices.items()
             }
     except SafetensorError as error:
-        raise ValueError(f"{file} is no complete safetensors file: {error}") from None
+        raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
 
 
-def _safetensors_read(file: Path, key: str) -> np.ndarray:
+def _read(entry: Entry) -> np.ndarray:
+    if entry.file.suffix == ".bin":
+        # `copy`: the tensor must not keep the file's pages in memory.
+        return _torch_open(entry.file)[entry.key].float().numpy().copy()
     # Opened anew for each tensor: pages of the file that were read count as memory until then.
-    with safe_open(file, "np") as opened:
-        return opened.get_tensor(key)
+    with safe_open(entry.file, "np") as opened:
+        return opened.get_tensor(entry.key)
 
 
-def _torch_open(file: Path) -> dict:
+def _torch_open(file: Path) -> dict[str, Any]:
     try:
         import torch
     except ModuleNotFoundError:
@@ -156,40 +142,16 @@ def _torch_open(file: Path) -> dict:
         raise ValueError(
             f"{file} cannot be loaded by torch with weights_only=True and mmap=True: {reason}"
         ) from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{file} holds a {type(loaded).__name__}; expected names with tensors")
-    for key, value in loaded.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{file} has {key!r} as a {type(value).__name__}; expected a tensor")
+    values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    other = [value for value in values if not isinstance(value, torch.Tensor)]
+    if other or not isinstance(loaded, dict):
+        got = type((other or values)[0]).__name__
+        raise ValueError(f"{file} holds a {got}; expected a dict of tensors only")
     return loaded
 
 
-def _torch_headers(file: Path):
-    return {
-        key: (tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for key, value in _torch_open(file).items()
-    }
-
-
-def _torch_read(file: Path, key: str) -> np.ndarray:
-    # `copy`: the tensor must not keep the file's pages in memory.
-    return _torch_open(file)[key].float().numpy().copy()
-
-
-_FORMATS = {
-    ".safetensors": Format(_safetensors_headers, _safetensors_read),
-    ".bin": Format(_torch_headers, _torch_read),
-}
-
-
-def _format(file: Path) -> Format:
-    if file.suffix not in _FORMATS:
-        raise ValueError(f"{file} is of no known format; known are {', '.join(_FORMATS)}")
-    return _FORMATS[file.suffix]
-
-
 def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files of tensors, and where an index says that each tensor is."""
+    """The files of tensors, and the file of each tensor by the index, if there is one."""
     if not directory.is_dir():
         raise FileNotFoundError(f"no such directory: {directory}")
     name = next((name for name in CANDIDATES if (directory / name).exists()), None)
@@ -197,17 +159,16 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise FileNotFoundError(f"{directory} has none of {', '.join(CANDIDATES)}")
     if not name.endswith(".json"):
         return [directory / name], None
-    try:
-        index = json.loads((directory / name).read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(index.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        wanted = "expected JSON with a weight_map of files"
-        raise ValueError(f"{directory / name} is no index; {wanted}") from None
+    index = read_json(directory / name).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
+        raise ValueError(f"{directory / name} is no index; expected a weight_map of file names")
+    shards = sorted(set(index.values()))
     for shard in shards:
-        # Only a plain name surely stays inside; links are the download cache's own.
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        # A plain name stays inside the directory; links are the download cache's own.
+        if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
             raise ValueError(
-                f"{directory / name} points to {shard!r}; expected names of files in {directory}"
+                f"{directory / name} points to {shard!r}; expected .safetensors or .bin files in "
+                f"{directory}"
             )
         if not (directory / shard).exists():
             raise FileNotFoundError(f"{directory / name} names {shard}, which is not there")

@@ -2,19 +2,21 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
 
 from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config
-from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.interop.heads import CHOICE, CLASSIFICATION, load_finetuned, read_head
+from biomedlm_jax.interop.huggingface import PAD, load
+from biomedlm_jax.interop.tensorfiles import TensorFiles
+from biomedlm_jax.model.families import config_to_hf, family
+from biomedlm_jax.model.heads import Scorer
 
 TOLERANCE = 1e-4
-TEXT = (
-    "Photosynthesis and chromatography are words of the laboratory; myocardium and thrombin are "
-    "words of the ward. We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and "
-    "report the ECG of every animal."
-)
+TEXT = "We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and report every ECG."
 
 
 def verify_hf(
@@ -26,129 +28,144 @@ def verify_hf(
     seed: int = 0,
     tolerance: float = TOLERANCE,
 ) -> dict:
-    """Compare the logits of a Hugging Face directory here and in transformers, in float32.
+    """Compare the outputs of a Hugging Face directory here and in transformers, in float32.
 
-    `batch` rows of random tokens, and one of tokenised text where there is a tokenizer, each of
-    `length` tokens (by default 64, or all positions of a smaller model), go through this library
-    and through transformers' `attn_implementation="eager"`; then through its default attention,
-    with a warning where that computes another function. With `run`, the logits of that run
-    directory are compared as well.
-
-    Returns:
-      A dict of figures, ready for JSON; differences are absolute differences of logits.
-
-    Raises:
-      ValueError: a difference (but for the default attention's) exceeds `tolerance`, or torch and
-        transformers are not installed.
+    Outputs are logits, or a fine-tuned model's scores at the last token of each row. `batch` rows
+    of random tokens, and one of text if there is a tokenizer, each of `length` tokens (default: 64,
+    or all positions of a smaller model), go through this library and through transformers'
+    `attn_implementation="eager"`; then through its default attention, with a warning if that
+    computes another function. With `run`, the outputs of that run directory are compared as well.
+    Returns figures, ready for JSON. Raises ValueError if an absolute difference (except the default
+    attention's) exceeds `tolerance`, or torch and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
-        raise ValueError(f"{path} is a run directory; export it first, and give it as --run")
-    positions = model_config(path).context_length
-    length = min(64, positions) if length is None else length
-    if batch < 1 or not 1 <= length <= positions:
+        raise ValueError(f"{path} is a run directory; export it first, then pass it as --run")
+    config = model_config(path)
+    length = min(64, config.context_length) if length is None else length
+    if batch < 1 or not 1 <= length <= config.context_length:
         raise ValueError(
-            f"got batch={batch}, length={length}; both are at least 1, and the model has "
-            f"{positions} positions"
+            f"got batch={batch}, length={length}; expected at least 1, and at most the model's "
+            f"{config.context_length} positions"
         )
-    config, tokens, here = _logits(path, batch=batch, length=length, seed=seed)
-    flag = config.scale_attn_by_inverse_layer_idx
-
-    def there(**options) -> tuple[np.ndarray, str]:
-        model = transformers.AutoModelForCausalLM.from_pretrained(path, **options).float().eval()
-        with torch.no_grad():
-            logits = model(torch.from_numpy(tokens.astype(np.int64))).logits
-        return logits.numpy(), str(getattr(model.config, "_attn_implementation", "unknown"))
-
-    eager, _ = there(attn_implementation="eager")
-    report = {
+    model, tokenizer = _load(path)
+    tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
+    here = _outputs(model, tokens)
+    del model
+    eager, _ = _peer_outputs(path, tokens, attn_implementation="eager")
+    # The settings of config.json that folding the attention scale would change.
+    folded = config_to_hf(family(config.model_type).fold_attention_scale(config)[0])
+    foldable = {k: v for k, v in config_to_hf(config).items() if v != folded[k]}
+    report: dict[str, Any] = {
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "jax": jax.__version__,
-        "scale_attn_by_inverse_layer_idx": flag,
+        "foldable_settings": foldable,
         "rows": tokens.shape[0],
         "length": tokens.shape[1],
         "tolerance": tolerance,
-        "largest_logit": float(np.abs(eager).max()),
+        "largest_output": float(np.abs(eager).max()),
         "eager": _within(tolerance, path, here, eager, "those that transformers computes"),
     }
-    del eager
     if run is not None:
-        _, _, trained = _logits(run, batch=batch, length=length, seed=seed, tokens=tokens)
+        model, _ = _load(run)
+        if tokens.max() >= model.config.vocab_size:
+            raise ValueError(f"{run} has a vocabulary of {model.config.vocab_size} only")
+        trained = _outputs(model, tokens)
+        del model
         report["run"] = _within(tolerance, path, here, trained, f"those of {run}")
-        del trained
-    default, name = there()
-    report["default"] = {"attention": name, **_difference(here, default)}
-    report["default"]["ignores_inverse_layer_scale"] = False
+    default, attention = _peer_outputs(path, tokens)
+    report["default"] = {"attention": attention, **_difference(here, default), "ignores": []}
     if report["default"]["max"] > tolerance:
-        if flag:
-            without, _ = there(attn_implementation="eager", scale_attn_by_inverse_layer_idx=False)
-            ignored = _difference(default, without)["max"] <= tolerance
-            report["default"]["ignores_inverse_layer_scale"] = ignored
-        warnings.warn(_loudly(report), RuntimeWarning, stacklevel=2)
+        if foldable:
+            without = {name: folded[name] for name in foldable}
+            other, _ = _peer_outputs(path, tokens, attn_implementation="eager", **without)
+            if _difference(default, other)["max"] <= tolerance:
+                report["default"]["ignores"] = sorted(foldable)
+        warnings.warn(_warning(report), RuntimeWarning, stacklevel=2)
     return report
 
 
-def _logits(path, *, batch: int, length: int, seed: int, tokens: np.ndarray | None = None):
-    """The config, tokens and float32 logits of a directory; the model is freed on return."""
-    # GPU and TPU would multiply in TF32 or bfloat16, which says nothing about the weights.
+def _load(path: str | Path) -> tuple[Any, Tokenizer | None]:
+    execution: dict[str, Any] = {"compute_dtype": "float32", "attention": "xla"}
+    return (load if read_head(path) is None else load_finetuned)(path, **execution)[:2]
+
+
+def _outputs(model: Any, tokens: np.ndarray) -> np.ndarray:
+    # GPU and TPU would multiply in TF32 or bfloat16, which hides differences of the weights.
     with jax.default_matmul_precision("highest"):
-        model, tokenizer = load(path, compute_dtype="float32", attention="xla")
-        if tokens is None:
-            tokens = _tokens(model.config, tokenizer, batch=batch, length=length, seed=seed)
-        elif tokens.max() >= model.config.vocab_size:
-            raise ValueError(f"{path} has a vocabulary of {model.config.vocab_size} only")
-        return model.config, tokens, np.asarray(_forward(model, tokens))
+        return np.asarray(_forward(model, tokens))
 
 
 @jax.jit
-def _forward(model, tokens):
-    return model(tokens)
+def _forward(model, tokens_BxL):
+    if isinstance(model, Scorer):
+        return model(model.trunk.hidden(tokens_BxL)[:, -1])
+    return model(tokens_BxL)
 
 
-def _tokens(config, tokenizer, *, batch: int, length: int, seed: int) -> np.ndarray:
-    random = np.random.default_rng(seed).integers(0, config.vocab_size, (batch, length))
-    if tokenizer is None:
-        return random.astype(np.int32)
-    ids = tokenizer.encode(TEXT).ids
-    text = np.resize(ids, (1, length))  # repeated as often as it takes
-    return np.concatenate([random, text]).astype(np.int32)
+def _peer_outputs(path: str | Path, tokens: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
+    """The outputs that transformers computes, and the name of its attention."""
+    torch, transformers = _peers()
+    head = read_head(path)
+    loader = {
+        None: transformers.AutoModelForCausalLM,
+        CHOICE: transformers.AutoModel,  # transformers has no class for choices
+        CLASSIFICATION: transformers.AutoModelForSequenceClassification,
+    }[head and head.kind]
+    model = loader.from_pretrained(path, **options).float().eval()
+    with torch.no_grad():
+        result = model(torch.from_numpy(tokens.astype(np.int64)))
+        if head is not None and head.kind == CHOICE:
+            files = TensorFiles(path, model_config(path))
+            weight, bias = (files.read(f"score.{name}") for name in ("weight", "bias"))
+            state_BxD = result.last_hidden_state[:, -1].numpy()
+            outputs = (state_BxD @ weight.T + bias)[:, 0]
+        else:
+            outputs = result.logits.numpy()
+    return outputs, str(getattr(model.config, "_attn_implementation", "unknown"))
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> dict:
+def _tokens(size: int, tokenizer: Tokenizer | None, *, batch, length, seed) -> np.ndarray:
+    tokens = np.random.default_rng(seed).integers(0, size, (batch, length))
+    if tokenizer is not None:
+        text = np.resize(tokenizer.encode(TEXT).ids, (1, length))  # repeated as needed
+        tokens = np.concatenate([tokens, text])
+        # transformers scores the last token that is not padding.
+        tokens[tokens == (tokenizer.token_to_id(PAD) or 0)] = 0
+    return tokens.astype(np.int32)
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     if a.shape != b.shape:
-        raise ValueError(f"got logits of shape {b.shape}; expected {a.shape}")
-    difference = np.abs(a.astype(np.float32) - b.astype(np.float32))
-    per_position = difference.mean(axis=(0, 2))
-    return {
-        "max": float(difference.max()),
-        "mean": float(difference.mean()),
-        "mean_per_position": [float(f"{value:.3g}") for value in per_position],
-    }
+        raise ValueError(f"got outputs of shape {b.shape}; expected {a.shape}")
+    difference = np.abs(a.astype(np.float32) - b)
+    figures: dict[str, Any] = {"max": float(difference.max()), "mean": float(difference.mean())}
+    if difference.ndim == 3:
+        means = difference.mean(axis=(0, 2))
+        figures["mean_per_position"] = [float(f"{value:.3g}") for value in means]
+    return figures
 
 
 def _within(tolerance: float, path, here: np.ndarray, other: np.ndarray, whose: str) -> dict:
     difference = _difference(here, other)
-    if not difference["max"] <= tolerance:  # so that nan is an error too
+    largest = difference["max"]
+    if not largest <= tolerance:  # so that nan is an error too
         raise ValueError(
-            f"the logits of {path} differ by up to {difference['max']:.3g} from {whose}; expected "
-            f"at most {tolerance:g}: the directory does not hold the function that it should"
+            f"the outputs of {path} differ by {largest:.3g} from {whose}; expected at most "
+            f"{tolerance:g}"
         )
     return difference
 
 
-def _loudly(report: dict) -> str:
-    default, version = report["default"], report["transformers"]
-    what = f"transformers {version} computes ANOTHER FUNCTION by default ({default['attention']})"
-    by = f"logits differ by up to {default['max']:.3g}"
-    if default["ignores_inverse_layer_scale"]:
-        what = (
-            f"transformers {version} IGNORES scale_attn_by_inverse_layer_idx by default "
-            f"({default['attention']})"
-        )
-        by += ", and equal those of a model without it"
-    advice = 'load with attn_implementation="eager", or export with --fold_attention_scale'
-    return f"{what}: {by}; {advice}"
+def _warning(report: dict) -> str:
+    default, ignored = report["default"], ", ".join(report["default"]["ignores"])
+    verb = f"IGNORES {ignored}" if ignored else "computes ANOTHER FUNCTION"
+    return (
+        f"transformers {report['transformers']} {verb} by default ({default['attention']}): "
+        f"outputs differ by up to {default['max']:.3g}; load with "
+        'attn_implementation="eager", or export with --fold_attention_scale'
+    )
 
 
 def _peers():

@@ -1,139 +1,130 @@
-"""The weights under their two names: leaves of GPT and tensors of Hugging Face's GPT-2.
+"""The weights under their two names: leaves of a model and tensors of Hugging Face.
 
-Hugging Face keeps linear layers as `Conv1D` [in, out], which is a Flax kernel: conversion renames,
-splits and joins, and moves no number. Tensors pass one at a time, so a conversion needs little
-memory beside the model itself.
+A family's table says which leaves a tensor consists of; conversion renames, splits, joins and
+transposes. Tensors pass one at a time, so a conversion needs little memory beside the model.
 """
 
-import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from biomedlm_jax.mesh import one_device
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.training.state import abstract_model
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import family
+from biomedlm_jax.model.heads import Scorer
+from biomedlm_jax.model.language_model import (
+    Tensor,
+    axis_names,
+    leaf_name,
+    named_leaves,
+    named_parameters,
+)
 
-PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
-# Hugging Face's name -> the leaves that are its parts along the last axis. `*` is a layer, and
-# there the leaves have a leading axis of layers. Only wte has rows that Hugging Face never sees.
-TABLE = {
-    "wte.weight": ("wte",),
-    "wpe.weight": ("wpe",),
-    "h.*.ln_1.weight": ("h.ln_1.scale",),
-    "h.*.ln_1.bias": ("h.ln_1.bias",),
-    "h.*.attn.c_attn.weight": (
-        "h.attn.c_attn.query.kernel",
-        "h.attn.c_attn.key.kernel",
-        "h.attn.c_attn.value.kernel",
-    ),
-    "h.*.attn.c_attn.bias": (
-        "h.attn.c_attn.query.bias",
-        "h.attn.c_attn.key.bias",
-        "h.attn.c_attn.value.bias",
-    ),
-    "h.*.attn.c_proj.weight": ("h.attn.c_proj.kernel",),
-    "h.*.attn.c_proj.bias": ("h.attn.c_proj.bias",),
-    "h.*.ln_2.weight": ("h.ln_2.scale",),
-    "h.*.ln_2.bias": ("h.ln_2.bias",),
-    "h.*.mlp.c_fc.weight": ("h.mlp.c_fc.kernel",),
-    "h.*.mlp.c_fc.bias": ("h.mlp.c_fc.bias",),
-    "h.*.mlp.c_proj.weight": ("h.mlp.c_proj.kernel",),
-    "h.*.mlp.c_proj.bias": ("h.mlp.c_proj.bias",),
-    "ln_f.weight": ("ln_f.scale",),
-    "ln_f.bias": ("ln_f.bias",),
+# The score layer of a head, as torch's Linear stores it.
+SCORE = {
+    "score.weight": Tensor(("score.kernel",), transposed=True),
+    "score.bias": Tensor(("score.bias",)),
 }
 
 
 class Place(NamedTuple):
-    """Where a Hugging Face tensor lives in GPT: in these leaves, at this layer of each."""
+    """Where a Hugging Face tensor is in a model: these leaves, at this layer of each."""
 
     leaves: tuple[str, ...]
     layer: int | None
+    transposed: bool
 
 
-def places(config: GPTConfig) -> dict[str, Place]:
-    """Every Hugging Face tensor of such a model, without prefix, in the order of its forward."""
-    stacked = [pattern for pattern in TABLE if "*" in pattern]
-    alone = {pattern: Place(TABLE[pattern], None) for pattern in TABLE if "*" not in pattern}
-    blocks = {
-        pattern.replace("*", str(layer)): Place(TABLE[pattern], layer)
-        for layer in range(config.layers)
-        for pattern in stacked
-    }
-    after = {name: alone.pop(name) for name in ("ln_f.weight", "ln_f.bias")}
-    return {**alone, **blocks, **after}
+def places(model: Any) -> dict[str, Place]:
+    """Return every Hugging Face tensor of a model or of its shapes, without prefix, in order.
+
+    `model` is a LanguageModel, or a Scorer, whose tensors `score.*` come last.
+    """
+    if isinstance(model, Scorer):
+        leaves, result = named_leaves(model), {}
+        for name, (parts, layer, transposed) in places(model.trunk).items():
+            result[name] = Place(tuple(f"trunk.{leaf}" for leaf in parts), layer, transposed)
+        score = {
+            name: Place(tensor.leaves, None, tensor.transposed) for name, tensor in SCORE.items()
+        }
+        return result | {name: place for name, place in score.items() if place.leaves[0] in leaves}
+    table, result = family(model.config.model_type).TENSORS, {}
+    layered = [name for name in table if "*" in name]
+    for name, tensor in table.items():
+        if name == layered[0]:
+            for layer in range(model.config.layers):
+                for pattern in layered:
+                    parts, transposed = table[pattern]
+                    result[pattern.replace("*", str(layer))] = Place(parts, layer, transposed)
+        elif name not in layered:
+            result[name] = Place(tensor.leaves, None, tensor.transposed)
+    return result
 
 
-@functools.lru_cache
-def tensor_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every Hugging Face tensor of such a model, vocabulary padding left out."""
-    leaves = named_leaves(abstract_model(config, one_device()))
-    shapes = {}
-    for name, (parts, layer) in places(config).items():
-        shape = leaves[parts[0]].shape[0 if layer is None else 1 :]
-        shape = (config.vocab_size, *shape[1:]) if name == "wte.weight" else shape
-        shapes[name] = (*shape[:-1], shape[-1] * len(parts))
+def file_name(name: str, config: ModelConfig) -> str:
+    """Return the name of a tensor in a file, which has the family's prefix."""
+    return name if name in SCORE else family(config.model_type).PREFIX + name
+
+
+def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every Hugging Face tensor of a model, vocabulary padding excluded."""
+    leaves, shapes = _shapes(model), {}
+    for name, (parts, layer, transposed) in places(model).items():
+        *before, last = leaves[parts[0]][0 if layer is None else 1 :]
+        shape = (*before, last * len(parts))
+        shapes[name] = shape[::-1] if transposed else shape
     return shapes
 
 
-def check_tensors(found: Mapping[str, tuple[int, ...]], config: GPTConfig, *, where: str) -> None:
-    """Raise ValueError unless `found` has exactly the tensors of such a model, in their shapes."""
-    wanted = tensor_shapes(config)
-    _refuse(
-        [f"{name} {list(found[name])}" for name in found if name not in wanted],
-        f"{where} has tensors that this model does not: got",
-        "config.json describes another model, or the file is not a GPT-2's",
-    )
-    _refuse(
-        [f"{name} {list(wanted[name])}" for name in wanted if name not in found],
-        f"{where} lacks tensors of this model: expected",
-        "the file is incomplete, or config.json describes another model",
-    )
-    _refuse(
-        [
-            f"{name}: got {list(found[name])}, expected {list(wanted[name])}"
-            for name in wanted
-            if tuple(found[name]) != wanted[name]
+def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: str) -> None:
+    """Raise ValueError unless `shapes` has exactly the tensors of `model`, in their shapes."""
+    wanted = tensor_shapes(model)
+    got = {name: f"{name} {list(shape)}" for name, shape in shapes.items()}
+    expected = {name: f"{name} {list(shape)}" for name, shape in wanted.items()}
+    problems = {
+        "has tensors that this model does not: got": [got[n] for n in got if n not in wanted],
+        "lacks tensors of this model: expected": [expected[n] for n in wanted if n not in got],
+        "has tensors of another shape: got": [
+            f"{got[n]}, expected {list(wanted[n])}" for n in wanted if got.get(n) != expected[n]
         ],
-        f"{where} has tensors of another shape:",
-        "config.json describes another model",
-    )
+    }
+    for problem, tensors in problems.items():
+        if tensors:
+            more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+            raise ValueError(
+                f"{where} {problem} {', '.join(tensors[:3])}{more}; the file is incomplete, or "
+                f"config.json describes another {model.config.model_type} model"
+            )
 
 
-def read_model(
-    config: GPTConfig, read: Callable[[str], np.ndarray], *, mesh: Mesh | None = None
-) -> GPT:
-    """Build a GPT from `read(name)`, Hugging Face's float32 tensors, laid out on `mesh`.
+def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
+    """Build the model `abstract` (shapes, shardings) from `read(name)`, float32 tensors.
 
-    The tensors must have passed `check_tensors`. Without a mesh the model goes onto one device.
+    The tensors must have passed `check_tensors`.
     """
-    abstract = abstract_model(config, one_device() if mesh is None else mesh)
     specs, arrays = named_leaves(abstract), {}
-    groups: dict[tuple[str, ...], list[tuple[str, int | None]]] = {}
-    for name, (leaves, layer) in places(config).items():
-        groups.setdefault(leaves, []).append((name, layer))
+    groups: dict[tuple[str, ...], list[tuple[str, Place]]] = {}
+    for name, place in places(abstract).items():
+        groups.setdefault(place.leaves, []).append((name, place))
     # On its way to a device a leaf exists twice, so the largest go while the others do not exist.
     for leaves in sorted(groups, key=lambda leaves: -specs[leaves[0]].size):
         stacks = _stack(groups[leaves], read, [specs[leaf].shape for leaf in leaves])
         for leaf in leaves:
-            arrays[leaf] = _place(stacks.pop(0), specs[leaf].sharding)
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], abstract)
+            arrays[leaf] = _on_devices(stacks.pop(0), specs[leaf].sharding)
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[leaf_name(path)], abstract)
 
 
-def tensor_reader(model: GPT, *, fold: bool = False) -> Callable[[str], np.ndarray]:
-    """A function from a Hugging Face name to that tensor of `model`: float32, on the host.
+def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.ndarray]:
+    """Return a function from a Hugging Face name to that tensor of `model`: float32, on the host.
 
-    With `fold` the query part of layer l's c_attn is divided by l + 1, as a model without
-    `scale_attn_by_inverse_layer_idx` needs it to compute the same function. Raises ValueError for
-    a model spread over several processes.
+    Leaves whose name has the part `fold` are divided by their layer's index + 1, see
+    `fold_attention_scale` of the family. Raises ValueError for a model spread over several
+    processes.
     """
-    leaves, where = named_leaves(model), places(model.config)
+    leaves, shapes, where = named_leaves(model), _shapes(model), places(model)
     if not all(leaf.is_fully_addressable for leaf in leaves.values()):
         raise ValueError(
             "the model is spread over several processes; export its run directory in one"
@@ -144,35 +135,39 @@ def tensor_reader(model: GPT, *, fold: bool = False) -> Callable[[str], np.ndarr
         if layer is not None:
             # Not array[layer] of the host's copy: that of a whole stack would stay in memory.
             array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
-        elif leaf == "wte":
-            array = array[: model.config.vocab_size]
+        elif array.shape != shapes[leaf]:  # vocabulary padding
+            array = array[tuple(map(slice, shapes[leaf]))]
         values = np.asarray(array, np.float32)
-        return values / np.float32(layer + 1) if fold and ".query." in leaf else values
+        if layer is not None and fold is not None and fold in leaf:
+            values = values / np.float32(layer + 1)
+        return values
 
     def read(name: str) -> np.ndarray:
-        names, layer = where[name]
-        return np.concatenate([part(leaf, layer) for leaf in names], axis=-1)
+        names, layer, transposed = where[name]
+        tensor = np.concatenate([part(leaf, layer) for leaf in names], axis=-1)
+        return tensor.T if transposed else tensor
 
     return read
 
 
-def named_leaves(model: GPT) -> dict[str, jax.Array]:
-    """The leaves of a model, or of its shapes, by dotted name."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model)}
-
-
-def _name(path: tuple) -> str:
-    return ".".join(key.name for key in path[:-1])  # the last key is the Param's own
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the leaves, vocabulary padding excluded."""
+    size, shapes = model.config.vocab_size, {}
+    for name, variable in named_parameters(model).items():
+        axes = itertools.zip_longest(axis_names(variable), variable.shape)
+        shapes[name] = tuple(size if axis == "vocab" else length for axis, length in axes)
+    return shapes
 
 
 def _stack(tensors, read, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
     """The host's copies of the leaves that these tensors, with their layers, are parts of."""
     stacks = [_aligned_zeros(shape) for shape in shapes]
-    for name, layer in tensors:
-        parts = np.split(read(name), len(stacks), axis=-1)
+    for name, place in tensors:
+        tensor = read(name)
+        parts = np.split(tensor.T if place.transposed else tensor, len(stacks), axis=-1)
         for stack, part in zip(stacks, parts, strict=True):
-            target = stack if layer is None else stack[layer]
-            target[: len(part)] = part  # fewer rows than wte has: the padding stays zero
+            target = stack if place.layer is None else stack[place.layer]
+            target[tuple(map(slice, part.shape))] = part  # vocabulary padding stays zero
     return stacks
 
 
@@ -184,13 +179,6 @@ def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
     return raw[start : start + size].view(np.float32).reshape(shape)
 
 
-def _place(stack: np.ndarray, sharding) -> jax.Array:
+def _on_devices(stack: np.ndarray, sharding) -> jax.Array:
     array = jax.make_array_from_callback(stack.shape, sharding, lambda index: stack[index])
     return jax.block_until_ready(array)  # so that the host's copy can go
-
-
-def _refuse(bad: Iterable[str], problem: str, advice: str) -> None:
-    bad = list(bad)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise ValueError(f"{problem} {', '.join(bad[:3])}{more}; {advice}")

@@ -15,7 +15,7 @@ Axes: B batch, L queries, S keys, H heads, G key/value heads (a divisor of H), K
 import functools
 import logging
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,13 +125,7 @@ def softmax_attention(
 
 
 def choose_kernel(
-    kernel: str,
-    query_BxHxLxK,
-    key_BxGxSxK,
-    *,
-    segments: bool = False,
-    branches: bool = False,
-    dropping: bool = False,
+    kernel: str, query_BxHxLxK, key_BxGxSxK, *, segments=False, branches=False, dropping=False
 ) -> str:
     """Return the kernel that serves this call: `kernel` itself, or what `auto` stands for here.
 
@@ -140,8 +134,7 @@ def choose_kernel(
     platform = meshes.platform()
     best = next((name for name, theirs in PLATFORMS.items() if theirs == platform), "xla")
     wanted = best if kernel == "auto" else kernel
-    B, _, L, K = query_BxHxLxK.shape
-    G, S = key_BxGxSxK.shape[1:3]
+    (B, _, L, K), (G, S) = query_BxHxLxK.shape, key_BxGxSxK.shape[1:3]
     reason = unsupported_reason(
         wanted,
         platform=platform,
@@ -168,9 +161,9 @@ def choose_kernel(
 def unsupported_reason(
     kernel: str,
     *,
-    platform: str,
-    queries: int,
-    keys: int,
+    platform: str | None = None,
+    queries: int = SPLASH_BLOCKS[-1],
+    keys: int = SPLASH_BLOCKS[-1],
     head_dim: int,
     dtype: str,
     segments: bool = False,
@@ -179,35 +172,28 @@ def unsupported_reason(
 ) -> str | None:
     """Return why `kernel` cannot serve such a call, or None if it can.
 
-    `queries` and `keys` are lengths, `platform` is jax's name (cpu, gpu, tpu), `segments` and
-    `branches` say what the mask has.
+    `queries` and `keys` are lengths, `platform` is jax's name (cpu, gpu, tpu; None: the kernel's
+    own), `segments` and `branches` say what the mask has, `dtype` may be auto.
     """
-    if kernel == "xla":
+    if kernel not in PLATFORMS:
         return None
-    if platform != PLATFORMS[kernel]:
-        return f"it runs on a {PLATFORMS[kernel].upper()}, and the platform is {platform}"
-    if dropping:
-        return "it has no dropout (set model.attention_dropout=0)"
-    if branches:
-        return "its masks cannot express several branches after one prefix"
-    if segments and kernel == "cudnn":
-        return "it is used for causal attention only, without packed segments"
-    if queries != keys:
-        return f"it takes as many queries as keys, not {queries} and {keys}"
-    if kernel == "splash" and queries % SPLASH_BLOCKS[-1]:
-        return f"it works on blocks of {SPLASH_BLOCKS[-1]} positions, not on {queries}"
-    return never_supported(kernel, head_dim=head_dim, dtype=dtype)
-
-
-def never_supported(kernel: str, *, head_dim: int, dtype: str) -> str | None:
-    """Return why `kernel` serves no call with such heads and such a dtype (or `auto`), or None."""
-    if kernel == "splash" and head_dim % 64:
-        return f"heads must be a multiple of 64 wide, not {head_dim}"
-    if kernel == "cudnn" and dtype not in ("auto", "bfloat16", "float16"):
-        return f"it computes in bfloat16, not in {dtype} (model.compute_dtype)"
-    if kernel == "cudnn" and (head_dim % 8 or head_dim > 128):
-        return f"heads must be a multiple of 8 wide and at most 128, not {head_dim}"
-    return None
+    splash, cudnn, needed = kernel == "splash", kernel == "cudnn", PLATFORMS[kernel]
+    half = dtype in ("auto", "bfloat16", "float16")
+    reasons = {
+        f"it runs on a {needed.upper()}, and the platform is {platform}": platform
+        not in (None, needed),
+        "it has no dropout (set model.attention_dropout=0)": dropping,
+        "its masks cannot express several branches after one prefix": branches,
+        "it is used for causal attention only, without packed segments": cudnn and segments,
+        f"it takes as many queries as keys, not {queries} and {keys}": queries != keys,
+        f"it works on blocks of {SPLASH_BLOCKS[-1]} positions, not on {queries}": splash
+        and queries % SPLASH_BLOCKS[-1] != 0,
+        f"heads must be a multiple of 64 wide, not {head_dim}": splash and head_dim % 64 != 0,
+        f"it computes in bfloat16, not in {dtype} (model.compute_dtype)": cudnn and not half,
+        f"heads must be a multiple of 8 wide and at most 128, not {head_dim}": cudnn
+        and (head_dim % 8 != 0 or head_dim > 128),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def training_kernel(config, mesh, *, length: int | None = None, segments=False, branches=False):
@@ -231,7 +217,9 @@ def _log_once(requested: str, chosen: str, platform: str, reason: str | None) ->
     LOG.info("attention: %s on %s%s", chosen, platform, why)
 
 
-def _splash(query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False):
+def _splash(
+    query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False
+) -> Any:
     H, L = query_BxHxLxK.shape[1:3]
     query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
     repeats = H // key_BxGxSxK.shape[1]

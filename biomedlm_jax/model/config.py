@@ -61,7 +61,7 @@ class ModelConfig(Settings):
                 f"model.vocab_size={self.vocab_size}; tokenizers made here end with it, at "
                 f"{self.vocab_size - 1}"
             )
-        reason = attention.never_supported(
+        reason = attention.unsupported_reason(
             self.attention, head_dim=self.head_dim, dtype=self.compute_dtype
         )
         if reason is not None:

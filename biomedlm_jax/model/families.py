@@ -18,7 +18,7 @@ FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
 
 
 def family(model_type: object) -> ModuleType:
-    """Return the module of a family: Config, Model, from_hf, to_hf, TENSORS.
+    """Return the module of a family: Config, Model, and its Hugging Face tables.
 
     Raises ValueError for a `model_type` that is not known.
     """
@@ -55,10 +55,32 @@ def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageMod
 
 
 def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
-    """Read a Hugging Face `config.json`; raises ValueError for a model that is not supported."""
-    return family(config.get("model_type")).from_hf(config, **execution)
+    """Read a Hugging Face `config.json`; `execution` sets fields such as `compute_dtype`.
+
+    Raises ValueError for a model that its family does not compute.
+    """
+    module = family(config.get("model_type"))
+    for name, only in module.FIXED.items():
+        if config.get(name, only) != only:
+            raise ValueError(
+                f"config.json has {name}={config[name]!r}; this library computes {name}={only!r}"
+            )
+    missing = [name for name in module.REQUIRED if name not in config]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}, which a model of its type needs")
+    values = {ours: config[theirs] for ours, theirs in module.FIELDS.items() if theirs in config}
+    return module.Config(**{**module.ABSENT, **values, **execution})
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """Return the Hugging Face `config.json` of a model that computes the same function."""
-    return family(config.model_type).to_hf(config)
+    """Return the Hugging Face `config.json` of the same function in transformers."""
+    module = family(config.model_type)
+    return {
+        "architectures": [module.ARCHITECTURES["language_model"]],
+        "model_type": config.model_type,
+        **module.FIXED,
+        **{theirs: getattr(config, ours) for ours, theirs in module.FIELDS.items()},
+        **module.more_fields(config),
+        "torch_dtype": "float32",
+        "use_cache": True,
+    }

@@ -7,7 +7,6 @@ no transpose surrounds the attention kernel.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.language_model import LanguageModel, stack_blocks
+from biomedlm_jax.model.language_model import LanguageModel, Tensor, stack_blocks
 from biomedlm_jax.model.layers import (
     LayerNorm,
     add_bias,
@@ -29,7 +28,6 @@ from biomedlm_jax.model.layers import (
     normal,
     product,
     rounded,
-    vector_axis,
 )
 from biomedlm_jax.settings import setting
 
@@ -50,6 +48,8 @@ FIELDS = {
     "eos_token_id": "eos_token_id",
 }
 REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
+# What transformers assumes where config.json leaves a field out, if not our default.
+ABSENT = {"scale_attn_by_inverse_layer_idx": False, "eos_token_id": None}
 # Settings of GPT2Config that this model has one value of, and what transformers assumes.
 FIXED = {
     "activation_function": "gelu_new",
@@ -63,31 +63,54 @@ ARCHITECTURES = {
     "classification": "GPT2ForSequenceClassification",
 }
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
-HEAD_TENSOR = "lm_head.weight"  # old files repeat the embedding under this name
-# Hugging Face's tensor -> the leaves that are its parts along the last axis. `*` is a layer, and
-# there the leaves have a leading axis of layers. Both sides store kernels as [in, out].
+TIED = {"lm_head.weight": "wte.weight"}  # old files repeat the embedding under another name
+BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"  # constants of old files: causal mask, masked logit
+# Hugging Face's tensor -> the leaves that are its parts. Both sides store kernels as [in, out].
 TENSORS = {
-    "wte.weight": ("wte",),
-    "wpe.weight": ("wpe",),
-    "h.*.ln_1.weight": ("h.ln_1.scale",),
-    "h.*.ln_1.bias": ("h.ln_1.bias",),
-    "h.*.attn.c_attn.weight": tuple(
-        f"h.attn.c_attn.{name}.kernel" for name in ("query", "key", "value")
+    "wte.weight": Tensor(("wte",)),
+    "wpe.weight": Tensor(("wpe",)),
+    "h.*.ln_1.weight": Tensor(("h.ln_1.scale",)),
+    "h.*.ln_1.bias": Tensor(("h.ln_1.bias",)),
+    "h.*.attn.c_attn.weight": Tensor(
+        tuple(f"h.attn.c_attn.{name}.kernel" for name in ("query", "key", "value"))
     ),
-    "h.*.attn.c_attn.bias": tuple(
-        f"h.attn.c_attn.{name}.bias" for name in ("query", "key", "value")
+    "h.*.attn.c_attn.bias": Tensor(
+        tuple(f"h.attn.c_attn.{name}.bias" for name in ("query", "key", "value"))
     ),
-    "h.*.attn.c_proj.weight": ("h.attn.c_proj.kernel",),
-    "h.*.attn.c_proj.bias": ("h.attn.c_proj.bias",),
-    "h.*.ln_2.weight": ("h.ln_2.scale",),
-    "h.*.ln_2.bias": ("h.ln_2.bias",),
-    "h.*.mlp.c_fc.weight": ("h.mlp.c_fc.kernel",),
-    "h.*.mlp.c_fc.bias": ("h.mlp.c_fc.bias",),
-    "h.*.mlp.c_proj.weight": ("h.mlp.c_proj.kernel",),
-    "h.*.mlp.c_proj.bias": ("h.mlp.c_proj.bias",),
-    "ln_f.weight": ("ln_f.scale",),
-    "ln_f.bias": ("ln_f.bias",),
+    "h.*.attn.c_proj.weight": Tensor(("h.attn.c_proj.kernel",)),
+    "h.*.attn.c_proj.bias": Tensor(("h.attn.c_proj.bias",)),
+    "h.*.ln_2.weight": Tensor(("h.ln_2.scale",)),
+    "h.*.ln_2.bias": Tensor(("h.ln_2.bias",)),
+    "h.*.mlp.c_fc.weight": Tensor(("h.mlp.c_fc.kernel",)),
+    "h.*.mlp.c_fc.bias": Tensor(("h.mlp.c_fc.bias",)),
+    "h.*.mlp.c_proj.weight": Tensor(("h.mlp.c_proj.kernel",)),
+    "h.*.mlp.c_proj.bias": Tensor(("h.mlp.c_proj.bias",)),
+    "ln_f.weight": Tensor(("ln_f.scale",)),
+    "ln_f.bias": Tensor(("ln_f.bias",)),
 }
+SCALED = (
+    "**Attention scale.** Layer l (from 0) divides its attention logits by l + 1 "
+    "(scale_attn_by_inverse_layer_idx). transformers 4.42 to 4.57 silently ignore that setting on "
+    "their default SDPA path and compute another function (huggingface/transformers issue 44380, "
+    'fixed by 44397). Load with attn_implementation="eager", which is right in all versions. vLLM '
+    "and SGLang refuse the setting: for them, export with --fold_attention_scale."
+)
+FOLDED = (
+    "The model was trained with scale_attn_by_inverse_layer_idx: layer l (from 0) divides its "
+    "attention logits by l + 1. In this export the factor is folded into the query part of each "
+    "c_attn and the setting is off, so that every engine, vLLM and SGLang included, computes the "
+    "trained function."
+)
+
+
+def more_fields(config: "GPT2Config") -> dict[str, Any]:
+    """Return the entries of a Hugging Face config.json that repeat others or are optional."""
+    return {
+        "n_ctx": config.context_length,
+        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
+        "bos_token_id": config.eos_token_id,
+        "reorder_and_upcast_attn": False,
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,41 +131,6 @@ class GPT2Config(ModelConfig):
     residual_dropout: float = setting(0.1, least=0, below=1)
 
 
-def from_hf(config: Mapping[str, Any], **execution: Any) -> GPT2Config:
-    """Read a Hugging Face `config.json`; `execution` sets fields such as `compute_dtype`.
-
-    Raises ValueError for a model that is not a GPT-2 of this kind.
-    """
-    for name, only in FIXED.items():
-        if config.get(name, only) != only:
-            raise ValueError(
-                f"config.json has {name}={config[name]!r}; this library computes {name}={only!r}"
-            )
-    missing = [name for name in REQUIRED if name not in config]
-    if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}, which a GPT-2 needs")
-    values = {ours: config[theirs] for ours, theirs in FIELDS.items() if theirs in config}
-    # transformers leaves the inverse-layer scale off, and the end of text at GPT-2's id.
-    values = {"scale_attn_by_inverse_layer_idx": False, "eos_token_id": None, **values}
-    return GPT2Config(**{**values, **execution})
-
-
-def to_hf(config: GPT2Config) -> dict[str, Any]:
-    """Return the Hugging Face `config.json` of the same function in transformers."""
-    return {
-        "architectures": [ARCHITECTURES["language_model"]],
-        "model_type": config.model_type,
-        **FIXED,
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        "n_ctx": config.context_length,
-        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
-        "bos_token_id": config.eos_token_id,
-        "reorder_and_upcast_attn": False,
-        "torch_dtype": "float32",
-        "use_cache": True,
-    }
-
-
 def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
     """Return the config without the inverse-layer scale, and which leaves absorb it.
 
@@ -150,6 +138,13 @@ def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
     """
     folded = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
     return folded, ".c_attn.query." if config.scale_attn_by_inverse_layer_idx else None
+
+
+def export_warning(config: GPT2Config, *, folded: bool) -> str | None:
+    """Return what a user of an export must know about its attention, as Markdown, or None."""
+    if folded:
+        return FOLDED
+    return SCALED if config.scale_attn_by_inverse_layer_idx else None
 
 
 def _linear(config: GPT2Config, axis_names, sizes, *, rngs, deviation: float | None = None):
@@ -161,15 +156,8 @@ def _residual_deviation(config: GPT2Config) -> float:
     return config.initializer_range / math.sqrt(2 * config.layers)
 
 
-def _layer_norm(config: GPT2Config, *, rngs: nnx.Rngs) -> LayerNorm:
-    return LayerNorm(
-        config.width,
-        epsilon=config.layer_norm_epsilon,
-        dtype=config.dtype,
-        scale_metadata=axes(vector_axis("embed")),
-        bias_metadata=axes(vector_axis("embed")),
-        rngs=rngs,
-    )
+def _layer_norm(config: GPT2Config) -> LayerNorm:
+    return LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=config.dtype)
 
 
 class QueryKeyValue(nnx.Module):
@@ -184,15 +172,17 @@ class QueryKeyValue(nnx.Module):
 
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values, each [B, H, L, K]."""
-        return self._heads(x_BxLxD, self.query), *(
-            self._heads(x_BxLxD, layer) for layer in (self.key, self.value)
+        return (
+            self._heads(x_BxLxD, self.query),
+            self._heads(x_BxLxD, self.key),
+            self._heads(x_BxLxD, self.value),
         )
 
     def _heads(self, x_BxLxD: jax.Array, layer: nnx.Linear) -> jax.Array:
         H, K = self.config.heads, self.config.head_dim
         kernel_DxHxK = layer.kernel[...].reshape(-1, H, K)
         y_BxHxLxK = product("BLD,DHK->BHLK", self.config.reduce_dtype, x_BxLxD, kernel_DxHxK)
-        return add_bias(y_BxHxLxK, layer.bias[...].reshape(H, 1, K))
+        return add_bias(y_BxHxLxK, layer.bias, (H, 1, K))
 
 
 class Attention(nnx.Module):
@@ -244,9 +234,9 @@ class Block(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        self.ln_1 = _layer_norm(config, rngs=rngs)
+        self.ln_1 = _layer_norm(config)
         self.attn = Attention(config, rngs=rngs)
-        self.ln_2 = _layer_norm(config, rngs=rngs)
+        self.ln_2 = _layer_norm(config)
         self.mlp = MLP(config, rngs=rngs)
         self.config = config
 
@@ -266,7 +256,6 @@ class GPT2(LanguageModel):
     """GPT-2 with a tied head: `GPT2(config, key=key)(tokens_BxL) -> logits_BxLxV`."""
 
     BLOCKS, NORM, HEAD = "h", "ln_f", "wte"
-    config: GPT2Config
 
     def __init__(self, config: GPT2Config, *, key: jax.Array):
         block_key, *keys = jax.random.split(key, 4)
@@ -280,7 +269,7 @@ class GPT2(LanguageModel):
             lambda key: Block(config, rngs=nnx.Rngs(key)),
             jax.random.split(block_key, config.layers),
         )
-        self.ln_f = _layer_norm(config, rngs=nnx.Rngs(keys[2]))
+        self.ln_f = _layer_norm(config)
         self.config = config
 
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:

@@ -7,7 +7,7 @@ heads, K head dimension, F MLP width, V vocabulary, N layers, x any axes before 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,17 @@ from biomedlm_jax.model.layers import axes, rematerialise
 # attend(query_BxHxLxK, key_BxGxLxK, value_BxGxLxK, dropout_key=...) -> [B, H, L, K]; the query is
 # scaled already.
 Attend = Callable[..., jax.Array]
+
+
+class Tensor(NamedTuple):
+    """The leaves that a Hugging Face tensor consists of, joined along their last axis.
+
+    A `*` in the tensor's name is a layer; its leaves have a leading axis of layers. `transposed`:
+    the file stores the joined matrix as [out, in], as torch's Linear does.
+    """
+
+    leaves: tuple[str, ...]
+    transposed: bool = False
 
 
 class LanguageModel(nnx.Module):

@@ -5,6 +5,7 @@ Axes: B batch, L length, D width, V vocabulary, x any axes before the last.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,11 @@ from biomedlm_jax.mesh import constrain
 REDUCE_DTYPES = ("float32", "compute")
 
 
+def custom_vjp(*nondiff_argnums: int) -> Any:
+    """Return the decorator `jax.custom_vjp`, whose own types hide what the function returns."""
+    return functools.partial(jax.custom_vjp, nondiff_argnums=nondiff_argnums)
+
+
 def normal(deviation: float) -> Callable[..., jax.Array]:
     """Return an initializer of independent normal values."""
     return nnx.initializers.normal(deviation)
@@ -25,12 +31,6 @@ def axes(*names: str | None) -> dict:
     """Return the metadata that gives a parameter's axes their logical names."""
     # Without eager_sharding=False a module could not be built outside a mesh.
     return {"out_sharding": names, "eager_sharding": False}
-
-
-def vector_axis(axis: str) -> str | None:
-    """Return the axis name of a vector of this width: small ones are replicated."""
-    # A replicated vector of the width need not be gathered in every layer.
-    return None if axis == "embed" else axis
 
 
 def linear(
@@ -49,7 +49,8 @@ def linear(
         dtype=dtype,
         kernel_init=normal(deviation),
         kernel_metadata=axes(*axis_names),
-        bias_metadata=axes(vector_axis(axis_names[1])),
+        # A replicated vector of the width need not be gathered in every layer.
+        bias_metadata=axes(None if axis_names[1] == "embed" else axis_names[1]),
         rngs=rngs,
     )
 
@@ -59,15 +60,15 @@ def apply_linear(equation: str, reduce_dtype: str, x: jax.Array, layer: nnx.Line
     return add_bias(product(equation, reduce_dtype, x, layer.kernel[...]), layer.bias)
 
 
-def add_bias(y: jax.Array, bias) -> jax.Array:
-    """Add a bias parameter (or None), or an array that broadcasts, in float32."""
+def add_bias(y: jax.Array, bias: Any, shape: tuple[int, ...] = (-1,)) -> jax.Array:
+    """Add a bias parameter (None: nothing), reshaped, in float32."""
     # In float32, so that the bias's gradient is summed in float32 over rows and positions.
     if bias is None:
         return y
-    return (y + bias[...].astype(jnp.float32)).astype(y.dtype)
+    return (y + bias[...].reshape(shape).astype(jnp.float32)).astype(y.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def product(equation: str, reduce_dtype: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return `einsum(equation, x, kernel)` in the dtype of `x`.
 
@@ -75,7 +76,12 @@ def product(equation: str, reduce_dtype: str, x: jax.Array, kernel: jax.Array) -
     `reduce_dtype` float32 that is the product's accumulator; with compute the gradient is rounded
     to the dtype of `x` first, which halves the collectives' bytes.
     """
-    return jnp.einsum(equation, x, kernel.astype(x.dtype))
+    # The axes of x come first: einsum's own order would make a transposed copy of a CPU's kernel.
+    factors, result = equation.split("->")
+    left, right = factors.split(",")
+    natural = "".join(sorted({*left} ^ {*right}, key=(left + right).index))
+    y = jnp.einsum(f"{factors}->{natural}", x, kernel.astype(x.dtype))
+    return jnp.einsum(f"{natural}->{result}", y)
 
 
 def _product_forward(equation, reduce_dtype, x, kernel):
@@ -95,7 +101,7 @@ def _product_backward(equation, reduce_dtype, residuals, dy):
 product.defvjp(_product_forward, _product_backward)
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.Module):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift it.
 
     The variance is the mean square of the centred values, as torch computes it: the mean of
@@ -104,12 +110,17 @@ class LayerNorm(nnx.LayerNorm):
     the positions once instead of three times.
     """
 
+    def __init__(self, width: int, *, epsilon: float, dtype):
+        self.scale = nnx.Param(jnp.ones(width), **axes(None))
+        self.bias = nnx.Param(jnp.zeros(width), **axes(None))
+        self.epsilon, self.dtype = epsilon, dtype
+
     def __call__(self, x_xD: jax.Array) -> jax.Array:
         """Return the normalised `x`, computed in float32, in the module's dtype."""
         return layer_norm(self.epsilon, self.dtype, x_xD, self.scale[...], self.bias[...])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def layer_norm(epsilon: float, dtype, x_xD: jax.Array, scale_D: jax.Array, bias_D: jax.Array):
     """Return (x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis."""
     return _norm_forward(epsilon, dtype, x_xD, scale_D, bias_D)[0]
@@ -140,7 +151,7 @@ def _norm_backward(epsilon, dtype, residuals, dy_xD):
 layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def lookup(dtype, table_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
     """Return the tokens' rows of the embedding as `dtype`; its gradient is summed in float32.
 
@@ -167,7 +178,7 @@ def _lookup_backward(dtype, residuals, dx_BxLxD):
 lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def rounded(dtype, x: jax.Array) -> jax.Array:
     """Return float32 `x` as `dtype`; its gradient becomes float32 before it is summed."""
     return x.astype(dtype)

@@ -1,7 +1,7 @@
-"""Reading the compiler's optimised program: what runs, how often, for how many cycles.
+"""Read optimised HLO text: which instructions run, how often, and the compiler's cycle estimates.
 
-The text form of HLO is read because the figures stand nowhere else. `cost_analysis()` is not used:
-it counts the body of a loop once and a kernel call not at all.
+The text is parsed because no API returns these figures: `cost_analysis()` counts a loop's body once
+and a kernel call not at all.
 """
 
 import dataclasses
@@ -11,164 +11,120 @@ from collections.abc import Iterator
 
 DTYPE_BITS = {"pred": 8, "bf16": 16, "f16": 16} | {f"{k}{n}": n for k in "suf" for n in (8, 16, 32)}
 DTYPE_BITS |= {"s64": 64, "u64": 64, "f64": 64, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8}
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
-_OPCODE = re.compile(r"\s([a-z][\w\-]*)\(")
+# Name, type, opcode, rest: an opcode follows a space, the brackets in a type do not follow a word.
+_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.*)", re.DOTALL)
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\]")
 
 
 @dataclasses.dataclass
 class Instruction:
-    """One line of a computation: its name, opcode, the text of its result type, and the rest."""
+    """One line of a computation."""
 
     name: str
+    result: str  # the text of its result type
     opcode: str
-    result: str
     rest: str  # operands, attributes, metadata
-
-    @property
-    def cycles(self) -> int:
-        """The compiler's estimate of this operation alone; 0 where it makes none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
-        return int(found[1]) if found else 0
-
-    @property
-    def source(self) -> str:
-        """The path of the operation in the traced program, such as `jit(step)/while/body/add`."""
-        found = re.search(r'op_name="([^"]*)"', self.rest)
-        return found[1] if found else ""
 
     @property
     def operands(self) -> list[str]:
         """Names of the operands, in order."""
-        return re.findall(r"%([\w.\-]+)", self.rest[: _closing("(" + self.rest)])
+        return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
-    def attribute(self, name: str) -> str | None:
-        """The value of an attribute such as `calls`, `body` or `channel_id`, or None."""
-        found = re.search(rf"\b{name}=\"?%?([\w.\-]+)", self.rest)
-        return found[1] if found else None
+    def attribute(self, name: str) -> str:
+        """Return the value of an attribute such as `body` or `op_name`; empty if it has none."""
+        value = re.search(rf'\b{name}"?[=:](?:"([^"]*)"|%?([\w.\-]+))', self.rest)
+        return (value[1] or value[2] or "") if value else ""
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's cycle estimate of this instruction alone; 0 if it has none."""
+        return int(self.attribute("estimated_cycles") or 0)
 
 
 class Program:
-    """Computations by name, each its instructions in scheduled order, and the entry's name."""
+    """Computations by name, each a list of instructions in scheduled order; the entry's name.
+
+    Raises ValueError for text that is not HLO.
+    """
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
+        partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
+        self.devices = int(partitions[1]) if partitions else 1
+        bodies: dict[str, list[str]] = {}
         lines: list[str] = []
         for line in text.split("\n"):
             if head := _HEAD.match(line):
-                lines = []
-                self.computations[head[2]] = lines
+                lines = bodies[head[2]] = []
                 self.entry = head[2] if head[1] else self.entry
             elif _LINE.match(line):
                 lines.append(line)
             elif lines and line.strip() != "}":
-                lines[-1] += line  # kernel calls hold raw newlines
-        for name, found in self.computations.items():
-            self.computations[name] = [_instruction(line) for line in found]
+                lines[-1] += line  # the attributes of a kernel call contain newlines
         if not self.entry:
             raise ValueError("the program's text has no ENTRY computation; it is not HLO")
+        for name, body in bodies.items():
+            parsed = [_LINE.match(line) for line in body]
+            self.computations[name] = [Instruction(*match.groups()) for match in parsed if match]
 
-    def executed(self) -> Iterator[tuple[Instruction, str, int]]:
-        """Every scheduled operation with its computation's name and how often it runs.
+    def executed(self, name: str = "", times: int = 1) -> Iterator[tuple[Instruction, str, int]]:
+        """Yield every scheduled instruction, its computation's name and its number of executions.
 
-        Loop bodies count as often as the loop turns, and every branch of a conditional as if it
-        were taken; what is fused or called by an operation is part of that operation.
+        A loop's body counts with the trip count, and every branch of a conditional as if taken.
+        What a fusion or an asynchronous call contains is part of that instruction.
         """
-        yield from self._executed(self.entry, 1)
-
-    def _executed(self, name: str, times: int):
+        name = name or self.entry
         for instruction in self.computations[name]:
             yield instruction, name, times
             if instruction.opcode == "while":
-                turns = self.trip_count(instruction)
-                yield from self._executed(instruction.attribute("body"), times * turns)
+                trips = self.trip_count(instruction)
+                yield from self.executed(instruction.attribute("body"), times * trips)
             elif instruction.opcode == "call":
-                yield from self._executed(instruction.attribute("to_apply"), times)
+                yield from self.executed(instruction.attribute("to_apply"), times)
             elif instruction.opcode == "conditional":
                 for branch in _branches(instruction):
-                    yield from self._executed(branch, times)
+                    yield from self.executed(branch, times)
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often a `while` turns, read from the constant that its condition compares with.
+        """Return the trip count of a `while`: stated, or the constant in its condition.
 
-        Raises ValueError for a condition of another form: a count must not be guessed.
+        Raises ValueError for a condition of another form: the count is never guessed.
         """
-        stated = re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', loop.rest)
-        if stated:
+        if stated := re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', loop.rest):
             return int(stated[1])
         condition = self.computations[loop.attribute("condition")]
         root = condition[-1]
-        constants = {
-            i.name: int(i.rest.split(")")[0])
-            for i in condition
-            if i.opcode == "constant" and i.rest.split(")")[0].lstrip("-").isdigit()
-        }
+        numbers = {i.name: i.rest.split(")")[0] for i in condition if i.opcode == "constant"}
         if root.opcode == "compare" and root.attribute("direction") == "LT":
-            bounds = [constants[name] for name in root.operands if name in constants]
-            if len(bounds) == 1:
-                return bounds[0]
+            bounds = [numbers[name] for name in root.operands if name in numbers]
+            if len(bounds) == 1 and bounds[0].isdigit():
+                return int(bounds[0])
+        condition = f"{root.name} = {root.opcode}, not a comparison with one constant"
         raise ValueError(
-            f"the loop {loop.name} has the condition {root.name} = {root.opcode}, which is no "
-            "comparison with a constant: its turns cannot be counted"
+            f"the trip count of the loop {loop.name} is unknown: it ends by {condition}"
         )
 
     def inside(self, instruction: Instruction) -> list[Instruction]:
-        """All operations of the computations that an instruction calls, at any depth."""
-        found = []
-        for key in ("calls", "to_apply", "async_computation"):
-            called = instruction.attribute(key)
-            if called in self.computations:
-                for inner in self.computations[called]:
-                    found += [inner, *self.inside(inner)]
-        return found
+        """Return all instructions of the computations that one calls, at any depth."""
+        called = [instruction.attribute(k) for k in ("calls", "to_apply", "async_computation")]
+        inner = [i for name in called for i in self.computations.get(name, [])]
+        return [one for i in inner for one in (i, *self.inside(i))]
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    """The computations of a conditional, by index or by truth.
-
-    Raises ValueError if it names none: what it does must not be left out unsaid.
-    """
+    """The computations of a conditional, by index or by truth."""
     if listed := re.search(r"branch_computations=\{([^}]*)\}", instruction.rest):
         return re.findall(r"[\w.\-]+", listed[1])
     both = [instruction.attribute(f"{truth}_computation") for truth in ("true", "false")]
-    if None in both:
+    if not all(both):
         raise ValueError(f"the conditional {instruction.name} does not name its branches")
     return both
 
 
-def _instruction(line: str) -> Instruction:
-    found = _LINE.match(line)
-    text = line[found.end() :]
-    # The type may be a tuple: the opcode is the first word before a bracket outside of it.
-    start = _closing(text) if text.startswith("(") else 0
-    opcode = _OPCODE.search(text, start)
-    if opcode is None:
-        return Instruction(found[2], "", text, "")
-    return Instruction(found[2], opcode[1], text[: opcode.start()], text[opcode.end() :])
-
-
-def _closing(text: str) -> int:
-    """Where the bracket that opens `text` closes; its end if it does not."""
-    depth = 0
-    for bracket in re.finditer(r"[()]", text):
-        depth += 1 if bracket[0] == "(" else -1
-        if not depth:
-            return bracket.start()
-    return len(text)
-
-
 def array_bytes(types: str) -> list[int]:
-    """Bytes of each array in the text of a type, in order; types of no size count 0."""
+    """Return the bytes of each array in the text of a type, in order; unsized types count 0."""
     return [
         math.prod(map(int, filter(None, sizes.split(",")))) * DTYPE_BITS.get(dtype, 0) // 8
         for dtype, sizes in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", types))

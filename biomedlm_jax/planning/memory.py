@@ -1,4 +1,4 @@
-"""Why a step does not fit: how much it needs, and which arrays take it."""
+"""Steps that do not fit: how much memory they need, which arrays take it, and what to try."""
 
 import math
 import re
@@ -7,71 +7,85 @@ from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.planning.traced import inner_jaxprs
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.planning.topology import sensible_meshes
+from biomedlm_jax.planning.traced import saved_arrays
+from biomedlm_jax.training.pretrain import PretrainSettings
 
 
-def shortage(said: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: GPTConfig) -> str:
-    """One line: what the compiler `said` of its need, the state's parts, the largest arrays.
+def shortage(
+    message: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: ModelConfig
+) -> str:
+    """Return one line: the compiler's `message` in short, the state's parts, the largest arrays.
 
-    The arrays are the compiler's, or where it lists none those that a layer saves for the backward
+    The arrays are those that the compiler lists, or if it lists none, those saved for the backward
     pass, which are most of a training step's temporaries.
     """
     state = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in state_bytes.items())
     listed = re.findall(
-        r"Size: ([\d.]+)([KMGT]?)\w*\s+(?:Operator: [^\n]*\n\s+)?Shape: (\w+\[[\d,]*\])", said
+        r"Size: ([\d.]+)([KMGT]?)\w*\s+(?:Operator: [^\n]*\n\s+)?Shape: (\w+\[[\d,]*\])", message
     )
-    arrays = [f"{shape} {size} {unit}iB" for size, unit, shape in listed[:4]]
-    kind = "largest"
+    kind, arrays = "largest", [f"{shape} {size} {unit}iB" for size, unit, shape in listed[:4]]
     if not arrays:
         kind = "saved for the backward pass"
-        saved = sorted(saved_arrays(jaxpr, mesh, config), key=lambda found: -found[1])
+        saved = sorted(saved_parts(jaxpr, mesh, config), key=lambda part: -part[1])
         arrays = [f"{shape} {size / GIB:.2f} GiB" for shape, size in saved[:4]]
-    return f"out of memory: {_amount(said)}; {state}" + (
-        f"; {kind}: {', '.join(arrays)}" if arrays else ""
-    )
+    arrays = [f"{kind}: {', '.join(arrays)}"] if arrays else []
+    return "; ".join([f"out of memory: {_amount(message)}", state, *arrays])
 
 
-def _amount(said: str) -> str:
-    if used := re.search(r"Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm", said):
-        return f"needs {used[1]} {used[2]}iB of {used[3]} {used[4]}iB"
-    temporaries = re.search(
-        r"temporaries \(([\d.]+)([KMGT]).*available HBM \(([\d.]+)([KMGT])", said
-    )
-    if temporaries:
-        need, unit, room, units = temporaries.groups()
-        return f"temporaries alone need {need} {unit}iB of {room} {units}iB"
-    return said if said.startswith("needs") else "does not fit"
+def _amount(message: str) -> str:
+    amount, unit = r"([\d.]+)", r"([KMGT]?)"
+    if used := re.search(rf"Used {amount}{unit}\w* of {amount}{unit}\w* hbm", message):
+        return "needs {} {}iB of {} {}iB".format(*used.groups())
+    if used := re.search(rf"temporaries \({amount}{unit}.*HBM \({amount}{unit}", message):
+        return "temporaries alone need {} {}iB of {} {}iB".format(*used.groups())
+    return message if message.startswith("needs") else "does not fit"
 
 
-def saved_arrays(jaxpr, mesh: Mesh, config: GPTConfig) -> list[tuple[str, int]]:
-    """The arrays [N, B, ...] that the layers' scan stacks: shape and bytes of a device's part."""
-    scan = _first_scan(jaxpr)
-    if scan is None:
-        return []
-    rows, parts, found = meshes.batch_shards(mesh), meshes.axis_shards(mesh, "heads"), []
-    for variable in scan.outvars[scan.params["num_carry"] :]:
-        shape, dtype = variable.aval.shape, variable.aval.dtype
-        if len(shape) > 2 and shape[1] % rows == 0:
-            split = {2: config.heads, len(shape) - 1: config.mlp_width}
-            shape = [
-                size // (rows if i == 1 else parts if size == split.get(i) else 1)
-                for i, size in enumerate(shape)
-            ]
-            text = f"{dtype.name}[{','.join(map(str, shape))}]"
-            found.append((text, math.prod(shape) * dtype.itemsize))
-    return found
+def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]:
+    """Return the shape, as text, and the bytes of each saved array's part on one device.
+
+    Saved arrays are [N, B, L, ...] or [N, B, heads, L, K]. Activations carry no axis names, so the
+    heads are known by their place, the MLP's hidden layer by its width.
+    """
+    parts = []
+    for array in saved_arrays(jaxpr):
+        shape, rows = list(array.shape), meshes.batch_shards(mesh)
+        if shape[1] % rows:
+            continue
+        shape[1] //= rows
+        if len(shape) == 5:
+            shape[2] //= meshes.axis_shards(mesh, "heads")
+        elif shape[-1] == config.mlp_width:
+            shape[-1] //= meshes.axis_shards(mesh, "mlp")
+        text = f"{array.dtype.name}[{','.join(map(str, shape))}]"
+        parts.append((text, math.prod(shape) * array.dtype.itemsize))
+    return parts
 
 
-def _first_scan(jaxpr):
-    """The first scan, in order and from the outside in, that stacks arrays of two axes or more."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if equation.primitive.name == "scan":
-            stacked = equation.outvars[equation.params["num_carry"] :]
-            if any(len(variable.aval.shape) > 2 for variable in stacked):
-                return equation
-        for inner in inner_jaxprs(equation):
-            found = _first_scan(inner)
-            if found is not None:
-                return found
-    return None
+def alternatives(
+    settings: PretrainSettings, model: LanguageModel, tried: list[dict[str, int]], *, step: str
+) -> list[list[tuple[dict[str, int], dict[str, int | str]]]]:
+    """Return kinds of (mesh sizes, changed config values), as none of the meshes in `tried` fits.
+
+    They are more shards of the state and, for a training step, fewer rows at a time, full
+    rematerialisation, and last both. One that fits is enough of each kind.
+    """
+    accumulation = settings.training.accumulation
+    batch = settings.training.batch_size // accumulation
+    widest = max(tried, key=lambda sizes: (sizes["fsdp"], -sizes["tensor"]))
+    devices, tensor = math.prod(widest.values()), (widest["tensor"],)
+    sensible = sensible_meshes(devices, model, batch, tensor=tensor)
+    kinds = [[(sizes, {}) for sizes in sensible if sizes["fsdp"] > widest["fsdp"]]]
+    if step != "train":
+        return kinds
+    rows = batch // (widest["data"] * widest["fsdp"])  # of one device at a time
+    factors = [2**i for i in range(1, rows.bit_length()) if rows % 2**i == 0]
+    fewer = [{"training.accumulation": accumulation * n} for n in factors]
+    kinds.append([(widest, change) for change in fewer])
+    if model.config.remat != "full":
+        full = {"model.remat": "full"}
+        kinds += [[(widest, full)], [(widest, full | change) for change in fewer]]
+    return kinds

@@ -1,10 +1,10 @@
-"""plan(): compile a config's step for every mesh asked for, and reckon what it would take."""
+"""plan(): compile a config's step for one or more meshes, and estimate its time and memory."""
 
-import copy
 import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,15 +13,19 @@ from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB, Chip, chip
+from biomedlm_jax.corpus.manifest import read_manifest
+from biomedlm_jax.files import write_text
 from biomedlm_jax.model import attention
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.planning.alternatives import alternatives
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model, make_config
+from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.planning.compiled import Figures, compile_figures
-from biomedlm_jax.planning.memory import shortage
+from biomedlm_jax.planning.memory import alternatives, shortage
 from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
+from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.metrics import flops_per_token
-from biomedlm_jax.training.run import check_config
+from biomedlm_jax.training.pretrain import PretrainSettings, config_of_rows
 
 # Assumed, not measured: the share of the peak that attention kernels reach.
 KERNEL_EFFICIENCY = 0.4
@@ -29,25 +33,31 @@ KERNEL_EFFICIENCY = 0.4
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One mesh: what the compiler said, or why it could not; estimates in seconds a step."""
+    """One compiled mesh: the compiler's figures and estimates, or why there are none."""
 
     mesh: dict[str, int]
-    figures: Figures | None
-    state_bytes: dict[str, int]  # parameters and optimizer on a device
-    fits: bool
-    trouble: str | None = None
-    change: dict[str, int | str] = dataclasses.field(default_factory=dict)  # of the config's values
-    op_seconds: float | None = None
-    kernel_seconds: float | None = None
-    exchange_seconds: float | None = None
-    tokens_per_second: float | None = None
-    mfu: float | None = None
+    change: dict[str, int | str]  # config values that differ from the plan's config
+    state_bytes: dict[str, int]  # on a device: parameters, and optimizer or cache
+    figures: Figures | None = None
+    problem: str | None = None  # why it does not fit
+    # Estimated seconds per step: operations, kernels, exposed collectives; empty if unknown.
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits into a device's memory."""
+        return self.problem is None
 
     @property
     def step_seconds(self) -> float | None:
-        """Operations, kernels and exposed exchanges one after the other: an upper bound."""
-        parts = (self.op_seconds, self.kernel_seconds, self.exchange_seconds)
-        return None if None in parts else sum(parts)
+        """Operations, kernels and exposed collectives one after the other: an upper bound."""
+        return sum(self.seconds.values()) or None
+
+    @property
+    def name(self) -> str:
+        """The mesh and the changed values, such as `data 8 x fsdp 32, model.remat=full`."""
+        axes = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items() if size > 1)
+        return ", ".join([axes or "one device", *(f"{k}={v}" for k, v in self.change.items())])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +69,11 @@ class Plan:
     device_kind: str
     devices: int
     chip: Chip | None
-    kernel: str
+    kernel: str  # of attention
     tokens_per_step: int
-    model_flops: float  # a step, all devices: 6N + 12 * layers * width * length a token, or a third
+    model_flops: float  # per step, all devices, recomputation not counted
     steps: int
     rows: list[Row]
-
-    @property
-    def chips(self) -> int:
-        """Chips, of which some count as two devices."""
-        return self.devices // (self.chip.devices if self.chip else 1)
 
 
 def plan(
@@ -79,44 +84,47 @@ def plan(
     tensor: tuple[int, ...] = (1, 2, 4),
     step: str = "train",
     hlo: str | Path | None = None,
-    say=lambda text: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Compile the config's step for `topology` (such as v5e:16x16; local: the devices here).
+    """Compile a pre-training config's step for `topology` (v5e:16x16; local: jax's devices).
 
-    One mesh is compiled, that of the config; with `search` every sensible one whose tensor axis is
-    in `tensor`. `step` is train, score (the loss of a batch) or decode (one more token for every
-    row of a batch, with a full cache). `hlo` is a directory that keeps the optimised programs.
-    `say` is told of progress. A mesh that runs out of memory is a row that says so, and if all do,
-    other meshes and settings are compiled until some fit. Raises ValueError, before anything is
-    compiled, for what does not fit together.
+    The mesh is the config's; `search` compiles every sensible one whose tensor axis is in `tensor`.
+    `step` is train, score (the loss of a batch) or decode (one token for each row, full cache).
+    `hlo` is a directory for the optimised programs; `progress` receives a line before and after
+    each compilation. A mesh that does not fit into memory becomes a row with the reason, and if no
+    mesh fits, other meshes and settings are compiled until some fit. Raises ValueError before it
+    compiles if mesh, model and batch do not fit together.
     """
     if step not in STEPS:
         raise ValueError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
-    config = copy.deepcopy(config)
-    with config.unlocked():
-        config.data.path = config.data.path or "not read"
-    model_config = check_config(config)
     devices = topology_devices(topology)
+    settings, model_config = _read(config, {})
+    model = abstract_model(model_config)
+    make_mesh = functools.partial(meshes.make_mesh, devices=devices)
     known = chip(devices[0].device_kind)
-    batch, length = config.training.batch_size, model_config.context_length
-    sizes = [dict(config.mesh)]
+    batch, accumulation = settings.training.batch_size, settings.training.accumulation
+    sizes = [dataclasses.asdict(settings.mesh)]
     if search:
-        rows = batch // config.training.accumulation
-        find = functools.partial(sensible_meshes, len(devices), model_config, batch_size=rows)
-        least = _least_shards(model_config, known) if step == "train" else 1
-        # Where no mesh spreads the state that far, those that spread it most say what is missing.
-        sizes = find(least_shards=least, tensor=tensor) or _most_spread(find(tensor=tensor))
+        least = 1.0
+        if known and step == "train":  # two thirds of a device for float32 parameters and moments
+            least = 12 * parameter_count(model) / (known.device_memory * 2 / 3)
+        rows = batch // accumulation
+        sizes = sensible_meshes(len(devices), model, rows, least_shards=least, tensor=tensor)
         if not sizes:
-            raise ValueError(
-                f"no mesh of {topology} divides the model and {batch} rows; change one"
-            )
-    laid_out = [meshes.make_mesh(**one, devices=devices) for one in sizes]
-    for mesh in laid_out:
-        accumulation = config.training.accumulation
-        meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model_config)
-        kernel = attention_kernel(model_config, mesh, step)
-    tokens = batch if step == "decode" else batch * length
-    flops = flops_per_token(model_config) * tokens
+            raise ValueError(f"no mesh of {topology} divides the model and {batch} rows")
+    try:
+        tried = [make_mesh(**one) for one in sizes]
+    except ValueError as error:
+        advice = "set --config.mesh.fsdp=N, or add --search to compile every sensible mesh"
+        raise ValueError(f"{topology}: {error}; fix: {advice}") from None
+    kernel, dropout = "xla", model_config.attention_dropout if step == "train" else 0.0
+    for mesh in tried:
+        meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model)
+        if step != "decode":  # which uses no kernel
+            executed = dataclasses.replace(model_config, attention_dropout=dropout)
+            kernel = attention.training_kernel(executed, mesh)
+    tokens = batch if step == "decode" else batch * model_config.context_length
+    flops = flops_per_token(model, model_config.context_length) * tokens
     result = Plan(
         topology=topology,
         step=step,
@@ -125,128 +133,82 @@ def plan(
         chip=known,
         kernel=kernel,
         tokens_per_step=tokens,
-        model_flops=flops if step == "train" else flops / 3,
-        steps=config.training.steps,
+        model_flops=flops if step == "train" else flops / 3,  # the forward pass alone
+        steps=settings.training.steps,
         rows=[],
     )
-
-    compile_row = functools.partial(_row, config, result, hlo=hlo, say=say)
-    result.rows.extend(compile_row(mesh) for mesh in laid_out)
-    if not any(row.fits for row in result.rows):
-        tried = [row.mesh for row in result.rows]
-        kinds = alternatives(config, model_config, tried, step=step)
-        state = min(sum(row.state_bytes.values()) for row in result.rows)
-        if known and state > known.device_memory:
-            kinds = kinds[:1]  # fewer rows do not make the state smaller, more shards do
-        *kinds, last = kinds
-        for kind in (*kinds, last):
-            if kind is last and any(row.fits for row in result.rows):
-                break  # the last kind costs most
-            rows = (
-                compile_row(meshes.make_mesh(**one, devices=devices), change)
-                for one, change in kind
-            )
-            result.rows.extend(itertools.islice((row for row in rows if row.fits), 1))
-        _say_what_fits(result.rows)
-    result.rows.sort(key=_rank)
+    compile_row = functools.partial(_compile_row, result, config, hlo=hlo, progress=progress)
+    rows = [compile_row(mesh, {}) for mesh in tried]
+    if not any(row.fits for row in rows):
+        kinds = alternatives(settings, model, [row.mesh for row in rows], step=step)
+        if known and min(sum(row.state_bytes.values()) for row in rows) > known.device_memory:
+            kinds = kinds[:1]  # only more shards make the state smaller
+        for kind in kinds:
+            if kind is kinds[-1] and any(row.fits for row in rows):
+                break  # the last kind is the slowest
+            more = (compile_row(make_mesh(**one), change) for one, change in kind)
+            rows += itertools.islice((row for row in more if row.fits), 1)
+        fits = "; ".join(row.name for row in rows if row.fits)
+        advice = f"fits: {fits or 'nothing that was tried; use more devices or a smaller batch'}"
+        for i, row in enumerate(rows):
+            if row.problem:
+                rows[i] = dataclasses.replace(row, problem=f"{row.problem}; {advice}")
+    rows.sort(key=lambda row: row.figures.memory["total"] if row.figures else 0)
+    rows.sort(key=lambda row: (not row.fits, row.step_seconds or math.inf))
+    result.rows.extend(rows)
     return result
 
 
-def _most_spread(sizes: list[dict[str, int]]) -> list[dict[str, int]]:
-    shards = [one["fsdp"] * one["tensor"] for one in sizes]
-    return [one for one, count in zip(sizes, shards, strict=True) if count == max(shards)]
+def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConfig]:
+    """The changed settings, and the model's; token rows are read only for what these leave out."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(change)
+    settings = read_settings(PretrainSettings, config.to_dict())
+    unset = [k for k in ("vocab_size", "context_length") if settings.model.get(k) is None]
+    if unset and not settings.data.path:
+        flags = " and ".join(f"--config.model.{name}" for name in unset)
+        raise ValueError(f"expected {flags}, or --config.data.path=DIR of token rows; got none")
+    if unset:
+        return settings, config_of_rows(settings.model, read_manifest(settings.data.path))
+    return settings, make_config(settings.model)
 
 
-def attention_kernel(config: GPTConfig, mesh: Mesh, step: str) -> str:
-    """The attention kernel of the step; a decoding step has none, scoring drops nothing out."""
-    if step == "decode":
-        return "xla"
-    if step == "score":
-        config = dataclasses.replace(config, attention_dropout=0.0)
-    return attention.check_training(config, mesh)
-
-
-def _say_what_fits(rows: list[Row]) -> None:
-    """Add to the trouble of the rows that do not fit which of `rows` do."""
-    fitting = "; ".join(row_name(row.mesh, row.change) for row in rows if row.fits)
-    way = (
-        f"would fit: {fitting}"
-        if fitting
-        else (
-            "nothing else that was tried fits; take more devices or a smaller training.batch_size"
-        )
-    )
-    rows[:] = [
-        row if row.fits else dataclasses.replace(row, trouble=f"{row.trouble}; {way}")
-        for row in rows
-    ]
-
-
-def _row(config: ConfigDict, made: Plan, mesh: Mesh, change=(), *, hlo, say) -> Row:
-    """Compile the step with the config's values changed, and keep its program in `hlo`."""
-    config = copy.deepcopy(config)
-    config.update_from_flattened_dict(dict(change))
-    name = row_name(mesh.shape, dict(change))
-    say(f"compiling {name} for {made.topology}")
-    row, text = _compile(config, check_config(config), mesh, made)
-    if hlo and text:
-        Path(hlo).mkdir(parents=True, exist_ok=True)
-        words = (made.topology.replace(":", "-"), made.step, name.replace(" ", ""))
-        (Path(hlo) / f"{'_'.join(words)}.hlo").write_text(text, encoding="utf-8")
-    say(f"  {row.trouble}" if row.trouble else f"  {row.figures.compile_seconds:.0f} s")
-    return dataclasses.replace(row, change=dict(change))
-
-
-def _compile(config, model_config, mesh: Mesh, made: Plan) -> tuple[Row, str]:
+def _compile_row(
+    made: Plan, config: ConfigDict, mesh: Mesh, change: dict, *, hlo, progress: Callable
+) -> Row:
+    """Compile the step with some of the config's values changed; keep its program in `hlo`."""
+    settings, model_config = _read(config, change)
     with jax.set_mesh(mesh):
-        traced, options, state_bytes = trace_step(config, model_config, mesh, made.step)
-        sizes = dict(mesh.shape)
+        traced, options, state_bytes = trace_step(settings, model_config, mesh, made.step)
+        row = Row(dict(mesh.shape), change, state_bytes)
+        progress(f"compiling {row.name} for {made.topology}")
+        figures, text, message, room = None, "", "", made.chip and made.chip.device_memory
         try:
             figures, text = compile_figures(traced, devices=mesh.size, options=options)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            message = str(error)
+            if "RESOURCE_EXHAUSTED" not in message:
                 raise
-            trouble = shortage(str(error), state_bytes, traced.jaxpr, mesh, model_config)
-            return Row(sizes, None, state_bytes, False, trouble), ""
-    room = made.chip.device_memory if made.chip else math.inf
-    used = figures.memory.get("total", 0)
-    fits, trouble = used <= room, None
-    if not fits:
-        amount = f"needs {used / GIB:.2f} of {room / GIB:.2f} GiB"
-        trouble = shortage(amount, state_bytes, traced.jaxpr, mesh, model_config)
-    return Row(sizes, figures, state_bytes, fits, trouble, **_estimates(figures, made)), text
+        if figures and room and figures.memory["total"] > room:
+            message = f"needs {figures.memory['total'] / GIB:.2f} of {room / GIB:.2f} GiB"
+        if message:
+            problem = shortage(message, state_bytes, traced.jaxpr, mesh, model_config)
+            row = dataclasses.replace(row, problem=problem)
+    progress(f"  {row.problem or f'{figures.compile_seconds if figures else 0:.0f} s'}")
+    if hlo and text:
+        name = f"{made.topology}_{made.step}_{row.name}.hlo".replace(":", "-").replace(" ", "")
+        write_text(Path(hlo) / name, text)
+    seconds = estimate_seconds(figures, made.chip) if figures and made.chip else {}
+    return dataclasses.replace(row, figures=figures, seconds=seconds)
 
 
-def _estimates(figures: Figures, made: Plan) -> dict:
-    known = made.chip
-    if known is None or figures.cycles is None or known.clock is None:
+def estimate_seconds(figures: Figures, chip: Chip) -> dict[str, float]:
+    """Return the parts of a step's time; empty where the compiler or the chip has no cycles."""
+    if figures.cycles is None or chip.clock is None:
         return {}
-    peak = known.device_flops
-    exposed = [c for c in figures.collectives if c.exposed]
-    found = {
-        "op_seconds": figures.cycles / known.clock,
-        "kernel_seconds": figures.kernel_flops / (peak * KERNEL_EFFICIENCY),
-        "exchange_seconds": sum(c.wire for c in exposed) / known.ring_bandwidth,
+    wire = sum(c.wire for c in figures.collectives or () if c.exposed)
+    return {
+        "operations": figures.cycles / chip.clock,
+        "kernels": figures.kernel_flops / (chip.device_flops * KERNEL_EFFICIENCY),
+        "exposed collectives": wire / chip.ring_bandwidth,
     }
-    seconds = sum(found.values())
-    found["tokens_per_second"] = made.tokens_per_step / seconds
-    found["mfu"] = made.model_flops / (seconds * made.devices * peak)
-    return found
-
-
-def _rank(row: Row) -> tuple:
-    used = row.figures.memory.get("total", 0) if row.figures else math.inf
-    return (not row.fits, row.step_seconds or math.inf, used)
-
-
-def _least_shards(config: GPTConfig, known: Chip | None) -> int:
-    """Over how many devices the float32 state must be spread to take two thirds of a device."""
-    if known is None:
-        return 1
-    return math.ceil(12 * config.parameter_count / (known.device_memory * 2 / 3))
-
-
-def row_name(sizes, change: dict) -> str:
-    """A mesh and the changed values in words, such as `data 8 x fsdp 32, model.remat=full`."""
-    mesh = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one device"
-    return ", ".join([mesh, *(f"{name}={value}" for name, value in change.items())])

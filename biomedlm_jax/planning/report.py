@@ -1,164 +1,154 @@
-"""A plan as a table for people, as JSON for machines and as a plot."""
+"""A plan as a Markdown table, as JSON and as a plot."""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from biomedlm_jax.chips import GIB
-from biomedlm_jax.planning.planner import KERNEL_EFFICIENCY, Plan, Row, row_name
+from biomedlm_jax.files import write_json, write_text
+from biomedlm_jax.planning.planner import KERNEL_EFFICIENCY, Plan, Row
 
-COLUMNS = (
-    "mesh",
-    "fits",
-    "GiB a device (parameters + optimizer + temporaries)",
-    "compile s",
-    "matmul TFLOP a device",
-    "op s",
-    "recomputed",
-    "kernel s",
-    "exposed GiB",
-    "overlapped GiB",
-    "step s",
-    "MFU",
-    "tokens/s",
-    "days",
-    "chip-hours",
+HEADER = (
+    "| mesh | fits | GiB per device (state + temporaries) | compile s | matmul TFLOP per device "
+    "| op s | recomputed | kernel s | exposed GiB | overlapped GiB | step s | MFU | tokens/s "
+    "| days | chip-hours |"
 )
 
 
 def markdown(plan: Plan) -> str:
-    """The ranked table and what its columns rest on."""
+    """Return the ranked table, the problems, and the assumptions behind the columns."""
+    columns = HEADER.count("|") - 1
     lines = [
         f"**{plan.topology}**: {plan.devices} x {plan.device_kind}, {plan.step} step of "
-        f"{plan.tokens_per_step:,} tokens, {plan.model_flops / 1e12:,.3g} TFLOP (model), attention "
-        f"by {plan.kernel}",
+        f"{plan.tokens_per_step:,} tokens, {plan.model_flops / 1e12:,.3g} TFLOP (model), "
+        f"attention kernel: {plan.kernel}",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
+        HEADER,
+        "|" + "---|" * columns,
     ]
-    lines += ["| " + " | ".join(_cells(plan, row)) + " |" for row in plan.rows]
-    lines += [f"\n{_mesh(row)}: {row.trouble}" for row in plan.rows if row.trouble]
-    unread = [row for row in plan.rows if row.figures and row.figures.why_not]
-    lines += [
-        f"\n{_mesh(row)}: memory and FLOPs only, the program cannot be read: {row.figures.why_not}"
-        for row in unread
-    ]
+    for row in plan.rows:
+        cells = [row.name, "yes" if row.fits else "no", *_cells(plan, row)]
+        lines.append(f"| {' | '.join(cells + ['-'] * (columns - len(cells)))} |")
+    for row in plan.rows:
+        if row.problem:
+            lines.append(f"\n{row.name}: {row.problem}")
+        if row.figures and row.figures.unread_reason:
+            reason = row.figures.unread_reason
+            lines.append(f"\n{row.name}: memory and FLOPs only, program not read: {reason}")
     return "\n".join([*lines, "", _assumptions(plan), ""])
 
 
 def _cells(plan: Plan, row: Row) -> list[str]:
-    figures = row.figures
+    """The known cells of a row after `fits`."""
+    figures, seconds, speed = row.figures, row.seconds, _speed(plan, row)
     if figures is None:
-        return [_mesh(row), "no", *["-"] * (len(COLUMNS) - 2)]
-    state = row.state_bytes
-    temporaries = figures.memory.get("temporaries", 0)
-    parts = " + ".join(f"{size / GIB:.2f}" for size in (*state.values(), temporaries))
+        return []
+    memory = " + ".join(f"{size:.2f}" for size in _memory(row).values())
     cells = [
-        _mesh(row),
-        "yes" if row.fits else "no",
-        f"{figures.memory.get('total', 0) / GIB:.2f} ({parts})",
+        f"{figures.memory['total'] / GIB:.2f} ({memory})",
         f"{figures.compile_seconds:.0f}",
         f"{(figures.flops + figures.kernel_flops) / 1e12:.3g}",
     ]
-    if row.step_seconds is None:
-        return [*cells, *["-"] * (len(COLUMNS) - len(cells))]
-    overlapped = sum(c.total for c in figures.collectives if not c.exposed)
-    seconds = row.step_seconds * plan.steps
-    trains = plan.step == "train"
-    return [
-        *cells,
-        f"{row.op_seconds:.3f}",
-        f"{figures.recomputed_cycles / figures.cycles:.1%}",
-        f"{row.kernel_seconds:.3f}",
-        f"{figures.exposed() / GIB:.2f}",
-        f"{overlapped / GIB:.2f}",
-        f"{row.step_seconds:.3f}",
-        f"{row.mfu:.1%}",
-        f"{row.tokens_per_second:,.0f}",
-        f"{seconds / 86400:.1f}" if trains else "-",
-        f"{seconds / 3600 * plan.chips:,.0f}" if trains else "-",
+    if not speed:
+        return cells
+    cells += [
+        f"{seconds['operations']:.3f}",
+        f"{(figures.recomputed_cycles or 0) / (figures.cycles or 1):.1%}",
+        f"{seconds['kernels']:.3f}",
+        f"{figures.collective_bytes(exposed=True) / GIB:.2f}",
+        f"{figures.collective_bytes(exposed=False) / GIB:.2f}",
+        f"{speed['step_seconds']:.3f}",
+        f"{speed['mfu']:.1%}",
+        f"{speed['tokens_per_second']:,.0f}",
     ]
+    if plan.step == "train" and plan.chip:
+        hours = speed["step_seconds"] * plan.steps / 3600
+        cells += [f"{hours / 24:.1f}", f"{hours * plan.devices / plan.chip.devices:,.0f}"]
+    return cells
 
 
-def _mesh(row: Row) -> str:
-    return row_name(row.mesh, row.change)
+def _memory(row: Row) -> dict[str, float]:
+    """GiB of the state and the temporaries on a device."""
+    temporaries = row.figures.memory["temporaries"] if row.figures else 0
+    return {k: v / GIB for k, v in {**row.state_bytes, "temporaries": temporaries}.items()}
+
+
+def _speed(plan: Plan, row: Row) -> dict[str, float]:
+    """Estimates of the step; empty where the compiler or the chip table has no figures."""
+    seconds = row.step_seconds
+    if plan.chip is None or seconds is None:
+        return {}
+    flops = plan.model_flops / (plan.devices * plan.chip.device_flops)
+    tokens = plan.tokens_per_step / seconds
+    return {"step_seconds": seconds, "tokens_per_second": tokens, "mfu": flops / seconds}
 
 
 def _assumptions(plan: Plan) -> str:
     if plan.chip is None or plan.chip.clock is None:
-        return "Memory and FLOPs only: the chip or its clock is not in the table of chips."
+        return "Memory and FLOPs only: the chip table has no entry or no clock for this device."
     return (
-        f"op s: the compiler's `estimated_cycles` of all scheduled operations, loop bodies times "
-        f"their turns, at {plan.chip.clock / 1e9:.2f} GHz; kernel s: their FLOPs, every block "
-        f"counted, at {KERNEL_EFFICIENCY:.0%} of the peak (assumed); exposed: exchanges that "
-        "compute waits for. step s adds both and the exposed exchanges as rings along one "
-        f"dimension of the links ({plan.chip.link_bandwidth / 1e9:.0f} GB/s a chip both ways, "
-        f"{plan.chip.link_dimensions} dimensions), nothing overlapping: an upper bound under these "
-        "assumptions, and no measurement. The latency of exchanges is not counted, which many "
-        "small ones would feel, nor the input pipeline, evaluation and checkpoints."
+        "All times are estimates, not measurements. op s: the compiler's `estimated_cycles`, times "
+        f"trip counts, at {plan.chip.clock / 1e9:.2f} GHz. kernel s: the kernels' FLOPs, every "
+        f"block counted, at an assumed {KERNEL_EFFICIENCY:.0%} of the peak. exposed: collectives "
+        "that computation waits for; overlapped: the others. step s, an upper bound: op s + kernel "
+        "s + the exposed collectives as rings along one dimension of the links "
+        f"({plan.chip.link_bandwidth / 1e9:.0f} GB/s per chip in both directions, "
+        f"{plan.chip.link_dimensions} dimensions). Not counted: the latency of collectives, the "
+        "input pipeline, evaluation and checkpoints."
     )
 
 
-def as_dict(plan: Plan) -> dict:
-    """Everything in the plan, for JSON."""
-    made = dataclasses.asdict(plan)
-    made["kernel_efficiency"] = KERNEL_EFFICIENCY
-    for row, cells in zip(plan.rows, made["rows"], strict=True):
-        cells["step_seconds"] = row.step_seconds
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Return everything in the plan, for JSON."""
+    result: dict[str, Any] = {**dataclasses.asdict(plan), "kernel_efficiency": KERNEL_EFFICIENCY}
+    for row, fields in zip(plan.rows, result["rows"], strict=True):
+        fields |= {"fits": row.fits, **_speed(plan, row)}
         if row.figures and row.figures.collectives is not None:
-            cells["figures"]["exposed_bytes"] = row.figures.exposed()
-    return made
+            fields["figures"]["exposed_bytes"] = row.figures.collective_bytes(exposed=True)
+    return result
 
 
 def write_report(plan: Plan, folder: str | Path) -> list[Path]:
-    """Write `plan.json`, `plan.md` and, with matplotlib (extra `tpu`), `plan.png` into a folder."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "plan.json", folder / "plan.md"]
-    written[0].write_text(json.dumps(as_dict(plan), indent=2) + "\n", encoding="utf-8")
-    written[1].write_text(markdown(plan), encoding="utf-8")
-    if _plot(plan, folder / "plan.png"):
-        written.append(folder / "plan.png")
+    """Write `plan.json`, `plan.md` and, if anything was compiled, `plan.png` into a folder."""
+    written = [Path(folder) / "plan.json", Path(folder) / "plan.md"]
+    write_json(written[0], as_dict(plan))
+    write_text(written[1], markdown(plan))
+    if figure := plot(plan):
+        written.append(Path(folder) / "plan.png")
+        figure.savefig(written[-1], dpi=150)
     return written
 
 
-def _plot(plan: Plan, path: Path) -> bool:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return False
+def plot(plan: Plan) -> Figure | None:
+    """Return a figure of the compiled meshes' time and memory; None if there are none."""
     rows = [row for row in plan.rows if row.figures][::-1]
     if not rows:
-        return False
+        return None
     figure = Figure(figsize=(10, 1.6 + 0.45 * len(rows)), layout="constrained")
-    names = [_mesh(row) + ("" if row.fits else " (does not fit)") for row in rows]
-    timed = all(row.step_seconds for row in rows)
-    left, right = figure.subplots(1, 2, sharey=True) if timed else (None, figure.subplots())
+    names = [row.name + ("" if row.fits else " (does not fit)") for row in rows]
+    timed = all(row.seconds for row in rows)
+    panels = figure.subplots(1, 1 + timed, sharey=True, squeeze=False)[0]
     if timed:
-        parts = {"operations": "op_seconds", "kernels": "kernel_seconds"}
-        parts["exposed exchanges"] = "exchange_seconds"
-        _bars(left, names, {k: [getattr(r, v) for r in rows] for k, v in parts.items()})
-        left.set_xlabel("seconds a step, estimated")
-    memory = {
-        "parameters": [r.state_bytes["parameters"] / GIB for r in rows],
-        "optimizer": [r.state_bytes.get("optimizer", 0) / GIB for r in rows],
-        "temporaries": [r.figures.memory.get("temporaries", 0) / GIB for r in rows],
-    }
-    _bars(right, names, memory)
-    right.set_xlabel("GiB a device")
+        times = [row.seconds for row in rows]
+        _draw_bars(panels[0], names, times, "seconds per step, estimated")
     if plan.chip:
         room = plan.chip.device_memory / GIB
-        right.axvline(room, color="black", linewidth=0.8, linestyle="--")
+        label = f"HBM, {room:.0f} GiB"
+        panels[-1].axvline(room, color="black", linewidth=0.8, linestyle="--", label=label)
+    _draw_bars(panels[-1], names, [_memory(row) for row in rows], "GiB per device")
     figure.suptitle(f"{plan.topology}, {plan.step} step of {plan.tokens_per_step:,} tokens")
-    figure.savefig(path, dpi=150)
-    return True
+    return figure
 
 
-def _bars(axes, names: list[str], parts: dict[str, list[float]]) -> None:
+def _draw_bars(axes, names: list[str], parts: list[dict[str, float]], xlabel: str) -> None:
+    """Draw a horizontal bar of stacked parts for each name, and the legend."""
     begin = [0.0] * len(names)
-    for label, values in parts.items():
+    for label in parts[0]:
+        values = [one[label] for one in parts]
         axes.barh(names, values, left=begin, label=label, height=0.7)
         begin = [a + b for a, b in zip(begin, values, strict=True)]
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0), ncols=len(parts), fontsize=8)
-    axes.set_ylim(-0.6, len(names) + 0.2)
+    axes.legend(loc="upper center", ncols=2, fontsize=8)
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(names) + 0.4))
     axes.spines[["top", "right"]].set_visible(False)

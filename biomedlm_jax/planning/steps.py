@@ -6,68 +6,74 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation.decoder import abstract_cache, abstract_decoder, decode_step
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.training import state as states
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.optimizer import make_optimizer
-from biomedlm_jax.training.state import (
-    abstract_model,
-    abstract_state,
-    compile_step,
-    compiler_options,
-    train_step,
-)
+from biomedlm_jax.training.pretrain import PretrainSettings
 
 STEPS = ("train", "score", "decode")
 
 
-def trace_step(config: ConfigDict, model_config: GPTConfig, mesh: Mesh, step: str):
-    """The step traced on `mesh`, its compiler options, and the bytes of its state on a device."""
-    if step == "decode":
-        return _trace_decode(config.training.batch_size, model_config, mesh)
-    shape = (config.training.batch_size, model_config.context_length)
-    rows = meshes.sharding(mesh, "batch", "length")
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows)
-    chunks, seed = config.training.loss_chunks, config.training.seed
-    options = compiler_options(mesh.devices.flat[0])
-    if step == "score":
-        model = abstract_model(model_config, mesh)
-        jitted = jax.jit(functools.partial(summed_loss, chunks=chunks), compiler_options=options)
-        return jitted.trace(model, tokens), options, {"parameters": _bytes(model)}
-    tx, _ = make_optimizer(steps=config.training.steps, **config.optimizer)
-    abstract = abstract_state(model_config, tx, mesh)
-    accumulation = config.training.accumulation
-    static = {"tx": tx, "seed": seed, "accumulation": accumulation}
-    static["loss_of"] = functools.partial(next_token_loss, chunks=chunks)
-    jitted = compile_step(train_step, abstract=abstract, **static)
-    state_bytes = {
-        "parameters": _bytes(abstract.model),
-        "optimizer": _bytes(abstract.opt_state),
-    }
-    return jitted.trace(abstract, tokens), options, state_bytes
+def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step: str):
+    """Return the step traced on `mesh`, its compiler options, and its state's bytes per device."""
+    batch, chunks = settings.training.batch_size, settings.training.loss_chunks
+    tokens = _abstract(mesh, (batch, config.context_length), "batch", "length")
+    options = states.compiler_options(mesh.devices.flat[0])
+    if step == "train":
+        traced, state = _trace_train(settings, config, mesh, tokens)
+    elif step == "score":  # the summed loss of a batch
+        model = abstract_model(config, mesh)
+        loss = functools.partial(summed_loss, chunks=chunks)
+        traced = jax.jit(loss, compiler_options=options).trace(model, tokens)
+        state = {"parameters": model}
+    else:
+        traced, state = _trace_decode(config, mesh, batch, options)
+    return traced, options, {name: _device_bytes(tree) for name, tree in state.items()}
 
 
-def _trace_decode(batch: int, config: GPTConfig, mesh: Mesh):
-    """The traced decoding step of `batch` rows whose cache is as long as the context."""
-    length, rows = config.context_length, meshes.sharding(mesh, "batch", None)
+def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, tokens):
+    training = settings.training
+    tx, _ = make_optimizer(settings.optimizer, steps=training.steps)
+    abstract = meshes.abstract_sharded(
+        lambda: states.init_state(states.random_model(config, seed=training.seed), tx), mesh
+    )
+    update = states.compile_step(
+        states.train_step,
+        abstract=abstract,
+        tx=tx,
+        seed=training.seed,
+        accumulation=training.accumulation,
+        loss_of=functools.partial(next_token_loss, chunks=training.loss_chunks),
+    )
+    state = {"parameters": abstract.model, "optimizer": abstract.opt_state}
+    return update.trace(abstract, tokens), state
+
+
+def _trace_decode(config: ModelConfig, mesh: Mesh, batch: int, options):
+    """One more token for every row, with a cache as long as the context."""
+    from biomedlm_jax.generation.decoder import abstract_cache, abstract_decoder, decode_step
+
+    length = config.context_length
     decoder = abstract_decoder(config, mesh)
     cache = abstract_cache(config, batch, length, mesh)
-    token = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=rows)
-    visible = jax.ShapeDtypeStruct(
-        (batch, 1, length), jnp.bool, sharding=meshes.sharding(mesh, "batch", None, None)
-    )
-    options = compiler_options(mesh.devices.flat[0])
-    jitted = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
-    state_bytes = {"parameters": _bytes(decoder), "cache": _bytes(cache)}
+    token = _abstract(mesh, (batch, 1), "batch", None)
+    visible = _abstract(mesh, (batch, 1, length), "batch", None, None, dtype=jnp.bool)
     slot = jax.ShapeDtypeStruct((), jnp.int32)
-    return jitted.trace(decoder, cache, token, token, slot, visible), options, state_bytes
+    step = jax.jit(decode_step, donate_argnums=1, compiler_options=options)
+    traced = step.trace(decoder, cache, token, token, slot, visible)
+    return traced, {"parameters": decoder, "cache": cache}
 
 
-def _bytes(tree) -> int:
-    """Bytes of a laid-out tree on one device."""
+def _abstract(mesh: Mesh, shape: tuple[int, ...], *axes: str | None, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(mesh, *axes))
+
+
+def _device_bytes(tree) -> int:
+    """Bytes of a sharded tree on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -1,106 +1,83 @@
-"""Devices that are not here: TPU slices by name, through the compiler in `libtpu`."""
+"""TPU slices by name, as devices of the compiler in `libtpu`, and the meshes they allow."""
 
+import contextlib
 import functools
 import importlib.util
+import itertools
+import math
 import os
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import AbstractMesh
 
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model.language_model import LanguageModel
 
-# Slices by the maker's name of the generation. v4 and v5p chips have two cores that act as one
-# device; a TPU7x chip is two devices.
-TOPOLOGIES = {
-    "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
-    "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
-    "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    "TPU7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
-}
-# Slices smaller than a host's 2 x 2 (x 1) chips must be told of.
-SMALL = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
-
-
-def check_topology(name: str) -> tuple[str, str]:
-    """Split `v5e:16x16` into generation and shape; raise ValueError for one that is not known."""
-    generation, _, shape = name.partition(":")
-    if generation not in TOPOLOGIES:
-        raise ValueError(
-            f"unknown topology {name!r}; it is local or GENERATION:SHAPE with a generation of "
-            f"{', '.join(TOPOLOGIES)}, such as v5e:16x16"
-        )
-    if shape not in TOPOLOGIES[generation]:
-        raise ValueError(
-            f"unknown topology {name!r}; the shapes of {generation} are "
-            f"{', '.join(TOPOLOGIES[generation])}"
-        )
-    return generation, shape
+# Slices by generation, in libtpu's names. A v4 or v5p chip has two cores that act as one device; a
+# TPU7x chip is two devices.
+_SQUARE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+TOPOLOGIES = {"v4": _CUBE, "v5e": _SQUARE, "v5p": _CUBE, "v6e": _SQUARE, "TPU7x": _CUBE}
+# libtpu assumes hosts of 2 x 2 (x 1) chips; for these slices it needs the host's shape.
+HOST_BOUNDS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 
 
 @functools.cache
 def topology_devices(name: str) -> list:
-    """The devices of a TPU slice such as `v5e:16x16`, for compiling only; `local`: those here.
+    """Return the devices of a TPU slice such as `v5e:16x16`, to compile for; `local`: jax's own.
 
-    Raises ValueError for a slice that is not known, ModuleNotFoundError as ValueError without
-    `libtpu`, and ValueError if another process holds it.
+    Raises ValueError for an unknown slice, without `libtpu`, and if another process locks it.
     """
     if name == "local":
         return jax.devices()
-    generation, shape = check_topology(name)
+    generation, _, shape = name.partition(":")
+    shapes = TOPOLOGIES.get(generation, ())
+    if shape not in shapes:
+        known = f"local, or {', '.join(TOPOLOGIES)}: and a shape, such as v5e:16x16"
+        known = f"{generation}: with one of {', '.join(shapes)}" if shapes else known
+        raise ValueError(f"got topology {name!r}; expected {known}")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            f"planning for {name} needs the TPU compiler; install the extra `tpu` "
-            '(pip install "biomedlm-jax[tpu]"), which brings libtpu'
-        )
-    # libtpu asks the machine what it is; these answers let it start where there is no TPU.
+        fix = 'install the extra `tpu` (pip install "biomedlm-jax[tpu]")'
+        raise ValueError(f"planning for {name} needs the TPU compiler, libtpu; fix: {fix}")
+    # Without a TPU, libtpu starts only if these describe one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # It also takes a lock as if there were chips to guard. Compiling shares nothing.
+    # libtpu locks the chips for one process, but compiling uses none.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
-    options = {}
-    if shape in SMALL:
-        options["chips_per_host_bounds"] = SMALL[shape]
-    if generation == "v4":
-        options["chip_config_name"] = "megacore"
+    options = {"chips_per_host_bounds": HOST_BOUNDS[shape]} if shape in HOST_BOUNDS else {}
+    options |= {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except Exception as error:
-        said = " ".join(str(error).split())
-        if "libtpu" in said and ("lock" in said or "already in use" in said):
-            raise ValueError(
-                "another process holds libtpu; wait until it ends, or set "
-                "ALLOW_MULTIPLE_LIBTPU_LOAD=true for both"
-            ) from error
-        raise ValueError(f"libtpu does not make the topology {name}: {said[:300]}") from error
+    except Exception as error:  # libtpu raises several kinds
+        message = " ".join(str(error).split())
+        if "libtpu" in message and ("lock" in message or "already in use" in message):
+            fix = "wait for its end, or set ALLOW_MULTIPLE_LIBTPU_LOAD=true for both"
+            raise ValueError(f"another process locks libtpu; fix: {fix}") from error
+        raise ValueError(f"libtpu cannot make the topology {name}: {message[:300]}") from error
 
 
 def sensible_meshes(
     devices: int,
-    config: GPTConfig,
-    *,
+    model: LanguageModel,
     batch_size: int,
-    least_shards: int = 1,
+    *,
+    least_shards: float = 1,
     tensor: tuple[int, ...] = (1, 2, 4),
 ) -> list[dict[str, int]]:
-    """Meshes worth compiling: every power-of-two split that the model and the batch allow.
+    """Return the meshes worth compiling: power-of-two splits that an (abstract) model allows.
 
-    `least_shards` leaves out meshes that keep more than that part of the state on each device.
-    A cut of the width that is no multiple of 8 would not fill a TPU's tiles and is left out, too.
+    They cut the state into `least_shards` parts, or if none does, into the most that are possible.
+    Shards of the width that are not a multiple of 8 would not fill a TPU's tiles: left out.
     """
-    split = (config.heads, config.mlp_width, config.padded_vocab_size)  # over `tensor`
-    found = []
-    for parts in tensor:
-        for fsdp in (2**i for i in range(devices.bit_length())):
-            data = devices // (fsdp * parts)
-            fits = (
-                data * fsdp * parts == devices
-                and batch_size % (data * fsdp) == 0
-                and not any(size % parts for size in split)
-                and config.width % (8 * fsdp) == 0
-                and fsdp * parts >= least_shards
-            )
-            if fits:
-                found.append({"data": data, "fsdp": fsdp, "tensor": parts})
-    return found
+    sensible = []
+    for parts, exponent in itertools.product(tensor, range(devices.bit_length())):
+        sizes = {"data": devices // (parts << exponent), "fsdp": 1 << exponent, "tensor": parts}
+        if math.prod(sizes.values()) == devices and model.config.width % (8 << exponent) == 0:
+            mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+            with contextlib.suppress(ValueError):
+                meshes.check_fits(mesh, batch_size=batch_size, model=model)
+                sensible.append(sizes)
+    least = min(least_shards, max((devices // one["data"] for one in sensible), default=1))
+    return [one for one in sensible if devices // one["data"] >= least]

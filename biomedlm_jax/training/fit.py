@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
@@ -170,7 +171,7 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
                 if timed and (due or timer.restarted):
                     figures |= timer.read(done)
                 if due or not timed:
-                    figures["learning_rate"] = float(schedule(done - 1))
+                    figures["learning_rate"] = float(np.asarray(schedule(done - 1)))
                     recorder.write(done, figures)
 
         while step < steps and not stopping:
@@ -180,12 +181,12 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             read(run_ahead, timed=True)
             last = step == steps
             stopping = stop(step % settings.logging.every == 0 or last)
-            evaluating = recipe.evaluate and _due(step, recipe.evaluate_every, steps)
+            evaluating = _due(step, recipe.evaluate_every, steps)
             saving = stopping or last or _due(step, settings.checkpoint.every, steps)
             if not (evaluating or saving):
                 continue
             read(0, timed=run_ahead == 0)
-            if evaluating:
+            if evaluating and recipe.evaluate is not None:
                 result = {"train_loss": losses["sum"] / losses["count"]}
                 result |= recipe.evaluate(_merged(state.model, frozen), step)
                 losses.update(sum=0.0, count=0)

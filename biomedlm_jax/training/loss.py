@@ -3,28 +3,34 @@
 Axes: B batch, L length, D width, V vocabulary (here with the model's padding).
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.language_model import LanguageModel, head_logits
+from biomedlm_jax.model.layers import custom_vjp
 
 
 def token_log_probabilities(
-    model: LanguageModel, x_BxLxD: jax.Array, targets_BxL: jax.Array
+    model: LanguageModel, x_BxLxD: jax.Array, targets_BxE: jax.Array, slot_BxE=None
 ) -> tuple[jax.Array, jax.Array]:
     """Return each target's log-probability in nats after its state, and whether it is the argmax.
 
-    Both are [B, L], float32 and bool; a loss over them is `cross_entropy`, which stores no logits.
+    Both are [B, E], float32 and bool. `slot_BxE` is the state that each target follows, by default
+    one target for each state. A loss over them is `cross_entropy`, which stores no logits.
     """
     logits_BxLxV = head_logits(x_BxLxD, model.head_weight)
     vocabulary_V = jnp.arange(logits_BxLxV.shape[-1])
     logits_BxLxV = jnp.where(vocabulary_V < model.config.vocab_size, logits_BxLxV, -jnp.inf)
-    target_BxL = jnp.take_along_axis(logits_BxLxV, targets_BxL[..., None], axis=-1)[..., 0]
-    log_probabilities_BxL = target_BxL - jax.nn.logsumexp(logits_BxLxV, axis=-1)
-    return log_probabilities_BxL, logits_BxLxV.argmax(-1) == targets_BxL
+    if slot_BxE is None:
+        slot_BxE = jnp.broadcast_to(jnp.arange(targets_BxE.shape[1]), targets_BxE.shape)
+    # By vmap, so that devices gather from their own rows of the batch.
+    target_BxE = jax.vmap(lambda x_LxV, slot_E, target_E: x_LxV[slot_E, target_E])(
+        logits_BxLxV, slot_BxE, targets_BxE
+    )
+    total_BxL, argmax_BxL = jax.nn.logsumexp(logits_BxLxV, axis=-1), logits_BxLxV.argmax(-1)
+    total_BxE, argmax_BxE = (jnp.take_along_axis(x, slot_BxE, 1) for x in (total_BxL, argmax_BxL))
+    return target_BxE - total_BxE, argmax_BxE == targets_BxE
 
 
 def next_token_loss(
@@ -62,7 +68,7 @@ def summed_loss(model: LanguageModel, tokens_BxL, *, weights_B=None, chunks=1, d
     return total, weights_BxL.sum()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def cross_entropy(vocab_size: int, chunks: int, x_BxLxD, head_VxD, targets_BxL, weights_BxL):
     """Return the weighted sum of -log softmax(x head^T)[target] over `vocab_size` entries.
 
@@ -106,11 +112,12 @@ def _forward(vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, *,
         )
         return (total, dhead_VxD), jnp.moveaxis(dx_DxBxC, 0, -1)
 
-    carry = (jnp.float32(0), jnp.zeros(head_VxD.shape, jnp.float32) if gradients else None)
+    zeros_VxD = jnp.zeros(head_VxD.shape, jnp.float32) if gradients else jnp.float32(0)
+    carry = (jnp.float32(0), zeros_VxD)
     arrays = (x_BxLxD, targets_BxL, weights_BxL)
     if chunks == 1:
         (total, dhead_VxD), dx_BxLxD = of_chunk(carry, arrays)
-        return total, (dx_BxLxD, constrain(dhead_VxD, "vocab", "embed"))
+        return total, (dx_BxLxD, constrain(dhead_VxD, "vocab", "embed") if gradients else None)
     (total, dhead_VxD), dx = jax.lax.scan(of_chunk, carry, [_cut(a, chunks) for a in arrays])
     return total, (None if dx is None else _join(dx), dhead_VxD)
 

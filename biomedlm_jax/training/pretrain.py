@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.batches import Batches, check_tokens, validation_batches
+from biomedlm_jax.corpus.batches import Batches, validation_batches
+from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from biomedlm_jax.corpus.tokens import read_manifest
 from biomedlm_jax.files import write_json
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
@@ -80,6 +82,11 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         eos_id=model_config.eos_token_id,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
+    if manifest["length"] % training.loss_chunks:
+        raise ValueError(
+            f"got training.loss_chunks={training.loss_chunks}; expected a divisor of the row "
+            f"length {manifest['length']}"
+        )
     split = manifest["splits"]["validation"]
     if training.evaluate_every and not split["rows"]:
         raise ValueError(
@@ -152,7 +159,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         return fit(recipe, workdir, mesh)[1]
 
 
-def config_of_rows(fields: dict, manifest: dict) -> ModelConfig:
+def config_of_rows(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:
     """Return the model config, what it leaves as None taken from the token rows.
 
     Vocabulary size, end-of-text id and length of a row; a contradiction is found by

@@ -2,11 +2,11 @@
 
 from biomedlm_jax.benchmarks.decode import measure_decode, print_table
 from biomedlm_jax.cli import main
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt2 import GPT2Config
 
 
 def test_both_sides_say_the_same_and_have_figures(capsys):
-    config = GPTConfig(
+    config = GPT2Config(
         vocab_size=99, context_length=32, layers=1, width=32, heads=2, initializer_range=0.3
     )
     figures = measure_decode(

@@ -10,11 +10,10 @@ import pytest
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.generate import FLAGS
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.scoring import score_text
-from biomedlm_jax.generation.text import NOTICE, generate
+from biomedlm_jax.generation.generator import NOTICE, generate
+from biomedlm_jax.generation.surprisal import score_text
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
 TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
 
@@ -22,10 +21,10 @@ TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue w
 @pytest.fixture(scope="module")
 def world():
     tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
-    config = GPTConfig(
+    config = GPT2Config(
         vocab_size=280, context_length=40, layers=1, width=32, heads=2, initializer_range=0.4
     )
-    model = GPT(config, key=jax.random.key(0))
+    model = GPT2(config, key=jax.random.key(0))
     odd = [i for i in range(280) if not tokenizer.decode([i]).isprintable() or i > 278]
     odd += [i for i in range(280) if not tokenizer.decode([i]).isascii()]
     model.wte[...] = model.wte[...].at[np.array(odd)].set(0)  # one answer is one line
@@ -62,19 +61,19 @@ def test_beams_show_their_scores_and_stats_their_speed(world, release, capsys):
     lines = said.out.splitlines()
     assert [line.split("] ", 1)[1] for line in lines] == expected
     assert float(lines[0][1:].split("]")[0]) >= float(lines[1][1:].split("]")[0])
-    for what in ("prefill", "decode", "MB a token"):
+    for what in ("prefill", "decode", "MB/token"):
         assert what in said.err
 
 
 def test_stats_measure_an_answer_that_is_not_streamed(world, release, capsys, monkeypatch):
-    from biomedlm_jax.generation.text import Generator
+    from biomedlm_jax.generation.generator import Generator
 
     monkeypatch.setattr(Generator, "stream", lambda *arguments: pytest.fail("it streamed"))
     expected = generate(*world, [TEXTS[0]], max_new_tokens=8)[0]
     assert call(release, f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--stats") == 0
     said = capsys.readouterr()
     assert said.out == expected + "\n"
-    assert "ms a step" in said.err
+    assert "ms/step" in said.err
 
 
 def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypatch):
@@ -85,7 +84,7 @@ def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypat
     assert call(release, "--max_new_tokens=6") == 2  # one was too long; the others are answered
     said = capsys.readouterr()
     assert said.out.splitlines() == expected
-    assert "1 of the prompts were not answered" in said.err
+    assert "1 prompts were not answered" in said.err
     assert "the model has 40 positions" in " ".join(said.err.split())
 
 
@@ -107,7 +106,7 @@ def test_a_file_is_answered_with_the_models_settings(world, release, tmp_path, c
 
 
 def test_ctrl_c_in_a_file_keeps_what_is_done(release, tmp_path, capsys, monkeypatch):
-    from biomedlm_jax.generation.text import Generator
+    from biomedlm_jax.generation.generator import Generator
 
     prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
@@ -173,16 +172,19 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
         (["--out=b"], "--out without --prompts"),
         (["--html=b"], "--html without --score"),
         (["--prompts=nowhere", "--out=b"], "no such file: nowhere"),
-        (["--prompt=a", "--early_stopping=soon"], "false, true, never"),
-        (["--prompt=a", "--top_k=5"], "ask for a temperature above 0"),
-        (["--prompt=a", "--beams=3", "--temperature=1"], "beam search draws nothing"),
+        (["--prompt=a", "--early_stopping=soon"], "<false|true|never>"),
+        (["--prompt=a", "--top_k=5"], "it needs a temperature above 0"),
+        (["--prompt=a", "--beams=3", "--temperature=1"], "beam search does not sample"),
         (["--prompt=a", "--heat=1"], "heat"),
         (["--prompt=a", "--max_new_tokens=many"], "many"),
         (["--prompt=a", "--max_new_tokens=40"], "the model has 40 positions"),
         (["--prompt=" + "z " * 60, "--max_new_tokens=4"], "--truncate=left"),
         (["--prompt=a", "--truncate=right"], "right"),
-        (["--score="], "an empty text"),
-        (["--prompt=a", "--tensor=4"], "mesh.tensor=4 does not divide the model's heads of 2"),
+        (["--score="], "got an empty text"),
+        (
+            ["--prompt=a", "--tensor=4"],
+            "mesh.tensor=4, which does not divide the model's heads of 2",
+        ),
         (["--prompt=a", "--data=3"], "does not make 8, the number of devices"),
         (["--score=a", "--fsdp=0"], "sizes are at least 1"),
     ],

@@ -1,50 +1,17 @@
-"""tokens.py, packing.py, rows.py: rows are the concatenated ids, and nothing is half-made."""
+"""tokens.py: the same documents give the same rows, and a directory is whole or not there."""
 
 import hashlib
-import json
-import random
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from biomedlm_jax import cli
-from biomedlm_jax.benchmarks.tokens import run_benchmark
-from biomedlm_jax.corpus import packing, tokens
-from biomedlm_jax.corpus.documents import Document, Skipped, read_documents
-from biomedlm_jax.corpus.packing import split_of
+from biomedlm_jax.corpus import packer, progress, tokens
+from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.rows import Rows
-from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_hash
-from biomedlm_jax.corpus.tokenizer import train_tokenizer as train
-from biomedlm_jax.corpus.tokens import build_tokens, read_manifest
-
-LENGTH = 16
-
-
-def documents(count: int = 150, seed: int = 0) -> list[Document]:
-    """Texts of very different lengths, a few of them long, one of them twice."""
-    draw = random.Random(seed)
-    syllables = ["ka", "thrombin", "é", " dose", "-12 ", "\n\n", "mg", " of", " the", "漢"]
-    lengths = draw.choices((1, 9, 40, 400), k=count)
-    texts = ["a" + "".join(draw.choices(syllables, k=length)) for length in lengths]
-    return [Document(text, f"texts:{i}") for i, text in enumerate([*texts, texts[0]])]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train((document.text for document in documents()), vocab_size=300)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "tokens"
-
-
-def build(out, tokenizer, texts=None, **options):
-    options = {"length": LENGTH, "validation_fraction": 0.2, **options}
-    return build_tokens(documents() if texts is None else texts, tokenizer, out, **options)
+from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, train_tokenizer
+from biomedlm_jax.corpus.tokens import build_tokens
 
 
 def read(out, split: str = "train") -> np.ndarray:
@@ -53,242 +20,129 @@ def read(out, split: str = "train") -> np.ndarray:
 
 
 @pytest.mark.parametrize("separator", ["eos", "none"])
-def test_rows_are_the_concatenated_ids_of_each_split(out, tokenizer, separator, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_BYTES", 500)  # so that many batches are on their way
-    manifest = build(out, tokenizer, separator=separator)
-    after = [tokenizer.token_to_id(END_OF_TEXT)] if separator == "eos" else []
-    for split in ("train", "validation"):
-        texts = [
-            document.text
-            for document in documents()
-            if split_of(document.text.encode(), validation_fraction=0.2) == split
+def test_each_split_is_its_documents_in_order(build, out, documents, small_tokenizer, separator):
+    manifest = build(separator=separator)
+    after = [small_tokenizer.token_to_id(END_OF_TEXT)] if separator == "eos" else []
+    for split, counts in manifest["splits"].items():
+        stream = [
+            i
+            for document in documents
+            if packer.split_of(document.text.encode(), validation_fraction=0.2) == split
+            for i in [*small_tokenizer.encode(document.text).ids, *after]
         ]
-        stream = [i for text in texts for i in [*tokenizer.encode(text).ids, *after]]
-        counts, rows = manifest["splits"][split], read(out, split)
-        assert rows.ravel().tolist() == stream[: rows.size]
-        assert counts.pop("sha256") == hashlib.sha256(rows).hexdigest()
-        assert counts == {
-            "documents": len(texts),
-            "text_bytes": sum(len(text.encode()) for text in texts),
-            "tokens": len(stream),
-            "rows": len(stream) // LENGTH,
-            "dropped_tokens": len(stream) % LENGTH,
-        }
-        assert counts["rows"] > 10
+        rows = read(out, split)
+        assert rows.ravel().tolist() == stream[: len(stream) // 16 * 16]
+        assert counts["rows"] == len(rows) > 10
+        assert counts["sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
 
 
-def test_a_build_does_not_depend_on_how_the_work_was_cut(tmp_path, tokenizer, monkeypatch):
+def test_a_build_does_not_depend_on_how_the_work_was_divided(
+    build, other_documents, tmp_path, monkeypatch
+):
     one, many = tmp_path / "one", tmp_path / "many"
-    manifest = build(one, tokenizer)
-    monkeypatch.setattr(packing, "BATCH_BYTES", 100)
-    monkeypatch.setattr(tokens, "SHARD_BYTES", 64 * LENGTH)
-    assert build(many, tokenizer)["fingerprint"] == manifest["fingerprint"]
-    assert len(list((many / tokens.ROWS).glob("*train*"))) > 1
+    manifest = build(one)
+    monkeypatch.setattr(packer, "BATCH_BYTES", 100)
+    monkeypatch.setattr(tokens, "SHARD_BYTES", 64 * 16)
+    assert build(many)["fingerprint"] == manifest["fingerprint"]
+    assert len(list((many / "rows").glob("*train*"))) > 1
     assert np.array_equal(read(one), read(many))
-    other = build(tmp_path / "other", tokenizer, documents(seed=1))
-    assert other["fingerprint"] != manifest["fingerprint"]
+    assert build(tmp_path / "other", other_documents)["fingerprint"] != manifest["fingerprint"]
 
 
-def test_the_split_is_a_stable_share_of_the_texts():
-    texts = [f"text {i}".encode() for i in range(4000)]
-    split = [split_of(text, validation_fraction=0.1) for text in texts]
-    assert 320 < split.count("validation") < 480
-    assert split == [split_of(text, validation_fraction=0.1) for text in texts]
-    larger = [split_of(text, validation_fraction=0.3) for text in texts]  # only adds to validation
-    assert all(b == "validation" for a, b in zip(split, larger, strict=True) if a == "validation")
-    assert {split_of(text, validation_fraction=0) for text in texts} == {"train"}
-
-
-def test_manifest(out, tokenizer, tmp_path):
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in documents()) + "no JSON\n")
-    skipped = Skipped()
-    texts = read_documents([file], on_error="skip", skipped=skipped)
-    manifest = build(out, tokenizer, texts, inputs=[file], skipped=skipped)
-    assert manifest == read_manifest(out)
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert manifest["inputs"] == [
-        {"path": str(file), "bytes": file.stat().st_size, "sha256": sha256}
-    ]
-    assert manifest["skipped"] == {"bad": 1, "empty": 0, "subsets": {}}
-    assert (manifest["vocab_size"], manifest["eos_id"], manifest["dtype"]) == (300, 299, "uint16")
-    assert manifest["tokenizer_hash"] == tokenizer_hash(load_tokenizer(out))
-    # What was read, and from where, is told but does not make other rows.
-    again = build(tmp_path / "again", tokenizer)
-    assert again["fingerprint"] == manifest["fingerprint"]
-
-
-def test_a_vocabulary_beyond_16_bits(out):
+def test_a_vocabulary_beyond_16_bits(build, out):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     entries = [*alphabet, *(f"entry{i}" for i in range(66_000)), END_OF_TEXT]
     large = Tokenizer(models.BPE(vocab={entry: i for i, entry in enumerate(entries)}, merges=[]))
     large.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    manifest = build(out, large)
+    manifest = build(tokenizer=large)
     rows = read(out)
     assert manifest["dtype"] == rows.dtype == "int32"
     assert rows.max() == manifest["eos_id"] == 66_256
 
 
-def test_rows_are_read_in_any_order_and_by_tfds_alone(out, tokenizer):
-    build(out, tokenizer)
-    rows = Rows(out, "train")
-    everything = np.stack(list(rows))
-    assert everything.shape == (len(rows), LENGTH)
-    order = random.Random(0).choices(range(len(rows)), k=50)
-    assert np.array_equal(rows.__getitems__(order), everything[order])
-    assert np.array_equal(rows[-1], everything[-1])
-    with pytest.raises(IndexError):
-        rows[len(rows)]
-    import tensorflow_datasets as tfds
-
-    source = tfds.builder_from_directory(out / "rows").as_data_source("train")
-    assert np.array_equal([record["tokens"] for record in source], everything)
-
-
-def test_a_split_without_rows(out, tokenizer):
-    build(out, tokenizer, validation_fraction=0)
-    assert list(Rows(out, "validation")) == []
-
-
-def unfit(change) -> Tokenizer:
-    tokenizer = train((document.text for document in documents()), vocab_size=280)
-    change(tokenizer)
-    return tokenizer
+def truncating(tokenizer: Tokenizer) -> Tokenizer:
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.enable_truncation(8)
+    return copy
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": 1}, "got length=1; a row has at least 2"),
-        ({"separator": "dot"}, "one of eos, none"),
-        ({"validation_fraction": 1.0}, r"got validation_fraction=1.0; it is in \[0, 1\)"),
-        ({"texts": documents(3), "length": 10_000}, "not enough for one row of 10000"),
-        ({"tokenizer": unfit(lambda t: t.enable_truncation(8))}, r"call no_truncation\(\)"),
-        ({"tokenizer": Tokenizer(models.BPE())}, "only a byte-level BPE"),
+        ({"length": 1}, "got length=1; a row needs at least 2"),
+        ({"separator": "dot"}, "got separator='dot'; expected one of eos, none"),
+        ({"validation_fraction": 1.0}, r"got validation_fraction=1.0; expected \[0, 1\)"),
+        ({"length": 10**9}, "not enough for one row of 1000000000"),
+        ({"tokenizer": truncating}, r"call no_truncation\(\)"),
+        ({"tokenizer": lambda _: Tokenizer(models.BPE())}, "expected a byte-level BPE"),
         ({"inputs": ["nowhere.txt"]}, "nowhere.txt"),
     ],
 )
-def test_bad_arguments_leave_nothing(out, tokenizer, options, message):
-    options = {"tokenizer": tokenizer, **options}
+def test_bad_arguments_leave_nothing(build, small_tokenizer, tmp_path, options, message):
+    if "tokenizer" in options:
+        options = {"tokenizer": options["tokenizer"](small_tokenizer)}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        build(out, **options)
-    assert list(out.parent.iterdir()) == []
+        build(**options)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_never_overwrites_unasked_nor_anything_else(out, tokenizer):
-    out.mkdir()  # an empty directory is nothing to lose
-    build(out, tokenizer)
+def test_only_token_rows_are_overwritten_and_only_on_request(build, out, other_documents):
+    out.mkdir()  # an empty directory is filled
+    build()
     before = (out / "manifest.json").read_bytes()
     with pytest.raises(FileExistsError, match="pass --overwrite"):
-        build(out, tokenizer)
+        build()
     assert (out / "manifest.json").read_bytes() == before
-    build(out, tokenizer, documents(seed=1), overwrite=True)
+    build(texts=other_documents, overwrite=True)
     assert (out / "manifest.json").read_bytes() != before
     (out / "rows").rename(out / "checkpoints")  # a run keeps the manifest of its rows
-    with pytest.raises(FileExistsError, match="something else than token rows"):
-        build(out, tokenizer, overwrite=True)
-    (out / "manifest.json").unlink()
-    with pytest.raises(FileExistsError, match="something else than token rows"):
-        build(out, tokenizer, overwrite=True)
+    with pytest.raises(FileExistsError, match="something else, which is never overwritten"):
+        build(overwrite=True)
     file = out.parent / "file"
     file.touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
-        build(file, tokenizer, overwrite=True)
+        build(file, overwrite=True)
     assert sorted(path.name for path in out.parent.iterdir()) == ["file", "tokens"]
 
 
-def test_what_appears_during_a_build_is_not_replaced(out, tokenizer):
-    def slow():
-        yield from documents()
-        out.mkdir()
-        (out / "manifest.json").write_text("another process was quicker")
-
-    with pytest.raises(FileExistsError):
-        build(out, tokenizer, slow())
-    assert (out / "manifest.json").read_text() == "another process was quicker"
-    assert list(out.parent.iterdir()) == [out]
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_build_changes_nothing(out, tokenizer, error, monkeypatch):
-    monkeypatch.setattr(packing, "BATCH_BYTES", 100)
+def test_an_interrupted_build_changes_nothing(build, out, documents, error, monkeypatch):
+    monkeypatch.setattr(packer, "BATCH_BYTES", 100)
 
     def broken():
-        yield from documents()
+        yield from documents
         raise error("now")
 
     with pytest.raises(error, match="now"):
-        build(out, tokenizer, broken())
+        build(texts=broken())
     assert list(out.parent.iterdir()) == []
-    build(out, tokenizer)
+    build()
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(error, match="now"):
-        build(out, tokenizer, broken(), overwrite=True)
+        build(texts=broken(), overwrite=True)
     assert list(out.parent.iterdir()) == [out]
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_bad_directories(out, tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match="make token rows with biomedlm build-tokens"):
-        read_manifest(out)
-    with pytest.raises(ValueError, match=r"no manifest\.json"):
-        read_manifest(tmp_path)
-    build(out, tokenizer)
-    with pytest.raises(ValueError, match="one of train, validation"):
-        Rows(out, "test")
-    manifest = json.loads((out / "manifest.json").read_text())
-    for change, message in (
-        ({"version": 0}, "this version reads"),
-        ({"vocab_size": 301}, "does not fit its fingerprint"),
-        ({"format": None}, "this version reads"),
-    ):
-        (out / "manifest.json").write_text(json.dumps({**manifest, **change}))
-        with pytest.raises(ValueError, match=message):
-            read_manifest(out)
-    for text in ("", "[1]", "{}"):
-        (out / "manifest.json").write_text(text)
-        with pytest.raises(ValueError, match="not a manifest of token rows"):
-            read_manifest(out)
-
-
-def test_damaged_rows(out, tokenizer):
-    build(out, tokenizer)
-    rows = Rows(out, "train")
-    rows.manifest["vocab_size"] = 299  # the rows hold 299, the end of text
-    with pytest.raises(ValueError, match="token id 299, but its vocabulary has 299 entries"):
-        rows.__getitems__(range(len(rows)))
-    next((out / "rows").glob("*validation*-00000")).unlink()
-    with pytest.raises(ValueError, match="validation rows"):
-        Rows(out, "validation")
-
-
-def test_the_command(tmp_path, tokenizer, capsys):
-    file, out = tmp_path / "texts.jsonl", tmp_path / "tokens"
-    file.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in documents()))
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    flags = [f"--input={file}", f"--tokenizer={tmp_path}", f"--out={out}", "--length=32"]
-    assert cli.main(["build-tokens", *flags, f"--json={tmp_path / 'figures.json'}"]) == 0
-    assert "train       " in capsys.readouterr().out
-    assert json.loads((tmp_path / "figures.json").read_text()) == read_manifest(out)
-    assert cli.main(["build-tokens", *flags]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_benchmark_measures_every_side(tmp_path, tokenizer):
-    file = tmp_path / "texts.jsonl"
-    file.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in documents()))
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    figures = run_benchmark([file], tmp_path, length=LENGTH, repeats=1)
-    assert figures["documents"] == len(documents())
-    assert all(side["ratio"] > 0 for side in figures["sides"].values())
+def test_progress_counts_what_was_packed(build, documents, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.001)
+    reports = []
+    manifest = build(
+        texts=(document for document in documents if not reports.append("read")),
+        progress=lambda splits: reports.append(splits["train"]["rows"]),
+    )
+    counts = [report for report in reports if report != "read"]
+    assert counts
+    assert counts == sorted(counts)
+    assert counts[-1] <= manifest["splits"]["train"]["rows"]
 
 
 def test_real_abstracts_come_back_from_their_rows(out, real_data):
     file = real_data / "pubmed_text" / "abstracts_ccby.jsonl.gz"
     texts = list(islice(read_documents([file], text_field="abstract"), 200))
-    trained = train((document.text for document in texts), vocab_size=1000)
-    build(out, trained, texts, length=256, validation_fraction=0)
+    trained = train_tokenizer((document.text for document in texts), vocab_size=1000)
+    build_tokens(texts, trained, out, length=256, validation_fraction=0)
     joined = END_OF_TEXT.join(document.text for document in texts)
     back = trained.decode(read(out).ravel().tolist(), skip_special_tokens=False)
-    assert joined.startswith(back[:-10])  # the cut may lie inside a character
+    assert joined.startswith(back[:-10])  # the cut may be inside a character
     assert len(back) > len(joined) - 3000

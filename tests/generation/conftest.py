@@ -6,25 +6,24 @@ import optax
 import pytest
 
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.interop.weights import tensor_reader, tensor_shapes
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.interop.weights import file_name, places, tensor_reader
+from biomedlm_jax.model.families import abstract_model, config_to_hf
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.training.loss import next_token_loss
 
 SMALL = {"vocab_size": 61, "context_length": 96, "layers": 2, "width": 32, "heads": 4}
 
 
-def random_model(*, seed: int = 0, deviation: float = 0.3, **fields) -> GPT:
-    """A GPT of large random weights, whose best and second-best tokens lie far apart."""
-    config = GPTConfig(**{**SMALL, **fields})
+def random_model(*, seed: int = 0, deviation: float = 0.3, **fields) -> GPT2:
+    """A GPT-2 of large random weights, whose best and second-best tokens lie far apart."""
+    config = GPT2Config(**{**SMALL, **fields})
     random = np.random.default_rng(seed)
 
     def fill(path, leaf):
         values = deviation * random.standard_normal(leaf.shape, np.float32)
         return jax.numpy.asarray(values + (path[-2].name == "scale"))
 
-    abstract = jax.eval_shape(lambda: GPT(config, key=jax.random.key(0)))
-    model = jax.tree_util.tree_map_with_path(fill, abstract)
+    model = jax.tree_util.tree_map_with_path(fill, abstract_model(config))
     model.wte[...] = model.wte[...].at[config.vocab_size :].set(0)
     return model
 
@@ -32,16 +31,16 @@ def random_model(*, seed: int = 0, deviation: float = 0.3, **fields) -> GPT:
 class Peer:
     """transformers' model of the same weights, and its `generate` on prompts of token ids."""
 
-    def __init__(self, model: GPT):
+    def __init__(self, model: GPT2):
         import torch
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        config = GPT2Config(**model.config.to_hf(), attn_implementation="eager")
+        config = GPT2Config(**config_to_hf(model.config), attn_implementation="eager")
         self.model = GPT2LMHeadModel(config).eval()
-        read = tensor_reader(model, fold=False)
+        read = tensor_reader(model)
         tensors = {
-            f"transformer.{name}": torch.from_numpy(np.array(read(name)))
-            for name in tensor_shapes(model.config)
+            file_name(name, model.config): torch.from_numpy(np.array(read(name)))
+            for name in places(model)
         }
         loaded = self.model.load_state_dict(tensors, strict=False)
         assert loaded.missing_keys == ["lm_head.weight"]
@@ -74,7 +73,7 @@ class Peer:
         return rows, None if scores is None else scores.tolist()
 
 
-def train(model: GPT, *, steps: int) -> GPT:
+def train(model: GPT2, *, steps: int) -> GPT2:
     """Train on rows that count up from somewhere by 1, 2 or 3, modulo 30, and end."""
     tx = optax.adam(3e-3)
 

@@ -11,7 +11,7 @@ from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.beam import Beams, search
 from biomedlm_jax.generation.decoder import make_decoder
 from biomedlm_jax.generation.sampling import Strategy
-from biomedlm_jax.training.state import abstract_model
+from biomedlm_jax.model.families import abstract_model
 
 GRID = [
     {"beams": 5},
@@ -36,7 +36,7 @@ def both(pair, prompts, *, new: int, returned: int = 1, **options):
     ours = search(
         decoder,
         prompts,
-        beams=Beams(**shape, returned=returned),
+        beams=Beams(**shape, samples=returned),
         max_new_tokens=new,
         strategy=Strategy(ends=ends, **strategy),
     )
@@ -88,8 +88,8 @@ def test_logits_that_are_no_numbers_name_the_prompt(random_model):
     model = random_model()
     model.wte[...] = model.wte[...].at[5].set(np.nan)
     decoder = make_decoder(model)
-    tables = {**decoder.tables, "head": make_decoder(random_model()).tables["head"]}
-    broken = dataclasses.replace(decoder, tables=tables)  # what follows a 5 is no number
+    # The embedding of 5 is NaN, the head is not.
+    broken = dataclasses.replace(decoder, head=make_decoder(random_model()).head)
     options = {"beams": Beams(beams=2), "max_new_tokens": 4}
     for numbers, number in ((None, 1), ([3, 7], 7)):
         with pytest.raises(ValueError, match=f"NaN at step 0 of prompt {number};"):
@@ -97,14 +97,14 @@ def test_logits_that_are_no_numbers_name_the_prompt(random_model):
 
 
 def test_beams_that_cannot_be():
-    with pytest.raises(ValueError, match="returned=3"):
-        Beams(beams=2, returned=3)
+    with pytest.raises(ValueError, match="samples=3"):
+        Beams(beams=2, samples=3)
     with pytest.raises(ValueError, match="early_stopping='soon'"):
         Beams(beams=2, early_stopping="soon")
 
 
 def test_beams_draw_nothing(pairs):
-    with pytest.raises(ValueError, match="beam search draws nothing"):
+    with pytest.raises(ValueError, match="beam search does not sample"):
         search(
             pairs["scaled"][1],
             [[1]],

@@ -5,38 +5,44 @@ import pytest
 from transformers import GenerationConfig
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.options import Options, make_options, read_settings
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.generation.options import Options, make_options, read_generation_config
+from biomedlm_jax.model.gpt2 import GPT2Config
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens=0; it must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0; expected at least 1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
-        ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0; it must be above 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0; expected at most 1 and above 0"),
         ({"temperature": 1.0, "min_p": 2.0}, "min_p=2.0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
         ({"early_stopping": "soon", "beams": 2}, "early_stopping='soon'"),
-        ({"top_k": 5}, "ask for a temperature above 0"),
-        ({"length_penalty": 2.0}, "ask for at least 2 beams"),
-        ({"beams": 3, "temperature": 1.0}, "beam search draws nothing"),
+        ({"top_k": 5}, "it needs a temperature above 0"),
+        ({"length_penalty": 2.0}, "it needs at least 2 beams"),
+        ({"beams": 3, "temperature": 1.0}, "beam search does not sample"),
         ({"beams": 3, "stop": ("x",)}, "beams=3 with stop"),
         ({"samples": 3}, "all would be equal"),
-        ({"samples": 3, "beams": 2}, "no more answers than beams"),
-        ({"min_new_tokens": 9, "max_new_tokens": 8}, "min_new_tokens=9 above"),
+        ({"samples": 3, "beams": 2}, "as many answers as beams"),
+        (
+            {"min_new_tokens": 9, "max_new_tokens": 8},
+            "min_new_tokens=9; expected at most max_new_tokens=8",
+        ),
         ({"bad_words": ("",)}, "bad_words"),
         ({"bad_words": ((3, -1),)}, "bad_words"),
-        ({"max_new_tokens": 4.5}, "max_new_tokens=4.5; it must be a whole number"),
+        ({"max_new_tokens": 4.5}, "max_new_tokens=4.5; expected a whole number"),
         ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size=2.5"),
-        ({"samples": True}, "samples=True; it must be a whole number"),
-        ({"temperature": "0.7"}, "temperature='0.7'; it must be a number"),
-        ({"beams": 2, "length_penalty": float("nan")}, "length_penalty=nan; it must be finite"),
-        ({"beams": 2, "early_stopping": 1}, "early_stopping=1; it must be one of False"),
-        ({"seed": 2**40}, "seed=1099511627776; it must be at most 2147483647"),
-        ({"seed": -1}, "seed=-1; it must be at least 0"),
-        ({"ends": (1.5,)}, r"ends=\(1.5,\); it must be token ids"),
-        ({"heat": 3}, "the option 'heat'; the options are max_new_tokens, temperature"),
+        ({"samples": True}, "samples=True; expected a whole number"),
+        ({"temperature": "0.7"}, "temperature='0.7'; expected a finite number"),
+        (
+            {"beams": 2, "length_penalty": float("nan")},
+            "length_penalty=nan; expected a finite number",
+        ),
+        ({"beams": 2, "early_stopping": 1}, "early_stopping=1; expected True or False or a string"),
+        ({"seed": 2**40}, "seed=1099511627776; expected at least 0 and at most 2147483647"),
+        ({"seed": -1}, "seed=-1; expected at least 0"),
+        ({"ends": (1.5,)}, r"ends=\(1.5,\); expected a tuple, each a whole number"),
+        ({"heat": 3}, "options.heat, which is unknown; known: beams, samples"),
     ],
     ids=str,
 )
@@ -80,7 +86,7 @@ def test_a_models_settings_have_the_defaults_of_transformers():
     # What is asked for makes them count.
     assert make_options({"top_k": 9}, temperature=0.7) == Options(temperature=0.7, top_k=9)
     assert make_options({"length_penalty": 2.0}, beams=3) == Options(beams=3, length_penalty=2.0)
-    with pytest.raises(ValueError, match="ask for a temperature above 0"):
+    with pytest.raises(ValueError, match="it needs a temperature above 0"):
         make_options({"temperature": 0.7}, top_k=5)
 
 
@@ -96,10 +102,10 @@ def test_a_models_settings_have_the_defaults_of_transformers():
 )
 def test_settings_say_the_same_to_transformers_and_here(options, tmp_path):
     tokenizer = train_tokenizer(iter(["the drug, the drug"] * 9), vocab_size=262)
-    config = GPTConfig(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
-    settings = options.settings(config, tokenizer)
+    config = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
+    settings = options.to_hf(config, tokenizer)
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
-    again = make_options(read_settings(tmp_path))
+    again = make_options(read_generation_config(tmp_path))
     assert again.strategy(config, tokenizer) == options.strategy(config, tokenizer)
     assert dataclasses.replace(again, ends=options.ends, bad_words=options.bad_words) == options
     theirs = GenerationConfig.from_pretrained(tmp_path)
@@ -118,21 +124,21 @@ def test_settings_say_the_same_to_transformers_and_here(options, tmp_path):
 
 
 def test_settings_that_are_unknown_or_no_json(tmp_path):
-    with pytest.raises(ValueError, match=r"penalty_alpha=0\.6, which this decoder does not know"):
+    with pytest.raises(ValueError, match=r"penalty_alpha=0\.6 in generation_config.json, which"):
         make_options({"penalty_alpha": 0.6})
-    assert read_settings(tmp_path) == {}
+    assert read_generation_config(tmp_path) == {}
     file = tmp_path / "generation_config.json"
     file.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        read_settings(tmp_path)
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        read_generation_config(tmp_path)
     file.write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="holds a list"):
-        read_settings(tmp_path)
+    with pytest.raises(ValueError, match="got JSON of type list"):
+        read_generation_config(tmp_path)
 
 
 def test_bad_words_are_banned_with_and_without_a_space():
     tokenizer = train_tokenizer(iter(["the drug, the drug"] * 9), vocab_size=262)
-    config = GPTConfig(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
+    config = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
     strategy = Options(bad_words=("drug",)).strategy(config, tokenizer)
     spelled = [tokenizer.decode(list(word)) for word in strategy.bad_words]
     assert spelled == ["drug", " drug"]

@@ -1,35 +1,38 @@
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import AddedToken, Tokenizer
 
+from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.heads import Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.interop.weights import named_leaves
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.language_model import named_leaves
 
 TINY = {"vocab_size": 300, "context_length": 24, "layers": 3, "width": 32, "heads": 4}
 
 
-def make_model(*, seed: int = 0, deviation: float = 0.25, **fields) -> GPT:
-    """A GPT whose every parameter is random, biases and norms too, the vocabulary padding zero."""
-    config = GPTConfig(**{**TINY, **fields})
+def make_model(*, seed: int = 0, deviation: float = 0.25, **fields) -> GPT2:
+    """A GPT-2 whose parameters are all random, biases too; the vocabulary padding is zero."""
+    config = GPT2Config(**{**TINY, **fields})
     random = np.random.default_rng(seed)
 
     def fill(path, leaf):
         values = deviation * random.standard_normal(leaf.shape, np.float32)
         return jax.numpy.asarray(values + (path[-2].name == "scale"))
 
-    abstract = jax.eval_shape(lambda: GPT(config, key=jax.random.key(0)))
-    model = jax.tree_util.tree_map_with_path(fill, abstract)
+    model = jax.tree_util.tree_map_with_path(fill, abstract_model(config))
     model.wte[...] = model.wte[...].at[config.vocab_size :].set(0)
     return model
 
 
-def assert_same(one: GPT, other: GPT) -> None:
+def assert_same(one: GPT2, other: GPT2) -> None:
     ours, theirs = named_leaves(one), named_leaves(other)
     assert ours.keys() == theirs.keys()
     for name, leaf in ours.items():
@@ -70,7 +73,7 @@ def _edit_config():
 
 
 @pytest.fixture(scope="session")
-def model() -> GPT:
+def model() -> GPT2:
     return make_model()
 
 
@@ -88,3 +91,39 @@ def tokenizer():
 def release(model, tokenizer, tmp_path):
     """A fresh Hugging Face directory of `model`."""
     return export_hf(model, tokenizer, tmp_path / "release")
+
+
+@pytest.fixture(scope="session")
+def make_finetuned(tokenizer):
+    """A function: kind and row format -> a model with its head, its tokenizer and its Head."""
+    added = {
+        "choice": ["[PAD]", "[CLS]", "[SEP]"],
+        "classification": ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"],
+    }
+
+    def make(kind, row_format="paper", **fields):
+        grown = Tokenizer.from_str(tokenizer.to_str())
+        grown.add_special_tokens([AddedToken(name, normalized=False) for name in added[kind]])
+        size = {"vocab_size": grown.get_vocab_size(), "eos_token_id": 299, "context_length": 64}
+        model = make_model(**{**size, **fields})
+        classes = ("maybe", "no", "yes") if kind == "classification" else ()
+        head = Head(kind=kind, task="medqa", row_format=row_format, max_length=40, classes=classes)
+        finetuned = with_head(model, head, key=jax.random.key(3))
+        finetuned.score.kernel[...] *= 20
+        if kind == "choice":
+            finetuned.score.bias[...] += 0.375
+        return finetuned, grown, head
+
+    return make
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command in this process: its exit code and what it printed."""
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return types.SimpleNamespace(code=code, out=printed.out, error=printed.err)
+
+    return run

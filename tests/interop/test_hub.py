@@ -7,41 +7,41 @@ from biomedlm_jax.interop import hub
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What was asked of the Hub, which is not reached; the repository holds `files`."""
-    asked = {"files": ["config.json", "pytorch_model.bin"]}
+def requests(monkeypatch):
+    """The requests to a Hub that is not reached; the repository holds `files`."""
+    requests = {"files": ["config.json", "pytorch_model.bin"]}
 
     def download(name, **options):
-        asked.update(name=name, **options)
+        requests.update(name=name, **options)
         return "/cache/model"
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "list_repo_files", lambda self, name, **_: asked["files"]
+        huggingface_hub.HfApi, "list_repo_files", lambda self, name, **_: requests["files"]
     )
-    return asked
+    return requests
 
 
-def test_a_path_stays_a_path(asked):
+def test_a_path_stays_a_path(requests):
     assert hub.local("some/where") == Path("some/where")
-    assert "name" not in asked
+    assert "name" not in requests
 
 
-def test_a_repository_is_downloaded(asked):
+def test_a_repository_is_downloaded(requests):
     assert hub.local("hf://owner/name@v1") == Path("/cache/model")
-    assert (asked["name"], asked["revision"]) == ("owner/name", "v1")
-    assert "*.bin" not in asked["ignore_patterns"]
+    assert (requests["name"], requests["revision"]) == ("owner/name", "v1")
+    assert "*.bin" not in requests["ignore_patterns"]
 
 
-def test_safetensors_spare_the_pickles(asked):
-    asked["files"].append("model.safetensors")
+def test_safetensors_spare_the_pickles(requests):
+    requests["files"].append("model.safetensors")
     hub.local("hf://owner/name")
-    assert "*.bin" in asked["ignore_patterns"]
-    assert asked["revision"] is None
+    assert "*.bin" in requests["ignore_patterns"]
+    assert requests["revision"] is None
 
 
-def test_a_name_that_is_none(asked):
-    with pytest.raises(ValueError, match=r"got 'hf://name'; a repository is named hf://owner"):
+def test_malformed_name(requests):
+    with pytest.raises(ValueError, match=r"got 'hf://name'; expected hf://owner"):
         hub.local("hf://name")
 
 

@@ -1,16 +1,14 @@
+import dataclasses
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
-from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.commands import export_hf as export_command
-from biomedlm_jax.commands import import_hf as import_command
+from biomedlm_jax.interop.heads import load_finetuned, save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.training.checkpoint import save_model
 
@@ -96,13 +94,13 @@ def test_import_says_what_it_did(release, tmp_path, rewrite):
         tensors["transformer.h.0.attn.masked_bias"] = np.array(-1e4, np.float16)
 
     rewrite(release, halve)
-    said = []
-    run = import_hf(release, tmp_path / "run", notify=said.append)
-    assert "bigscience-bloom-rail-1.0, which forbids medical advice" in said[0]
-    assert "left out 1 tensors without use, such as h.0.attn.masked_bias" in said[1]
-    assert said[2] == "converted to float32 from float16"
-    assert "no tokenizer" in said[3]
-    source = json.loads((run / "config.json").read_text())["source"]
+    messages = []
+    run = import_hf(release, tmp_path / "run", notify=messages.append)
+    assert "bigscience-bloom-rail-1.0, which forbids medical advice" in messages[0]
+    assert "left out 1 unused tensors, such as h.0.attn.masked_bias" in messages[1]
+    assert messages[2] == "converted to float32 from float16"
+    assert "no tokenizer" in messages[3]
+    source = json.loads((run / "config.json").read_text())["facts"]["source"]
     assert source["licence"] == "bigscience-bloom-rail-1.0"
     imported, tokenizer = load(run)
     assert tokenizer is None
@@ -127,25 +125,25 @@ def test_tokenizer_of_another_model_is_refused(tokenizer, tmp_path, make_model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"n_layer": 4}, "lacks tensors of this model: expected h.3."),
         ({"n_layer": 2}, "tensors that this model does not: got h.2."),
-        ({"vocab_size": 301}, "got [300, 32], expected [301, 32]"),
-        ({"n_inner": 64}, "h.0.mlp.c_fc.weight: got [32, 128], expected"),
+        ({"vocab_size": 301}, "got wte.weight [300, 32], expected [301, 32]"),
+        ({"n_inner": 64}, "got h.0.mlp.c_fc.weight [32, 128], expected"),
         ({"model_type": "bert"}, "model_type='bert'"),
         ({"activation_function": "relu"}, "activation_function='relu'"),
         ("nan", "nan in tensor ln_f.bias at [0]"),
     ],
 )
-def test_bad_sources_leave_no_trace(release, tmp_path, changes, said, rewrite, edit_config):
+def test_bad_sources_leave_no_trace(release, tmp_path, changes, message, rewrite, edit_config):
     if changes == "nan":
         rewrite(release, lambda t: t["transformer.ln_f.bias"].fill(np.nan))
     else:
         edit_config(release, **changes)
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         import_hf(release, tmp_path / "run", notify=lambda line: None)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(ValueError, match=r"^[^\n]*$"):
         load(release)
     assert [p.name for p in tmp_path.iterdir()] == ["release"]
@@ -184,39 +182,21 @@ def test_runs_with_steps(model, tmp_path, release, make_model, assert_same):
         load(release, step=0)
 
 
-@pytest.fixture
-def command(capsys):
-    """Run a command as a person would: (exit code, what it printed, what it complained of)."""
-
-    def run(*arguments):
-        saved = [flagsaver.save_flag_values(c.FLAGS) for c in (import_command, export_command)]
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        finally:
-            for module, values in zip((import_command, export_command), saved, strict=True):
-                flagsaver.restore_flag_values(values, module.FLAGS)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 def test_commands_there_and_back(command, release, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
-    code, said, _ = command("import-hf", f"--source={release}", f"--out={run}")
-    assert code == 0
-    assert "licence of the weights" in said
-    code, said, _ = command("export-hf", f"--model={run}", f"--out={out}")
-    assert code == 0
-    assert "silently ignore" in said
-    assert f"| path | {release} |" in (out / "README.md").read_text()
+    done = command("import-hf", f"--source={release}", f"--out={run}")
+    assert (done.code, "licence of the weights" in done.out) == (0, True)
+    done = command("export-hf", f"--model={run}", f"--out={out}")
+    assert (done.code, "silently ignore" in done.out) == (0, True)
+    card = (out / "README.md").read_text()
+    assert f"| path | {release.name} |" in card
+    assert str(tmp_path) not in card
     assert files_of(out)["model.safetensors"] == files_of(release)["model.safetensors"]
-    code, _, error = command("export-hf", f"--model={run}", f"--out={out}")
-    assert (code, "exists" in error) == (2, True)
+    done = command("export-hf", f"--model={run}", f"--out={out}")
+    assert (done.code, "exists" in done.error) == (2, True)
     arguments = (f"--model={run}", f"--out={out}", "--overwrite", "--fold_attention_scale")
-    code, said, _ = command("export-hf", *arguments)
-    assert code == 0
-    assert "silently ignore" not in said
+    done = command("export-hf", *arguments)
+    assert (done.code, "silently ignore" in done.out) == (0, False)
     assert load(out)[0].config.scale_attn_by_inverse_layer_idx is False
 
 
@@ -224,10 +204,11 @@ def test_bad_input_is_one_line_and_code_2(command, release, tmp_path, rewrite):
     run = tmp_path / "run"
     shutil.copytree(release, tmp_path / "bad")
     rewrite(tmp_path / "bad", lambda t: t.pop("transformer.h.1.mlp.c_proj.bias"))
-    for arguments, said in [
+    for arguments, message in [
         (("import-hf", "--source=nowhere", f"--out={run}"), "no such directory: nowhere"),
         (("import-hf", f"--source={tmp_path / 'bad'}", f"--out={run}"), "h.1.mlp.c_proj.bias [32]"),
         (("import-hf", f"--source={release}"), "out"),
+        (("import-hf", f"--source={release}", f"--out={release}", "--overwrite"), "something else"),
         (("export-hf", f"--model={run}", f"--out={tmp_path / 'o'}"), "no such directory"),
         (("export-hf", f"--model={release}", f"--out={release}"), "pass --overwrite"),
         (
@@ -235,8 +216,87 @@ def test_bad_input_is_one_line_and_code_2(command, release, tmp_path, rewrite):
             "max_shard_size='big'",
         ),
     ]:
-        code, _, error = command(*arguments)
-        assert code == 2
-        assert error.count("\n") == 1
-        assert said in error
+        done = command(*arguments)
+        assert (done.code, done.error.count("\n")) == (2, 1)
+        assert message in done.error
     assert not run.exists()
+
+
+@pytest.fixture(params=["choice", "classification"])
+def finetuned_run(request, make_finetuned, tmp_path):
+    """A run of finetune, as far as export needs it, and its model with the Head."""
+    model, tokenizer, head = make_finetuned(request.param)
+    run = tmp_path / "run"
+    facts = {"dev_accuracy": 41.5, "epoch": 3}
+    save_finetuned(run / "model", model, tokenizer, head, step=5, facts=facts)
+    groups = {"training": {"epochs": 9}, "optimizer": {"learning_rate": 2e-6}, "lora": {"rank": 0}}
+    started_from = {"path": "/home/me/pre-trained", "weights": "abc"}
+    record = {"recipe": "questions", **groups, "started_from": started_from}
+    (run / "run.json").write_text(json.dumps(record))
+    return run, model, head
+
+
+def test_a_fine_tuned_model_goes_there_and_back(finetuned_run, command, tmp_path, assert_same):
+    run, model, head = finetuned_run
+    out, back, again = tmp_path / "out", tmp_path / "back", tmp_path / "again"
+    done = command("export-hf", f"--model={run}", f"--out={out}")
+    assert (done.code, done.error) == (0, "")
+    card = (out / "README.md").read_text()
+    for line in ("| dev_accuracy | 41.5 |", "| epochs | 9 |", "| learning_rate | 2e-06 |"):
+        assert line in card
+    assert f"with a {head.kind} head, fine-tuned on {head.task}" in " ".join(card.split())
+    assert "| path | pre-trained |" in card
+    assert "LoRA" not in card
+    config = json.loads((out / "config.json").read_text())
+    assert config["biomedlm_jax_head"] == head.to_json()
+    assert not (out / "generation_config.json").exists()
+    done = command("import-hf", f"--source={out}", f"--out={back}")
+    assert (done.code, done.error) == (0, "")
+    for path in (run, out, back):
+        loaded, _, record = load_finetuned(path)
+        assert record == head
+        assert_same(loaded, model)
+    assert command("export-hf", f"--model={back}", f"--out={again}").code == 0
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+    with pytest.raises(ValueError, match="not a language model"):
+        load(out)
+
+
+def test_commands_refuse_heads_in_one_line(finetuned_run, command, tmp_path):
+    run, *_ = finetuned_run
+    out, model, fresh = tmp_path / "out", run / "model", tmp_path / "fresh"
+    assert command("export-hf", f"--model={run}", f"--out={out}").code == 0
+    for arguments, message in [
+        (("export-hf", f"--model={run}", f"--out={out}"), "pass --overwrite"),
+        (("export-hf", f"--model={run}", f"--out={fresh}", "--step=5"), "leave out --step"),
+        (("export-hf", f"--model={run}", f"--out={model}", "--overwrite"), "something else"),
+        (("import-hf", f"--source={model}", f"--out={fresh}"), "already"),
+    ]:
+        done = command(*arguments)
+        assert (done.code, done.error.count("\n")) == (2, 1)
+        assert message in done.error
+    assert not fresh.exists()
+    shutil.rmtree(model)
+    assert "has no model yet" in command("export-hf", f"--model={run}", f"--out={fresh}").error
+
+
+def test_a_head_that_does_not_fit_is_not_written(make_finetuned, tokenizer, tmp_path):
+    model, grown, head = make_finetuned("classification")
+    fewer = dataclasses.replace(head, classes=("no", "yes"))
+    choice = dataclasses.replace(head, kind="choice", classes=())
+    for other, message in [
+        (fewer, "with 3 scores, and a head of kind classification with 2"),
+        (choice, "a head of kind choice with 1"),
+        (None, "a head of kind None"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            export_hf(model, grown, tmp_path / "out", head=other)
+    with pytest.raises(ValueError, match="with 0 scores"):
+        export_hf(model.trunk, grown, tmp_path / "out", head=head)
+    with pytest.raises(ValueError, match=r"lacks \[PAD\]"):
+        export_hf(model, tokenizer, tmp_path / "out", head=head)
+    model.score.kernel[...] = model.score.kernel[...].at[0, 0].set(np.inf)
+    with pytest.raises(ValueError, match=r"inf in tensor score\.weight"):
+        export_hf(model, grown, tmp_path / "out", head=head)
+    assert list(tmp_path.iterdir()) == []

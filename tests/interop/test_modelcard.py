@@ -8,9 +8,9 @@ from biomedlm_jax.interop.modelcard import (
     stated_licence,
     training_facts,
 )
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.model.gpt2 import GPT2Config
 
-SMALL = GPTConfig(vocab_size=300, context_length=24, layers=2, width=32, heads=4)
+SMALL = GPT2Config(vocab_size=300, context_length=24, layers=2, width=32, heads=4)
 
 
 def card(config=SMALL, *, facts=None, folded=False) -> str:
@@ -22,9 +22,9 @@ def plain(text: str) -> str:
 
 
 def test_card_warns_of_the_attention_scale_when_it_is_on():
-    assert "transformers 4.42 to 4.57 silently ignore that" in plain(card())
+    assert "transformers 4.42 to 4.57 silently ignore that setting" in plain(card())
     assert "--fold_attention_scale" in card()
-    off = GPTConfig(**{**vars(SMALL), "scale_attn_by_inverse_layer_idx": False})
+    off = GPT2Config(**{**vars(SMALL), "scale_attn_by_inverse_layer_idx": False})
     assert "silently" not in card(off)
     assert "folded into the query part" in plain(card(off, folded=True))
 
@@ -37,18 +37,21 @@ def test_card_says_what_it_is_not_for_and_invents_nothing():
 
 def test_facts_of_a_run_come_from_its_files(tmp_path):
     splits = {"train": {"rows": 100, "tokens": 2400}}
-    manifest = {"splits": splits, "fingerprint": "abc", "separator": "eos"}
+    manifest = {"splits": splits, "fingerprint": "abc", "separator": "eos", "length": 24}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    config = {
-        "model": {"context_length": 24},
-        "data": {"path": "tokens", "seed": 3},
+    record = {
+        "recipe": "pretrain",
+        "data": {"path": "/home/me/tokens", "seed": 3},
         "optimizer": {"learning_rate": 1.6e-4},
         "training": {"steps": 1000, "batch_size": 8, "seed": 5},
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"model_type": "gpt2"}}))
     lines = [{"step": 40, "validation_loss": 2.5}, {"step": 50, "loss": 3.0}]
     lines += [{"step": 90, "validation_loss": 1.5}]
-    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(line)}\n" for line in lines) + '{"step'
+    )
     facts = training_facts(tmp_path, step=50)
     assert facts["Steps"]["tokens trained on"] == 50 * 8 * 24
     assert facts["Steps"]["passes over the data"] == 4.0
@@ -57,6 +60,7 @@ def test_facts_of_a_run_come_from_its_files(tmp_path):
     text = card(facts=facts)
     assert "| tokens trained on | 9,600 |" in text
     assert "| learning_rate | 0.00016 |" in text
+    assert "| path | tokens |" in text
     (tmp_path / "manifest.json").unlink()
     assert "passes over the data" not in training_facts(tmp_path, step=50)["Steps"]
 
@@ -69,13 +73,13 @@ def test_licence_travels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("licence", "config", "said"),
+    ("licence", "config", "message"),
     [
         (None, SMALL, "not stated in the source"),
         ("mit", SMALL, "mit"),
-        (None, GPTConfig(), "bigscience-bloom-rail-1.0, which forbids medical advice"),
+        (None, GPT2Config(), "bigscience-bloom-rail-1.0, which forbids medical advice"),
         ("bigscience-bloom-rail-1.0", SMALL, "forbids medical advice"),
     ],
 )
-def test_licence_line(licence, config, said):
-    assert said in licence_line(licence, config)
+def test_licence_line(licence, config, message):
+    assert message in licence_line(licence, config)

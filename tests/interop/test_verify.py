@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import cli
+from biomedlm_jax.interop.heads import save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.verify import verify_hf
 
@@ -24,9 +25,11 @@ def test_parity_with_transformers(tmp_path, flag, layers, heads, width, mlp_widt
     report = verify_hf(tmp_path / "out", length=24)
     assert report["eager"]["max"] <= 1e-4
     assert report["default"]["max"] <= 1e-4
-    assert report["scale_attn_by_inverse_layer_idx"] is flag
+    assert report["foldable_settings"] == (
+        {"scale_attn_by_inverse_layer_idx": True} if flag else {}
+    )
     assert len(report["eager"]["mean_per_position"]) == 24
-    assert report["largest_logit"] > 1
+    assert report["largest_output"] > 1
 
 
 def test_flag_changes_the_function(make_model):
@@ -65,21 +68,23 @@ def test_directory_that_transformers_wrote(tmp_path, flag):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_transformers_reads_the_tokenizer_and_speaks(release, tokenizer):
+def test_transformers_reads_the_tokenizer_and_generates(release, tokenizer):
     theirs = transformers.AutoTokenizer.from_pretrained(release)
     text = "hepatology, neurogram"
     assert theirs(text).input_ids == tokenizer.encode(text).ids
     assert (theirs.eos_token_id, theirs.bos_token_id) == (299, 299)
     model = transformers.AutoModelForCausalLM.from_pretrained(release)
-    said = model.generate(**theirs("neuro", return_tensors="pt"), max_new_tokens=3, do_sample=False)
-    assert said.shape[1] <= len(tokenizer.encode("neuro").ids) + 3
+    generated = model.generate(
+        **theirs("neuro", return_tensors="pt"), max_new_tokens=3, do_sample=False
+    )
+    assert generated.shape[1] <= len(tokenizer.encode("neuro").ids) + 3
 
 
 def test_run_and_folded_export_agree(model, tokenizer, release, tmp_path):
     run = import_hf(release, tmp_path / "run", notify=lambda line: None)
     export_hf(model, tokenizer, tmp_path / "folded", fold_attention_scale=True)
     report = verify_hf(tmp_path / "folded", run=run)
-    assert report["scale_attn_by_inverse_layer_idx"] is False
+    assert report["foldable_settings"] == {}
     assert report["rows"] == 3  # two random ones, one of text
     assert 0 < report["run"]["max"] <= 1e-4
     assert verify_hf(release, run=run)["run"]["max"] == 0
@@ -111,12 +116,12 @@ def old_transformers(monkeypatch):
     monkeypatch.setattr(modeling_gpt2.GPT2Attention, "__init__", init)
 
 
-def test_transformers_that_ignores_the_scale_is_denounced(release, old_transformers):
+def test_transformers_that_ignores_the_scale_is_reported(release, old_transformers):
     with pytest.warns(RuntimeWarning, match="IGNORES scale_attn_by_inverse_layer_idx by default"):
         report = verify_hf(release)
     assert report["eager"]["max"] <= 1e-4
     assert report["default"]["max"] > 0.1
-    assert report["default"]["ignores_inverse_layer_scale"] is True
+    assert report["default"]["ignores"] == ["scale_attn_by_inverse_layer_idx"]
 
 
 def test_command(release, tmp_path, capsys, old_transformers):
@@ -124,8 +129,47 @@ def test_command(release, tmp_path, capsys, old_transformers):
     arguments = ["verify-hf", f"--model={release}", "--length=8", f"--json={figures}"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr()
-    assert "max |Δlogit|" in printed.out
+    assert "max |difference|" in printed.out
     assert f"WARNING: transformers {transformers.__version__} IGNORES" in printed.err
     assert json.loads(figures.read_text())["length"] == 8
     assert cli.main([*arguments, "--tolerance=1e-12"]) == 2
     assert "expected at most 1e-12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["choice", "classification"])
+def test_scores_of_a_head_are_those_of_transformers(kind, make_finetuned, tmp_path, rewrite):
+    model, tokenizer, head = make_finetuned(kind)
+    save_finetuned(tmp_path / "run" / "model", model, tokenizer, head)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    path = export_hf(model, tokenizer, tmp_path / "out", head=head)
+    report = verify_hf(path, run=tmp_path / "run")
+    assert report["eager"]["max"] <= 1e-4
+    assert report["run"]["max"] == 0
+    assert report["rows"] == 3
+    assert report["largest_output"] > 0.5
+    assert "mean_per_position" not in report["eager"]
+    rewrite(path, lambda t: t["score.weight"].__iadd__(0.01))
+    with pytest.raises(ValueError, match=r"expected at most 0\.0001"):
+        verify_hf(path, run=tmp_path / "run")
+
+
+def test_transformers_classifies_a_padded_batch_alike(make_finetuned, tmp_path):
+    model, tokenizer, head = make_finetuned("classification")
+    path = export_hf(model, tokenizer, tmp_path / "out", head=head)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        path, attn_implementation="eager"
+    )
+    assert type(theirs) is transformers.GPT2ForSequenceClassification
+    assert theirs.config.id2label == dict(enumerate(head.classes))
+    words = transformers.AutoTokenizer.from_pretrained(path)
+    assert (words.pad_token, words.pad_token_id, words.padding_side) == ("[PAD]", 300, "right")
+    assert theirs.config.pad_token_id == 300
+    texts = ["hepatology <|ANSWER|>", "a longer text about neuropathy <|ANSWER|>"]
+    rows = [tokenizer.encode(text).ids for text in texts]
+    assert [words.encode(text) for text in texts] == rows
+    batch = words.pad({"input_ids": rows}, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(**batch).logits.numpy()
+    for row, scores in zip(rows, logits, strict=True):
+        ours = model(model.trunk.hidden(np.array([row], np.int32))[:, -1])
+        np.testing.assert_allclose(scores, ours[0], rtol=0, atol=5e-5)

@@ -3,23 +3,24 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.interop.weights import (
-    TABLE,
     check_tensors,
-    named_leaves,
     read_model,
     tensor_reader,
     tensor_shapes,
 )
-from biomedlm_jax.model.config import GPTConfig
+from biomedlm_jax.mesh import one_device
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import TENSORS, GPT2Config
+from biomedlm_jax.model.language_model import named_leaves
 
 
 def test_table_names_every_leaf_once(model):
-    leaves = [leaf for parts in TABLE.values() for leaf in parts]
+    leaves = [leaf for tensor in TENSORS.values() for leaf in tensor.leaves]
     assert sorted(leaves) == sorted(named_leaves(model))
 
 
 def test_biomedlm_shapes_hold_exactly_its_parameters():
-    shapes = tensor_shapes(GPTConfig())
+    shapes = tensor_shapes(abstract_model(GPT2Config()))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 2_594_247_680
     assert shapes["wte.weight"] == (28_896, 2_560)
     assert shapes["h.31.attn.c_attn.weight"] == (2_560, 7_680)
@@ -28,11 +29,11 @@ def test_biomedlm_shapes_hold_exactly_its_parameters():
 
 @pytest.mark.parametrize("sizes", [None, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}])
 def test_tensors_and_back_on_any_mesh(model, assert_same, sizes):
-    shapes, read = tensor_shapes(model.config), tensor_reader(model)
+    shapes, read = tensor_shapes(model), tensor_reader(model)
     tensors = {name: read(name) for name in shapes}
     assert {name: t.shape for name, t in tensors.items()} == shapes
-    mesh = meshes.make_mesh(**sizes) if sizes else None
-    back = read_model(model.config, tensors.__getitem__, mesh=mesh)
+    mesh = meshes.make_mesh(**sizes) if sizes else one_device()
+    back = read_model(abstract_model(model.config, mesh), tensors.__getitem__)
     assert_same(model, back)
     assert len(back.wte.sharding.device_set) == (8 if sizes else 1)
     read = tensor_reader(back)
@@ -48,25 +49,28 @@ def test_query_key_value_are_joined_in_that_order(model):
 def test_fold_divides_the_query_alone(model):
     width = model.config.width
     for name in ("h.2.attn.c_attn.weight", "h.2.attn.c_attn.bias"):
-        plain, folded = tensor_reader(model)(name), tensor_reader(model, fold=True)(name)
+        plain, folded = (
+            tensor_reader(model)(name),
+            tensor_reader(model, fold=".c_attn.query.")(name),
+        )
         np.testing.assert_array_equal(folded[..., :width], plain[..., :width] / np.float32(3))
         np.testing.assert_array_equal(folded[..., width:], plain[..., width:])
 
 
 def test_each_mismatch_is_one_line_with_names_and_shapes(model):
-    right = tensor_shapes(model.config)
+    right = tensor_shapes(model)
 
-    def complaint(**changes):
+    def error_of(**changes):
         shapes = {name: shape for name, shape in {**right, **changes}.items() if shape}
         with pytest.raises(ValueError, match=r"^here ") as caught:
-            check_tensors(shapes, model.config, where="here")
+            check_tensors(shapes, model, where="here")
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    check_tensors(right, model.config, where="here")
-    assert "h.3.ln_1.weight [32]" in complaint(**{"h.3.ln_1.weight": (32,)})
-    assert "lacks tensors of this model: expected ln_f.bias [32]" in complaint(**{"ln_f.bias": ()})
-    wrong = complaint(**{"wte.weight": (384, 32)})
-    assert "wte.weight: got [384, 32], expected [300, 32]" in wrong
+    check_tensors(right, model, where="here")
+    assert "h.3.ln_1.weight [32]" in error_of(**{"h.3.ln_1.weight": (32,)})
+    assert "lacks tensors of this model: expected ln_f.bias [32]" in error_of(**{"ln_f.bias": ()})
+    wrong = error_of(**{"wte.weight": (384, 32)})
+    assert "got wte.weight [384, 32], expected [300, 32]" in wrong
     none = dict.fromkeys(right, ())
-    assert "and 37 more" in complaint(**none)
+    assert "and 37 more" in error_of(**none)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax.model import gpt2
+from biomedlm_jax.model.families import config_from_hf, config_to_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.language_model import parameter_count
 
@@ -88,7 +88,7 @@ def test_the_positions_gradient_is_summed_over_rows_in_float32():
 
 def test_the_defaults_are_biomedlms_published_config(real_data):
     published = json.loads((real_data / "biomedlm_config" / "config.json").read_text())
-    assert gpt2.from_hf(published) == GPT2Config()
+    assert config_from_hf(published) == GPT2Config()
 
 
 @pytest.mark.parametrize("mlp_width", [None, 96])
@@ -103,14 +103,14 @@ def test_round_trip_through_hugging_faces_config(mlp_width, flag):
         scale_attn_by_inverse_layer_idx=flag,
         attention_dropout=0.3,
     )
-    assert gpt2.from_hf(gpt2.to_hf(config)) == config
+    assert config_from_hf(config_to_hf(config)) == config
 
 
 def test_transformers_reads_the_same_values():
     transformers = pytest.importorskip("transformers", reason="transformers is in the extra `dev`")
     config = GPT2Config(vocab_size=300, width=64, heads=4, layers=3, mlp_width=96)
-    theirs = transformers.GPT2Config(**gpt2.to_hf(config))
-    assert gpt2.from_hf(theirs.to_dict()) == config
+    theirs = transformers.GPT2Config(**config_to_hf(config))
+    assert config_from_hf(theirs.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_transformers_reads_the_same_values():
 )
 def test_other_models_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        gpt2.from_hf({**gpt2.to_hf(GPT2Config()), **values})
+        config_from_hf({**config_to_hf(GPT2Config()), **values})
 
 
 def test_a_config_without_its_sizes_is_refused():
     with pytest.raises(ValueError, match="lacks vocab_size"):
-        gpt2.from_hf({"model_type": "gpt2"})
+        config_from_hf({"model_type": "gpt2"})
 
 
 def test_a_missing_flag_means_no_inverse_layer_scale():
-    values = gpt2.to_hf(GPT2Config())
+    values = config_to_hf(GPT2Config())
     del values["scale_attn_by_inverse_layer_idx"]
-    assert not gpt2.from_hf(values).scale_attn_by_inverse_layer_idx
+    assert not config_from_hf(values).scale_attn_by_inverse_layer_idx

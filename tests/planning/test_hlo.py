@@ -1,45 +1,16 @@
-import jax
 import pytest
 
-from biomedlm_jax.planning import compiled
-from biomedlm_jax.planning.compiled import read_program
 from biomedlm_jax.planning.hlo import Program, array_bytes
 
-# A loop of five turns with a kernel whose call holds raw newlines, an asynchronous gather that
-# shows up three times, a fused reduce-scatter, and one plain all-reduce after the loop.
-TEXT = """HloModule step
-
-%all-reduce-scatter.1 (p.1: bf16[64,32]) -> bf16[8,32] {
-  %p.1 = bf16[64,32]{1,0} parameter(0)
-  %ar.1 = bf16[64,32]{1,0} all-reduce(%p.1), channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}
-  ROOT %s.1 = bf16[8,32]{1,0} dynamic-slice(%ar.1, %p.1)
-}
-
-%begin (p.2: bf16[4,32]) -> bf16[32,32] {
-  %p.2 = bf16[4,32]{1,0} parameter(0)
-  ROOT %ag.1 = bf16[32,32]{1,0:T(8,128)} all-gather(%p.2), channel_id=3, \
-replica_groups=mesh['a'=2,'b'=8] {'b'}, dimensions={0}
-}
-
-%end (p.3: bf16[4,32]) -> bf16[32,32] {
-  %p.3 = bf16[4,32]{1,0} parameter(0)
-  ROOT %ag.2 = bf16[32,32]{1,0} all-gather(%p.3), channel_id=3, replica_groups=[2,8]<=[16]
-}
+TEXT = """HloModule step, is_scheduled=true, num_partitions=8
 
 %body (b: (s32[], bf16[64,32])) -> (s32[], bf16[64,32]) {
-  %b = (s32[], bf16[64,32]{1,0}) parameter(0)
+  %b = (s32[], /*index=1*/bf16[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
   %x = bf16[64,32]{1,0} get-tuple-element(%b), index=1
-  %start = bf16[32,32]{1,0} fusion(%x), kind=kCustom, calls=%begin
-  %dot = bf16[64,32]{1,0} fusion(%x), kind=kOutput, calls=%work, \
-metadata={op_name="jit(step)/while/dot"}, backend_config={"estimated_cycles":"1000"}
-  %again = bf16[64,32]{1,0} fusion(%x), kind=kLoop, calls=%work, \
-metadata={op_name="jit(step)/rematted_computation/mul"}, backend_config={"estimated_cycles":"50"}
-  %done = bf16[32,32]{1,0} fusion(%start), kind=kCustom, calls=%end
-  %attend.12 = (bf16[64,32]{1,0}, f32[64]{0}) custom-call(%x, %dot), \
+  %attend.12 = (bf16[64,32]{1,0}, f32[64]{0}) custom-call(%x, %x), \
 custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 
-}}, backend_config={"a":"1"}
-  %rs = bf16[8,32]{1,0} fusion(%dot), kind=kCustom, calls=%all-reduce-scatter.1
+}}, backend_config={"estimated_cycles":"30"}
   ROOT %out = (s32[], bf16[64,32]{1,0}) tuple(%b, %x)
 }
 
@@ -50,125 +21,43 @@ custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
   ROOT %lt = pred[] compare(%i, %five), direction=LT
 }
 
-%work (w: bf16[64,32]) -> bf16[64,32] {
-  ROOT %w = bf16[64,32]{1,0} parameter(0)
-}
-
 ENTRY %main (m: bf16[64,32]) -> f32[10] {
   %m = bf16[64,32]{1,0} parameter(0)
-  %loop = (s32[], bf16[64,32]{1,0}) while(%m), condition=%cond, body=%body
-  ROOT %sum = f32[10]{0} all-reduce(%m), channel_id=9, replica_groups=[1,16]<=[16], \
-backend_config={"estimated_cycles":"7"}
+  ROOT %loop = (s32[], bf16[64,32]{1,0}) while(%m), condition=%cond, body=%body, \
+metadata={op_name="jit(step)/while"}
 }
 """.replace("\\\n", "")
 
 
-def test_cycles_and_kernels_count_as_often_as_the_loop_turns():
-    found = read_program(Program(TEXT))
-    assert found["cycles"] == 5 * 1050 + 7
-    assert found["recomputed_cycles"] == 5 * 50
-    assert found["kernels"] == {"attend": 5}
+def test_instructions_with_their_operands_and_attributes():
+    program = Program(TEXT)
+    assert (program.entry, program.devices) == ("main", 8)
+    body = {i.name: i for i in program.computations["body"]}
+    assert list(body) == ["b", "x", "attend.12", "out"]  # a call of several lines is one
+    call = body["attend.12"]
+    assert (call.opcode, call.operands, call.cycles) == ("custom-call", ["x", "x"], 30)
+    assert call.attribute("custom_call_target") == "tpu_custom_call"
+    assert body["x"].attribute("calls") == ""
+    assert body["b"].opcode == "parameter"
+    assert program.computations["main"][1].attribute("op_name") == "jit(step)/while"
 
 
-def test_each_exchange_counts_once_with_its_bytes_and_its_group():
-    found = read_program(Program(TEXT))["collectives"]
-    rows = {c.kind: (c.dtype, c.bytes, c.group, c.times, c.exposed) for c in found}
-    assert len(found) == 3
-    assert rows == {
-        "all-gather": ("bf16", 32 * 32 * 2, 8, 5, False),
-        "reduce-scatter": ("bf16", 64 * 32 * 2, 8, 5, True),
-        "all-reduce": ("f32", 40, 16, 1, True),
-    }
-    wire = {c.kind: c.wire for c in found}
-    assert wire["reduce-scatter"] == 5 * 64 * 32 * 2 * 7 / 8
-    assert wire["all-reduce"] == 2 * 40 * 15 / 16
+def test_a_loop_body_is_executed_with_the_trip_count():
+    executions = {i.name: (where, times) for i, where, times in Program(TEXT).executed()}
+    assert executions["attend.12"] == ("body", 5)
+    assert executions["loop"] == ("main", 1)
+    stated = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
+    executions = Program(TEXT.replace("body=%body", stated)).executed()
+    assert {times for i, _, times in executions if i.name == "x"} == {7}
 
 
-def test_a_kernel_call_of_several_lines_is_one_operation():
-    names = [i.name for i in Program(TEXT).computations["body"]]
-    assert names == ["b", "x", "start", "dot", "again", "done", "attend.12", "rs", "out"]
-
-
-def test_a_count_that_cannot_be_read_is_not_guessed():
+def test_a_trip_count_that_cannot_be_read_is_not_guessed():
     text = TEXT.replace("direction=LT", "direction=NE")
-    with pytest.raises(ValueError, match="the loop loop has the condition"):
-        read_program(Program(text))
+    with pytest.raises(ValueError, match="trip count of the loop loop is unknown"):
+        list(Program(text).executed())
     with pytest.raises(ValueError, match="no ENTRY"):
         Program("not a program")
 
 
 def test_bytes_of_types():
     assert array_bytes("(bf16[4,2]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, u32[3])") == [16, 4, 12]
-
-
-# A permutation, starts of several arrays at once, and a choice by truth and one by index.
-STARTS = """HloModule step
-
-%yes (y: f32[8]) -> f32[8] {
-  %y = f32[8]{0} parameter(0)
-  ROOT %ry = f32[8]{0} all-reduce(%y), channel_id=1, replica_groups=[1,4]<=[4], \
-backend_config={"estimated_cycles":"10"}
-}
-
-%no (n: f32[8]) -> f32[8] {
-  %n = f32[8]{0} parameter(0)
-  ROOT %rn = f32[8]{0} negate(%n), backend_config={"estimated_cycles":"5"}
-}
-
-ENTRY %main (m: f32[8], p: pred[]) -> f32[8] {
-  %m = f32[8]{0} parameter(0)
-  %p = pred[] parameter(1)
-  %cp = f32[8]{0} collective-permute(%m), channel_id=2, source_target_pairs={{0,1},{1,0}}
-  %cps = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%m), channel_id=3, \
-source_target_pairs={{0,1},{1,0}}
-  %ags = ((f32[8]{0}, bf16[4]{0}), (f32[32]{0}, bf16[16]{0})) all-gather-start(%m, %q), \
-channel_id=4, replica_groups=[1,4]<=[4], dimensions={0}
-  %ag1 = (f32[8]{0}, f32[32]{0}) all-gather-start(%m), channel_id=5, replica_groups=[1,4]<=[4]
-  %ars = (f32[8]{0}, f32[2]{0}) all-reduce-start(%m, %r), channel_id=6, replica_groups=[1,4]<=[4]
-  %if = f32[8]{0} conditional(%p, %m, %m), true_computation=%yes, false_computation=%no
-  ROOT %pick = f32[8]{0} conditional(%i, %m, %m), branch_computations={%no, %no}
-}
-""".replace("\\\n", "")
-
-
-def test_a_permutation_sends_all_its_bytes():
-    found = read_program(Program(STARTS))["collectives"]
-    permutes = [(c.bytes, c.wire, c.exposed) for c in found if c.kind == "collective-permute"]
-    assert permutes == [(32, 32, True), (32, 32, False)]
-
-
-def test_a_start_of_several_arrays_counts_all_results():
-    found = read_program(Program(STARTS))["collectives"]
-    gathers = [c.bytes for c in found if c.kind == "all-gather"]
-    assert gathers == [32 * 4 + 16 * 2, 32 * 4]
-    assert [c.bytes for c in found if c.kind == "all-reduce" and not c.exposed] == [8 * 4 + 2 * 4]
-
-
-def test_the_branches_of_a_choice_count_by_truth_and_by_index():
-    found = read_program(Program(STARTS))
-    assert found["cycles"] == 10 + 5 + 2 * 5
-    assert [c.group for c in found["collectives"] if c.exposed and c.kind == "all-reduce"] == [4]
-    text = STARTS.replace("true_computation=%yes, ", "")
-    with pytest.raises(ValueError, match="conditional if does not name its branches"):
-        read_program(Program(text))
-
-
-def test_what_cannot_be_printed_or_read_is_said_and_a_defect_is_raised(monkeypatch):
-    class Compiled:
-        def as_text(self):
-            return "no program"
-
-    def refuse(self):
-        raise jax.errors.JaxRuntimeError("INTERNAL: operands")
-
-    text, read = compiled.read_compiled(Compiled())
-    assert text == "no program"
-    assert "no ENTRY" in read["why_not"]
-    monkeypatch.setattr(Compiled, "as_text", lambda self: None)
-    assert compiled.read_compiled(Compiled())[1]["why_not"] == "the backend does not print programs"
-    monkeypatch.setattr(Compiled, "as_text", refuse)
-    assert compiled.read_compiled(Compiled())[1]["why_not"] == "INTERNAL: operands"
-    monkeypatch.setattr(Compiled, "as_text", lambda self: STARTS)
-    monkeypatch.setattr(compiled, "read_program", lambda program: {}["no such name"])
-    with pytest.raises(KeyError):
-        compiled.read_compiled(Compiled())

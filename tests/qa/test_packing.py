@@ -1,12 +1,6 @@
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
 from biomedlm_jax.qa.packing import (
     LAST,
     TOKENS,
@@ -17,111 +11,20 @@ from biomedlm_jax.qa.packing import (
     separate,
     size,
 )
-from biomedlm_jax.qa.states import scored_states, token_log_probabilities
-
-CONFIG = GPTConfig(
-    vocab_size=300,
-    context_length=64,
-    layers=3,
-    width=64,
-    heads=4,
-    initializer_range=0.2,
-    embedding_dropout=0.0,
-    attention_dropout=0.0,
-    residual_dropout=0.0,
-)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return GPT(CONFIG, key=jax.random.key(0))
 
 
 def some_prompts(count=9, seed=0):
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def text(low, high):
-        return dice.integers(0, 299, dice.integers(low, high)).tolist()
+        return rng.integers(0, 299, rng.integers(low, high)).tolist()
 
     return [Prompt(text(3, 40), [text(1, 9) for _ in range(2 + q % 4)], q) for q in range(count)]
 
 
-def alone(model, prompt, option):
-    """The logits of one row that holds the question and one option and nothing else."""
-    ids = [*prompt.prefix, *prompt.branches[option]]
-    padded = ids + [0] * (64 - len(ids))  # what follows is not seen: one shape compiles
-    return np.asarray(log_softmax(model, jnp.array([padded]))[0]), ids
-
-
-@jax.jit
-def log_softmax(model, tokens):
-    return jax.nn.log_softmax(model(tokens), -1)
-
-
-@pytest.mark.parametrize("lengths", [None, [512], [128, 192]])
-def test_probabilities_are_those_of_one_row_per_option(model, lengths):
-    prompts = some_prompts()
-    seen = {}
-    for bucket in make_buckets(prompts, read=TOKENS, lengths=lengths):
-        for rows in batches(prompts, bucket, batch_size=2, read=TOKENS):
-            logp, likeliest = (np.asarray(a) for a in token_log_probabilities(model, rows))
-            for b, e in np.argwhere(rows.question_BxE >= 0):
-                key = (rows.question_BxE[b, e], rows.option_BxE[b, e])
-                seen.setdefault(key, []).append((logp[b, e], likeliest[b, e]))
-    assert len(seen) == sum(len(p.branches) for p in prompts)
-    for (q, option), got in seen.items():
-        reference, ids = alone(model, prompts[q], option)
-        begin = len(prompts[q].prefix)
-        at = np.arange(begin, len(ids))
-        expected = reference[at - 1, np.array(ids)[at]]
-        np.testing.assert_allclose([p for p, _ in got], expected, atol=1e-5)
-        assert [bool(g) for _, g in got] == (reference[at - 1].argmax(-1) == ids[begin:]).tolist()
-
-
-def last_states(model, prompts, **options):
-    states = {}
-    for bucket in make_buckets(prompts, read=LAST, **options):
-        for rows in batches(prompts, bucket, batch_size=3, read=LAST):
-            x = jax.jit(scored_states)(model, rows)
-            for b, e in np.argwhere(rows.question_BxE >= 0):
-                key = (int(rows.question_BxE[b, e]), int(rows.option_BxE[b, e]))
-                states[key] = x[b, rows.slot_BxE[b, e]]
-    return states
-
-
-def test_last_states_do_not_depend_on_company_or_sharing(model):
-    prompts = some_prompts()
-    together = last_states(model, prompts, lengths=[512])
-    apart = last_states(model, separate(prompts))
-    assert together.keys() == apart.keys()
-    for key, state in together.items():
-        np.testing.assert_allclose(state, apart[key], atol=1e-5)
-
-
-def test_gradients_are_those_of_one_row_per_option(model):
-    prompts = some_prompts(3)
-
-    def loss(model, prompts):
-        total = 0.0
-        for (question, option), state in last_states(model, prompts, lengths=[256]).items():
-            direction = jax.random.normal(jax.random.key(10 * question + option), state.shape)
-            total += direction @ state
-        return total
-
-    together = jax.jit(jax.grad(lambda m: loss(m, prompts)))(model)
-    apart = jax.jit(jax.grad(lambda m: loss(m, separate(prompts))))(model)
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(apart))
-    leaves = jax.tree_util.tree_leaves_with_path(together)
-    for (path, ours), theirs in zip(leaves, jax.tree.leaves(apart), strict=True):
-        scale = float(jnp.abs(theirs).max())
-        if "c_attn.key.bias" in jax.tree_util.keystr(path):
-            scale = largest  # attention does not feel it: zero but for rounding
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
-
-
-def test_an_empty_branch_is_read_at_the_end_of_the_prefix(model):
-    whole = last_states(model, [Prompt([5, 6, 7], [[]], 0)])
-    np.testing.assert_allclose(whole[0, 0], model.hidden(jnp.array([[5, 6, 7]]))[0, -1], atol=1e-5)
+def answers(count=9, seed=0):
+    """Prompts with one branch each: sources and their targets."""
+    return [prompt._replace(branches=prompt.branches[:1]) for prompt in some_prompts(count, seed)]
 
 
 def test_every_prompt_has_one_row_with_room_for_it():
@@ -137,21 +40,60 @@ def test_every_prompt_has_one_row_with_room_for_it():
     assert used / sum(b.length * len(b.rows) for b in buckets) > 0.9  # little padding
 
 
+@pytest.mark.parametrize("read", [TOKENS, LAST])
+def test_rows_hold_what_the_prompts_say(read):
+    prompts = some_prompts(20)
+    read_back = {}
+    for bucket in make_buckets(prompts, read=read, lengths=[128, 192]):
+        for rows in batches(prompts, bucket, batch_size=2, read=read):
+            for b, e in np.argwhere(rows.question_BxE >= 0):
+                key = int(rows.question_BxE[b, e]), int(rows.option_BxE[b, e])
+                place = rows.source_BxT[b, rows.slot_BxE[b, e]]
+                seen = rows.prompt_BxL[b] == rows.prompt_BxL[b, place]
+                seen &= (rows.branch_BxL[b] == 0) | (
+                    rows.branch_BxL[b] == rows.branch_BxL[b, place]
+                )
+                seen &= np.arange(bucket.length) <= place
+                assert rows.positions_BxL[b][seen].tolist() == list(range(seen.sum()))
+                past = rows.tokens_BxL[b][seen].tolist()
+                read_back.setdefault(key, []).append((past, int(rows.target_BxE[b, e])))
+    for prompt in prompts:
+        for i, branch in enumerate(prompt.branches):
+            whole = prompt.prefix + branch
+            expected = [(whole, 0)]
+            if read == TOKENS:
+                starts = range(len(prompt.prefix), len(whole))
+                expected = [(whole[:n], whole[n]) for n in starts]
+            assert read_back[prompt.question, i] == expected
+
+
+def test_a_long_answer_is_a_prompt_with_one_branch():
+    prompts = [Prompt([5, 6, 9], [[7, 8, 1]], 0), Prompt([4, 9], [[2, 1]], 1)]
+    (bucket,) = make_buckets(prompts, read=TOKENS, lengths=[12])
+    (rows,) = batches(prompts, bucket, batch_size=2, read=TOKENS)
+    assert rows.branch_BxL is None  # causal attention within a prompt is enough
+    assert rows.tokens_BxL[0].tolist() == [5, 6, 9, 7, 8, 4, 9, 2, 0, 0, 0, 0]
+    assert rows.prompt_BxL[0].tolist() == [0] * 5 + [1] * 3 + [-1] * 4
+    assert rows.positions_BxL[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 0, 0, 0]
+    assert rows.target_BxE[0].tolist() == [7, 8, 1, 2, 1, 0, 0, 0]
+    places = np.take_along_axis(rows.source_BxT, rows.slot_BxE, 1)[0]
+    assert places[:5].tolist() == [2, 3, 4, 6, 7]
+    assert rows.question_BxE.tolist() == [[0, 0, 0, 1, 1, -1, -1, -1], [-1] * 8]
+
+
+def test_branches_are_kept_where_one_prompt_has_several():
+    for prompts, branched in ((some_prompts(), True), (answers(), False)):
+        for bucket in make_buckets(prompts, read=TOKENS):
+            for rows in batches(prompts, bucket, batch_size=1, read=TOKENS):
+                assert (rows.branch_BxL is not None) == branched
+    assert not make_buckets(separate(some_prompts()), read=LAST)[0].branched
+
+
 def test_a_prompt_longer_than_the_longest_row():
-    with pytest.raises(ValueError, match="takes 12 tokens, and the longest row has 8"):
+    with pytest.raises(ValueError, match=r"got a prompt of 12 tokens .* at most 8"):
         make_buckets([Prompt([1] * 11, [[1, 2]], 0)], read=TOKENS, lengths=[8])
 
 
 def test_lengths_are_few_and_fit():
     assert row_lengths([3]) == [64]
     assert row_lengths([10, 100, 200, 1000]) == [64, 128, 256, 1024]
-
-
-def test_dtype_and_config_stay(model):
-    half = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
-    model = GPT(half, key=jax.random.key(0))
-    prompts = some_prompts(2)
-    (bucket,) = make_buckets(prompts, read=TOKENS, lengths=[256])
-    (rows,) = batches(prompts, bucket, batch_size=1, read=TOKENS)
-    logp, _ = token_log_probabilities(model, rows)
-    assert logp.dtype == jnp.float32

@@ -1,0 +1,112 @@
+"""Tokenise documents and pack the token ids of each split into rows of equal length.
+
+Tokenising is nearly all of the work. `tokenizers` spreads a batch of texts over all cores and
+releases the GIL, so two threads that submit batches keep the cores busy (one fills the cores where
+the batch of the other ends) while the caller's thread reads, packs and writes. A document is never
+split before it is tokenised: words at the cuts could get other tokens.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from biomedlm_jax.corpus.documents import Document
+
+SPLITS: tuple[str, ...] = ("train", "validation")
+COUNTS: tuple[str, ...] = ("documents", "text_bytes", "tokens", "rows", "dropped_tokens")
+BATCH_BYTES = 1 << 20  # of text in a call of the tokenizer
+THREADS = 2
+AHEAD = 4  # batches in flight: a few MB of text in memory, whatever the size of the corpus
+
+
+def split_of(text: bytes, *, validation_fraction: float) -> str:
+    """Return the split of a text in UTF-8, which depends on its BLAKE2b hash only."""
+    number = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    return "validation" if number < validation_fraction * 2**64 else "train"
+
+
+class _Batch(NamedTuple):
+    split: str
+    texts: list[str]
+    text_bytes: int
+
+
+class Packer:
+    """Packs documents into rows of `length` token ids of `dtype`.
+
+    `counts` has the totals of each split so far: `COUNTS`, where the dropped tokens are those of
+    the incomplete row.
+
+    Args:
+      separator: the id after each document, or None.
+      validation_fraction: probability that a text is in the validation split.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        separator: int | None,
+        dtype: str,
+        validation_fraction: float,
+    ):
+        self._tokenizer, self._length, self._dtype = tokenizer, length, dtype
+        self._separator = () if separator is None else (separator,)
+        self._validation_fraction = validation_fraction
+        self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
+
+    def rows(self, documents: Iterable[Document]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (split, rows [n, length]), n >= 0, in the order of the documents in each split."""
+        rest = {split: np.empty(0, self._dtype) for split in SPLITS}
+        for (split, texts, text_bytes), ids in self._encoded(self._batches(documents)):
+            stream = np.concatenate([rest[split], ids])
+            rows = stream[: stream.size // self._length * self._length].reshape(-1, self._length)
+            rest[split] = stream[rows.size :]
+            counts = self.counts[split]
+            counts["documents"] += len(texts)
+            counts["text_bytes"] += text_bytes
+            counts["tokens"] += ids.size
+            counts["rows"] += len(rows)
+            counts["dropped_tokens"] = rest[split].size
+            yield split, rows
+
+    def _batches(self, documents: Iterable[Document]) -> Iterator[_Batch]:
+        texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+        sizes = dict.fromkeys(SPLITS, 0)
+        for document in documents:
+            text = document.text.encode("utf-8")
+            split = split_of(text, validation_fraction=self._validation_fraction)
+            texts[split].append(document.text)
+            sizes[split] += len(text)
+            if sizes[split] >= BATCH_BYTES:
+                yield _Batch(split, texts[split], sizes[split])
+                texts[split], sizes[split] = [], 0
+        yield from (_Batch(split, texts[split], sizes[split]) for split in SPLITS if texts[split])
+
+    def _encoded(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, np.ndarray]]:
+        """Yield the batches with their token ids, in order, tokenised up to `AHEAD` in advance."""
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenise")
+        try:
+            waiting = deque()
+            for batch in batches:
+                waiting.append((batch, pool.submit(self._encode, batch.texts)))
+                if len(waiting) > AHEAD:
+                    batch, ids = waiting.popleft()
+                    yield batch, ids.result()
+            yield from ((batch, ids.result()) for batch, ids in waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _encode(self, texts: list[str]) -> np.ndarray:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        size = sum(map(len, encodings)) + len(self._separator) * len(texts)
+        # An Encoding returns its ids as a list only; fromiter is the fastest conversion.
+        ids = chain.from_iterable(chain(encoding.ids, self._separator) for encoding in encodings)
+        return np.fromiter(ids, self._dtype, count=size)

@@ -1,0 +1,122 @@
+"""The typed groups of a fine-tuning config, for questions and for text."""
+
+import dataclasses
+
+from biomedlm_jax.interop.heads import RELEASED, ROW_FORMATS
+from biomedlm_jax.qa.prompts import LEAST_LENGTH
+from biomedlm_jax.qa.tasks import ON_ERROR
+from biomedlm_jax.settings import Settings, setting
+from biomedlm_jax.training.config import RunSettings, StepSettings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochSteps(StepSettings):
+    """The `training` group of fine-tuning."""
+
+    epochs: int = setting(least=1)  # each has every question, or every row, once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSettings(Settings):
+    """Runs to make instead of one; an empty tuple stands for the config's own value."""
+
+    group = "sweep"
+    learning_rates: tuple[float, ...] = setting((), free=True)
+    seeds: tuple[int, ...] = setting((), free=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        rates, seeds = self.learning_rates, self.seeds
+        if any(rate <= 0 for rate in rates) or len({*rates}) < len(rates):
+            raise ValueError(
+                f"got sweep.learning_rates={rates}; expected rates above 0, none twice"
+            )
+        if any(seed < 0 for seed in seeds) or len({*seeds}) < len(seeds):
+            raise ValueError(f"got sweep.seeds={seeds}; expected seeds from 0, none twice")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSettings(Settings):
+    """The questions. A run is compared by their content, so name and path are free."""
+
+    group = "task"
+    name: str = setting(free=True)  # of qa/tasks.py, or jsonl:PATH
+    path: str = setting(free=True)  # a file or directory
+    format: str = setting(free=True)  # of the files; empty: the task's own
+    train_split: str = setting(free=True)
+    dev_split: str = setting(free=True)
+    fold: int = setting(least=0, free=True)
+    on_error: str = setting(choices=ON_ERROR, free=True)
+    row_format: str = setting(choices=ROW_FORMATS)
+    max_length: int = setting(least=LEAST_LENGTH)  # tokens of a question with one option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuestionSettings(RunSettings):
+    """A config of recipe=questions."""
+
+    recipe: str = setting(choices=("questions",))
+    task: TaskSettings
+    training: EpochSteps
+    sweep: SweepSettings
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.task.row_format == RELEASED and self.training.accumulation > 1:
+            raise ValueError(
+                f"got training.accumulation={self.training.accumulation} with task.row_format="
+                "released, which cuts long questions option by option, maybe into different parts "
+                "of a batch; set --config.training.accumulation=1"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSettings(Settings):
+    """The pairs of a source and a target text. A run is compared by their tokens."""
+
+    group = "data"
+    train: str = setting(free=True)  # JSONL, or the stem of a .source and a .target file
+    dev: str = setting(free=True)  # empty: a part of train
+    source_field: str = setting(free=True)
+    target_field: str = setting(free=True)
+    group_field: str = setting(free=True)  # empty: equal sources stay together
+    dev_fraction: float = setting(least=0, most=1, free=True)
+    source_tokens: int = setting(least=1)  # more are cut off at the end
+    target_tokens: int = setting(least=1)
+    row_tokens: int = setting(least=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.train:
+            raise ValueError(
+                "got an empty data.train; set --config.data.train=FILE to a JSONL file or to the "
+                "stem of a .source and a .target file"
+            )
+        longest = self.source_tokens + self.target_tokens + 2
+        if longest > self.row_tokens:
+            raise ValueError(
+                f"got data.row_tokens={self.row_tokens}; expected at least {longest} tokens: "
+                "source_tokens + separator + target_tokens + end of text"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingSettings(Settings):
+    """How many dev sources are answered; 0 final examples are all."""
+
+    group = "evaluation"
+    examples: int = setting(least=0)  # after each epoch but the last
+    final_examples: int = setting(least=0)
+    batch_size: int = setting(least=1, free=True)  # sources answered at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSettings(RunSettings):
+    """A config of recipe=text."""
+
+    recipe: str = setting(choices=("text",))
+    data: PairSettings
+    training: EpochSteps
+    evaluation: DecodingSettings
+    generation: dict  # fields of generation.options.Options
+    sweep: SweepSettings

@@ -1,0 +1,67 @@
+"""manifest.py: it has the values a model needs, and an edited or contradicting one is refused."""
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from biomedlm_jax.corpus.documents import Skipped, read_documents
+from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
+
+
+def test_the_manifest_has_the_inputs_and_the_values_of_the_model(build, documents, out, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": d.text}) + "\n" for d in documents) + "no JSON\n")
+    skipped = Skipped()
+    texts = read_documents([file], on_error="skip", skipped=skipped)
+    manifest = build(texts=texts, inputs=[file], skipped=skipped)
+    assert manifest == read_manifest(out)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert manifest["inputs"] == [
+        {"path": str(file), "bytes": file.stat().st_size, "sha256": sha256}
+    ]
+    assert manifest["skipped"] == {"bad": 1, "empty": 0, "subsets": {}}
+    assert (manifest["vocab_size"], manifest["eos_id"], manifest["length"]) == (300, 299, 16)
+    assert manifest["dtype"] == "uint16"
+    assert manifest["tokenizer_hash"] == tokenizer_hash(load_tokenizer(out))
+    # The files and the skipped lines do not change the identity of the rows.
+    assert build(tmp_path / "again")["fingerprint"] == manifest["fingerprint"]
+
+
+def test_bad_directories(build, out, tmp_path):
+    with pytest.raises(FileNotFoundError, match="build token rows with biomedlm build-tokens"):
+        read_manifest(out)
+    with pytest.raises(ValueError, match=r"no manifest\.json"):
+        read_manifest(tmp_path)
+    manifest = build()
+    for change, message in (
+        ({"version": 0}, "expected {'format': .* got {'format'"),
+        ({"vocab_size": 301}, "does not match its fingerprint"),
+        ({"format": None}, "'format': None"),
+    ):
+        (out / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ValueError, match=message):
+            read_manifest(out)
+    for text in ("", "[1]", "{}"):
+        (out / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match="not a manifest of token rows"):
+            read_manifest(out)
+
+
+def test_check_tokens(build):
+    manifest = build()
+    good: dict[str, Any] = {"vocab_size": 300, "length": 16, "eos_id": 299}
+    check_tokens(manifest)
+    check_tokens(manifest, **good)
+    check_tokens(manifest, **good, tokenizer_hash=manifest["tokenizer_hash"])
+    for change, message in (
+        ({"length": 8}, "have length=16, but the model has length=8; build .* --length=8"),
+        ({"vocab_size": 279}, "have vocab_size=300, but the model has vocab_size=279"),
+        ({"vocab_size": 301}, r"model\.vocab_size=300 --config\.model\.eos_token_id=299"),
+        ({"eos_id": 0}, r"eos_id=299, .* set --config\.model\.eos_token_id=299"),
+        ({"tokenizer_hash": "0" * 64}, "tokenizer_hash=0000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_tokens(manifest, **{**good, **change})

@@ -1,0 +1,32 @@
+"""progress.py: reports while the block runs, and none afterwards."""
+
+import threading
+import time
+
+import pytest
+
+from biomedlm_jax.corpus import progress
+
+
+def test_reports_while_the_block_runs(monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0.001)
+    three, reports = threading.Event(), []
+
+    def report():
+        reports.append(threading.current_thread())
+        if len(reports) == 3:
+            three.set()
+
+    with progress.report_regularly(report):
+        assert three.wait(10)
+    count = len(reports)
+    time.sleep(0.02)
+    assert len(reports) == count
+    assert threading.main_thread() not in reports
+
+
+def test_an_error_ends_the_reports(monkeypatch):
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), progress.report_regularly(lambda: None):
+        raise KeyboardInterrupt
+    assert threading.active_count() == threads

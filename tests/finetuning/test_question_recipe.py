@@ -1,0 +1,207 @@
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from biomedlm_jax.finetuning import question_recipe
+from biomedlm_jax.finetuning.finetune import finetune
+from biomedlm_jax.interop.heads import load_finetuned
+from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.qa.scoring import CLASSIFIER, score
+from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.training.checkpoint import steps
+from biomedlm_jax.training.metrics import read_metrics
+
+
+def test_it_learns_what_it_is_taught(world, question_run):
+    run, result = question_run
+    assert result["step"] == 24
+    assert result["dev_accuracy"] == 100
+    lines = read_metrics(run)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 24
+    assert losses[-1] < 0.3 < 1 < losses[0]
+    assert lines[0]["learning_rate"] > 0  # the first update is not wasted
+    assert all(line["tokens_per_second"] > 0 for line in lines if line["step"] in (2, 23))
+    dev = {line["epoch"]: line["dev_accuracy"] for line in lines if "epoch" in line}
+    assert list(dev) == list(range(1, 9))
+    assert result["epoch"] == min(epoch for epoch, accuracy in dev.items() if accuracy == 100)
+    # The kept model answers as the run reported, in any process and without the run's config.
+    tuned, tokenizer, head = load_finetuned(run)
+    task = find_task(f"jsonl:{world / 'choice'}")
+    dev = read_questions(task, split="dev")
+    items = score(tuned, tokenizer, dev, task, mode=CLASSIFIER, max_length=head.max_length)
+    assert all(item["prediction"] == item["gold"] for item in items[CLASSIFIER])
+    assert tuned.config.vocab_size == tokenizer.get_vocab_size() == 303
+
+
+def test_a_finished_run_is_not_repeated(world, question_run, question_config, contents):
+    run, result = question_run
+    before = read_metrics(run)
+    assert finetune(question_config(), world / "base", run) == result
+    assert read_metrics(run) == before
+
+
+@pytest.fixture(scope="module")
+def lora_run(world, question_config, lora, tmp_path_factory):
+    run = tmp_path_factory.mktemp("lora") / "run"
+    return run, finetune(question_config(**lora), world / "base", run)
+
+
+@pytest.mark.parametrize("name", ["question_run", "lora_run"])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    name, world, question_config, lora, interrupt, records, trained, assert_same, request, tmp_path
+):
+    whole, parts, at = request.getfixturevalue(name)[0], tmp_path / "parts", 5
+    config = question_config(**(lora if name == "lora_run" else {}))
+    interrupt(at)  # within the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, world / "base", parts)
+    assert steps(parts)[-1] == at
+    finetune(config, world / "base", parts)
+    assert records(parts) == records(whole)
+    assert_same(*(trained(run, steps(run)[-1]) for run in (whole, parts)))
+    assert_same(*(load_finetuned(run)[0] for run in (whole, parts)))
+
+
+def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
+    run, result = lora_run
+    assert result["dev_accuracy"] > 70  # chance is a third
+    tuned, (base, _) = load_finetuned(run)[0].trunk, load(world / "base")
+    np.testing.assert_array_equal(tuned.wte[:300], base.wte[:300])
+    np.testing.assert_array_equal(tuned.wpe[...], base.wpe[...])
+    np.testing.assert_array_equal(tuned.h.mlp.c_fc.bias[...], base.h.mlp.c_fc.bias[...])
+    assert (tuned.h.mlp.c_fc.kernel[...] != base.h.mlp.c_fc.kernel[...]).any()
+    names = {name for name in trained(run, 24) if not name.startswith("_")}  # nnx's own
+    assert names == {"lora", "rows", "score"}
+
+
+def test_the_best_by_dev_accuracy_is_kept(world, question_config, tmp_path, trained, monkeypatch):
+    config = question_config(checkpoint__every=3)
+    accuracies, stopped = iter([25.0, 75.0, 75.0, 50.0, 0.0, 74.0, 75.0, 10.0]), []
+
+    def accuracy(ways):
+        value = next(accuracies)
+        if value == 75 and not stopped:
+            stopped.append(True)
+            signal.raise_signal(signal.SIGINT)  # the next run starts with the best on disk
+        return value
+
+    monkeypatch.setattr(question_recipe, "accuracy", accuracy)
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, world / "base", run)
+    result = finetune(config, world / "base", run)
+    assert (result["dev_accuracy"], result["epoch"]) == (75.0, 2)
+    kernel = load_finetuned(run)[0].score.kernel[...]
+    kernels = {step: trained(run, step)["score"]["kernel"]["value"] for step in (6, 24)}
+    np.testing.assert_array_equal(kernel, kernels[6])
+    assert (np.asarray(kernel) != kernels[24]).any()
+
+
+def test_staged_training_continues_with_the_head(world, question_config, question_run, tmp_path):
+    before, tokenizer, _ = load_finetuned(question_run[0])
+    config = question_config(training__epochs=1, optimizer__learning_rate=1e-6)
+    assert finetune(config, question_run[0], tmp_path / "run")["dev_accuracy"] == 100
+    after, same, _ = load_finetuned(tmp_path / "run")
+    assert same.get_vocab() == tokenizer.get_vocab()
+    assert after.config == before.config
+
+
+@pytest.fixture(scope="module")
+def class_run(world, question_config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("classes") / "run"
+    changes = {"training__accumulation": 2, "training__epochs": 16, "model__residual_dropout": 0.0}
+    config = question_config("classes", optimizer__learning_rate=2e-3, **changes)
+    return run, finetune(config, world / "base", run)
+
+
+def test_classes_are_learnt_and_accumulated(class_run):
+    run, result = class_run
+    assert result["dev_accuracy"] == 100
+    tuned, tokenizer, head = load_finetuned(run)
+    assert head.classes == ("no", "yes")
+    assert tuned.config.vocab_size == tokenizer.get_vocab_size() == 305
+
+
+def test_a_head_of_something_else_is_refused(
+    world, question_config, question_run, class_run, write_classes, tmp_path
+):
+    def refused(message, config, model):
+        with pytest.raises(ValueError, match=message):
+            finetune(config, model, tmp_path / "run")
+
+    choice, classes = question_config("choice"), question_config("classes")
+    refused(r"has a choice head .*needs classification \['no', 'yes", classes, question_run[0])
+    refused(r"has a classification head \['no', 'yes'\], and .* needs", choice, class_run[0])
+    write_classes(tmp_path / "three", ("maybe", "no", "yes"))
+    classes.task.name = f"jsonl:{tmp_path / 'three'}"
+    refused(r"needs classification \['maybe', 'no', 'yes'\]", classes, class_run[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_with_these_tokens_is_refused(question_config, text_run, tmp_path):
+    with pytest.raises(ValueError, match=r"has \[PAD\] already"):
+        finetune(question_config(), text_run[0], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_model_config_or_data_do_not_touch_a_run(
+    world, question_config, question_run, write_base, contents, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(question_run[0], run)
+    before = contents(run)
+    write_base(tmp_path / "other", layers=3)
+
+    def refused(message, model=world / "base", workdir=run, questions="choice", **changes):
+        with pytest.raises(ValueError, match=message):
+            finetune(question_config(questions, **changes), model, workdir)
+
+    refused("holds a run with .*weights=", model=tmp_path / "other")
+    refused(
+        r"a run with optimizer.learning_rate=0.003 \(now 0.001\)", optimizer__learning_rate=1e-3
+    )
+    refused(r"a run with attention_dropout=0.0 \(now 0.1\)", model__attention_dropout=0.1)
+    refused("a run with .*questions=", questions="classes")
+    shutil.copytree(world / "base", tmp_path / "papers")
+    refused("exists and holds no run", workdir=tmp_path / "papers")
+    assert contents(run) == before
+
+
+def test_a_model_elsewhere_is_the_same_model(world, question_config, question_run, tmp_path):
+    shutil.copytree(question_run[0], tmp_path / "run")
+    shutil.copytree(world / "base", tmp_path / "moved")
+    result = finetune(question_config(), tmp_path / "moved", tmp_path / "run")
+    assert result == question_run[1]
+
+
+def test_questions_without_an_answer(world, question_config, tmp_path):
+    shutil.copytree(world / "choice", tmp_path / "secret")
+    line = '{"question": "what treats the liver", "options": ["aspirin", "ether"]}\n'
+    (tmp_path / "secret" / "dev.jsonl").write_text(line * 2)
+    config = question_config(task__name=f"jsonl:{tmp_path / 'secret'}")
+    with pytest.raises(ValueError, match=r"2 of 2 questions of .*, dev, have no answer"):
+        finetune(config, world / "base", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("task__name", "medqaa", "medqaa"),
+        ("task__max_length", 64, "max_length=64; expected at most the model's 48 positions"),
+        ("training__batch_size", 17, "batch_size=17; expected at most 16"),
+        ("mesh__data", 3, "mesh data=3"),
+        ("mesh__tensor", 8, "does not divide the model's heads of 4"),
+        ("model__attention", "splash", "model.attention=splash"),
+        ("model__attention_dropout", 1.5, "attention_dropout=1.5"),
+    ],
+)
+def test_errors_come_before_anything_is_written(
+    world, question_config, tmp_path, name, value, message
+):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        finetune(question_config(**{name: value}), world / "base", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,74 @@
+import shutil
+
+import jax
+import pytest
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.finetuning.config import QuestionSettings
+from biomedlm_jax.finetuning.pairs import ADDED_TOKENS
+from biomedlm_jax.finetuning.shuffling import ShuffledTexts
+from biomedlm_jax.finetuning.start import load_start, make_recipe
+from biomedlm_jax.interop.heads import save_finetuned
+from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.qa.packing import Prompt
+from biomedlm_jax.settings import read_settings
+
+
+@pytest.fixture
+def start(question_config):
+    settings, mesh = read_settings(QuestionSettings, question_config()), meshes.one_device()
+
+    def of(path, *, heads=False):
+        with jax.set_mesh(mesh):
+            return load_start(path, settings, mesh, added_tokens=ADDED_TOKENS, heads=heads)
+
+    return of
+
+
+def test_tokens_are_added_once_after_the_vocabulary(start, world, tmp_path):
+    first = start(world / "base")
+    assert (first.new_tokens, first.config.vocab_size, first.head) == (2, 302, None)
+    assert [first.tokenizer.token_to_id(token) for token in ADDED_TOKENS] == [300, 301]
+    assert load(world / "base")[1].get_vocab_size() == 300  # the base's own is unchanged
+
+
+def test_a_start_is_identified_by_content(start, world, write_base, question_run, tmp_path):
+    shutil.copytree(world / "base", tmp_path / "moved")
+    write_base(tmp_path / "other", initializer_range=0.03)
+    one, same, other = (
+        start(path).started_from
+        for path in (world / "base", tmp_path / "moved", tmp_path / "other")
+    )
+    assert one.pop("path") != same.pop("path")
+    assert one == same
+    assert {name for name in one if one[name] != other[name]} == {"weights"}
+    tuned = start(question_run[0], heads=True)
+    assert tuned.new_tokens == 0
+    assert tuned.head is not None
+    assert tuned.started_from["weights"] != one["weights"]
+
+
+def test_vocabulary_and_tokenizer_end_at_the_same_id(start, tmp_path, tokenizer, write_base):
+    write_base(tmp_path / "base", vocab_size=310, eos_token_id=299)
+    with pytest.raises(ValueError, match="310 vocabulary rows and its tokenizer 300 entries"):
+        start(tmp_path / "base")
+    model, _ = load(tmp_path / "base")
+    save_finetuned(tmp_path / "silent", model, None)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        start(tmp_path / "silent")
+
+
+def test_a_recipe_introduces_model_devices_and_kernel(start, world, question_config):
+    settings, mesh = read_settings(QuestionSettings, question_config()), meshes.one_device()
+    data = ShuffledTexts([Prompt([1, 2], [[3, 4]], 0)] * 5, row_length=6, batch_size=2)
+    parts = {"make_model": None, "loss": None, "started_from": {}}
+    recipe = make_recipe(
+        start(world / "base"), settings, mesh, data, epochs=1, lines=["hello"], name="x", **parts
+    )
+    first, second, last = recipe.introduction
+    assert "122,496 parameters on 1 cpu" in first
+    assert "attention by xla" in first
+    assert second == "hello"
+    assert last == "1 epoch of 2 steps, 8 tokens each in rows of 6"
+    assert recipe.steps == recipe.evaluate_every == 2
+    assert recipe.flops_per_token > 6 * 90_000

@@ -1,0 +1,154 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from biomedlm_jax.cli import main
+from biomedlm_jax.finetuning import text_recipe
+from biomedlm_jax.finetuning.finetune import finetune
+from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.training import fit
+from biomedlm_jax.training.checkpoint import steps
+from biomedlm_jax.training.metrics import read_metrics
+
+
+def epochs(run):
+    return [line for line in read_metrics(run) if "epoch" in line]
+
+
+def test_a_tiny_model_learns_to_answer(text_run, tmp_path):
+    run, result = text_run
+    assert result["rouge1"]["mean"] > 80
+    assert result["examples"] == 6
+    lines = epochs(run)
+    assert [line["epoch"] for line in lines] == list(range(1, 11))
+    assert lines[-1]["dev_loss"] < 0.5 * lines[0]["dev_loss"]
+    assert result["dev_loss"] == lines[-1]["dev_loss"]
+    assert "rougeL" in lines[0]
+    losses = [line["loss"] for line in read_metrics(run) if "loss" in line]
+    assert lines[0]["train_loss"] == pytest.approx(np.mean(losses[: len(losses) // 10]))
+    assert json.loads((run / "report.json").read_text()) == result
+    model, tokenizer = load(run)
+    assert model.config.vocab_size == 302
+    assert tokenizer.token_to_id("<|startoftext|>") == 301
+    # The written model decodes by itself as it was evaluated.
+    first = json.loads((run / "predictions.jsonl").open().readline())
+    answers, prompts = tmp_path / "answers.jsonl", tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": first["source"] + "<|startoftext|>"}) + "\n")
+    command = ["generate", f"--model={run}", f"--prompts={prompts}", "--nonotice"]
+    assert main([*command, f"--out={answers}"]) == 0
+    assert json.loads(answers.read_text())["answers"] == [first["answer"]]
+
+
+@pytest.fixture(scope="module")
+def lora_run(world, text_config, lora, tmp_path_factory):
+    run = tmp_path_factory.mktemp("lora") / "run"
+    return run, finetune(text_config(**lora, training__epochs=3), world / "base", run)
+
+
+@pytest.mark.parametrize("name", ["text_run", "lora_run"])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    name, world, text_config, lora, interrupt, records, trained, assert_same, request, tmp_path
+):
+    (whole, expected), parts = request.getfixturevalue(name), tmp_path / "parts"
+    config = text_config(**({**lora, "training__epochs": 3} if name == "lora_run" else {}))
+    at = epochs(whole)[0]["step"] + 1  # within the second epoch
+    interrupt(at)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, world / "base", parts)
+    assert steps(parts)[-1] == at
+    assert [line["epoch"] for line in epochs(parts)] == [1]
+    assert load(parts)[0].config.vocab_size == 302  # the model of the last whole epoch
+    assert finetune(config, world / "base", parts) == expected
+    assert records(parts) == records(whole)
+    assert_same(*(trained(run, steps(run)[-1]) for run in (whole, parts)))
+    assert_same(*(load(run)[0] for run in (whole, parts)))
+    for file in ("predictions.jsonl", "report.json", "model/config.json", "run.json"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
+
+
+def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
+    run, result = lora_run
+    lines = epochs(run)
+    assert result["dev_loss"] < lines[0]["dev_loss"] - 0.2
+    tuned, base = load(run)[0], load(world / "base")[0]
+    np.testing.assert_array_equal(tuned.wte[:300], base.wte[:300])
+    np.testing.assert_array_equal(tuned.wpe[...], base.wpe[...])
+    assert (tuned.h.mlp.c_fc.kernel[...] != base.h.mlp.c_fc.kernel[...]).any()
+    names = {name for name in trained(run, lines[-1]["step"]) if not name.startswith("_")}
+    assert names - {"score"} == {"lora", "rows"}
+
+
+def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monkeypatch):
+    config = text_config(training__epochs=1)
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_recipe, "generate_until", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, world / "base", tmp_path / "run")
+    assert not (tmp_path / "run" / "report.json").exists()
+    before = read_metrics(tmp_path / "run")
+    monkeypatch.undo()
+    result = finetune(config, world / "base", tmp_path / "run")
+    assert result["dev_loss"] == before[-1]["dev_loss"]
+    assert read_metrics(tmp_path / "run") == before
+
+
+def test_a_finished_run_is_not_repeated(world, text_config, text_run, contents, monkeypatch, capfd):
+    run, expected = text_run
+    before = contents(run)
+    monkeypatch.setattr(fit, "compile_step", lambda *a, **k: pytest.fail("it compiled"))
+    assert finetune(text_config(), world / "base", run) == expected
+    assert "finished already" in capfd.readouterr().err
+    assert contents(run) == before
+
+
+def test_another_model_config_or_data_do_not_touch_a_run(
+    world, text_config, text_run, write_base, contents, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(text_run[0], run)
+    (run / "report.json").unlink()
+    before = contents(run)
+
+    def refused(message, *, model=world / "base", **changes):
+        with pytest.raises(ValueError, match=message):
+            finetune(text_config(**changes), model, run)
+
+    refused(r"optimizer.learning_rate=0.005 \(now 0.001\)", optimizer__learning_rate=1e-3)
+    refused(r"a run with generation.beams=2 \(now 3\)", generation__beams=3)
+    lines = (world / "texts.jsonl").read_text().splitlines()
+    (tmp_path / "fewer.jsonl").write_text("".join(f"{line}\n" for line in lines[:-1]))
+    refused("a run with texts=", data__train=str(tmp_path / "fewer.jsonl"))
+    write_base(tmp_path / "other", layers=3)
+    refused("a run with weights=", model=tmp_path / "other")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("data__train", "", "empty data.train"),
+        ("data__source_tokens", 40, "row_tokens=48; expected at least 54 tokens"),
+        ("data__row_tokens", 64, "expected at most the model's 48 positions"),
+        ("generation__max_new_tokens", 40, "expected at most the model's 48 positions"),
+        ("generation__beans", 3, "beans"),
+        ("training__batch_size", 10, "batch_size=10; expected a multiple of"),
+    ],
+)
+def test_errors_come_before_anything_is_written(world, text_config, tmp_path, name, value, message):
+    config = text_config()
+    group, _, key = name.partition("__")
+    with config.unlocked():
+        config[group][key] = value
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        finetune(config, world / "base", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_with_a_head_is_refused(text_config, question_run, tmp_path):
+    with pytest.raises(ValueError, match="fine-tuned model with a choice head"):
+        finetune(text_config(), question_run[0], tmp_path / "run")

@@ -1,0 +1,173 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.generator import Generator, generate, generate_until
+from biomedlm_jax.generation.options import Options
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+
+TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+
+
+def readable(model: GPT2, tokenizer) -> GPT2:
+    """The model without the bytes that are no letters by themselves: they never are likeliest."""
+    texts = [tokenizer.decode([i]) for i in range(model.config.vocab_size)]
+    odd = np.array([i for i, t in enumerate(texts) if not (t.isascii() and t.isprintable() and t)])
+    model.wte[...] = model.wte[...].at[odd].set(0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    config = GPT2Config(
+        vocab_size=280, context_length=48, layers=1, width=32, heads=2, initializer_range=0.4
+    )
+    return readable(GPT2(config, key=jax.random.key(0)), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def generator(model, tokenizer):
+    return Generator(model, tokenizer)
+
+
+def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(model, tokenizer):
+    ids = tokenizer.encode(TEXTS[0]).ids
+    prompt = len(ids)
+    forward = jax.jit(GPT2.__call__)
+    while len(ids) < prompt + 8:
+        padded = np.zeros((1, 48), np.int32)  # later positions cannot be seen
+        padded[0, : len(ids)] = ids
+        ids.append(int(np.asarray(forward(model, padded))[0, len(ids) - 1].argmax()))
+    new = ids[prompt:]
+    expected = new[: new.index(279)] if 279 in new else new
+    said = generate(model, tokenizer, [TEXTS[0]], max_new_tokens=8)
+    assert said == [tokenizer.decode(expected)]
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_batches_and_samples_are_the_same_on_a_mesh(model, tokenizer, sizes):
+    mesh = meshes.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
+    sharded = jax.device_put(model, layout)
+    prompts = [*TEXTS, "the drug", "renal"]
+    for drawing in ({}, {"temperature": 1.5, "top_k": 40, "samples": 3, "seed": 7}):
+        options = {"max_new_tokens": 9, "batch_size": 2, **drawing}
+        one = generate(model, tokenizer, prompts, **options)
+        assert len(set(one)) > 4
+        assert generate(sharded, tokenizer, prompts, **options) == one
+
+
+def test_batches_change_nothing(model, tokenizer):
+    options = {"max_new_tokens": 6, "temperature": 1.5, "samples": 2, "seed": 3}
+    whole = generate(model, tokenizer, TEXTS, **options)
+    assert len(whole) == 6
+    assert whole == generate(model, tokenizer, TEXTS, batch_size=2, **options)
+
+
+def test_an_empty_prompt_begins_with_the_end_of_text(generator):
+    assert generator.encode("", new=4) == [279]
+    assert len(generate_until(generator, [[]], until=["zz"], max_new_tokens=4)) == 1
+
+
+def test_stop_strings_end_an_answer_and_are_cut_off(generator, tokenizer):
+    prompt = tokenizer.encode(TEXTS[0]).ids
+    (whole,) = generator.answers([prompt], Options(max_new_tokens=20))[0]
+    stop = whole.text[5:8]
+    assert len(whole.text) > 12
+    (cut,) = generator.answers([prompt], Options(max_new_tokens=20, stop=(stop, "nowhere")))[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.tokens == whole.tokens[: len(cut.tokens)]
+    assert stop in tokenizer.decode(cut.tokens)
+    assert stop not in tokenizer.decode(cut.tokens[:-1])
+
+
+def test_stop_strings_end_where_they_do_in_transformers(generator, model, tokenizer, tmp_path):
+    import torch
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    from biomedlm_jax.interop.huggingface import export_hf
+
+    export_hf(model, tokenizer, tmp_path / "hf")
+    peer = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
+    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    prompt = tokenizer.encode(TEXTS[1]).ids
+    (whole,) = generator.answers([prompt], Options(max_new_tokens=20))[0]
+    for stop in (whole.text[3:5], whole.text[6:10]):
+        out = peer.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, stop_strings=[stop],
+            tokenizer=words, pad_token_id=0,
+        )  # fmt: skip
+        (ours,) = generator.answers([prompt], Options(max_new_tokens=20, stop=(stop,)))[0]
+        assert ours.tokens == out[0, len(prompt) :].tolist()
+
+
+def test_streamed_pieces_make_the_whole_answer(generator, tokenizer):
+    prompt = tokenizer.encode(TEXTS[2]).ids
+    for options in (Options(max_new_tokens=20), Options(max_new_tokens=20, temperature=3.0)):
+        pieces = list(generator.stream(prompt, options))
+        assert "".join(pieces) == generator.answers([prompt], options)[0][0].text
+        assert len(pieces) > 3
+    with pytest.raises(ValueError, match="only one answer is streamed"):
+        next(generator.stream(prompt, Options(beams=2)))
+    with pytest.raises(ValueError, match="ids from 999"):
+        list(generator.stream([999], Options()))
+
+
+def test_what_is_streamed_is_settled():
+    settled = Generator._settled
+    assert settled("gen\ufffd", ()) == "gen"
+    assert settled("one END two", ("END",)) == "one "
+    assert settled("one EN", ("END", "x")) == "one "
+    assert settled("one", ("END",)) == "one"
+
+
+def test_a_harness_gets_texts_in_its_order(generator, tokenizer):
+    prompts = [tokenizer.encode(text).ids for text in TEXTS] + [[5] * 60]
+    found = generate_until(generator, prompts, until=[" the"], max_new_tokens=10, batch_size=2)
+    (alone,) = generator.answers([prompts[0]], Options(max_new_tokens=10, stop=(" the",)))[0]
+    assert found[0] == alone.text
+    assert not any(" the" in text for text in found)
+    with pytest.raises(ValueError, match="the model has 48 positions"):
+        generate_until(generator, prompts, until=["x"], max_new_tokens=48)
+
+
+def test_long_prompts_are_refused_or_cut(model, tokenizer):
+    long = " ".join(TEXTS * 20)
+    with pytest.raises(ValueError, match=r"the model has 48 positions.*--truncate=left"):
+        generate(model, tokenizer, ["a", long], max_new_tokens=4)
+    cut = generate(model, tokenizer, [long], max_new_tokens=4, truncate="left")
+    tail = tokenizer.decode(tokenizer.encode(long).ids[-44:])
+    assert cut == generate(model, tokenizer, [tail], max_new_tokens=4)
+    with pytest.raises(ValueError, match="truncate='right'"):
+        generate(model, tokenizer, [long], truncate="right")
+    with pytest.raises(ValueError, match="the model has 48 positions"):
+        generate(model, tokenizer, ["a"], max_new_tokens=48, truncate="left")
+
+
+def test_tokenizers_that_do_not_fit(model):
+    larger = train_tokenizer(iter([json.dumps(TEXTS), *TEXTS] * 9), vocab_size=300)
+    with pytest.raises(ValueError, match="the tokenizer has id 299"):
+        generate(model, larger, ["a"])
+    with pytest.raises(ValueError, match="no tokenizer"):
+        generate(model, None, ["a"])
+
+
+def test_stats_leave_compilation_out(generator, tokenizer):
+    generator.stats.clear()
+    prompt = tokenizer.encode(TEXTS[0]).ids
+    for _ in range(2):
+        generator.answers([prompt] * 3, Options(max_new_tokens=5))
+    assert generator.stats.decode_tokens <= 15
+    text = "\n".join(generator.stats.lines())
+    assert "tokens/s" in text
+    assert "MB/token" in text

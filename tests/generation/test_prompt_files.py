@@ -1,0 +1,140 @@
+import json
+
+import jax
+import pytest
+
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.generation.generator import Generator
+from biomedlm_jax.generation.options import Options
+from biomedlm_jax.generation.prompt_files import answer_file, read_prompts
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+
+TEXTS = ["the kinase", "a trial of the drug", "renal tissue", "was examined", "the receptor"]
+OPTIONS = Options(max_new_tokens=6, temperature=1.5, seed=5, samples=2)
+
+
+def make_generator(*, seed: int = 0, **fields) -> Generator:
+    tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+    shape = {"vocab_size": 280, "context_length": 32, "layers": 1, "width": 32, "heads": 2}
+    config = GPT2Config(**shape, initializer_range=0.4, **fields)
+    return Generator(GPT2(config, key=jax.random.key(seed)), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return make_generator()
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "in.jsonl"
+    lines = [json.dumps({"prompt": text, "id": f"q{i}"}) for i, text in enumerate(TEXTS)]
+    file.write_text("\n".join(lines) + "\n\n")
+    return file
+
+
+def answers(generator, source, out, **options):
+    said = []
+    counts = answer_file(
+        generator, source, out, OPTIONS, batch_size=2, notify=said.append, **options
+    )
+    return counts, said
+
+
+def test_every_prompt_has_its_line(generator, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert answers(generator, source, out)[0] == {"kept": 0, "made": 5}
+    records = [json.loads(line) for line in out.open()]
+    assert [(r["index"], r["id"], r["prompt"]) for r in records] == [
+        (i, f"q{i}", text) for i, text in enumerate(TEXTS)
+    ]
+    assert all(len(r["answers"]) == len(r["tokens"]) == 2 for r in records)
+
+
+def test_an_interrupted_file_goes_on_as_if_nothing_had_happened(
+    generator, source, tmp_path, monkeypatch
+):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    answers(generator, source, whole)
+    real, calls = generator.answers, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generator, "answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        answers(generator, source, out)
+    monkeypatch.undo()
+    assert len(out.read_text().splitlines()) == 2
+    with out.open("a") as file:
+        file.write('{"index": 2, "pro')  # cut off by a crash
+    counts, said = answers(generator, source, out)
+    assert counts == {"kept": 2, "made": 3}
+    assert "has 2 of 5 answers" in said[0]
+    assert out.read_bytes() == whole.read_bytes()
+    assert answers(generator, source, out)[0] == {"kept": 5, "made": 0}
+
+
+def test_other_line_separators_are_part_of_a_prompt(generator, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    texts = ["a\u2028b", "a\u2029\u0085b"]
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    source.write_text("\r\n".join(lines), encoding="utf-8", newline="")
+    assert [prompt for prompt, _ in read_prompts(source)] == texts
+    assert answers(generator, source, out)[0]["made"] == 2
+    assert "\u2028" in out.read_text(encoding="utf-8")
+    assert answers(generator, source, out)[0] == {"kept": 2, "made": 0}
+
+
+def test_a_text_file_has_one_prompt_a_line(generator, tmp_path):
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_bytes("\ufeffthe kinase\r\n\n a\u2028b \n".encode())
+    assert [prompt for prompt, _ in read_prompts(source)] == ["the kinase", " a\u2028b "]
+    assert answers(generator, source, out)[0]["made"] == 2
+    source.write_bytes(b"a\n\xff\n")
+    with pytest.raises(ValueError, match=r"in\.txt:2: expected UTF-8"):
+        read_prompts(source)
+
+
+def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path):
+    out = tmp_path / "out.jsonl"
+    answers(generator, source, out)
+    for other in (make_generator(seed=1), make_generator(compute_dtype="bfloat16")):
+        with pytest.raises(ValueError, match="other options, weights or --dtype"):
+            answers(other, source, out)
+    assert answers(make_generator(), source, out)[0] == {"kept": 5, "made": 0}
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join([lines[1], lines[0], *lines[2:]]))
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 answers another prompt"):
+        answers(generator, source, out)
+    out.write_text("notes\n")
+    with pytest.raises(ValueError, match=r"out\.jsonl:1 is not an answer"):
+        answers(generator, source, out)
+    assert out.read_text() == "notes\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no prompts"),
+        ('{"prompt": "a"}\nnonsense\n', "in.jsonl:2: expected a JSON object"),
+        ('{"text": "a"}\n', r"in.jsonl:1: .* got the fields \['text'\]"),
+        ("[1]\n", "in.jsonl:1: .* type list"),
+    ],
+)
+def test_files_that_cannot_be(tmp_path, text, said):
+    (tmp_path / "in.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / "in.jsonl")
+
+
+def test_a_prompt_that_does_not_fit_stops_before_anything_is_written(generator, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "z " * 60}))
+    with pytest.raises(ValueError, match="prompt 1 has"):
+        answers(generator, source, out)
+    assert not out.exists()
+    assert answers(generator, source, out, truncate="left")[0]["made"] == 2

@@ -1,0 +1,59 @@
+"""The commands in README and docs exist, with their flags and config overrides."""
+
+import importlib
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from biomedlm_jax.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOADERS = ("scripts/one_gpu.sh", "scripts/slurm_gpu.sbatch", "scripts/tpu_pod.sh")  # of `pretrain`
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the words of each `biomedlm` or scripts/ call in code blocks and inline code."""
+    text, _, _ = page.read_text(encoding="utf-8").partition("\n## Appendix")  # earlier versions
+    blocks = re.findall(r"^```bash[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", without_blocks)]
+    found = []
+    for line in lines:
+        for call in re.split(r"&&|;", line):
+            start = re.search(r"(?:^|[\s/])(biomedlm [a-z-]+|scripts/\S+\.s\w+)(?=\s|$)", call)
+            if start:
+                found.append(shlex.split(call[start.start(1) :], comments=True))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_and_flags_exist(page):
+    for words in commands(page):
+        call = " ".join(words)
+        assert "..." not in words, f"{call} is incomplete"
+        if words[0] == "biomedlm":
+            name, arguments = words[1], words[2:]
+        else:
+            assert words[0] in LOADERS, f"{call}: no such script"
+            name, arguments = "pretrain", words[1:]
+        assert name in COMMANDS, f"{call}: no such command"
+        known = importlib.import_module(f"biomedlm_jax.commands.{name.replace('-', '_')}").FLAGS
+        flags = [word.removeprefix("--").partition("=") for word in arguments if word[:2] == "--"]
+        values = {flag: value for flag, _, value in flags}
+        if "config" in values:
+            path, _, variant = values["config"].partition(":")
+            assert (ROOT / path).is_file(), f"{call}: no file {path}"
+            config = runpy.run_path(str(ROOT / path))["get_config"](variant)
+        for flag in values:
+            if flag.startswith("config."):
+                group = config
+                for part in flag.split(".")[1:]:
+                    assert part in group, f"{call}: no setting {flag}"
+                    group = group[part]
+            elif flag not in ("help", "config"):
+                assert flag.removeprefix("no") in known or flag in known, f"{call}: no flag {flag}"
