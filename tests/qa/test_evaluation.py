@@ -363,7 +363,7 @@ def test_a_mesh_changes_no_answer(tmp_path, release, classifier, pubmedqa, kind)
     one, other = (read_items(tmp_path / name) for name in ("one", "mesh"))
     assert [item["prediction"] for item in one] == [item["prediction"] for item in other]
     scores = ([item["scores"] for item in items] for items in (one, other))
-    np.testing.assert_allclose(*scores, atol=1e-5)
+    np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-4)  # of logits up to 80
 
 
 # ---- Bad input: one line, before anything is computed.
