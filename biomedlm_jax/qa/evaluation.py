@@ -43,17 +43,16 @@ def evaluate(
 ) -> list[dict]:
     """Score a model on a split of a task, write a report into `out`, and return its summaries.
 
-    With several processes, call it in every one; process 0 writes.
+    With several processes, call it in every one; process 0 writes and notifies.
 
     Args:
-      models: a run, fine-tuned or Hugging Face directory; several are one model fine-tuned with
-        several seeds, whose mean accuracy is reported beside the first one's results.
+      models: a run, fine-tuned or Hugging Face directory; several are seeds of one fine-tuning,
+        whose mean accuracy is reported beside the first one's results.
       task, path, format, fold, on_error: see `find_task` and `read_questions`.
       split: by default the one in the file's name, else the task's last one.
-      mode: "letter", "option" or "classifier"; "auto" is classifier for a fine-tuned model, letter
-        and option for a language model. Of several ways of scoring each gets a folder in `out`.
-      shots: answered questions before the question (letter), the first ones of the task's first
-        split.
+      mode: one of WAYS; "auto" is "classifier" for a fine-tuned model, else "letter" and "option".
+        Of several ways of scoring each gets a folder in `out`.
+      shots: answered questions before each question (letter), the first of the first split.
       baseline: another model's report on the same questions: a directory or items.jsonl.
       batch_tokens: tokens per device and batch.
       mesh: the devices; one by default.

@@ -160,13 +160,11 @@ def shared_prefixes(
             used = 0
         group.append(number)
         open_groups[tuple(context)] = group, used + len(continuation)
-    prompts = []
-    for question, group in enumerate(groups):
-        branches = [pairs[number][1] for number in group]
-        prompts += continuation_prompts(
-            pairs[group[0]][0], branches, question=question, max_length=max_length
-        )[0]
-    return prompts, groups
+    shared = (
+        ("a request", pairs[group[0]][0], [pairs[number][1] for number in group])
+        for group in groups
+    )
+    return continuation_prompts(shared, max_length=max_length).prompts, groups
 
 
 def evaluate_tasks(

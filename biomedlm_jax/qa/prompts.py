@@ -3,7 +3,7 @@
 The options of a question share its tokens; packing.py lays prompts out as rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -112,7 +112,8 @@ def letter_prompts(
         description = f"The following are multiple choice questions (with answers){about}.\n\n"
     texts = ["\n\n".join([*before, _letter_text(one, task)]) for one in questions]
     texts = [description + text for text in texts]
-    return _continuations(tokenizer, questions, texts, map(answers, questions), max_length)
+    encoded = _encoded(tokenizer, questions, texts, map(answers, questions))
+    return continuation_prompts(encoded, max_length=max_length)
 
 
 def option_prompts(
@@ -129,41 +130,38 @@ def option_prompts(
     texts = [f"{_abstract(one)}Question: {one.question}\nAnswer:" for one in questions]
     if unconditional:
         texts = ["Answer:"] * len(texts)
-    answers = [_options(question) for question in questions]
-    return _continuations(tokenizer, questions, texts, answers, max_length)
+    encoded = _encoded(tokenizer, questions, texts, map(_options, questions))
+    return continuation_prompts(encoded, max_length=max_length)
 
 
 def continuation_prompts(
-    prefix: list[int],
-    branches: Sequence[list[int]],
-    *,
-    question: int,
-    max_length: int,
-    where: str = "a request",
-) -> tuple[list[Prompt], bool]:
-    """Return prompts that score `branches` token by token after `prefix`, and whether one is cut.
+    texts: Iterable[tuple[str, list[int], list[list[int]]]], *, max_length: int
+) -> Prompts:
+    """Return prompts that score branches token by token, from (name, prefix, branches) entries.
 
     Cut as in lm-evaluation-harness: each branch keeps the last `max_length` tokens before its last
-    one, so branches of a prefix that is too long do not share it. Raises ValueError, which names
-    `where`, for an empty prefix or branch, or a branch of more than `max_length` tokens.
+    one, so branches of a prefix that is too long do not share it. Raises ValueError with the name
+    for an empty prefix or branch, or a branch of more than `max_length` tokens.
     """
-    if not prefix or not all(branches):
-        raise ValueError(
-            f"{where} has a prefix or an option without a token; expected at least one"
-        )
-    longest = max(map(len, branches))
-    if longest > max_length:
-        raise ValueError(
-            f"{where} has an option of {longest} tokens, and the model has {max_length} positions; "
-            "leave that question out"
-        )
-    if len(prefix) + longest - 1 <= max_length:
-        return [Prompt(prefix, list(branches), question)], False
-    cut = [
-        Prompt(_end(prefix, max_length + 1 - len(branch)), [branch], question, i)
-        for i, branch in enumerate(branches)
-    ]
-    return cut, True
+    prompts, truncated = [], []
+    for number, (name, prefix, branches) in enumerate(texts):
+        if not prefix or not all(branches):
+            raise ValueError(f"{name} has a prefix or an option of no token; expected at least one")
+        longest = max(map(len, branches))
+        if longest > max_length:
+            raise ValueError(
+                f"{name} has an option of {longest} tokens, and the model has {max_length} "
+                "positions; leave that question out"
+            )
+        truncated.append(len(prefix) + longest - 1 > max_length)
+        if truncated[-1]:
+            prompts += [
+                Prompt(_end(prefix, max_length + 1 - len(branch)), [branch], number, option)
+                for option, branch in enumerate(branches)
+            ]
+        else:
+            prompts.append(Prompt(prefix, branches, number))
+    return Prompts(prompts, truncated)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -178,21 +176,12 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (room - short, short) if first > second else (short, room - short)
 
 
-def _continuations(tokenizer: Tokenizer, questions, texts, answers, max_length: int) -> Prompts:
-    prompts, truncated = [], []
-    for number, (question, text, options) in enumerate(zip(questions, texts, answers, strict=True)):
+def _encoded(tokenizer: Tokenizer, questions: Sequence[Question], texts, answers):
+    for question, text, options in zip(questions, texts, answers, strict=True):
         prefix = _ids(tokenizer, text)
         # lm-eval encodes an option together with the text before it, and splits the tokens.
-        made, cut = continuation_prompts(
-            prefix,
-            [_ids(tokenizer, text + option)[len(prefix) :] for option in options],
-            question=number,
-            max_length=max_length,
-            where=f"question {question.id!r}",
-        )
-        prompts += made
-        truncated.append(cut)
-    return Prompts(prompts, truncated)
+        branches = [_ids(tokenizer, text + option)[len(prefix) :] for option in options]
+        yield f"question {question.id!r}", prefix, branches
 
 
 def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:

@@ -67,55 +67,44 @@ def score(
     if not questions:
         raise ValueError("expected at least one question to score, got none")
     limit = model.config.context_length
+
+    def sums(made: prompts.Prompts) -> list[np.ndarray]:
+        branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
+        return _by_option(questions, branches)
+
     if isinstance(model, Scorer):
         if mode != CLASSIFIER:
             raise ValueError(
                 f"mode={mode} needs a language model, got one with a {model.kind} head"
             )
         choice, classes = model.kind == CHOICE, model.score.kernel.shape[-1]
-        for one in questions:
-            if not choice and len(one.options) != classes:
-                had = len(one.options)
-                raise ValueError(
-                    f"the head has {classes} classes, and question {one.id!r} has {had}"
-                )
+        if differ := [q for q in questions if not choice and len(q.options) != classes]:
+            one = f"question {differ[0].id!r} has {len(differ[0].options)}"
+            raise ValueError(f"the head has {classes} classes, and {one}")
         make = prompts.choice_prompts if choice else prompts.classification_prompts
         max_length = min(max_length or limit, limit)
         made = make(tokenizer, questions, row_format=row_format, max_length=max_length)
-        scores = [_by_option(questions, _head_entries(model, made.prompts, batch_tokens))]
+        scores = [_by_option(questions, _by_head(model, made, batch_tokens))]
     elif mode == CLASSIFIER:
         raise ValueError("mode=classifier needs a fine-tuned head, and this is a language model")
     elif mode == LETTER:
         made = prompts.letter_prompts(tokenizer, questions, task, shots=shots, max_length=limit)
-        branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
-        scores = [_by_option(questions, branches)]
+        scores = [sums(made)]
     else:
-        made, alone = (
-            prompts.option_prompts(
-                tokenizer, questions, max_length=limit, unconditional=unconditional
-            )
-            for unconditional in (False, True)
+        made = prompts.option_prompts(tokenizer, questions, max_length=limit)
+        alone = prompts.option_prompts(tokenizer, questions, max_length=limit, unconditional=True)
+        lengths = (
+            (prompt.question, option, len(branch))
+            for prompt in made.prompts
+            for option, branch in enumerate(prompt.branches, prompt.first_option)
         )
-        sums, priors = (
-            _by_option(
-                questions, branch_log_probabilities(model, one.prompts, batch_tokens=batch_tokens)
-            )
-            for one in (made, alone)
-        )
-        characters = [np.array([len(option) for option in one.options]) for one in questions]
-        tokens = _by_option(
-            questions,
-            (
-                (prompt.question, option, len(branch))
-                for prompt in made.prompts
-                for option, branch in enumerate(prompt.branches, prompt.first_option)
-            ),
-        )
+        characters = [[len(option) for option in question.options] for question in questions]
+        whole = sums(made)
         scores = [
-            sums,
-            map(np.divide, sums, characters),
-            map(np.divide, sums, tokens),
-            map(np.subtract, sums, priors),
+            whole,
+            map(np.divide, whole, characters),
+            map(np.divide, whole, _by_option(questions, lengths)),
+            map(np.subtract, whole, sums(alone)),
         ]
     return {
         way: [_item(*one) for one in zip(questions, of_way, made.truncated, strict=True)]
@@ -142,10 +131,10 @@ def branch_log_probabilities(
         yield from zip(*branch_2xE[:, starts].tolist(), sums.tolist(), greedy.tolist(), strict=True)
 
 
-def _head_entries(model: Scorer, packed: Sequence[Prompt], batch_tokens: int):
+def _by_head(model: Scorer, made: prompts.Prompts, batch_tokens: int):
     """Yield question, option and score of each option; of a classification all scores at once."""
     for rows, scores in _computed(
-        _head_scores, model, packed, read=LAST, batch_tokens=batch_tokens
+        _head_scores, model, made.prompts, read=LAST, batch_tokens=batch_tokens
     ):
         for b, e in np.argwhere(rows.question_BxE >= 0):
             option = rows.option_BxE[b, e] if model.kind == CHOICE else slice(None)

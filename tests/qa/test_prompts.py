@@ -385,10 +385,11 @@ def test_a_long_classification(for_classes):
 @pytest.mark.parametrize("length", [1, 5, 9, 10, 11, 14, 40])
 def test_continuations_are_cut_as_the_harness_cuts(length):
     prefix, branches = list(range(100, 100 + length)), [[1], [2, 3, 4], [5, 6]]
-    prompts, cut = continuation_prompts(prefix, branches, question=7, max_length=12)
+    texts_of = [("other", [5], [[6]]), ("q", prefix, branches)]
+    (_, *prompts), (_, cut) = continuation_prompts(texts_of, max_length=12)
     assert cut == (length + 2 > 12)
-    assert {prompt.question for prompt in prompts} == {7}
-    for text, branch in zip(texts(prompts, 7), branches, strict=True):
+    assert {prompt.question for prompt in prompts} == {1}
+    for text, branch in zip(texts(prompts, 1), branches, strict=True):
         read = (prefix + branch)[-13:][:-1]
         if cut or length + len(branch) <= 13:
             assert text[:-1] == read
@@ -407,12 +408,12 @@ def test_continuations_are_cut_as_the_harness_cuts(length):
 )
 def test_continuations_that_cannot_be_scored(prefix, branches, said):
     with pytest.raises(ValueError, match=said):
-        continuation_prompts(prefix, branches, question=0, max_length=12)
+        continuation_prompts([("q", prefix, branches)], max_length=12)
 
 
 def test_an_option_as_long_as_the_model_keeps_one_token_before_it():
-    (one, other), cut = continuation_prompts([8, 9], [[1] * 12, [2]], question=0, max_length=12)
-    assert cut
+    (one, other), truncated = continuation_prompts([("q", [8, 9], [[1] * 12, [2]])], max_length=12)
+    assert truncated == [True]
     assert one.prefix == [9]
     assert other.prefix == [8, 9]
 
