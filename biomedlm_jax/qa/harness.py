@@ -78,17 +78,16 @@ class Harness(TemplateLM):
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Return log-probabilities of texts of any length, computed in windows of max_length."""
-        windows_of, limits = utils.get_rolling_token_windows, {"max_seq_len": self.max_length}
-        windows = [
-            (number, (None, *utils.make_disjoint_window(window)))
-            for number, request in enumerate(requests)
-            for window in windows_of(
-                self.tok_encode(request.args[0]), self.prefix_token_id, context_len=1, **limits
-            )
-        ]
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
+            for window in utils.get_rolling_token_windows(
+                tokens, self.prefix_token_id, self.max_length, context_len=1
+            ):
+                windows.append((None, *utils.make_disjoint_window(window)))
+                owners.append(number)
         totals = [0.0] * len(requests)
-        answers = self._loglikelihood_tokens([window for _, window in windows])
-        for (number, _), (summed, _) in zip(windows, answers, strict=True):
+        for number, (summed, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
             totals[number] += summed
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -129,7 +128,7 @@ class Harness(TemplateLM):
                 "do_sample: false"
             )
         limits = [int(settings[name]) for name in LIMITS if settings.get(name) is not None]
-        new_tokens = (limits or [NEW_TOKENS])[0]
+        new_tokens = next(iter(limits), NEW_TOKENS)
         if new_tokens >= self.max_length:
             raise ValueError(
                 f"a task has {new_tokens} new tokens, and the model has {self.max_length} "
