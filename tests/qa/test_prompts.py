@@ -9,7 +9,6 @@ from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.interop.heads import PAPER, RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import (
     ADDED_TOKENS,
-    check_tokens,
     choice_prompts,
     classification_prompts,
     continuation_prompts,
@@ -94,15 +93,16 @@ def test_added_tokens_are_those_of_the_published_checkpoints():
     )
 
 
-def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_classes):
-    check_tokens(for_choice, "choice")
-    check_tokens(for_classes, "classification")
-    with pytest.raises(ValueError, match=r"lacks \[PAD\], \[CLS\], \[SEP\], which a choice head"):
-        check_tokens(tokenizer, "choice")
-    with pytest.raises(ValueError, match=r"lacks \[CLS\], \[SEP\]"):
-        check_tokens(for_classes, "choice")
-    with pytest.raises(ValueError, match=r"lacks <\|CONTEXT\|>, .*a classification head needs"):
-        check_tokens(for_choice, "classification")
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
+def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_classes, row_format):
+    options = {"row_format": row_format, "max_length": 64}
+    for make, lacking, message in (
+        (choice_prompts, tokenizer, r"lacks \[PAD\], \[CLS\], \[SEP\], which a choice head"),
+        (choice_prompts, for_classes, r"lacks \[CLS\], \[SEP\]"),
+        (classification_prompts, for_choice, r"lacks <\|CONTEXT\|>, .*a classification head needs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(lacking, [PUBMED], **options)
 
 
 # ---- Formats of the heads.
