@@ -135,7 +135,7 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
     out, summaries, lines = reported
     ways = MEDQA_WAYS
     assert sorted(path.name for path in out.iterdir()) == sorted(w.replace(" ", "_") for w in ways)
-    # A model of so few positions cuts questions, and that is said beside the table.
+    # A model of so few positions cuts questions, and the count is printed beside the table.
     cut = [
         f"{way}: {summary['truncated']} of 12 questions were cut to fit"
         for way, summary in zip(ways, summaries, strict=True)
@@ -178,7 +178,7 @@ def test_a_report_of_several_ways_can_be_written_again(reported, release, medqa,
     assert evaluate([release], out, overwrite=True, **read) == before
 
 
-def test_a_tuned_model_is_scored_by_its_head(first_seed, seeds, medqa):
+def test_a_finetuned_model_is_scored_by_its_head(first_seed, seeds, medqa):
     out, summary = first_seed
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert summary["what"].endswith("seed1, classifier")
@@ -211,11 +211,11 @@ def test_seeds_and_a_baseline(tmp_path, seeds, first_seed, reported, medqa):
     )
     items, before = read_items(tmp_path / "out"), read_items(baseline)
     assert items == read_items(first_seed[0])  # beside the mean, those of the first
-    found = summary["seeds"]
-    assert found["n"] == 3
-    assert found["values"][0] == pytest.approx(accuracy(items))
-    assert found["mean"] == pytest.approx(np.mean(found["values"]))
-    assert found["deviation"] == pytest.approx(np.std(found["values"], ddof=1))
+    over_seeds = summary["seeds"]
+    assert over_seeds["n"] == 3
+    assert over_seeds["values"][0] == pytest.approx(accuracy(items))
+    assert over_seeds["mean"] == pytest.approx(np.mean(over_seeds["values"]))
+    assert over_seeds["deviation"] == pytest.approx(np.std(over_seeds["values"], ddof=1))
     right, other = ([i["prediction"] == i["gold"] for i in one] for one in (items, before))
     paired = summary["baseline"]
     assert paired["name"] == str(baseline)
@@ -412,7 +412,7 @@ REFUSED = {
     "no such model": ({"models": ["nowhere"]}, "nowhere"),
     "second model missing": ({"models": ["{lm}", "nowhere"]}, "nowhere"),
     "second seed missing": ({"models": ["{seed}", "nowhere"]}, "nowhere"),
-    "tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
+    "fine-tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
     "no head for mode=classifier": ({"mode": "classifier"}, "mode=classifier does not fit"),
     "head without letters or options": (
         {"models": ["{seed}"], "mode": "option"},

@@ -125,7 +125,7 @@ def assert_equal_answers(got, expected):
     np.testing.assert_allclose(*([s for s, _ in answers] for answers in (got, expected)), atol=1e-4)
 
 
-def test_a_task_is_answered_as_by_the_hf_backend_request_by_request(
+def test_a_task_has_the_answers_of_the_hf_backend_request_by_request(
     exported, theirs, tasks, tmp_path
 ):
     from lm_eval import simple_evaluate
@@ -154,20 +154,20 @@ def test_texts_of_all_lengths_have_the_same_log_probabilities(ours, theirs):
     pairs += [(shared, " " + text(rng, 1, 5)) for _ in range(30)]  # more than one row's worth
     pairs += [("", text(rng, 1, 5)), ("", text(rng, 1, 5)), (shared + "  ", "fever")]
     pairs += [("Fièvre 39 °C — β", " ø\n"), pairs[0], pairs[0]]
-    asked = requests("loglikelihood", pairs)
-    expected = theirs.loglikelihood(asked, disable_tqdm=True)
-    got = ours.loglikelihood(asked, disable_tqdm=True)
+    sent = requests("loglikelihood", pairs)
+    expected = theirs.loglikelihood(sent, disable_tqdm=True)
+    got = ours.loglikelihood(sent, disable_tqdm=True)
     assert_equal_answers(got, expected)
-    # Their order and company change nothing.
-    order = rng.permutation(len(asked))
-    mixed = ours.loglikelihood([asked[i] for i in order], disable_tqdm=True)
+    # Neither their order nor their number changes an answer.
+    order = rng.permutation(len(sent))
+    mixed = ours.loglikelihood([sent[i] for i in order], disable_tqdm=True)
     for place, i in enumerate(order):
         np.testing.assert_allclose(mixed[place][0], got[i][0], atol=1e-5)
-    one = ours.loglikelihood(asked[3:4], disable_tqdm=True)
+    one = ours.loglikelihood(sent[3:4], disable_tqdm=True)
     np.testing.assert_allclose(one[0][0], got[3][0], atol=1e-5)
 
 
-def test_a_greedy_continuation_is_known_as_one(ours):
+def test_a_greedy_continuation_is_reported_as_greedy(ours):
     prompt = "the cough has"
     (made,) = ours.generate_until(requests("generate_until", [(prompt, {"max_gen_toks": 6})]))
     likely, unlikely = ours.loglikelihood(
@@ -180,10 +180,10 @@ def test_a_greedy_continuation_is_known_as_one(ours):
 
 def test_rolling_log_probabilities_are_equal(ours, theirs):
     rng = np.random.default_rng(2)
-    asked = requests("loglikelihood_rolling", [(text(rng, 1, n),) for n in (3, 40, 90, 200)])
-    asked += requests("loglikelihood_rolling", [("",)])
+    sent = requests("loglikelihood_rolling", [(text(rng, 1, n),) for n in (3, 40, 90, 200)])
+    sent += requests("loglikelihood_rolling", [("",)])
     np.testing.assert_allclose(
-        ours.loglikelihood_rolling(asked), theirs.loglikelihood_rolling(asked), atol=1e-3
+        ours.loglikelihood_rolling(sent), theirs.loglikelihood_rolling(sent), atol=1e-3
     )
 
 
@@ -191,12 +191,12 @@ def test_generated_texts_are_equal(ours, theirs):
     rng = np.random.default_rng(3)
     limits = {"until": ["\n"], "do_sample": False, "max_gen_toks": 8}
     # The last prompts are too long and lose their starts.
-    asked = [(text(rng, 2, n), limits) for n in (3, 5, 12, 60, 90)]
-    asked = requests("generate_until", asked)
-    assert ours.generate_until(asked) == theirs.generate_until(asked)
+    sent = [(text(rng, 2, n), limits) for n in (3, 5, 12, 60, 90)]
+    sent = requests("generate_until", sent)
+    assert ours.generate_until(sent) == theirs.generate_until(sent)
 
 
-def test_the_model_is_laid_out_once_and_rows_stop_at_their_sequences(
+def test_the_decoder_is_made_once_and_rows_stop_at_their_sequences(
     model, tokenizer, theirs, monkeypatch
 ):
     made, decoded, make, decode = [], [], generator_module.make_decoder, decoding.decode
@@ -208,10 +208,10 @@ def test_the_model_is_laid_out_once_and_rows_stop_at_their_sequences(
 
     monkeypatch.setattr(decoding, "decode", decoding_once)
     harness, rng = Harness(model, tokenizer), np.random.default_rng(4)
-    asked = [(text(rng, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
-    asked += [(text(rng, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
-    asked = requests("generate_until", asked)
-    assert harness.generate_until(asked) == theirs.generate_until(asked)
+    sent = [(text(rng, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
+    sent += [(text(rng, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
+    sent = requests("generate_until", sent)
+    assert harness.generate_until(sent) == theirs.generate_until(sent)
     assert len(decoded) == 3
     assert len(made) == 1
     rows = decoded[0].tokens
@@ -235,12 +235,12 @@ def test_a_text_ends_before_its_first_stop_sequence(ours):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [({"do_sample": True}, "greedily"), ({"max_gen_toks": 48}, "48 positions"), ({}, "256 new")],
 )
-def test_what_cannot_be_generated_is_refused(ours, asked, message):
+def test_generation_settings_that_are_refused(ours, settings, message):
     with pytest.raises(ValueError, match=message):
-        ours.generate_until(requests("generate_until", [("the dose", asked)]))
+        ours.generate_until(requests("generate_until", [("the dose", settings)]))
 
 
 def test_one_context_is_one_prefix_until_its_branches_fill_a_row():
@@ -311,7 +311,7 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("hidden", "code"), [(["torch", "transformers"], 0), (["lm_eval"], 2)], ids=str
 )
-def test_it_runs_without_torch_and_says_what_is_missing(exported, tasks, tmp_path, hidden, code):
+def test_it_needs_lm_eval_but_not_torch(exported, tasks, tmp_path, hidden, code):
     command = [sys.executable, "-c", WITHOUT.format(hidden=hidden), "evaluate"]
     command += [f"--model={exported}", "--harness_tasks=own_questions", f"--out={tmp_path / 'o'}"]
     done = subprocess.run(

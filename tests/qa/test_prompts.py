@@ -110,8 +110,8 @@ def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_cl
 
 @pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_the_row_of_an_option(for_choice, row_format):
-    example = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
-    made = choice_prompts(for_choice, [Q, example], row_format=row_format, max_length=64)
+    one = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
+    made = choice_prompts(for_choice, [Q, one], row_format=row_format, max_length=64)
     assert made.truncated == [False, False]
     assert len(made.prompts) == 2  # the options share their question
     assert texts(made.prompts) == [
@@ -158,72 +158,76 @@ def only_prompt(made):
 
 
 def test_letters_of_medqa(tokenizer):
-    asked = "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    prefix = "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, f"{asked} A"), ids(tokenizer, f"{asked} B")]
-    assert made.prompts[0].prefix == ids(tokenizer, asked)
-    told = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    assert only_prompt(made) == [ids(tokenizer, f"{prefix} A"), ids(tokenizer, f"{prefix} B")]
+    assert made.prompts[0].prefix == ids(tokenizer, prefix)
+    before = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT], max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, told + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [ids(tokenizer, before + prefix + f" {c}") for c in "AB"]
     twice = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT, Q], max_length=999)
-    assert only_prompt(twice)[0] == ids(tokenizer, f"{told}{asked} B\n\n{asked} A")
+    assert only_prompt(twice)[0] == ids(tokenizer, f"{before}{prefix} B\n\n{prefix} A")
 
 
 def test_letters_of_medmcqa(tokenizer):
-    told = "Question: Which organ?\nChoices:\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
-    asked = "Question: Which hormone rises?\nChoices:\nA. renin\nB. ↓ ANP\nAnswer:"
+    before = "Question: Which organ?\nChoices:\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    prefix = "Question: Which hormone rises?\nChoices:\nA. renin\nB. ↓ ANP\nAnswer:"
     made = letter_prompts(tokenizer, [Q], find_task("medmcqa"), shots=[SHOT], max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, told + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [ids(tokenizer, before + prefix + f" {c}") for c in "AB"]
 
 
 def test_letters_of_mmlu(tokenizer):
-    said = "The following are multiple choice questions (with answers) about college biology.\n\n"
-    told = "Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
-    asked = "Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    description = (
+        "The following are multiple choice questions (with answers) about college biology.\n\n"
+    )
+    before = "Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    prefix = "Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
     task = find_task("mmlu:college_biology")
     padded = Question("q", " Which hormone rises? \n", Q.options, 1)  # the harness strips it
     made = letter_prompts(tokenizer, [padded], task, shots=[SHOT], max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, said + told + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [
+        ids(tokenizer, description + before + prefix + f" {c}") for c in "AB"
+    ]
     made = letter_prompts(tokenizer, [Q], task, max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, said + asked + f" {c}") for c in "AB"]
-    general = said.replace(" about college biology", "")
+    assert only_prompt(made) == [ids(tokenizer, description + prefix + f" {c}") for c in "AB"]
+    general = description.replace(" about college biology", "")
     made = letter_prompts(tokenizer, [Q], find_task("mmlu"), max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, general + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [ids(tokenizer, general + prefix + f" {c}") for c in "AB"]
 
 
 def test_the_classes_of_pubmedqa(tokenizer):
-    told = "Abstract: Perhaps.\nQuestion: Is it so?\nAnswer: maybe\n\n"
-    asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
+    before = "Abstract: Perhaps.\nQuestion: Is it so?\nAnswer: maybe\n\n"
+    prefix = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
     task = find_task("pubmedqa")
     made = letter_prompts(tokenizer, [PUBMED], task, shots=[PUBMED_SHOT], max_length=999)
     classes = (" maybe", " no", " yes")
-    assert only_prompt(made) == [ids(tokenizer, told + asked + name) for name in classes]
+    assert only_prompt(made) == [ids(tokenizer, before + prefix + name) for name in classes]
 
 
-def test_somebodys_own_set_is_asked_like_medqa(tokenizer):
+def test_an_own_set_has_the_prompts_of_medqa(tokenizer):
     task = Task("jsonl:own.jsonl", "choice", {"{split}.jsonl": "questions"})
     made = letter_prompts(tokenizer, [SHOT], task, max_length=999)
-    asked = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer:"
-    assert only_prompt(made) == [ids(tokenizer, asked + f" {c}") for c in "ABC"]
+    prefix = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, prefix + f" {c}") for c in "ABC"]
 
 
 def test_options_by_their_text(tokenizer):
     made = option_prompts(tokenizer, [Q], max_length=999)
-    asked = "Question: Which hormone rises?\nAnswer:"
-    assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("renin", "↓ ANP")]
+    prefix = "Question: Which hormone rises?\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, f"{prefix} {o}") for o in ("renin", "↓ ANP")]
     made = option_prompts(tokenizer, [PUBMED], max_length=999)
-    asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
-    assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("maybe", "no", "yes")]
+    prefix = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, f"{prefix} {o}") for o in ("maybe", "no", "yes")]
     made = option_prompts(tokenizer, [Q, PUBMED], max_length=999, unconditional=True)
     assert texts(made.prompts) == [ids(tokenizer, f"Answer: {o}") for o in ("renin", "↓ ANP")]
     assert texts(made.prompts, 1)[2] == ids(tokenizer, "Answer: yes")
 
 
-def test_the_context_of_a_choice_is_asked_too(tokenizer):
-    example = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
+def test_the_context_of_a_choice_precedes_its_question(tokenizer):
+    one = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
     for made in (
-        option_prompts(tokenizer, [example], max_length=999),
-        letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
+        option_prompts(tokenizer, [one], max_length=999),
+        letter_prompts(tokenizer, [one], find_task("medqa"), max_length=999),
     ):
         assert "A man fell." in tokenizer.decode(made.prompts[0].prefix)
 
@@ -240,16 +244,16 @@ def test_letters_end_with_z(tokenizer):
 
 @pytest.mark.parametrize("text", EXOTIC, ids=range(len(EXOTIC)))
 def test_any_text_survives(tokenizer, for_choice, text):
-    example = Question("x", text, (text, "b" + text), 0)
+    one = Question("x", text, (text, "b" + text), 0)
     for made in (
-        option_prompts(tokenizer, [example], max_length=999),
-        letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
+        option_prompts(tokenizer, [one], max_length=999),
+        letter_prompts(tokenizer, [one], find_task("medqa"), max_length=999),
     ):
         assert text in tokenizer.decode(texts(made.prompts)[0], skip_special_tokens=False)
     expected = f"Question: {text}\nAnswer: b{text}"
-    made = option_prompts(tokenizer, [example], max_length=999)
+    made = option_prompts(tokenizer, [one], max_length=999)
     assert tokenizer.decode(texts(made.prompts)[1]) == expected
-    made = choice_prompts(for_choice, [example], row_format=PAPER, max_length=999)
+    made = choice_prompts(for_choice, [one], row_format=PAPER, max_length=999)
     decoded = for_choice.decode(texts(made.prompts)[0], skip_special_tokens=False)
     assert decoded == f"{text}[SEP] {text}[SEP]"
 
@@ -258,10 +262,10 @@ def test_real_questions_are_the_whole_text_encoded(real_data):
     from biomedlm_jax.corpus.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(real_data / "gpt2_tokenizer")
-    examples = read_questions(find_task("medqa"), real_data / "medqa", split="dev")[:100]
-    made = option_prompts(tokenizer, examples, max_length=1024)
-    for n, example in enumerate(examples):
-        whole = [f"Question: {example.question}\nAnswer: {o}" for o in example.options]
+    questions = read_questions(find_task("medqa"), real_data / "medqa", split="dev")[:100]
+    made = option_prompts(tokenizer, questions, max_length=1024)
+    for n, one in enumerate(questions):
+        whole = [f"Question: {one.question}\nAnswer: {o}" for o in one.options]
         assert texts(made.prompts, n) == [ids(tokenizer, text) for text in whole]
 
 
@@ -284,8 +288,8 @@ def test_longest_first_cuts_as_the_tokenizers_library_does(tokenizer):
 
 def test_a_long_question_loses_its_start(for_choice):
     question, options = long_text(for_choice, 90), ("renin", long_text(for_choice, 9))
-    example = Question("l", question, options, 0)
-    made = choice_prompts(for_choice, [Q, example, Q], row_format=PAPER, max_length=40)
+    one = Question("l", question, options, 0)
+    made = choice_prompts(for_choice, [Q, one, Q], row_format=PAPER, max_length=40)
     assert made.truncated == [False, True, False]
     separator = for_choice.token_to_id("[SEP]")
     branches = [[*ids(for_choice, " " + o), separator] for o in options]
@@ -298,8 +302,8 @@ def test_a_long_question_loses_its_start(for_choice):
 def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choice):
     question = long_text(for_choice, 30)
     options = ("renin", long_text(for_choice, 12), long_text(for_choice, 50))
-    example = Question("l", question, options, 0)
-    made = choice_prompts(for_choice, [example], row_format=RELEASED, max_length=40)
+    one = Question("l", question, options, 0)
+    made = choice_prompts(for_choice, [one], row_format=RELEASED, max_length=40)
     assert made.truncated == [True]
     cutting = Tokenizer.from_str(for_choice.to_str())
     cutting.enable_truncation(40, strategy="longest_first")
@@ -310,23 +314,21 @@ def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choi
 @pytest.mark.parametrize("row_format", ROW_FORMATS)
 @pytest.mark.parametrize(("question", "option"), [(3, 30), (2, 36), (19, 19), (30, 8), (1, 37)])
 def test_nothing_is_cut_that_fits(for_choice, row_format, question, option):
-    asked, answer = long_text(for_choice, question), long_text(for_choice, option - 1)
+    stem, answer = long_text(for_choice, question), long_text(for_choice, option - 1)
     assert len(ids(for_choice, " " + answer)) == option
-    example = Question("f", asked, (answer, "x"), 0)
-    made = choice_prompts(for_choice, [example], row_format=row_format, max_length=40)
+    one = Question("f", stem, (answer, "x"), 0)
+    made = choice_prompts(for_choice, [one], row_format=row_format, max_length=40)
     assert made.truncated == [False]
     assert texts(made.prompts) == [
-        ids(for_choice, f"{asked}[SEP] {answer}[SEP]"),
-        ids(for_choice, f"{asked}[SEP] x[SEP]"),
+        ids(for_choice, f"{stem}[SEP] {answer}[SEP]"),
+        ids(for_choice, f"{stem}[SEP] x[SEP]"),
     ]
 
 
 @pytest.mark.parametrize("sizes", [(50, 3), (3, 60), (60, 60), (38, 37), (21, 20)])
 def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
-    example = Question(
-        "b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0
-    )
-    made = choice_prompts(for_choice, [example], row_format=PAPER, max_length=40)
+    one = Question("b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0)
+    made = choice_prompts(for_choice, [one], row_format=PAPER, max_length=40)
     assert made.truncated == [sizes[0] + sizes[1] + 1 > 38]
     separator = for_choice.token_to_id("[SEP]")
     for text in texts(made.prompts):
@@ -339,14 +341,12 @@ def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
 
 @pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_hardly_any_room(for_choice, for_classes, row_format):
-    example = Question(
-        "t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is"
-    )
+    one = Question("t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is")
     makers = ((choice_prompts, for_choice), (classification_prompts, for_classes))
     for make, tokenizer in makers:
         with pytest.raises(ValueError, match=r"max_length=7; expected at least 8 tokens"):
-            make(tokenizer, [example], row_format=row_format, max_length=7)
-        made = make(tokenizer, [example], row_format=row_format, max_length=8)
+            make(tokenizer, [one], row_format=row_format, max_length=7)
+        made = make(tokenizer, [one], row_format=row_format, max_length=8)
         assert max(map(len, texts(made.prompts))) == 8
 
 
@@ -355,26 +355,26 @@ def test_a_long_classification(for_classes):
     mark = {name: for_classes.token_to_id(name) for name in ADDED_TOKENS["classification"]}
     a, b = ids(for_classes, question), ids(for_classes, context)
 
-    def made_of(example, row_format, max_length):
+    def made_of(one, row_format, max_length):
         made = classification_prompts(
-            for_classes, [example], row_format=row_format, max_length=max_length
+            for_classes, [one], row_format=row_format, max_length=max_length
         )
         assert made.truncated == [True]
         (text,) = texts(made.prompts)
         assert len(text) == max_length
         return text
 
-    example = Question("l", question, ("no", "yes"), 0, context)
-    assert made_of(example, PAPER, 40) == [
+    one = Question("l", question, ("no", "yes"), 0, context)
+    assert made_of(one, PAPER, 40) == [
         *[mark["<|CONTEXT|>"], *b[-25:]],
         *[mark["<|QUESTION1|>"], *a, mark["<|ANSWER|>"]],
     ]
-    assert made_of(example, RELEASED, 40) == b[:28] + a
-    assert made_of(example, PAPER, 10) == [
+    assert made_of(one, RELEASED, 40) == b[:28] + a
+    assert made_of(one, PAPER, 10) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
         *[*a[-7:], mark["<|ANSWER|>"]],
     ]
-    assert made_of(example, RELEASED, 10) == b[:5] + a[:5]
+    assert made_of(one, RELEASED, 10) == b[:5] + a[:5]
     swapped = Question("s", context, ("no", "yes"), 0, question)
     assert made_of(swapped, PAPER, 40) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
@@ -399,15 +399,15 @@ def test_continuations_are_cut_as_the_harness_cuts(length):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "branches", "said"),
+    ("prefix", "branches", "message"),
     [
         ([], [[1]], "expected at least one"),
         ([1], [[1], []], "expected at least one"),
         ([1], [[1], [2] * 13], r"an option of 13 tokens, and the model has 12 positions"),
     ],
 )
-def test_continuations_that_cannot_be_scored(prefix, branches, said):
-    with pytest.raises(ValueError, match=said):
+def test_continuations_that_cannot_be_scored(prefix, branches, message):
+    with pytest.raises(ValueError, match=message):
         continuation_prompts([("q", prefix, branches)], max_length=12)
 
 
