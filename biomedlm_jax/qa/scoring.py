@@ -1,6 +1,6 @@
 """score(): a model's answers by option letter, by option text, or by a fine-tuned head."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,7 @@ def score(
     limit = model.config.context_length
 
     def sums(made: prompts.Prompts) -> list[np.ndarray]:
+        assert isinstance(model, LanguageModel)
         branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
         return _by_option(questions, branches)
 
@@ -111,7 +112,7 @@ def score(
 
 def branch_log_probabilities(
     model: LanguageModel, packed: Sequence[Prompt], *, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[tuple[int, int, float, bool]]:
+) -> Generator[tuple[int, int, float, bool], None, None]:
     """Yield every branch's question, option, log-probability in nats, and whether it is greedy.
 
     A branch is greedy if each of its tokens is the most probable one. The order is not specified.
@@ -154,7 +155,7 @@ def _computed(
     All processes compute every batch together, and each yields all results.
     """
     place = jax.tree.leaves(model)[0].sharding
-    mesh = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
+    mesh: Any = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
     shards, layout = meshes.batch_shards(mesh), meshes.sharding(mesh, "batch", None)
     waiting = None
     for bucket in make_buckets(packed, read=read):
