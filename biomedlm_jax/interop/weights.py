@@ -89,8 +89,8 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: s
         "lacks tensors of this model: expected": [expected[n] for n in wanted if n not in got],
         "has tensors of another shape: got": [
             f"{got[n]}, expected {list(wanted[n])}"
-            for n in got
-            if n in wanted and got[n] != expected[n]
+            for n in wanted
+            if n in got and got[n] != expected[n]
         ],
     }
     for problem, tensors in problems.items():
