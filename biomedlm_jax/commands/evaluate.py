@@ -11,56 +11,54 @@ several processes are started as for `biomedlm pretrain`.
 
 from absl import flags
 
-from biomedlm_jax.commands import joining
+from biomedlm_jax.commands import shared_flags
 
 FLAGS = flags.FlagValues()
-SEEDS = "Run or Hugging Face directory. Repeated: one model fine-tuned with several seeds."
-flags.DEFINE_multi_string("model", None, SEEDS, flag_values=FLAGS)
+shared_flags.define_model(FLAGS, repeated=True)
 for name, meaning in (
-    ("task", "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:FILE."),
+    ("task", "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH."),
     ("path", "The task's file, or the directory of its files."),
-    ("format", "Format of the files, such as questions, where their names do not decide it."),
+    ("format", "Format of the files; default: the one that their names decide."),
     ("split", "Split to score; default: the one in the file's name, or the task's last one."),
     ("baseline", "Another model's report on the same questions, for a paired test."),
     ("harness_directory", "Directory of the YAML files of --harness_tasks."),
-    ("out", "Directory to write the report to."),
 ):
-    flags.DEFINE_string(name, None, meaning, flag_values=FLAGS)
+    flags.DEFINE_string(name, None, meaning, FLAGS)
+flags.DEFINE_list("harness_tasks", [], "Harness tasks to run instead of --task.", FLAGS)
 MODES = ["auto", "letter", "option", "classifier"]
-flags.DEFINE_enum("mode", "auto", MODES, "What is scored; auto: all that fit.", flag_values=FLAGS)
-SHOTS = "Answered questions before each question (letter)."
-flags.DEFINE_integer("shots", 0, SHOTS, 0, flag_values=FLAGS)
-flags.DEFINE_integer("fold", 0, "Fold of PubMedQA, 0 to 9.", 0, flag_values=FLAGS)
-flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "Bad questions.", flag_values=FLAGS)
-flags.DEFINE_integer("batch_tokens", 4096, "Tokens per device and batch.", 64, flag_values=FLAGS)
-flags.DEFINE_list("harness_tasks", [], "Tasks to run instead of --task.", flag_values=FLAGS)
-flags.DEFINE_bool("overwrite", False, "Replace the report in --out.", flag_values=FLAGS)
-joining.define_mesh_flags(FLAGS)
-joining.define_flags(FLAGS)
-flags.mark_flags_as_required(["model", "out"], flag_values=FLAGS)
+flags.DEFINE_enum("mode", "auto", MODES, "What is scored; auto: all that fits.", FLAGS)
+flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What a bad question does.", FLAGS)
+for name, default, least, meaning in (
+    ("shots", 0, 0, "Answered questions before each question, for mode letter."),
+    ("fold", 0, 0, "Which tenth of PubMedQA's training questions is dev, 0 to 9."),
+    ("batch_tokens", 4096, 64, "Tokens of a batch on one device."),
+):
+    flags.DEFINE_integer(name, default, meaning, least, flag_values=FLAGS)
+shared_flags.define_out(FLAGS, "the report")
+shared_flags.define_mesh(FLAGS)
+shared_flags.define_processes(FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:
-    """Evaluate and print the table of results."""
+    """Evaluate and print the results."""
     if bool(options.task) == bool(options.harness_tasks):
         raise ValueError("give either --task, or --harness_tasks and --harness_directory")
     import jax
 
-    from biomedlm_jax.mesh import make_mesh
     from biomedlm_jax.qa import report
     from biomedlm_jax.qa.evaluation import evaluate
 
-    with joining.joined(options):
+    with shared_flags.joined(options):
         common = {"batch_tokens": options.batch_tokens, "overwrite": options.overwrite}
-        common["mesh"] = make_mesh(data=options.data, fsdp=options.fsdp, tensor=options.tensor)
+        common["mesh"] = shared_flags.make_mesh(options)
+        text = ""
         if options.harness_tasks:
             from biomedlm_jax.qa.harness import evaluate_tasks
 
             tasks = {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
             evaluate_tasks(options.model, options.out, **tasks, **common)
-            text = ""
         else:
-            names = ("task", "path", "split", "mode", "shots", "fold", "on_error", "baseline")
+            names = ("path", "split", "mode", "shots", "fold", "on_error", "baseline", "task")
             given = {name: options[name].value for name in names}
             given["format"] = options.format or ""
             summaries = evaluate(options.model, options.out, **given, **common)

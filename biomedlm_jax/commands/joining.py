@@ -1,4 +1,4 @@
-"""The flags of a command's devices: the mesh, and the processes of one run."""
+"""The flags by which a command runs as one of several processes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,16 +15,6 @@ def define_flags(values: flags.FlagValues) -> None:
     waiting = "Seconds to wait for the others."
     flags.DEFINE_integer("start_timeout", 300, waiting, flag_values=values)
     flags.DEFINE_integer("silence_timeout", 60, "Seconds until one is dead.", flag_values=values)
-
-
-def define_mesh_flags(values: flags.FlagValues) -> None:
-    """Add --data, --fsdp and --tensor, the arguments of `mesh.make_mesh`, to a command's flags."""
-    for name, size, meaning in (
-        ("data", -1, "Copies of the model, each with a share of the rows; -1: all other devices."),
-        ("fsdp", 1, "Devices that shard the weights, gathered before use, and the rows."),
-        ("tensor", 1, "Devices that split heads, MLP and vocabulary."),
-    ):
-        flags.DEFINE_integer(name, size, meaning, flag_values=values)
 
 
 @contextlib.contextmanager

@@ -43,17 +43,16 @@ def evaluate(
 ) -> list[dict]:
     """Score a model on a split of a task, write a report into `out`, and return its summaries.
 
-    With several processes, call it in every one; process 0 writes.
+    With several processes, call it in every one; process 0 writes and notifies.
 
     Args:
-      models: a run, fine-tuned or Hugging Face directory; several are one model fine-tuned with
-        several seeds, whose mean accuracy is reported beside the first one's results.
+      models: a run, fine-tuned or Hugging Face directory; several are seeds of one fine-tuning,
+        whose mean accuracy is reported beside the first one's results.
       task, path, format, fold, on_error: see `find_task` and `read_questions`.
       split: by default the one in the file's name, else the task's last one.
-      mode: "letter", "option" or "classifier"; "auto" is classifier for a fine-tuned model, letter
-        and option for a language model. Of several ways of scoring each gets a folder in `out`.
-      shots: answered questions before the question (letter), the first ones of the task's first
-        split.
+      mode: one of WAYS; "auto" is "classifier" for a fine-tuned model, else "letter" and "option".
+        Of several ways of scoring each gets a folder in `out`.
+      shots: answered questions before each question (letter), the first of the first split.
       baseline: another model's report on the same questions: a directory or items.jsonl.
       batch_tokens: tokens per device and batch.
       mesh: the devices; one by default.
@@ -80,16 +79,15 @@ def evaluate(
     heads = [check_model(model, mesh) for model in models]
     modes = _modes(mode, models, heads, chosen)
     examples = _shots(shots, modes, chosen, questions, path, read)
-    baselines = {}
-    for way in [way for one in modes for way in WAYS[one]] if baseline else []:
-        baselines[way] = report.read_items(baseline, way=way)
-        ids = {item["id"] for item in baselines[way]}
-        statistics.same_ids({question.id for question in questions}, ids)
-    if jax.process_index() == 0:
+    ways = [way for one in modes for way in WAYS[one]]
+    baselines = {way: report.read_items(baseline, way=way) for way in ways} if baseline else {}
+    for items in baselines.values():
+        ids = {question.id for question in questions}
+        statistics.same_ids(ids, {item["id"] for item in items})
+    writes = jax.process_index() == 0
+    if writes:
         report.check_directory(out, overwrite=overwrite)
-    else:
-        notify = str  # one process prints
-    notify(f"{name}: {counted(len(questions), 'question')}; skipped: {skipped}")
+        notify(f"{name}: {counted(len(questions), 'question')}; skipped: {skipped}")
     results: dict[str, list[list[dict]]] = {}
     options = {"shots": examples, "batch_tokens": batch_tokens}
     for model, head in zip(models, heads, strict=True):
@@ -111,9 +109,9 @@ def evaluate(
             seeds=seeds if len(seeds) > 1 else None,
         )
         reports[way if len(results) > 1 else ""] = summary, seeds[0]
-        if summary["truncated"]:
+        if summary["truncated"] and writes:
             notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
-    if jax.process_index() == 0:
+    if writes:
         report.write_reports(out, reports, overwrite=overwrite)
     return [summary for summary, _ in reports.values()]
 

@@ -40,9 +40,8 @@ RESULTS, SAMPLES = "harness.json", "samples_{}.jsonl"
 class Harness(TemplateLM):
     """`lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)` evaluates the model.
 
-    Texts are tokenised, and long ones cut, as in the harness's `hf` backend, so the answers are
-    the same for each request. They do not depend on how requests are batched. With several
-    processes, every one computes all answers.
+    Texts are tokenised and cut as in the `hf` backend, so the answers to each request are equal.
+    They do not depend on batching. With several processes, every one returns all answers.
     """
 
     def __init__(
@@ -81,11 +80,9 @@ class Harness(TemplateLM):
         """Return log-probabilities of texts of any length, computed in windows of max_length."""
         windows, owners = [], []
         for number, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0])
             for window in utils.get_rolling_token_windows(
-                token_list=self.tok_encode(request.args[0]),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
+                tokens, self.prefix_token_id, self.max_length, context_len=1
             ):
                 windows.append((None, *utils.make_disjoint_window(window)))
                 owners.append(number)
@@ -104,21 +101,7 @@ class Harness(TemplateLM):
         """
         alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
-            settings = request.args[1]
-            if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-                raise ValueError(
-                    f"a task has generation_kwargs {settings}; this plug-in decodes greedily: set "
-                    "do_sample: false"
-                )
-            limits = [int(settings[name]) for name in LIMITS if settings.get(name) is not None]
-            new_tokens = (limits or [NEW_TOKENS])[0]
-            if new_tokens >= self.max_length:
-                raise ValueError(
-                    f"a task has {new_tokens} new tokens, and the model has {self.max_length} "
-                    "positions; lower max_gen_toks in its generation_kwargs"
-                )
-            stops = tuple(stop for stop in as_texts(settings.get("until") or ()) if stop)
-            alike.setdefault((new_tokens, stops), []).append(number)
+            alike.setdefault(self._limits(request.args[1]), []).append(number)
         answers = [""] * len(requests)
         for (new_tokens, stops), numbers in alike.items():
 
@@ -136,6 +119,22 @@ class Harness(TemplateLM):
                 notify=keep,
             )
         return answers
+
+    def _limits(self, settings: dict) -> tuple[int, tuple[str, ...]]:
+        """Return the new tokens and stop sequences of a task's generation_kwargs."""
+        if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
+            raise ValueError(
+                f"a task has generation_kwargs {settings}, and this plug-in decodes greedily; set "
+                "do_sample: false"
+            )
+        limits = [int(settings[name]) for name in LIMITS if settings.get(name) is not None]
+        new_tokens = next(iter(limits), NEW_TOKENS)
+        if new_tokens >= self.max_length:
+            raise ValueError(
+                f"a task has {new_tokens} new tokens, and the model has {self.max_length} "
+                "positions; lower max_gen_toks in its generation_kwargs"
+            )
+        return new_tokens, tuple(stop for stop in as_texts(settings.get("until") or ()) if stop)
 
     @functools.cached_property
     def _generator(self) -> Generator:
@@ -160,49 +159,11 @@ def shared_prefixes(
             used = 0
         group.append(number)
         open_groups[tuple(context)] = group, used + len(continuation)
-    prompts = []
-    for question, group in enumerate(groups):
-        context, branches = pairs[group[0]][0], [pairs[number][1] for number in group]
-        limits = {"question": question, "max_length": max_length}
-        prompts += continuation_prompts(context, branches, **limits)[0]
-    return prompts, groups
-
-
-def run_tasks(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    tasks: Sequence[str],
-    task_directory: str | Path,
-    *,
-    limit: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
-) -> dict:
-    """Run tasks whose YAML files are in `task_directory`, and return the harness's results.
-
-    No other tasks are available, so the network is used only if a task file names data there.
-    `limit` is the number of questions of each. Raises FileNotFoundError for the directory and
-    ValueError for a task.
-    """
-    if not task_directory or not Path(task_directory).is_dir():
-        raise FileNotFoundError(f"no directory with the tasks' YAML files: {task_directory}")
-    # Imported here: these import every library of metrics and data sets that the harness uses.
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=str(task_directory), include_defaults=False)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown or not tasks:
-        raise ValueError(
-            f"got the harness tasks {list(tasks)}; {task_directory} has "
-            f"{', '.join(manager.all_tasks) or 'none'}"
-        )
-    return simple_evaluate(
-        Harness(model, tokenizer, batch_tokens=batch_tokens),
-        tasks=list(tasks),
-        limit=limit,
-        task_manager=manager,
-        torch_random_seed=None,
+    shared = (
+        ("a request", pairs[group[0]][0], [pairs[number][1] for number in group])
+        for group in groups
     )
+    return continuation_prompts(shared, max_length=max_length).prompts, groups
 
 
 def evaluate_tasks(
@@ -211,6 +172,7 @@ def evaluate_tasks(
     *,
     tasks: Sequence[str],
     task_directory: str | Path,
+    limit: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -218,27 +180,45 @@ def evaluate_tasks(
 ) -> dict:
     """Run tasks on a run or Hugging Face directory; write results and samples into `out`.
 
-    `notify` gets the harness's table. With several processes, call it in every one; process 0
-    writes. Raises ValueError, FileNotFoundError or FileExistsError for bad input.
+    The tasks' YAML files are in `task_directory`; the network is used only if one of them names
+    data there. `limit` is the number of questions of each task. `notify` gets the harness's table.
+    With several processes, call it in every one; process 0 writes. Returns the harness's results.
+    Raises ValueError, FileNotFoundError or FileExistsError for bad input.
     """
+    # Imported here: these import every library of metrics and data sets that the harness uses.
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
     keep_freed_memory()
+    if not task_directory or not Path(task_directory).is_dir():
+        raise FileNotFoundError(f"no directory with the tasks' YAML files: {task_directory}")
+    manager = TaskManager(include_path=str(task_directory), include_defaults=False)
+    if not tasks or {*tasks} - {*manager.all_tasks}:
+        known = ", ".join(manager.all_tasks) or "none"
+        raise ValueError(f"got the harness tasks {list(tasks)}; {task_directory} has {known}")
     if len(models) != 1 or check_model(models[0], mesh) is not None:
         raise ValueError(f"got {list(models)}; harness tasks take one model, without a head")
+    output = {"replaceable": _is_results, "overwrite": overwrite}
     writes = jax.process_index() == 0
     if writes:
-        check_output(out, replaceable=_is_results, overwrite=overwrite)
+        check_output(out, **output)
     model, tokenizer = load(models[0], mesh=mesh)
-    assert tokenizer is not None
-    results = run_tasks(model, tokenizer, tasks, task_directory, batch_tokens=batch_tokens)
-    samples = results.pop("samples")
+    assert tokenizer is not None  # checked above
+    results = simple_evaluate(
+        Harness(model, tokenizer, batch_tokens=batch_tokens),
+        tasks=list(tasks),
+        limit=limit,
+        task_manager=manager,
+        torch_random_seed=None,
+    )
     if writes:
-        with atomic_directory(out, replaceable=_is_results, overwrite=overwrite) as new:
-            for name, rows in samples.items():
-                lines = "".join(_json(row) + "\n" for row in rows)
-                write_text(new / SAMPLES.format(name), lines)
-            write_text(new / RESULTS, _json(results, indent=2) + "\n")
+        table = {name: value for name, value in results.items() if name != "samples"}
+        with atomic_directory(out, **output) as new:
+            for name, rows in results["samples"].items():
+                write_text(new / SAMPLES.format(name), "".join(_json(row) + "\n" for row in rows))
+            write_text(new / RESULTS, _json(table, indent=2) + "\n")
         notify(utils.make_table(results))
-    return {**results, "samples": samples}
+    return results
 
 
 def _is_results(path: Path) -> bool:

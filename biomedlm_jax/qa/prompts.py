@@ -3,7 +3,7 @@
 The options of a question share its tokens; packing.py lays prompts out as rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -14,12 +14,10 @@ from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.tasks import Task
 
-SEPARATOR = "[SEP]"
-CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION1|>", "<|ANSWER|>"
 # In the order of their ids, from the size of the pre-trained vocabulary up.
 ADDED_TOKENS = {
-    CHOICE: ("[PAD]", "[CLS]", SEPARATOR),
-    CLASSIFICATION: ("[PAD]", CONTEXT, QUESTION, "<|QUESTION2|>", ANSWER),
+    CHOICE: ("[PAD]", "[CLS]", "[SEP]"),
+    CLASSIFICATION: ("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"),
 }
 LEAST_LENGTH = 8  # tokens of a row: the added tokens, part of the question, part of an option
 
@@ -31,16 +29,6 @@ class Prompts(NamedTuple):
     truncated: list[bool]
 
 
-def check_tokens(tokenizer: Tokenizer, kind: str) -> None:
-    """Raise ValueError unless the tokenizer has the special tokens of this kind of head."""
-    missing = [name for name in ADDED_TOKENS[kind] if tokenizer.token_to_id(name) is None]
-    if missing:
-        raise ValueError(
-            f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs; use the "
-            "tokenizer in the fine-tuned directory"
-        )
-
-
 def choice_prompts(
     tokenizer: Tokenizer, questions: Sequence[Question], *, row_format: str, max_length: int
 ) -> Prompts:
@@ -49,10 +37,10 @@ def choice_prompts(
     A text longer than `max_length` tokens is cut. "paper" cuts the start of the question, whose
     end has the request, then the ends of options that leave it less than half of the row; `[SEP]`
     stays. "released" cuts the end of the longer part, option by option, `[SEP]` included, as the
-    original code's tokenizer does. Raises ValueError for less than `LEAST_LENGTH` tokens.
+    original code's tokenizer does. Raises ValueError for less than `LEAST_LENGTH` tokens, or for a
+    tokenizer without the added tokens.
     """
-    _check_length(max_length)
-    separator = [tokenizer.token_to_id(SEPARATOR)]
+    _, _, *separator = _added_ids(tokenizer, CHOICE, max_length)
     prompts, truncated = [], []
     for number, question in enumerate(questions):
         before = f"{question.context} " if question.context else ""
@@ -82,11 +70,10 @@ def classification_prompts(
 
     "paper" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`; a text that is too long
     loses the start of its context, then of its question. "released" is the context, its lines
-    joined, and the question; the longer of the two loses its end. Raises ValueError for less than
-    `LEAST_LENGTH` tokens.
+    joined, and the question; the longer of the two loses its end. Raises ValueError as
+    `choice_prompts` does.
     """
-    _check_length(max_length)
-    first, second, last = ([tokenizer.token_to_id(name)] for name in (CONTEXT, QUESTION, ANSWER))
+    _, first, second, _, last = _added_ids(tokenizer, CLASSIFICATION, max_length)
     prompts, truncated = [], []
     for number, one in enumerate(questions):
         released = row_format == RELEASED
@@ -100,7 +87,7 @@ def classification_prompts(
         else:
             question = _end(question, room)
             context = _end(context, room - len(question))
-            text = first + context + second + question + last
+            text = [first, *context, second, *question, last]
         prompts.append(Prompt(text, [[]], number))
     return Prompts(prompts, truncated)
 
@@ -124,13 +111,9 @@ def letter_prompts(
         about = f" about {task.subject.replace('_', ' ')}" if task.subject else ""
         description = f"The following are multiple choice questions (with answers){about}.\n\n"
     texts = ["\n\n".join([*before, _letter_text(one, task)]) for one in questions]
-    return _continuations(
-        tokenizer,
-        questions,
-        [description + text for text in texts],
-        [answers(question) for question in questions],
-        max_length=max_length,
-    )
+    texts = [description + text for text in texts]
+    encoded = _encoded(tokenizer, questions, texts, map(answers, questions))
+    return continuation_prompts(encoded, max_length=max_length)
 
 
 def option_prompts(
@@ -144,45 +127,41 @@ def option_prompts(
 
     If `unconditional`, the prefix is `Answer:` alone.
     """
-    texts = [
-        "Answer:" if unconditional else f"{_abstract(one)}Question: {one.question}\nAnswer:"
-        for one in questions
-    ]
-    answers = [_options(question) for question in questions]
-    return _continuations(tokenizer, questions, texts, answers, max_length=max_length)
+    texts = [f"{_abstract(one)}Question: {one.question}\nAnswer:" for one in questions]
+    if unconditional:
+        texts = ["Answer:"] * len(texts)
+    encoded = _encoded(tokenizer, questions, texts, map(_options, questions))
+    return continuation_prompts(encoded, max_length=max_length)
 
 
 def continuation_prompts(
-    prefix: list[int],
-    branches: Sequence[list[int]],
-    *,
-    question: int,
-    max_length: int,
-    where: str = "a request",
-) -> tuple[list[Prompt], bool]:
-    """Return prompts that score `branches` token by token after `prefix`, and whether one is cut.
+    texts: Iterable[tuple[str, list[int], list[list[int]]]], *, max_length: int
+) -> Prompts:
+    """Return prompts that score branches token by token, from (name, prefix, branches) entries.
 
     Cut as in lm-evaluation-harness: each branch keeps the last `max_length` tokens before its last
-    one, so branches of a prefix that is too long do not share it. Raises ValueError, which names
-    `where`, for an empty prefix or branch, or a branch of more than `max_length` tokens.
+    one, so branches of a prefix that is too long do not share it. Raises ValueError with the name
+    for an empty prefix or branch, or a branch of more than `max_length` tokens.
     """
-    if not prefix or not all(branches):
-        raise ValueError(
-            f"{where} has a prefix or an option without a token; expected at least one"
-        )
-    longest = max(map(len, branches))
-    if longest > max_length:
-        raise ValueError(
-            f"{where} has an option of {longest} tokens, and the model has {max_length} positions; "
-            "leave that question out"
-        )
-    if len(prefix) + longest - 1 <= max_length:
-        return [Prompt(prefix, list(branches), question)], False
-    cut = [
-        Prompt(_end(prefix, max_length + 1 - len(branch)), [branch], question, i)
-        for i, branch in enumerate(branches)
-    ]
-    return cut, True
+    prompts, truncated = [], []
+    for number, (name, prefix, branches) in enumerate(texts):
+        if not prefix or not all(branches):
+            raise ValueError(f"{name} has a prefix or an option of no token; expected at least one")
+        longest = max(map(len, branches))
+        if longest > max_length:
+            raise ValueError(
+                f"{name} has an option of {longest} tokens, and the model has {max_length} "
+                "positions; leave that question out"
+            )
+        truncated.append(len(prefix) + longest - 1 > max_length)
+        if truncated[-1]:
+            prompts += [
+                Prompt(_end(prefix, max_length + 1 - len(branch)), [branch], number, option)
+                for option, branch in enumerate(branches)
+            ]
+        else:
+            prompts.append(Prompt(prefix, branches, number))
+    return Prompts(prompts, truncated)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
@@ -193,34 +172,29 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     """
     if first + second <= room:
         return first, second
-    short, long = sorted((first, second))
-    long = max(short, room - short)
-    if short + long > room:
-        short = room // 2
-        long = room - short
-    return (long, short) if first > second else (short, long)
+    short = min(first, second, room // 2)
+    return (room - short, short) if first > second else (short, room - short)
 
 
-def _continuations(tokenizer: Tokenizer, questions, texts, answers, *, max_length: int) -> Prompts:
-    prompts, truncated = [], []
-    for number, (question, text, options) in enumerate(zip(questions, texts, answers, strict=True)):
+def _encoded(tokenizer: Tokenizer, questions: Sequence[Question], texts, answers):
+    for question, text, options in zip(questions, texts, answers, strict=True):
         prefix = _ids(tokenizer, text)
         # lm-eval encodes an option together with the text before it, and splits the tokens.
-        made, cut = continuation_prompts(
-            prefix,
-            [_ids(tokenizer, text + option)[len(prefix) :] for option in options],
-            question=number,
-            max_length=max_length,
-            where=f"question {question.id!r}",
+        branches = [_ids(tokenizer, text + option)[len(prefix) :] for option in options]
+        yield f"question {question.id!r}", prefix, branches
+
+
+def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
+    ids = {name: tokenizer.token_to_id(name) for name in ADDED_TOKENS[kind]}
+    missing = [name for name, number in ids.items() if number is None]
+    if missing:
+        raise ValueError(
+            f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs; use the "
+            "tokenizer in the fine-tuned directory"
         )
-        prompts += made
-        truncated.append(cut)
-    return Prompts(prompts, truncated)
-
-
-def _check_length(max_length: int) -> None:
     if max_length < LEAST_LENGTH:
         raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
+    return list(ids.values())
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -249,9 +223,8 @@ def _letter_text(question: Question, task: Task) -> str:
         return f"Abstract: {question.context}\nQuestion: {question.question}\nAnswer:"
     pairs = zip(_letters(question), question.options, strict=True)
     options = "".join(f"{letter.strip()}. {option}\n" for letter, option in pairs)
-    text = f"Question: {question.question}"
-    if task.name.startswith("mmlu"):
-        text = question.question.strip()
+    mmlu = task.name.startswith("mmlu")
+    text = question.question.strip() if mmlu else f"Question: {question.question}"
     choices = "Choices:\n" if task.name == "medmcqa" else ""
     return f"{_abstract(question)}{text}\n{choices}{options}Answer:"
 

@@ -1,7 +1,6 @@
 """score(): a model's answers by option letter, by option text, or by a fine-tuned head."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +13,8 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.interop.heads import PAPER
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.qa import states
+from biomedlm_jax.qa import prompts, states
 from biomedlm_jax.qa.packing import LAST, TOKENS, Prompt, Rows, batches, make_buckets
-from biomedlm_jax.qa.prompts import (
-    check_tokens,
-    choice_prompts,
-    classification_prompts,
-    letter_prompts,
-    option_prompts,
-)
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.tasks import Task
 
@@ -75,36 +67,44 @@ def score(
     if not questions:
         raise ValueError("expected at least one question to score, got none")
     limit = model.config.context_length
+
+    def sums(made: prompts.Prompts) -> list[np.ndarray]:
+        branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
+        return _by_option(questions, branches)
+
     if isinstance(model, Scorer):
         if mode != CLASSIFIER:
             raise ValueError(
-                f"mode={mode} needs a language model; this one has a {model.kind} head"
+                f"mode={mode} needs a language model, got one with a {model.kind} head"
             )
-        check_tokens(tokenizer, model.kind)
-        make = choice_prompts if model.kind == CHOICE else classification_prompts
+        choice, classes = model.kind == CHOICE, model.score.kernel.shape[-1]
+        if differ := [q for q in questions if not choice and len(q.options) != classes]:
+            one = f"question {differ[0].id!r} has {len(differ[0].options)}"
+            raise ValueError(f"the head has {classes} classes, and {one}")
+        make = prompts.choice_prompts if choice else prompts.classification_prompts
         max_length = min(max_length or limit, limit)
         made = make(tokenizer, questions, row_format=row_format, max_length=max_length)
-        scores = [_by_head(model, made.prompts, questions, batch_tokens)]
+        scores = [_by_option(questions, _by_head(model, made, batch_tokens))]
     elif mode == CLASSIFIER:
         raise ValueError("mode=classifier needs a fine-tuned head, and this is a language model")
     elif mode == LETTER:
-        made = letter_prompts(tokenizer, questions, task, shots=shots, max_length=limit)
-        scores = [_sums(model, made.prompts, questions, batch_tokens)]
+        made = prompts.letter_prompts(tokenizer, questions, task, shots=shots, max_length=limit)
+        scores = [sums(made)]
     else:
-        made = option_prompts(tokenizer, questions, max_length=limit)
-        sums = _sums(model, made.prompts, questions, batch_tokens)
-        alone = option_prompts(tokenizer, questions, max_length=limit, unconditional=True)
-        priors = _sums(model, alone.prompts, questions, batch_tokens)
-        tokens = [np.zeros(len(question.options)) for question in questions]
-        for prompt in made.prompts:
-            for option, branch in enumerate(prompt.branches, prompt.first_option):
-                tokens[prompt.question][option] = len(branch)
-        characters = [np.array([len(option) for option in q.options]) for q in questions]
+        made = prompts.option_prompts(tokenizer, questions, max_length=limit)
+        alone = prompts.option_prompts(tokenizer, questions, max_length=limit, unconditional=True)
+        lengths = (
+            (prompt.question, option, len(branch))
+            for prompt in made.prompts
+            for option, branch in enumerate(prompt.branches, prompt.first_option)
+        )
+        characters = [[len(option) for option in question.options] for question in questions]
+        whole = sums(made)
         scores = [
-            sums,
-            list(map(np.divide, sums, characters)),
-            list(map(np.divide, sums, tokens)),
-            list(map(np.subtract, sums, priors)),
+            whole,
+            map(np.divide, whole, characters),
+            map(np.divide, whole, _by_option(questions, lengths)),
+            map(np.subtract, whole, sums(alone)),
         ]
     return {
         way: [_item(*one) for one in zip(questions, of_way, made.truncated, strict=True)]
@@ -113,7 +113,7 @@ def score(
 
 
 def branch_log_probabilities(
-    model: LanguageModel, prompts: Sequence[Prompt], *, batch_tokens: int = BATCH_TOKENS
+    model: LanguageModel, packed: Sequence[Prompt], *, batch_tokens: int = BATCH_TOKENS
 ) -> Iterator[tuple[int, int, float, bool]]:
     """Yield every branch's question, option, log-probability in nats, and whether it is greedy.
 
@@ -121,7 +121,7 @@ def branch_log_probabilities(
     At most four row lengths are compiled.
     """
     for rows, (logp_BxE, argmax_BxE) in _computed(
-        states.token_log_probabilities, model, prompts, read=TOKENS, batch_tokens=batch_tokens
+        states.token_log_probabilities, model, packed, read=TOKENS, batch_tokens=batch_tokens
     ):
         used_BxE = rows.question_BxE >= 0
         branch_2xE = np.stack([rows.question_BxE, rows.option_BxE])[:, used_BxE]
@@ -131,48 +131,39 @@ def branch_log_probabilities(
         yield from zip(*branch_2xE[:, starts].tolist(), sums.tolist(), greedy.tolist(), strict=True)
 
 
-def _sums(model, prompts, questions: Sequence[Question], batch_tokens: int) -> list[np.ndarray]:
-    """Return each question's log-probabilities of its options."""
-    sums = [np.full(len(question.options), math.nan) for question in questions]
-    branches = branch_log_probabilities(model, prompts, batch_tokens=batch_tokens)
-    for question, option, summed, _ in branches:
-        sums[question][option] = summed
-    return sums
-
-
-def _by_head(model: Scorer, prompts, questions: Sequence[Question], batch_tokens: int):
-    """Return each question's scores of its options, or of its classes."""
-    choice, classes = model.kind == CHOICE, model.score.kernel.shape[-1]
-    for question in questions:
-        if not choice and len(question.options) != classes:
-            raise ValueError(
-                f"the head has {classes} classes, and question {question.id!r} has "
-                f"{len(question.options)}"
-            )
-    scores = [np.full(len(question.options), math.nan) for question in questions]
-    for rows, found in _computed(
-        _head_scores, model, prompts, read=LAST, batch_tokens=batch_tokens
+def _by_head(model: Scorer, made: prompts.Prompts, batch_tokens: int):
+    """Yield question, option and score of each option; of a classification all scores at once."""
+    for rows, scores in _computed(
+        _head_scores, model, made.prompts, read=LAST, batch_tokens=batch_tokens
     ):
         for b, e in np.argwhere(rows.question_BxE >= 0):
-            options = rows.option_BxE[b, e] if choice else slice(None)
-            scores[rows.question_BxE[b, e]][options] = found[b, e]
-    return scores
+            option = rows.option_BxE[b, e] if model.kind == CHOICE else slice(None)
+            yield rows.question_BxE[b, e], option, scores[b, e]
+
+
+def _by_option(questions: Sequence[Question], entries: Iterable[tuple]) -> list[np.ndarray]:
+    """Return each question's values of its options, from (question, option, value, ...) entries."""
+    values = [np.full(len(question.options), np.nan) for question in questions]
+    for question, option, value, *_ in entries:
+        values[question][option] = value
+    return values
 
 
 def _computed(
-    compute: Callable, model, prompts: Sequence[Prompt], *, read: str, batch_tokens: int
+    compute: Callable, model, packed: Sequence[Prompt], *, read: str, batch_tokens: int
 ) -> Iterator[tuple[Rows, Any]]:
     """Yield every batch of rows with `compute(model, rows)`, as numpy arrays.
 
     All processes compute every batch together, and each yields all results.
     """
-    mesh = _mesh_of(model)
+    place = jax.tree.leaves(model)[0].sharding
+    mesh = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
     shards, layout = meshes.batch_shards(mesh), meshes.sharding(mesh, "batch", None)
     waiting = None
-    for bucket in make_buckets(prompts, read=read):
+    for bucket in make_buckets(packed, read=read):
         per_shard = max(1, batch_tokens // bucket.length)
         batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
-        for rows in batches(prompts, bucket, batch_size=batch_size, read=read):
+        for rows in batches(packed, bucket, batch_size=batch_size, read=read):
             placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
             with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
                 result = rows, compute(model, placed)
@@ -187,11 +178,6 @@ def _fetched(rows: Rows, result: Any) -> tuple[Rows, Any]:
     if jax.process_count() == 1:
         return rows, jax.tree.map(np.asarray, result)
     return rows, multihost_utils.process_allgather(result, tiled=True)
-
-
-def _mesh_of(model):
-    sharding = jax.tree.leaves(model)[0].sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else meshes.one_device()
 
 
 def _item(question: Question, scores: np.ndarray, truncated: bool) -> dict:

@@ -1,34 +1,31 @@
 """evaluation.py: the reports of every kind of model, and what is refused before any work."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from biomedlm_jax import cli
-from biomedlm_jax.commands import evaluate as command
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.heads import PAPER, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
+from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa import evaluation
 from biomedlm_jax.qa.evaluation import evaluate
+from biomedlm_jax.qa.prompts import ADDED_TOKENS
 from biomedlm_jax.qa.report import FILES, read_items
-from biomedlm_jax.qa.rows import ADDED_TOKENS, PAPER, add_tokens
-from biomedlm_jax.qa.scoring import score
-from biomedlm_jax.qa.setup import Head
-from biomedlm_jax.qa.tasks import find_task, read_examples
-from biomedlm_jax.qa.tuned import load_tuned, save_tuned, with_head
+from biomedlm_jax.qa.scoring import WAYS, score
+from biomedlm_jax.qa.tasks import find_task, read_questions
 
-CONFIG = GPTConfig(
+CONFIG = GPT2Config(
     vocab_size=280, context_length=64, layers=2, width=64, heads=4, initializer_range=0.2
 )
-WAYS = ("option", "option per character", "option per token", "option minus unconditional")
+MEDQA_WAYS = (*WAYS["letter"], *WAYS["option"])
 CLASSES = ("maybe", "no", "yes")
 
 
@@ -88,36 +85,36 @@ def pubmedqa(root):
 
 @pytest.fixture(scope="module")
 def release(root, tokenizer):
-    return export_hf(GPT(CONFIG, key=jax.random.key(0)), tokenizer, root / "release")
+    return export_hf(GPT2(CONFIG, key=jax.random.key(0)), tokenizer, root / "release")
 
 
-def tuned(path, tokenizer, kind, *, seed, classes=()):
-    head = Head(kind, "medqa", PAPER, 64, classes)
-    gpt = GPT(CONFIG, key=jax.random.key(0))
-    added = len(ADDED_TOKENS[kind])
-    made = with_head(gpt, head, added=added, key=jax.random.key(seed))
-    made.score.kernel[...] = 30 * made.score.kernel[...]
-    save_tuned(path, made, add_tokens(tokenizer, kind), head, step=1, facts={})
-    return path
+def finetuned(path, tokenizer, kind, *, seed, classes=()):
+    head = Head(kind=kind, task="medqa", row_format=PAPER, max_length=64, classes=classes)
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    added = tokenizer.add_special_tokens(list(ADDED_TOKENS[kind]))
+    trunk = grow_vocabulary(GPT2(CONFIG, key=jax.random.key(0)), added, key=jax.random.key(0))
+    model = with_head(trunk, head, key=jax.random.key(seed))
+    model.score.kernel[...] = 30 * model.score.kernel[...]
+    return save_finetuned(path, model, tokenizer, head, step=1)
 
 
 @pytest.fixture(scope="module")
 def seeds(root, tokenizer):
-    return [tuned(root / f"seed{n}", tokenizer, CHOICE, seed=n) for n in (1, 2, 3)]
+    return [finetuned(root / f"seed{n}", tokenizer, CHOICE, seed=n) for n in (1, 2, 3)]
 
 
 @pytest.fixture(scope="module")
 def classifier(root, tokenizer):
     path = root / "classifier"
-    return tuned(path, tokenizer, CLASSIFICATION, seed=5, classes=CLASSES)
+    return finetuned(path, tokenizer, CLASSIFICATION, seed=5, classes=CLASSES)
 
 
 @pytest.fixture(scope="module")
 def reported(root, release, medqa):
     """A language model's report: the ways of scoring, each in a folder of its own."""
-    out, said = root / "report", []
-    summaries = evaluate([release], out, task="medqa", path=medqa, split="dev", notify=said.append)
-    return out, summaries, said
+    out, lines = root / "report", []
+    summaries = evaluate([release], out, task="medqa", path=medqa, split="dev", notify=lines.append)
+    return out, summaries, lines
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +128,20 @@ def accuracy(items):
     return np.mean([item["prediction"] == item["gold"] for item in items])
 
 
-# ---- What is reported.
+# ---- Reports.
 
 
 def test_a_language_model_is_scored_by_letter_and_by_option(reported):
-    out, summaries, said = reported
-    ways = ("letter", *WAYS)
+    out, summaries, lines = reported
+    ways = MEDQA_WAYS
     assert sorted(path.name for path in out.iterdir()) == sorted(w.replace(" ", "_") for w in ways)
-    # A model of so few positions cuts questions, and that is said beside the table.
+    # A model of so few positions cuts questions, and the count is printed beside the table.
     cut = [
         f"{way}: {summary['truncated']} of 12 questions were cut to fit"
         for way, summary in zip(ways, summaries, strict=True)
     ]
     assert summaries[0]["truncated"] == 12
-    assert said == ["medqa, dev: 12 questions; skipped: nothing", *cut]
+    assert lines == ["medqa, dev: 12 questions; skipped: nothing", *cut]
     for way, summary in zip(ways, summaries, strict=True):
         folder = out / way.replace(" ", "_")
         assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
@@ -166,12 +163,12 @@ def test_a_report_of_several_ways_can_be_written_again(reported, release, medqa,
         summary["what"].rsplit(", ", 1)[1]: read_items(folder)
         for summary, folder in zip(
             before,
-            [out / name for name in ("letter", *(way.replace(" ", "_") for way in WAYS))],
+            [out / way.replace(" ", "_") for way in MEDQA_WAYS],
             strict=True,
         )
     }
 
-    def again(gpt, tokenizer, examples, task, *, mode, **options):
+    def again(model, tokenizer, questions, task, *, mode, **options):
         return {way: items for way, items in answers.items() if way.split()[0] == mode}
 
     monkeypatch.setattr(evaluation, "score", again)
@@ -181,16 +178,16 @@ def test_a_report_of_several_ways_can_be_written_again(reported, release, medqa,
     assert evaluate([release], out, overwrite=True, **read) == before
 
 
-def test_a_tuned_model_is_scored_by_its_head(first_seed, seeds, medqa):
+def test_a_finetuned_model_is_scored_by_its_head(first_seed, seeds, medqa):
     out, summary = first_seed
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     assert summary["what"].endswith("seed1, classifier")
-    model, tokenizer, head = load_tuned(seeds[0])
-    examples = read_examples(find_task("medqa"), medqa, split="dev")
+    model, tokenizer, head = load_finetuned(seeds[0])
+    questions = read_questions(find_task("medqa"), medqa, split="dev")
     expected = score(
         model,
         tokenizer,
-        examples,
+        questions,
         find_task("medqa"),
         mode="classifier",
         max_length=head.max_length,
@@ -214,11 +211,11 @@ def test_seeds_and_a_baseline(tmp_path, seeds, first_seed, reported, medqa):
     )
     items, before = read_items(tmp_path / "out"), read_items(baseline)
     assert items == read_items(first_seed[0])  # beside the mean, those of the first
-    found = summary["seeds"]
-    assert found["n"] == 3
-    assert found["values"][0] == pytest.approx(accuracy(items))
-    assert found["mean"] == pytest.approx(np.mean(found["values"]))
-    assert found["deviation"] == pytest.approx(np.std(found["values"], ddof=1))
+    over_seeds = summary["seeds"]
+    assert over_seeds["n"] == 3
+    assert over_seeds["values"][0] == pytest.approx(accuracy(items))
+    assert over_seeds["mean"] == pytest.approx(np.mean(over_seeds["values"]))
+    assert over_seeds["deviation"] == pytest.approx(np.std(over_seeds["values"], ddof=1))
     right, other = ([i["prediction"] == i["gold"] for i in one] for one in (items, before))
     paired = summary["baseline"]
     assert paired["name"] == str(baseline)
@@ -243,24 +240,24 @@ def test_classes_get_a_macro_f1(tmp_path, classifier, pubmedqa):
 
 
 def answering(calls):
-    """A stand-in for `score` that answers at once and keeps what it was asked."""
+    """A stand-in for `score` that answers at once and records its arguments."""
 
-    def score(model, tokenizer, examples, task, **options):
-        calls.append({"ids": [example.id for example in examples], **options})
-        return {
-            options["mode"]: [
-                {
-                    "id": e.id,
-                    "options": list(e.options),
-                    "gold": e.label,
-                    "prediction": 0,
-                    "scores": [0.0] * len(e.options),
-                    "probabilities": [1 / len(e.options)] * len(e.options),
-                    "truncated": False,
-                }
-                for e in examples
-            ]
-        }
+    def score(model, tokenizer, questions, task, **options):
+        calls.append({"ids": [question.id for question in questions], **options})
+        items = [
+            {
+                "id": question.id,
+                "group": question.group,
+                "options": list(question.options),
+                "gold": question.label,
+                "prediction": 0,
+                "scores": [0.0] * len(question.options),
+                "probabilities": [1 / len(question.options)] * len(question.options),
+                "truncated": False,
+            }
+            for question in questions
+        ]
+        return dict.fromkeys(WAYS[options["mode"]], items)
 
     return score
 
@@ -274,7 +271,6 @@ def test_shots_are_the_first_answered_questions_of_train(tmp_path, release, medq
     letter, option = calls
     assert [shot.id for shot in letter["shots"]] == ["tq0", "tq1"]
     assert (letter["mode"], option["mode"]) == ("letter", "option")
-    assert not option["shots"]
     assert summaries[0]["what"].endswith("letter, 2 shots")
     assert summaries[1]["what"].endswith("option")
 
@@ -291,24 +287,86 @@ def test_one_mode_needs_no_folder_of_its_own(tmp_path, release, medqa, monkeypat
     assert [call["mode"] for call in calls] == ["letter"] * 2
 
 
-def test_what_is_skipped_is_said(tmp_path, release, root, monkeypatch):
+def test_skipped_rows_are_counted(tmp_path, release, root, monkeypatch):
     good = {"question": "q?", "options": ["x", "y"], "label": 0}
     file = write(root / "some.jsonl", [good, {**good, "label": 2}, {**good, "options": ["x"] * 3}])
-    said = []
+    lines = []
     monkeypatch.setattr(evaluation, "score", answering([]))
-    (summary,) = evaluate(
+    summaries = evaluate(
         [release],
         tmp_path / "out",
         task=f"jsonl:{file}",
         mode="option",
         on_error="skip",
-        notify=said.append,
+        notify=lines.append,
     )
-    assert summary["n"] == 1
-    assert "1 questions; skipped: 2 bad rows" in said[0]
+    assert summaries[0]["n"] == 1
+    assert "1 question; skipped: 2 bad rows" in lines[0]
 
 
-# ---- What is refused, in one line, before anything is computed.
+def test_a_file_given_by_path_names_its_split(tmp_path, release, medqa, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    lines = []
+    where = {"path": medqa / "dev.jsonl", "mode": "letter", "notify": lines.append}
+    (summary,) = evaluate(release, tmp_path / "out", task="medqa", **where)
+    assert (summary["task"], lines[0].split(":")[0]) == ("medqa, dev", "medqa, dev")
+
+
+def test_a_directory_of_several_reports_is_a_baseline_way_by_way(
+    tmp_path, release, reported, medqa, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent}
+    summaries = evaluate(release, tmp_path / "out", baseline=reported[0], **read)
+    for summary, before in zip(summaries, reported[1], strict=True):
+        gain = summary["accuracy"]["value"] - before["accuracy"]["value"]
+        assert summary["baseline"]["difference"]["value"] == pytest.approx(gain)
+
+
+def test_subjects_of_mmlu_in_one_file(tmp_path, release, monkeypatch):
+    rows = [
+        {"question": f"q{n}?", "options": ["x", "y"], "label": 0, "subject": f"anatomy{n}"}
+        for n in range(4)
+    ]
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    where = {"path": write(tmp_path / "dev.jsonl", rows), "mode": "option", "notify": silent}
+    for task, n in (("mmlu", 4), ("mmlu:anatomy2", 1)):
+        summaries = evaluate(release, tmp_path / "out", task=task, overwrite=True, **where)
+        assert {(one["n"], one["task"]) for one in summaries} == {(n, f"{task}, dev")}
+
+
+def test_a_format_and_groups(tmp_path, release, monkeypatch):
+    rows = [
+        {"question": f"q{n}?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 1 + n % 4}
+        | {"group": f"topic {n % 3}"}
+        for n in range(6)
+    ]
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    file = write(tmp_path / "mine.jsonl", rows)
+    read = {"format": "medmcqa", "mode": "letter", "notify": silent}
+    (summary,) = evaluate(release, tmp_path / "out", task=f"jsonl:{file}", **read)
+    assert (summary["n"], summary["groups"], summary["task"]) == (6, 3, f"jsonl:{file}, test")
+    assert [item["group"] for item in read_items(tmp_path / "out")] == [
+        "topic 0",
+        "topic 1",
+        "topic 2",
+    ] * 2
+
+
+@pytest.mark.parametrize("kind", ["language model", "classifier"])
+def test_a_mesh_changes_no_answer(tmp_path, release, classifier, pubmedqa, kind):
+    model = release if kind == "language model" else classifier
+    mode = "letter" if kind == "language model" else "auto"
+    read = {"task": "pubmedqa", "path": pubmedqa, "mode": mode, "notify": silent}
+    for name, mesh in (("one", None), ("mesh", meshes.make_mesh(data=2, fsdp=2, tensor=2))):
+        evaluate(model, tmp_path / name, mesh=mesh, compute_dtype="float32", **read)
+    one, other = (read_items(tmp_path / name) for name in ("one", "mesh"))
+    assert [item["prediction"] for item in one] == [item["prediction"] for item in other]
+    scores = ([item["scores"] for item in items] for items in (one, other))
+    np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-4)  # of logits up to 80
+
+
+# ---- Bad input: one line, before anything is computed.
 
 
 @pytest.fixture
@@ -317,7 +375,7 @@ def places(root, release, seeds, classifier, medqa, pubmedqa, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
-    mute = export_hf(GPT(CONFIG, key=jax.random.key(0)), None, tmp_path / "mute")
+    mute = export_hf(GPT2(CONFIG, key=jax.random.key(0)), None, tmp_path / "mute")
     return {
         "lm": release,
         "seed": seeds[0],
@@ -345,25 +403,30 @@ ITEMS = [
 ]
 REFUSED = {
     "no model": ({"models": []}, "at least one model"),
-    "unknown task": ({"task": "medqq"}, "got the task 'medqq'; the tasks are"),
-    "unknown split": ({"split": "tset"}, "no split 'tset'"),
-    "unknown on_error": ({"on_error": "ignore"}, "on_error='ignore'"),
-    "no fold": ({"fold": 3}, "got fold 3"),
+    "unknown task": ({"task": "medqq"}, "got 'medqq'"),
+    "unknown split": ({"split": "tset"}, "got 'tset'"),
+    "unknown on_error": ({"on_error": "ignore"}, "got 'ignore'"),
+    "no fold": ({"fold": 3}, "got 3"),
     "no such file": ({"path": "nowhere"}, "no such file or directory: nowhere"),
     "no path": ({"path": None}, "needs the path of its data"),
     "no such model": ({"models": ["nowhere"]}, "nowhere"),
     "second model missing": ({"models": ["{lm}", "nowhere"]}, "nowhere"),
     "second seed missing": ({"models": ["{seed}", "nowhere"]}, "nowhere"),
-    "tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
-    "head asked of a language model": ({"mode": "classifier"}, "mode=classifier does not fit"),
-    "options asked of a head": ({"models": ["{seed}"], "mode": "option"}, "mode=option does not"),
+    "fine-tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
+    "no head for mode=classifier": ({"mode": "classifier"}, "mode=classifier does not fit"),
+    "head without letters or options": (
+        {"models": ["{seed}"], "mode": "option"},
+        "mode=option does not",
+    ),
     "head of another kind": ({"models": ["{classifier}"]}, "has a classification head"),
     "second head of another kind": (
         {"models": ["{seed}", "{classifier}"]},
         "has a classification head",
     ),
+    "mesh that does not divide the model": ({"mesh": {"fsdp": 1, "tensor": 8}}, "mesh.tensor=8"),
+    "unknown format": ({"format": "csv"}, "got 'csv'"),
     "no tokenizer": ({"models": ["{mute}"]}, "has no tokenizer"),
-    "secret answers": ({"split": "test"}, "label"),
+    "no labels": ({"split": "test"}, "label"),
     "too many shots": ({"shots": 9}, "got shots=9; train has 3 with answers"),
     "shots without letters": ({"shots": 1, "mode": "option"}, "shots=1"),
     "negative shots": ({"shots": -1}, "shots=-1"),
@@ -371,28 +434,30 @@ REFUSED = {
     "shots of the same split": ({"shots": 2, "split": "train"}, "shots"),
     "no such baseline": ({"baseline": "nowhere"}, "nowhere"),
     "baseline of other questions": ({"baseline": "{other}"}, "differ in questions"),
-    "baseline that is no report": ({"baseline": "{medqa}/dev.jsonl"}, "dev.jsonl, line 1"),
-    "somebody's directory": ({"out": "{full}"}, "which is no part of a report"),
-    "somebody's directory, forced": ({"out": "{full}", "overwrite": True}, "no part of a report"),
+    "baseline that is no report": ({"baseline": "{medqa}/dev.jsonl"}, "dev.jsonl:1"),
+    "a foreign directory": ({"out": "{full}"}, "never overwritten"),
+    "a foreign directory, forced": ({"out": "{full}", "overwrite": True}, "never overwritten"),
     "a file for a directory": ({"out": "{medqa}/dev.jsonl"}, "is a file; name a directory"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused_at_once(case, places, monkeypatch):
-    changes, said = REFUSED[case]
+def test_bad_input_is_refused_before_any_work(case, places, monkeypatch):
+    changes, message = REFUSED[case]
     calls = []
     monkeypatch.setattr(evaluation, "score", answering(calls))
-    asked = {"models": ["{lm}"], "out": "{new}", "task": "medqa", "path": "{medqa}", "split": "dev"}
-    asked = {**asked, **changes}
-    for name, value in asked.items():
+    given = {"models": ["{lm}"], "out": "{new}", "task": "medqa", "path": "{medqa}", "split": "dev"}
+    given |= changes
+    for name, value in given.items():
         if isinstance(value, str):
-            asked[name] = value.format(**places)
-    asked["models"] = [model.format(**places) for model in asked["models"]]
-    models, out = asked.pop("models"), asked.pop("out")
+            given[name] = value.format(**places)
+    given["models"] = [model.format(**places) for model in given["models"]]
+    if "mesh" in given:
+        given["mesh"] = meshes.make_mesh(**given["mesh"])
+    models, out = given.pop("models"), given.pop("out")
     with pytest.raises(cli.INPUT_ERRORS) as caught:
-        evaluate(models, out, notify=silent, **asked)
-    assert said in str(caught.value)
+        evaluate(models, out, notify=silent, **given)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert calls == []
     assert not places["new"].exists()
@@ -404,64 +469,3 @@ def test_an_unknown_mode_lists_the_known_ones(tmp_path, release, medqa):
     with pytest.raises(ValueError, match=r"mode='letters'; choose one of .*letter, option, class"):
         evaluate([release], tmp_path / "out", **read)
     assert not (tmp_path / "out").exists()
-
-
-# ---- The command line.
-
-
-def run(*arguments):
-    command.FLAGS.unparse_flags()  # a repeated flag would add to the last call's
-    return cli.main(["evaluate", *map(str, arguments)])
-
-
-def test_the_command_prints_the_table(tmp_path, seeds, medqa, capsys):
-    where = [f"--path={medqa}", "--split=dev", f"--out={tmp_path / 'out'}"]
-    assert run(f"--model={seeds[0]}", f"--model={seeds[1]}", "--task=medqa", *where) == 0
-    printed = capsys.readouterr().out
-    summary = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert summary["seeds"]["n"] == 2
-    assert (tmp_path / "out" / "report.md").read_text().strip() in printed
-    assert printed.splitlines()[0] == "medqa, dev: 12 questions; skipped: nothing"
-    assert printed.splitlines()[-1] == f"wrote {tmp_path / 'out'}"
-    assert run(f"--model={seeds[0]}", "--task=medqa", *where) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("biomedlm evaluate: error: ")
-    assert "pass --overwrite" in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "--model"),
-        (["--model=nowhere", "--out=o"], "--task"),
-        (["--model=nowhere", "--out=o", "--task=medqa", "--shots=-1"], "shots"),
-        (["--model=nowhere", "--out=o", "--task=medqa", "--batch_tokens=1"], "batch_tokens"),
-        (["--model=nowhere", "--out=o", "--task=medqa", "--modes=letter"], "modes"),
-        (["--model=nowhere", "--out=o", "--task=medqa", "stray"], "'stray'"),
-        (["--model=nowhere", "--out=o", "--task=medqa", "--path=nowhere"], "nowhere"),
-        (["--model=nowhere", "--out=o", "--task=mmlu:a/b"], "got the task 'mmlu:a/b'"),
-    ],
-)
-def test_the_command_says_in_one_line_what_is_wrong(arguments, said, capsys):
-    assert run(*arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("biomedlm evaluate: error: ")
-    assert said in captured.err
-    assert captured.out == ""
-
-
-def test_the_command_in_a_process_of_its_own(tmp_path, release, root):
-    good = {"question": "q?", "options": ["x", "y"], "label": 0}
-    file = write(root / "own.jsonl", [good, {**good, "options": ["x", "y", "z"], "label": 2}])
-    arguments = [f"--model={release}", f"--task=jsonl:{file}", f"--out={tmp_path / 'out'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "biomedlm_jax.cli", "evaluate", *arguments, "--mode=letter"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 questions" in done.stdout
-    assert [len(item["options"]) for item in read_items(tmp_path / "out")] == [2, 3]

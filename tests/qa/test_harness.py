@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
 from biomedlm_jax.generation import decoding
-from biomedlm_jax.generation import text as text_module
+from biomedlm_jax.generation import generator as generator_module
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.model.config import GPTConfig
-from biomedlm_jax.model.gpt import GPT
-from biomedlm_jax.qa.harness import Harness, run_tasks, shared_prefixes
+from biomedlm_jax.mesh import make_mesh
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.qa.harness import Harness, evaluate_tasks, shared_prefixes
 
 WORDS = ["aspirin", "heparin", "fever", "cough", "insulin", "the", "of", "has", "dose", "blood"]
 TASK = """
@@ -57,7 +57,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    config = GPTConfig(
+    config = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(),
         context_length=48,
         layers=3,
@@ -67,7 +67,7 @@ def model(tokenizer):
         scale_attn_by_inverse_layer_idx=True,
         compute_dtype="float32",
     )
-    return GPT(config, key=jax.random.key(0))
+    return GPT2(config, key=jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +93,20 @@ def theirs(exported):
     )
 
 
-def text(dice, low, high):
-    return " ".join(dice.choice(WORDS, dice.integers(low, high)))
+def text(rng, low, high):
+    return " ".join(rng.choice(WORDS, rng.integers(low, high)))
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     """A directory with one multiple-choice task; some questions are too long for the model."""
-    folder, dice = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
     questions = []
     for number in range(12):
-        count = int(dice.integers(2, 6))
-        options = [text(dice, 1, 4) for _ in range(count)]
-        question = text(dice, 2, 60 if number % 4 == 0 else 12)
-        label = int(dice.integers(count))
+        count = int(rng.integers(2, 6))
+        options = [text(rng, 1, 4) for _ in range(count)]
+        question = text(rng, 2, 60 if number % 4 == 0 else 12)
+        label = int(rng.integers(count))
         questions.append({"question": question, "options": options, "label": label})
     file = folder / "questions.jsonl"
     file.write_text("".join(json.dumps(q) + "\n" for q in questions))
@@ -125,13 +125,18 @@ def assert_equal_answers(got, expected):
     np.testing.assert_allclose(*([s for s, _ in answers] for answers in (got, expected)), atol=1e-4)
 
 
-def test_a_task_is_answered_as_by_the_hf_backend_request_by_request(
-    model, tokenizer, theirs, tasks
+def test_a_task_has_the_answers_of_the_hf_backend_request_by_request(
+    exported, theirs, tasks, tmp_path
 ):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    got = run_tasks(model, tokenizer, ["own_questions"], tasks)
+    of_task = {
+        "tasks": ["own_questions"],
+        "task_directory": tasks,
+        "mesh": make_mesh(data=2, tensor=2),
+    }
+    got = evaluate_tasks([exported], tmp_path / "out", **of_task)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     expected = simple_evaluate(theirs, tasks=["own_questions"], task_manager=manager)
     for ours, other in zip(*(r["samples"]["own_questions"] for r in (got, expected)), strict=True):
@@ -143,26 +148,26 @@ def test_a_task_is_answered_as_by_the_hf_backend_request_by_request(
 
 
 def test_texts_of_all_lengths_have_the_same_log_probabilities(ours, theirs):
-    dice = np.random.default_rng(1)
-    pairs = [(text(dice, 1, 60), " " + text(dice, 1, 8)) for _ in range(10)]
-    shared = text(dice, 5, 9)
-    pairs += [(shared, " " + text(dice, 1, 5)) for _ in range(30)]  # more than one row's worth
-    pairs += [("", text(dice, 1, 5)), ("", text(dice, 1, 5)), (shared + "  ", "fever")]
+    rng = np.random.default_rng(1)
+    pairs = [(text(rng, 1, 60), " " + text(rng, 1, 8)) for _ in range(10)]
+    shared = text(rng, 5, 9)
+    pairs += [(shared, " " + text(rng, 1, 5)) for _ in range(30)]  # more than one row's worth
+    pairs += [("", text(rng, 1, 5)), ("", text(rng, 1, 5)), (shared + "  ", "fever")]
     pairs += [("Fièvre 39 °C — β", " ø\n"), pairs[0], pairs[0]]
-    asked = requests("loglikelihood", pairs)
-    expected = theirs.loglikelihood(asked, disable_tqdm=True)
-    got = ours.loglikelihood(asked, disable_tqdm=True)
+    sent = requests("loglikelihood", pairs)
+    expected = theirs.loglikelihood(sent, disable_tqdm=True)
+    got = ours.loglikelihood(sent, disable_tqdm=True)
     assert_equal_answers(got, expected)
-    # Their order and company change nothing.
-    order = dice.permutation(len(asked))
-    mixed = ours.loglikelihood([asked[i] for i in order], disable_tqdm=True)
+    # Neither their order nor their number changes an answer.
+    order = rng.permutation(len(sent))
+    mixed = ours.loglikelihood([sent[i] for i in order], disable_tqdm=True)
     for place, i in enumerate(order):
         np.testing.assert_allclose(mixed[place][0], got[i][0], atol=1e-5)
-    one = ours.loglikelihood(asked[3:4], disable_tqdm=True)
+    one = ours.loglikelihood(sent[3:4], disable_tqdm=True)
     np.testing.assert_allclose(one[0][0], got[3][0], atol=1e-5)
 
 
-def test_a_greedy_continuation_is_known_as_one(ours):
+def test_a_greedy_continuation_is_reported_as_greedy(ours):
     prompt = "the cough has"
     (made,) = ours.generate_until(requests("generate_until", [(prompt, {"max_gen_toks": 6})]))
     likely, unlikely = ours.loglikelihood(
@@ -174,39 +179,39 @@ def test_a_greedy_continuation_is_known_as_one(ours):
 
 
 def test_rolling_log_probabilities_are_equal(ours, theirs):
-    dice = np.random.default_rng(2)
-    asked = requests("loglikelihood_rolling", [(text(dice, 1, n),) for n in (3, 40, 90, 200)])
-    asked += requests("loglikelihood_rolling", [("",)])
+    rng = np.random.default_rng(2)
+    sent = requests("loglikelihood_rolling", [(text(rng, 1, n),) for n in (3, 40, 90, 200)])
+    sent += requests("loglikelihood_rolling", [("",)])
     np.testing.assert_allclose(
-        ours.loglikelihood_rolling(asked), theirs.loglikelihood_rolling(asked), atol=1e-3
+        ours.loglikelihood_rolling(sent), theirs.loglikelihood_rolling(sent), atol=1e-3
     )
 
 
 def test_generated_texts_are_equal(ours, theirs):
-    dice = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     limits = {"until": ["\n"], "do_sample": False, "max_gen_toks": 8}
     # The last prompts are too long and lose their starts.
-    asked = [(text(dice, 2, n), limits) for n in (3, 5, 12, 60, 90)]
-    asked = requests("generate_until", asked)
-    assert ours.generate_until(asked) == theirs.generate_until(asked)
+    sent = [(text(rng, 2, n), limits) for n in (3, 5, 12, 60, 90)]
+    sent = requests("generate_until", sent)
+    assert ours.generate_until(sent) == theirs.generate_until(sent)
 
 
-def test_the_model_is_laid_out_once_and_rows_stop_at_their_sequences(
+def test_the_decoder_is_made_once_and_rows_stop_at_their_sequences(
     model, tokenizer, theirs, monkeypatch
 ):
-    made, decoded, make, decode = [], [], text_module.make_decoder, decoding.decode
-    monkeypatch.setattr(text_module, "make_decoder", lambda m: made.append(m) or make(m))
+    made, decoded, make, decode = [], [], generator_module.make_decoder, decoding.decode
+    monkeypatch.setattr(generator_module, "make_decoder", lambda m: made.append(m) or make(m))
 
     def decoding_once(*arguments, **options):
         decoded.append(decode(*arguments, **options))
         return decoded[-1]
 
     monkeypatch.setattr(decoding, "decode", decoding_once)
-    harness, dice = Harness(model, tokenizer), np.random.default_rng(4)
-    asked = [(text(dice, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
-    asked += [(text(dice, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
-    asked = requests("generate_until", asked)
-    assert harness.generate_until(asked) == theirs.generate_until(asked)
+    harness, rng = Harness(model, tokenizer), np.random.default_rng(4)
+    sent = [(text(rng, 2, 9), {"max_gen_toks": 16, "until": stops}) for stops in [["a", "e"]] * 9]
+    sent += [(text(rng, 2, 9), {"max_gen_toks": 4, "until": "a"})] * 2
+    sent = requests("generate_until", sent)
+    assert harness.generate_until(sent) == theirs.generate_until(sent)
     assert len(decoded) == 3
     assert len(made) == 1
     rows = decoded[0].tokens
@@ -230,12 +235,12 @@ def test_a_text_ends_before_its_first_stop_sequence(ours):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [({"do_sample": True}, "greedily"), ({"max_gen_toks": 48}, "48 positions"), ({}, "256 new")],
 )
-def test_what_cannot_be_generated_is_refused(ours, asked, message):
+def test_generation_settings_that_are_refused(ours, settings, message):
     with pytest.raises(ValueError, match=message):
-        ours.generate_until(requests("generate_until", [("the dose", asked)]))
+        ours.generate_until(requests("generate_until", [("the dose", settings)]))
 
 
 def test_one_context_is_one_prefix_until_its_branches_fill_a_row():
@@ -306,7 +311,7 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("hidden", "code"), [(["torch", "transformers"], 0), (["lm_eval"], 2)], ids=str
 )
-def test_it_runs_without_torch_and_says_what_is_missing(exported, tasks, tmp_path, hidden, code):
+def test_it_needs_lm_eval_but_not_torch(exported, tasks, tmp_path, hidden, code):
     command = [sys.executable, "-c", WITHOUT.format(hidden=hidden), "evaluate"]
     command += [f"--model={exported}", "--harness_tasks=own_questions", f"--out={tmp_path / 'o'}"]
     done = subprocess.run(

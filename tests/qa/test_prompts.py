@@ -1,33 +1,29 @@
-"""rows.py: every format, token by token, against strings written by hand, and what is cut."""
+"""prompts.py: every format, token by token, against strings written by hand; and what is cut."""
 
 import itertools
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
-from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, train_tokenizer
-from biomedlm_jax.qa.rows import (
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.heads import PAPER, RELEASED, ROW_FORMATS
+from biomedlm_jax.qa.prompts import (
     ADDED_TOKENS,
-    FORMATS,
-    PAPER,
-    RELEASED,
-    add_tokens,
-    check_tokens,
     choice_prompts,
     classification_prompts,
     continuation_prompts,
     letter_prompts,
     longest_first,
     option_prompts,
-    unconditional_prompts,
 )
-from biomedlm_jax.qa.tasks import Example, Task, find_task
+from biomedlm_jax.qa.questions import Question
+from biomedlm_jax.qa.tasks import Task, find_task, read_questions
 
 WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
-Q = Example("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)
-SHOT = Example("s", "Which organ?", ("heart", "liver", "skin"), 2)
-PUBMED = Example("p", "Does it work?", ("maybe", "no", "yes"), 2, "It did.\nTwice.")
-PUBMED_SHOT = Example("t", "Is it so?", ("maybe", "no", "yes"), 0, "Perhaps.")
+Q = Question("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)
+SHOT = Question("s", "Which organ?", ("heart", "liver", "skin"), 2)
+PUBMED = Question("p", "Does it work?", ("maybe", "no", "yes"), 2, "It did.\nTwice.")
+PUBMED_SHOT = Question("t", "Is it so?", ("maybe", "no", "yes"), 0, "Perhaps.")
 EXOTIC = (
     "naïve café",
     "e\u0301 is not é",
@@ -47,12 +43,18 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def for_choice(tokenizer):
-    return add_tokens(tokenizer, "choice")
+    return grown(tokenizer, "choice")
 
 
 @pytest.fixture(scope="module")
 def for_classes(tokenizer):
-    return add_tokens(tokenizer, "classification")
+    return grown(tokenizer, "classification")
+
+
+def grown(tokenizer, kind):
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.add_special_tokens(list(ADDED_TOKENS[kind]))
+    return copy
 
 
 def ids(tokenizer, text):
@@ -61,14 +63,14 @@ def ids(tokenizer, text):
 
 def texts(prompts, question=0):
     """Every text of a question as token ids, in the order of its options."""
-    found = {
+    by_option = {
         prompt.first_option + i: prompt.prefix + branch
         for prompt in prompts
         if prompt.question == question
         for i, branch in enumerate(prompt.branches)
     }
-    assert list(found) == list(range(len(found)))
-    return list(found.values())
+    assert list(by_option) == list(range(len(by_option)))
+    return list(by_option.values())
 
 
 def long_text(tokenizer, count):
@@ -83,64 +85,33 @@ def long_text(tokenizer, count):
 # ---- Added tokens.
 
 
-def test_added_tokens_follow_the_published_vocabulary():
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    vocabulary = {text: n for n, text in enumerate(sorted(alphabet))}
-    vocabulary |= {f"filler{n}": n for n in range(len(vocabulary), 28895)}
-    vocabulary[END_OF_TEXT] = 28895
-    published = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    published.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    published.decoder = decoders.ByteLevel()
-    grown = add_tokens(published, "choice")
-    assert [grown.token_to_id(t) for t in ("[PAD]", "[CLS]", "[SEP]")] == [28896, 28897, 28898]
-    grown = add_tokens(published, "classification")
-    names = ("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>")
-    assert [grown.token_to_id(t) for t in names] == [28896, 28897, 28898, 28899, 28900]
-    assert grown.get_vocab_size() == 28901
+def test_added_tokens_are_those_of_the_published_checkpoints():
+    # Their ids follow the 28,896 entries of BioMedLM's vocabulary in this order.
+    assert ADDED_TOKENS["choice"] == ("[PAD]", "[CLS]", "[SEP]")
+    assert ADDED_TOKENS["classification"] == (
+        *("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"),
+    )
 
 
-@pytest.mark.parametrize("kind", ADDED_TOKENS)
-def test_a_copy_gets_the_tokens_and_everything_else_stays(tokenizer, kind):
-    before = tokenizer.to_str()
-    grown = add_tokens(tokenizer, kind)
-    assert tokenizer.to_str() == before
-    added = {name: 320 + n for n, name in enumerate(ADDED_TOKENS[kind])}
-    assert grown.get_vocab() == tokenizer.get_vocab() | added
-    assert ids(grown, WORDS) == ids(tokenizer, WORDS)
-    again = Tokenizer.from_str(grown.to_str())
-    for name, number in added.items():
-        assert ids(again, f"renin {name} renin") == [
-            *ids(tokenizer, "renin "),
-            number,
-            *ids(tokenizer, " renin"),
-        ]
-
-
-def test_tokens_that_are_there_already_are_refused(for_choice, for_classes):
-    with pytest.raises(ValueError, match=r"has \[PAD\], \[CLS\], \[SEP\] already"):
-        add_tokens(for_choice, "choice")
-    with pytest.raises(ValueError, match=r"has \[PAD\] already"):
-        add_tokens(for_classes, "choice")
-
-
-def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_classes):
-    check_tokens(for_choice, "choice")
-    check_tokens(for_classes, "classification")
-    with pytest.raises(ValueError, match=r"lacks \[PAD\], \[CLS\], \[SEP\], which a choice head"):
-        check_tokens(tokenizer, "choice")
-    with pytest.raises(ValueError, match=r"lacks \[CLS\], \[SEP\]"):
-        check_tokens(for_classes, "choice")
-    with pytest.raises(ValueError, match=r"lacks <\|CONTEXT\|>, .*a classification head needs"):
-        check_tokens(for_choice, "classification")
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
+def test_a_tokenizer_without_the_tokens_is_refused(tokenizer, for_choice, for_classes, row_format):
+    options = {"row_format": row_format, "max_length": 64}
+    for make, lacking, message in (
+        (choice_prompts, tokenizer, r"lacks \[PAD\], \[CLS\], \[SEP\], which a choice head"),
+        (choice_prompts, for_classes, r"lacks \[CLS\], \[SEP\]"),
+        (classification_prompts, for_choice, r"lacks <\|CONTEXT\|>, .*a classification head needs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(lacking, [PUBMED], **options)
 
 
 # ---- Formats of the heads.
 
 
-@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_the_row_of_an_option(for_choice, row_format):
-    example = Example("c", "What now?", ("wait", "cut"), None, "A man fell.")
-    made = choice_prompts(for_choice, [Q, example], row_format=row_format, max_length=64)
+    one = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
+    made = choice_prompts(for_choice, [Q, one], row_format=row_format, max_length=64)
     assert made.truncated == [False, False]
     assert len(made.prompts) == 2  # the options share their question
     assert texts(made.prompts) == [
@@ -171,7 +142,7 @@ def test_the_row_of_a_classification(for_classes, row_format, text):
 
 
 def test_a_classification_without_a_context(for_classes):
-    bare = Example("b", "Is it?", ("no", "yes"), 0)
+    bare = Question("b", "Is it?", ("no", "yes"), 0)
     for row_format, text in ((PAPER, "<|CONTEXT|><|QUESTION1|>Is it?<|ANSWER|>"), (RELEASED, "")):
         made = classification_prompts(for_classes, [bare], row_format=row_format, max_length=64)
         assert texts(made.prompts) == [ids(for_classes, text or "Is it?")]
@@ -187,77 +158,84 @@ def only_prompt(made):
 
 
 def test_letters_of_medqa(tokenizer):
-    asked = "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    prefix = "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, f"{asked} A"), ids(tokenizer, f"{asked} B")]
-    assert made.prompts[0].prefix == ids(tokenizer, asked)
-    told = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    assert only_prompt(made) == [ids(tokenizer, f"{prefix} A"), ids(tokenizer, f"{prefix} B")]
+    assert made.prompts[0].prefix == ids(tokenizer, prefix)
+    before = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT], max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, told + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [ids(tokenizer, before + prefix + f" {c}") for c in "AB"]
     twice = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT, Q], max_length=999)
-    assert only_prompt(twice)[0] == ids(tokenizer, f"{told}{asked} B\n\n{asked} A")
+    assert only_prompt(twice)[0] == ids(tokenizer, f"{before}{prefix} B\n\n{prefix} A")
 
 
 def test_letters_of_medmcqa(tokenizer):
-    told = "Question: Which organ?\nChoices:\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
-    asked = "Question: Which hormone rises?\nChoices:\nA. renin\nB. ↓ ANP\nAnswer:"
+    before = "Question: Which organ?\nChoices:\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    prefix = "Question: Which hormone rises?\nChoices:\nA. renin\nB. ↓ ANP\nAnswer:"
     made = letter_prompts(tokenizer, [Q], find_task("medmcqa"), shots=[SHOT], max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, told + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [ids(tokenizer, before + prefix + f" {c}") for c in "AB"]
 
 
 def test_letters_of_mmlu(tokenizer):
-    said = "The following are multiple choice questions (with answers) about college biology.\n\n"
-    told = "Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
-    asked = "Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    description = (
+        "The following are multiple choice questions (with answers) about college biology.\n\n"
+    )
+    before = "Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
+    prefix = "Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
     task = find_task("mmlu:college_biology")
-    padded = Example("q", " Which hormone rises? \n", Q.options, 1)  # the harness strips it
+    padded = Question("q", " Which hormone rises? \n", Q.options, 1)  # the harness strips it
     made = letter_prompts(tokenizer, [padded], task, shots=[SHOT], max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, said + told + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [
+        ids(tokenizer, description + before + prefix + f" {c}") for c in "AB"
+    ]
     made = letter_prompts(tokenizer, [Q], task, max_length=999)
-    assert only_prompt(made) == [ids(tokenizer, said + asked + f" {c}") for c in "AB"]
+    assert only_prompt(made) == [ids(tokenizer, description + prefix + f" {c}") for c in "AB"]
+    general = description.replace(" about college biology", "")
+    made = letter_prompts(tokenizer, [Q], find_task("mmlu"), max_length=999)
+    assert only_prompt(made) == [ids(tokenizer, general + prefix + f" {c}") for c in "AB"]
 
 
 def test_the_classes_of_pubmedqa(tokenizer):
-    told = "Abstract: Perhaps.\nQuestion: Is it so?\nAnswer: maybe\n\n"
-    asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
+    before = "Abstract: Perhaps.\nQuestion: Is it so?\nAnswer: maybe\n\n"
+    prefix = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
     task = find_task("pubmedqa")
     made = letter_prompts(tokenizer, [PUBMED], task, shots=[PUBMED_SHOT], max_length=999)
     classes = (" maybe", " no", " yes")
-    assert only_prompt(made) == [ids(tokenizer, told + asked + name) for name in classes]
+    assert only_prompt(made) == [ids(tokenizer, before + prefix + name) for name in classes]
 
 
-def test_somebodys_own_set_is_asked_like_medqa(tokenizer):
-    task = Task("jsonl:own.jsonl", "choice", ("{split}.jsonl",))
+def test_an_own_set_has_the_prompts_of_medqa(tokenizer):
+    task = Task("jsonl:own.jsonl", "choice", {"{split}.jsonl": "questions"})
     made = letter_prompts(tokenizer, [SHOT], task, max_length=999)
-    asked = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer:"
-    assert only_prompt(made) == [ids(tokenizer, asked + f" {c}") for c in "ABC"]
+    prefix = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, prefix + f" {c}") for c in "ABC"]
 
 
 def test_options_by_their_text(tokenizer):
     made = option_prompts(tokenizer, [Q], max_length=999)
-    asked = "Question: Which hormone rises?\nAnswer:"
-    assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("renin", "↓ ANP")]
+    prefix = "Question: Which hormone rises?\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, f"{prefix} {o}") for o in ("renin", "↓ ANP")]
     made = option_prompts(tokenizer, [PUBMED], max_length=999)
-    asked = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
-    assert only_prompt(made) == [ids(tokenizer, f"{asked} {o}") for o in ("maybe", "no", "yes")]
-    made = unconditional_prompts(tokenizer, [Q, PUBMED], max_length=999)
+    prefix = "Abstract: It did.\nTwice.\nQuestion: Does it work?\nAnswer:"
+    assert only_prompt(made) == [ids(tokenizer, f"{prefix} {o}") for o in ("maybe", "no", "yes")]
+    made = option_prompts(tokenizer, [Q, PUBMED], max_length=999, unconditional=True)
     assert texts(made.prompts) == [ids(tokenizer, f"Answer: {o}") for o in ("renin", "↓ ANP")]
     assert texts(made.prompts, 1)[2] == ids(tokenizer, "Answer: yes")
 
 
-def test_the_context_of_a_choice_is_asked_too(tokenizer):
-    example = Example("c", "What now?", ("wait", "cut"), None, "A man fell.")
+def test_the_context_of_a_choice_precedes_its_question(tokenizer):
+    one = Question("c", "What now?", ("wait", "cut"), None, "A man fell.")
     for made in (
-        option_prompts(tokenizer, [example], max_length=999),
-        letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
+        option_prompts(tokenizer, [one], max_length=999),
+        letter_prompts(tokenizer, [one], find_task("medqa"), max_length=999),
     ):
         assert "A man fell." in tokenizer.decode(made.prompts[0].prefix)
 
 
 def test_letters_end_with_z(tokenizer):
-    many = Example("m", "q?", tuple(f"option {n}" for n in range(27)), 26)
+    many = Question("m", "q?", tuple(f"option {n}" for n in range(27)), 26)
     (prompt,) = letter_prompts(
-        tokenizer, [Example("m", "q?", many.options[:26], 0)], find_task("medqa"), max_length=999
+        tokenizer, [Question("m", "q?", many.options[:26], 0)], find_task("medqa"), max_length=999
     ).prompts
     assert prompt.branches[25] == ids(tokenizer, " Z")
     with pytest.raises(ValueError, match=r"27 options"):
@@ -266,29 +244,28 @@ def test_letters_end_with_z(tokenizer):
 
 @pytest.mark.parametrize("text", EXOTIC, ids=range(len(EXOTIC)))
 def test_any_text_survives(tokenizer, for_choice, text):
-    example = Example("x", text, (text, "b" + text), 0)
+    one = Question("x", text, (text, "b" + text), 0)
     for made in (
-        option_prompts(tokenizer, [example], max_length=999),
-        letter_prompts(tokenizer, [example], find_task("medqa"), max_length=999),
+        option_prompts(tokenizer, [one], max_length=999),
+        letter_prompts(tokenizer, [one], find_task("medqa"), max_length=999),
     ):
         assert text in tokenizer.decode(texts(made.prompts)[0], skip_special_tokens=False)
     expected = f"Question: {text}\nAnswer: b{text}"
-    made = option_prompts(tokenizer, [example], max_length=999)
+    made = option_prompts(tokenizer, [one], max_length=999)
     assert tokenizer.decode(texts(made.prompts)[1]) == expected
-    made = choice_prompts(for_choice, [example], row_format=PAPER, max_length=999)
+    made = choice_prompts(for_choice, [one], row_format=PAPER, max_length=999)
     decoded = for_choice.decode(texts(made.prompts)[0], skip_special_tokens=False)
     assert decoded == f"{text}[SEP] {text}[SEP]"
 
 
 def test_real_questions_are_the_whole_text_encoded(real_data):
     from biomedlm_jax.corpus.tokenizer import load_tokenizer
-    from biomedlm_jax.qa.tasks import read_examples
 
     tokenizer = load_tokenizer(real_data / "gpt2_tokenizer")
-    examples = read_examples(find_task("medqa"), real_data / "medqa", split="dev")[:100]
-    made = option_prompts(tokenizer, examples, max_length=1024)
-    for n, example in enumerate(examples):
-        whole = [f"Question: {example.question}\nAnswer: {o}" for o in example.options]
+    questions = read_questions(find_task("medqa"), real_data / "medqa", split="dev")[:100]
+    made = option_prompts(tokenizer, questions, max_length=1024)
+    for n, one in enumerate(questions):
+        whole = [f"Question: {one.question}\nAnswer: {o}" for o in one.options]
         assert texts(made.prompts, n) == [ids(tokenizer, text) for text in whole]
 
 
@@ -303,14 +280,16 @@ def test_longest_first_cuts_as_the_tokenizers_library_does(tokenizer):
         for first, second in itertools.product(texts, texts):
             sequences = cutting.encode(first, second).sequence_ids
             lengths = len(ids(tokenizer, first)), len(ids(tokenizer, second))
-            found = longest_first(*lengths, room)
-            assert found == (sequences.count(0), sequences.count(1)), (*lengths, room)
+            assert longest_first(*lengths, room) == (sequences.count(0), sequences.count(1)), (
+                *lengths,
+                room,
+            )
 
 
 def test_a_long_question_loses_its_start(for_choice):
     question, options = long_text(for_choice, 90), ("renin", long_text(for_choice, 9))
-    example = Example("l", question, options, 0)
-    made = choice_prompts(for_choice, [Q, example, Q], row_format=PAPER, max_length=40)
+    one = Question("l", question, options, 0)
+    made = choice_prompts(for_choice, [Q, one, Q], row_format=PAPER, max_length=40)
     assert made.truncated == [False, True, False]
     separator = for_choice.token_to_id("[SEP]")
     branches = [[*ids(for_choice, " " + o), separator] for o in options]
@@ -323,8 +302,8 @@ def test_a_long_question_loses_its_start(for_choice):
 def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choice):
     question = long_text(for_choice, 30)
     options = ("renin", long_text(for_choice, 12), long_text(for_choice, 50))
-    example = Example("l", question, options, 0)
-    made = choice_prompts(for_choice, [example], row_format=RELEASED, max_length=40)
+    one = Question("l", question, options, 0)
+    made = choice_prompts(for_choice, [one], row_format=RELEASED, max_length=40)
     assert made.truncated == [True]
     cutting = Tokenizer.from_str(for_choice.to_str())
     cutting.enable_truncation(40, strategy="longest_first")
@@ -332,26 +311,24 @@ def test_under_released_the_longer_of_question_and_option_loses_its_end(for_choi
     assert texts(made.prompts) == expected
 
 
-@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
 @pytest.mark.parametrize(("question", "option"), [(3, 30), (2, 36), (19, 19), (30, 8), (1, 37)])
 def test_nothing_is_cut_that_fits(for_choice, row_format, question, option):
-    asked, answer = long_text(for_choice, question), long_text(for_choice, option - 1)
+    stem, answer = long_text(for_choice, question), long_text(for_choice, option - 1)
     assert len(ids(for_choice, " " + answer)) == option
-    example = Example("f", asked, (answer, "x"), 0)
-    made = choice_prompts(for_choice, [example], row_format=row_format, max_length=40)
+    one = Question("f", stem, (answer, "x"), 0)
+    made = choice_prompts(for_choice, [one], row_format=row_format, max_length=40)
     assert made.truncated == [False]
     assert texts(made.prompts) == [
-        ids(for_choice, f"{asked}[SEP] {answer}[SEP]"),
-        ids(for_choice, f"{asked}[SEP] x[SEP]"),
+        ids(for_choice, f"{stem}[SEP] {answer}[SEP]"),
+        ids(for_choice, f"{stem}[SEP] x[SEP]"),
     ]
 
 
 @pytest.mark.parametrize("sizes", [(50, 3), (3, 60), (60, 60), (38, 37), (21, 20)])
 def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
-    example = Example(
-        "b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0
-    )
-    made = choice_prompts(for_choice, [example], row_format=PAPER, max_length=40)
+    one = Question("b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0)
+    made = choice_prompts(for_choice, [one], row_format=PAPER, max_length=40)
     assert made.truncated == [sizes[0] + sizes[1] + 1 > 38]
     separator = for_choice.token_to_id("[SEP]")
     for text in texts(made.prompts):
@@ -362,14 +339,14 @@ def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
         assert text[-2] != separator  # and of the option
 
 
-@pytest.mark.parametrize("row_format", FORMATS)
+@pytest.mark.parametrize("row_format", ROW_FORMATS)
 def test_hardly_any_room(for_choice, for_classes, row_format):
-    example = Example("t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is")
+    one = Question("t", long_text(for_choice, 9), (long_text(for_choice, 9), "z"), 0, "so it is")
     makers = ((choice_prompts, for_choice), (classification_prompts, for_classes))
     for make, tokenizer in makers:
-        with pytest.raises(ValueError, match=r"max_length=7; a row needs at least 8 tokens"):
-            make(tokenizer, [example], row_format=row_format, max_length=7)
-        made = make(tokenizer, [example], row_format=row_format, max_length=8)
+        with pytest.raises(ValueError, match=r"max_length=7; expected at least 8 tokens"):
+            make(tokenizer, [one], row_format=row_format, max_length=7)
+        made = make(tokenizer, [one], row_format=row_format, max_length=8)
         assert max(map(len, texts(made.prompts))) == 8
 
 
@@ -378,27 +355,27 @@ def test_a_long_classification(for_classes):
     mark = {name: for_classes.token_to_id(name) for name in ADDED_TOKENS["classification"]}
     a, b = ids(for_classes, question), ids(for_classes, context)
 
-    def made_of(example, row_format, max_length):
+    def made_of(one, row_format, max_length):
         made = classification_prompts(
-            for_classes, [example], row_format=row_format, max_length=max_length
+            for_classes, [one], row_format=row_format, max_length=max_length
         )
         assert made.truncated == [True]
         (text,) = texts(made.prompts)
         assert len(text) == max_length
         return text
 
-    example = Example("l", question, ("no", "yes"), 0, context)
-    assert made_of(example, PAPER, 40) == [
+    one = Question("l", question, ("no", "yes"), 0, context)
+    assert made_of(one, PAPER, 40) == [
         *[mark["<|CONTEXT|>"], *b[-25:]],
         *[mark["<|QUESTION1|>"], *a, mark["<|ANSWER|>"]],
     ]
-    assert made_of(example, RELEASED, 40) == b[:28] + a
-    assert made_of(example, PAPER, 10) == [
+    assert made_of(one, RELEASED, 40) == b[:28] + a
+    assert made_of(one, PAPER, 10) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
         *[*a[-7:], mark["<|ANSWER|>"]],
     ]
-    assert made_of(example, RELEASED, 10) == b[:5] + a[:5]
-    swapped = Example("s", context, ("no", "yes"), 0, question)
+    assert made_of(one, RELEASED, 10) == b[:5] + a[:5]
+    swapped = Question("s", context, ("no", "yes"), 0, question)
     assert made_of(swapped, PAPER, 40) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
         *[*b[-37:], mark["<|ANSWER|>"]],
@@ -408,10 +385,11 @@ def test_a_long_classification(for_classes):
 @pytest.mark.parametrize("length", [1, 5, 9, 10, 11, 14, 40])
 def test_continuations_are_cut_as_the_harness_cuts(length):
     prefix, branches = list(range(100, 100 + length)), [[1], [2, 3, 4], [5, 6]]
-    prompts, cut = continuation_prompts(prefix, branches, question=7, max_length=12)
+    texts_of = [("other", [5], [[6]]), ("q", prefix, branches)]
+    (_, *prompts), (_, cut) = continuation_prompts(texts_of, max_length=12)
     assert cut == (length + 2 > 12)
-    assert {prompt.question for prompt in prompts} == {7}
-    for text, branch in zip(texts(prompts, 7), branches, strict=True):
+    assert {prompt.question for prompt in prompts} == {1}
+    for text, branch in zip(texts(prompts, 1), branches, strict=True):
         read = (prefix + branch)[-13:][:-1]
         if cut or length + len(branch) <= 13:
             assert text[:-1] == read
@@ -421,32 +399,32 @@ def test_continuations_are_cut_as_the_harness_cuts(length):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "branches", "said"),
+    ("prefix", "branches", "message"),
     [
-        ([], [[1]], "need at least one token"),
-        ([1], [[1], []], "need at least one token"),
-        ([1], [[1], [2] * 13], r"an answer has 13 tokens, and the model has 12 positions"),
+        ([], [[1]], "expected at least one"),
+        ([1], [[1], []], "expected at least one"),
+        ([1], [[1], [2] * 13], r"an option of 13 tokens, and the model has 12 positions"),
     ],
 )
-def test_continuations_that_cannot_be_scored(prefix, branches, said):
-    with pytest.raises(ValueError, match=said):
-        continuation_prompts(prefix, branches, question=0, max_length=12)
+def test_continuations_that_cannot_be_scored(prefix, branches, message):
+    with pytest.raises(ValueError, match=message):
+        continuation_prompts([("q", prefix, branches)], max_length=12)
 
 
 def test_an_option_as_long_as_the_model_keeps_one_token_before_it():
-    (one, other), cut = continuation_prompts([8, 9], [[1] * 12, [2]], question=0, max_length=12)
-    assert cut
+    (one, other), truncated = continuation_prompts([("q", [8, 9], [[1] * 12, [2]])], max_length=12)
+    assert truncated == [True]
     assert one.prefix == [9]
     assert other.prefix == [8, 9]
 
 
 def test_long_letter_prompts_are_counted(tokenizer):
-    long = Example("l", long_text(tokenizer, 200), Q.options, 0)
+    long = Question("l", long_text(tokenizer, 200), Q.options, 0)
     made = letter_prompts(tokenizer, [Q, long], find_task("medqa"), max_length=100)
     assert made.truncated == [False, True]
     whole = ids(tokenizer, f"Question: {long.question}\nA. renin\nB. ↓ ANP\nAnswer: B")
     assert texts(made.prompts, 1)[1] == whole[-101:]
-    shots = [Example(str(n), long_text(tokenizer, 60), Q.options, 0) for n in range(2)]
+    shots = [Question(str(n), long_text(tokenizer, 60), Q.options, 0) for n in range(2)]
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=shots, max_length=100)
     assert made.truncated == [True]
     assert (

@@ -1,0 +1,116 @@
+"""`biomedlm evaluate`: its flags, its output and its errors."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from biomedlm_jax import cli
+from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.qa.report import read_items
+from biomedlm_jax.qa.scoring import WAYS
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    tokenizer = train_tokenizer(["cardiology renin"] * 20, vocab_size=270)
+    shape = {"vocab_size": 270, "context_length": 64, "layers": 1, "width": 32, "heads": 2}
+    release = tmp_path_factory.mktemp("evaluate") / "release"
+    return export_hf(GPT2(GPT2Config(**shape), key=jax.random.key(0)), tokenizer, release)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    rows = [
+        {"id": f"q{n}", "question": "Which?", "options": ["renin", "ANP", "no"], "label": n % 3}
+        for n in range(5)
+    ]
+    file = tmp_path_factory.mktemp("questions") / "dev.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def run(*arguments):
+    return cli.main(["evaluate", *map(str, arguments)])
+
+
+def test_it_prints_the_table_and_where_the_report_is(tmp_path, model, questions, capsys):
+    out = tmp_path / "out"
+    where = [f"--model={model}", f"--task=jsonl:{questions}", f"--out={out}"]
+    assert run(*where, "--data=2", "--fsdp=2", "--tensor=2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    name = f"jsonl:{questions}, dev"
+    assert lines[0] == f"{name}: 5 questions; skipped: nothing"
+    assert lines[-1] == f"wrote {out}"
+    assert sum(line.startswith("| ") for line in lines) == 1 + len(WAYS["letter"] + WAYS["option"])
+    assert run(*where) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("biomedlm evaluate: error: ")
+    assert "pass --overwrite" in error
+
+
+def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys):
+    out = tmp_path / "out"
+    where = ["--task=medqa", f"--path={questions}", "--format=questions", f"--out={out}"]
+    assert run(f"--model={model}", f"--model={model}", "--mode=letter", *where) == 0
+    assert (out / "report.md").read_text().strip() in capsys.readouterr().out
+    assert json.loads((out / "report.json").read_text())["seeds"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model"),
+        (["--model=nowhere", "--out=o"], "--task"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--harness_tasks=t"], "either"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--shots=-1"], "shots"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--batch_tokens=1"], "batch_tokens"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--modes=letter"], "modes"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--mode=letters"], "letter|option"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "stray"], "'stray'"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--path=nowhere"], "nowhere"),
+        (["--model=nowhere", "--out=o", "--task=medqa", "--tensor=3"], "tensor=3"),
+        (["--model=nowhere", "--out=o", "--task=mmlu:a/b"], "got 'mmlu:a/b'"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, capsys):
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("biomedlm evaluate: error: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_two_processes_write_one_report(tmp_path, model, questions):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "biomedlm_jax.cli", "evaluate", f"--model={model}"]
+    command += [f"--task=jsonl:{questions}", "--mode=option", f"--out={tmp_path / 'two'}"]
+    command += [f"--coordinator=localhost:{port}", "--process_count=2"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={n}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [output.count("wrote ") for output, _ in outputs] == [1, 0]
+    assert run(*command[4:7], f"--out={tmp_path / 'one'}") == 0
+    for way in WAYS["option"]:
+        two, one = (read_items(tmp_path / name, way=way) for name in ("two", "one"))
+        assert [item["scores"] for item in two] == pytest.approx([i["scores"] for i in one])
