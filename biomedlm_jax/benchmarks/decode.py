@@ -118,9 +118,10 @@ def _ours(decoder: Decoder, new_tokens: int):
     def decode(prompts: list[list[int]], beams: int) -> list[list[int]]:
         options: dict[str, Any] = {"max_new_tokens": new_tokens, "strategy": Strategy()}
         if beams == 1:
-            return decoding.decode(decoder, prompts, **options).tokens
-        search = beam.search(decoder, prompts, beams=beam.Beams(beams=beams), **options)
-        return [row[0] for row in search.tokens]
+            decoded = decoding.decode(decoder, prompts, **options)
+        else:
+            decoded = beam.search(decoder, prompts, beams=beam.Beams(beams=beams), **options)
+        return [rows[0] for rows in decoded.tokens]
 
     return decode
 

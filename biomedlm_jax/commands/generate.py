@@ -73,5 +73,5 @@ def run(flags: absl_flags.FlagValues) -> None:
     for name, field in OPTIONS.items():
         value = flags[name].value
         by_name = {str(choice).lower(): choice for choice in field.metadata["choices"] or ()}
-        given[name] = by_name.get(value, tuple(value) if isinstance(value, list) else value)
+        given[name] = by_name.get(str(value), tuple(value) if isinstance(value, list) else value)
     terminal.answer(flags, given)

@@ -48,7 +48,7 @@ def test_greedy_tokens_are_those_of_transformers(pairs, prompts_of, name, option
     if "bad_words" in options:
         options["bad_words_ids"] = [list(word) for word in options.pop("bad_words")]
     tokens, _ = peer.generate(prompts, max_new_tokens=27, eos_token_id=list(ends), **options)
-    assert ours.tokens == tokens
+    assert ours.rows == tokens
 
 
 @pytest.mark.parametrize("options", [{"min_length": 30}, {"no_repeat_ngram_size": 1}], ids=str)
@@ -57,7 +57,7 @@ def test_padding_never_counts_as_text(pairs, prompts_of, options):
     _, decoder, peer = pairs["scaled"]
     prompts, ends = prompts_of(9, 23, 14), [60, 3, 30]
     strategy = Strategy(ends=tuple(ends), **options)
-    ours = decode(decoder, prompts, max_new_tokens=27, strategy=strategy).tokens
+    ours = decode(decoder, prompts, max_new_tokens=27, strategy=strategy).rows
     options = {"max_new_tokens": 27, "eos_token_id": ends, **options}
     assert ours == [peer.generate([prompt], **options)[0][0] for prompt in prompts]
 
@@ -79,9 +79,9 @@ def test_an_answer_does_not_depend_on_its_company(pairs, prompts_of):
     prompts = prompts_of(9, 40, 3)
     for strategy in (Strategy(ends=(60,)), Strategy(temperature=1.5, top_p=0.95, ends=(60,))):
         options = {"max_new_tokens": 20, "strategy": strategy, "seed": 4}
-        together = decode(decoder, prompts, samples=2, **options).tokens
+        together = decode(decoder, prompts, samples=2, **options).rows
         alone = [
-            decode(decoder, [p], samples=2, numbers=[i], **options).tokens
+            decode(decoder, [p], samples=2, numbers=[i], **options).rows
             for i, p in enumerate(prompts)
         ]
         assert together == [row for rows in alone for row in rows]
@@ -98,8 +98,8 @@ def test_sharded_is_unsharded(random_model, prompts_of, sizes):
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
     sharded = make_decoder(jax.device_put(model, layout))
     prompts = prompts_of(9, 23, 14)
-    expected = decode(make_decoder(model), prompts, max_new_tokens=12).tokens
-    assert decode(sharded, prompts, max_new_tokens=12).tokens == expected
+    expected = decode(make_decoder(model), prompts, max_new_tokens=12).rows
+    assert decode(sharded, prompts, max_new_tokens=12).rows == expected
     kernel = sharded.model.blocks[0].mlp.c_fc.kernel[...]
     assert len(kernel.sharding.device_set) == mesh.size
 
@@ -149,13 +149,13 @@ def test_one_prefill_and_one_loop_for_a_bucket(pairs, prompts_of):
 def test_rows_stop_at_their_own_end_and_the_loop_with_the_last(pairs, prompts_of):
     _, decoder, _ = pairs["scaled"]
     prompts = prompts_of(9, 23, 14, 12, 5)
-    free = decode(decoder, prompts, max_new_tokens=30, strategy=Strategy()).tokens
+    free = decode(decoder, prompts, max_new_tokens=30, strategy=Strategy()).rows
     ends = (free[0][2], free[1][4])
     found = decode(decoder, prompts, max_new_tokens=30, strategy=Strategy(ends=ends))
-    for row, whole in zip(found.tokens, free, strict=True):
+    for row, whole in zip(found.rows, free, strict=True):
         first = next((i for i, t in enumerate(whole) if t in ends), len(whole) - 1)
         assert row == whole[: first + 1]
-    assert found.steps == max(map(len, found.tokens))
+    assert found.steps == max(map(len, found.rows))
 
 
 def test_watching_changes_nothing_and_may_stop_rows(pairs, prompts_of):
@@ -167,8 +167,8 @@ def test_watching_changes_nothing_and_may_stop_rows(pairs, prompts_of):
         return [False, len(rows[1]) >= 8, False]
 
     options = {"max_new_tokens": 20, "strategy": Strategy()}
-    whole = decode(decoder, prompts, **options).tokens
-    found = decode(decoder, prompts, **options, every=4, watch=watch).tokens
+    whole = decode(decoder, prompts, **options).rows
+    found = decode(decoder, prompts, **options, every=4, watch=watch).rows
     assert [found[0], found[1], found[2]] == [whole[0], whole[1][:8], whole[2]]
     assert seen == [[4, 4, 4], [8, 8, 8], [12, 8, 12], [16, 8, 16], [20, 8, 20]]
 
@@ -176,8 +176,8 @@ def test_watching_changes_nothing_and_may_stop_rows(pairs, prompts_of):
 def test_logits_that_are_no_numbers_stop_with_step_and_row(random_model):
     model = random_model()
     free = decode(make_decoder(model), [[1, 2], [3, 4, 5]], max_new_tokens=9, strategy=Strategy())
-    poison = next(t for t in free.tokens[1][2:] if t not in (1, 2, 3, 4, 5, *free.tokens[0]))
-    step = free.tokens[1].index(poison) + 1
+    poison = next(t for t in free.rows[1][2:] if t not in (1, 2, 3, 4, 5, *free.rows[0]))
+    step = free.rows[1].index(poison) + 1
     model.wte[...] = model.wte[...].at[poison].set(jnp.nan)
     decoder = make_decoder(model)
     broken = dataclasses.replace(decoder, head=make_decoder(random_model()).head)
@@ -203,7 +203,7 @@ def test_prompts_that_cannot_be(pairs, prompts, new, said):
 def test_a_prompt_may_fill_the_positions(pairs, prompts_of):
     _, decoder, peer = pairs["scaled"]
     prompts = prompts_of(90)
-    ours = decode(decoder, prompts, max_new_tokens=6).tokens
+    ours = decode(decoder, prompts, max_new_tokens=6).rows
     assert ours == peer.generate(prompts, max_new_tokens=6)[0]
 
 
@@ -212,7 +212,7 @@ def test_bfloat16_decodes(random_model, prompts_of):
     decoder = make_decoder(model)
     assert decoder.model.blocks[0].mlp.c_fc.kernel[...].dtype == jnp.bfloat16
     assert make_cache(model.config, 1, 16)[0][0].dtype == jnp.bfloat16
-    found = decode(decoder, prompts_of(9), max_new_tokens=8, strategy=Strategy()).tokens
+    found = decode(decoder, prompts_of(9), max_new_tokens=8, strategy=Strategy()).rows
     assert len(found[0]) == 8
 
 
@@ -235,6 +235,6 @@ def test_a_trained_model_speaks_as_in_transformers(trained, prompts_of):
     prompts = [
         p[:n] for p, n in zip(prompts_of(20, 20, 20, vocab_size=30), (4, 9, 20), strict=True)
     ]
-    ours = decode(decoder, prompts, max_new_tokens=40).tokens
+    ours = decode(decoder, prompts, max_new_tokens=40).rows
     assert ours == peer.generate(prompts, max_new_tokens=40)[0]
     assert isinstance(model, GPT2)

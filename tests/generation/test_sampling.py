@@ -110,7 +110,7 @@ def test_draws_follow_seed_prompt_and_sample(pairs):
     def draw(seed, numbers):
         prompts = [[5, 6, 7]] * len(numbers)
         options = {"max_new_tokens": 10, "strategy": strategy, "samples": 2}
-        return decode(decoder, prompts, seed=seed, numbers=numbers, **options).tokens
+        return decode(decoder, prompts, seed=seed, numbers=numbers, **options).rows
 
     one = draw(1, [0, 1])
     assert one == draw(1, [0, 1])
