@@ -1,4 +1,4 @@
-"""Where a step's time goes: the operations that a profile names, longest first."""
+"""The kernels of a step, longest first, from a profile."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import jax
 
-# cuDNN's kernels of fused attention, forward and backward, bear one of these in their names.
+# Names of cuDNN's kernels of fused attention, forward and backward.
 CUDNN_ATTENTION = re.compile(r"cudnn.*(sdpa|fmha|mha|flash)|(sdpa|fmha|mha|flash).*cudnn", re.I)
 
 
 def profile_steps(step: Callable[[], float], folder: str | Path, *, steps: int = 3) -> dict:
-    """Trace `steps` steps into `folder`, and list their kernels as `top_kernels` does.
+    """Trace `steps` steps into `folder`, which TensorBoard reads; list the kernels.
 
-    TensorBoard and xprof read the folder, too. `cudnn_attention` are the names of cuDNN's attention
-    kernels among all that ran on a GPU; None elsewhere.
+    `cudnn_attention` are the names of cuDNN's attention kernels among all that ran on a GPU; None
+    elsewhere.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -26,21 +26,21 @@ def profile_steps(step: Callable[[], float], folder: str | Path, *, steps: int =
     if not traces:
         raise ValueError(f"the profiler wrote no trace into {folder}; is it writable?")
     data = jax.profiler.ProfileData.from_file(str(traces[-1]))
-    found = top_kernels(data.planes)
-    on_gpu = any(kernel["on"] == "gpu" for kernel in found)
+    kernels = top_kernels(data.planes)
+    on_gpu = any(kernel["on"] == "gpu" for kernel in kernels)
     return {
         "trace": str(traces[-1]),
         "steps": steps,
-        "kernels": found[:20],
-        "cudnn_attention": cudnn_attention(found) if on_gpu else None,
+        "kernels": kernels[:20],
+        "cudnn_attention": cudnn_attention(kernels) if on_gpu else None,
     }
 
 
 def top_kernels(planes) -> list[dict]:
-    """Every kernel of a GPU's streams, or else operation of a CPU's programs, longest first.
+    """Return every kernel of a GPU's streams, else every operation of a CPU's programs.
 
-    Each has its `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the time of all. What
-    runs inside an operation (a loop's body) counts for itself, not for the operation.
+    Longest first; each has `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the total
+    time. The time of a loop's body counts for the operations in it, not for the loop.
     """
     planes = list(planes)
     streams = [
@@ -75,12 +75,12 @@ def top_kernels(planes) -> list[dict]:
 
 
 def cudnn_attention(kernels: list[dict]) -> list[str]:
-    """The names of cuDNN's attention kernels among `top_kernels`."""
+    """Return the names of cuDNN's attention kernels among `top_kernels`."""
     return [kernel["name"] for kernel in kernels if CUDNN_ATTENTION.search(kernel["name"])]
 
 
 def _own_time(events: list) -> Iterator[tuple[str, float]]:
-    """Names and durations of a line's events, less those of the events inside them."""
+    """Yield names and durations of a line's events, less those of the events inside them."""
     open_events: list[list] = []  # [name, end, own duration], each inside the one before it
     for event in sorted(events, key=lambda event: (event.start_ns, -event.duration_ns)):
         while open_events and open_events[-1][1] <= event.start_ns:
@@ -92,14 +92,15 @@ def _own_time(events: list) -> Iterator[tuple[str, float]]:
     yield from ((name, own) for name, _, own in reversed(open_events))
 
 
-def print_kernels(profile: dict, *, most: int = 12) -> None:
-    """Print what `profile_steps` found."""
-    print(f"the longest of {profile['steps']} steps of biomedlm_jax ({profile['trace']}):")
+def profile_lines(profile: dict, *, most: int = 12) -> list[str]:
+    """Return the longest kernels that `profile_steps` measured, a line each."""
+    lines = [f"the longest of {profile['steps']} steps of biomedlm_jax ({profile['trace']}):"]
     for kernel in profile["kernels"][:most]:
-        print(
+        lines.append(
             f"  {kernel['share']:6.1%} {kernel['seconds']:9.4f} s {kernel['calls']:7,} calls  "
             f"{kernel['name'][:100]}"
         )
     if profile["cudnn_attention"] is not None:
         names = ", ".join(profile["cudnn_attention"]) or "none"
-        print(f"attention kernels of cuDNN among all that ran: {names}")
+        lines.append(f"cuDNN attention kernels among all that ran: {names}")
+    return lines
