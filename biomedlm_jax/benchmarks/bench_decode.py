@@ -58,11 +58,10 @@ def measure(
             rows = zip(timings[name].first, timings[OURS].first, strict=True)
             side["milliseconds_per_step"] = 1e3 * side["median_seconds"] / new_tokens
             side["equal_rows"] = float(np.mean([a == b for a, b in rows]))
-    line = f"prompt {prompt_length}, {new_tokens} new, {np.dtype(config.dtype).name}"
+    work = f"prompt {prompt_length}, {new_tokens} new tokens"
     packages = ("jax", "flax", *(("torch", "transformers") if peers else ()))
-    kind = jax.devices()[0].device_kind
     return {
-        **timed.describe(timed.model_line(config, line), packages, kind),
+        **timed.describe(work, packages, config=config),
         "bytes_per_step_at_batch_1": step_bytes(decoder, 1, prompt_length + new_tokens),
         "memory_bandwidth": bandwidth(1)[0],
         "tables": tables,

@@ -73,7 +73,6 @@ def measure(
         raise ValueError(f"got the parts {sorted(unknown)}; expected some of {', '.join(PARTS)}")
     examples = read_questions(find_task("medqa"), path, split="dev")
     ours, tokens = _model(model, tokenizer)
-    line = f"context {ours.config.context_length}, {np.dtype(ours.config.dtype).name}"
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
         release = export_hf(ours, tokens, Path(folder, "model"))
@@ -84,9 +83,8 @@ def measure(
         if TUNING in parts:
             sides = tuning_sides(ours, tokens, release, examples, steps, batch_size, max_length)
             tables[TUNING] = _compare(sides, rounds, steps * batch_size)
-    kind = jax.devices()[0].device_kind
-    model_line = timed.model_line(ours.config, line)
-    return {**timed.describe(model_line, ("jax", *PEERS[:3]), kind), "tables": tables}
+    work = f"context {ours.config.context_length}"
+    return {**timed.describe(work, ("jax", *PEERS[:3]), config=ours.config), "tables": tables}
 
 
 def _compare(sides: Sides, rounds: int, questions: int) -> dict[str, dict]:

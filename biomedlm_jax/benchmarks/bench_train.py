@@ -96,10 +96,11 @@ def measure(
     notes = [f"attention of {OURS}: {about['attention']}"]
     if blocks:
         notes.append(f"each side in processes of its own, alternating in blocks: {blocks}")
-    line = f"length {config.context_length}, batch {batch_size}, {about['dtype']}"
+    config = dataclasses.replace(config, compute_dtype=about["dtype"])
+    work = f"length {config.context_length}, batch {batch_size}"
     packages = ("jax", "flax", "torch", "transformers")
     return {
-        **timed.describe(timed.model_line(config, line), packages, about["device_kind"]),
+        **timed.describe(work, packages, config=config, device=about["device_kind"]),
         "notes": notes + (profile_lines(profiled) if profiled else []),
         "attention": about["attention"],
         "blocks": blocks,
@@ -120,11 +121,11 @@ def check_peer(name: str) -> None:
 
 def device_of(config: ModelConfig) -> dict[str, str]:
     """Return the device, dtype and attention kernel of our side in this process."""
-    kind, kernel = (
-        jax.devices()[0].device_kind,
-        attention.training_kernel(config, meshes.make_mesh()),
-    )
-    return {"device_kind": kind, "dtype": np.dtype(config.dtype).name, "attention": kernel}
+    return {
+        "device_kind": jax.devices()[0].device_kind,
+        "dtype": np.dtype(config.dtype).name,
+        "attention": attention.training_kernel(config, meshes.make_mesh()),
+    }
 
 
 def make_side(name: str, config: ModelConfig, *, batch_size: int, loss_chunks: int) -> Steps:

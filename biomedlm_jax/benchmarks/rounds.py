@@ -11,6 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.language_model import parameter_count
+
 OURS = "biomedlm_jax"
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
 
@@ -78,8 +84,13 @@ def figures(timings: Mapping[str, Timing], unit: str, work: float, reference: st
     }
 
 
-def describe(work: str, packages: Iterable[str], device: str = "") -> dict[str, Any]:
+def describe(work: str, packages: Iterable[str], *, config=None, device: str = "") -> dict:
     """Return what is measured, the machine with its load (processes of a minute), and versions."""
+    if config is not None:
+        count = parameter_count(abstract_model(config))
+        shape = f"{config.layers} layers, width {config.width}, vocabulary {config.vocab_size:,}"
+        device = device or jax.devices()[0].device_kind
+        work = f"{count:,} parameters: {shape}, {np.dtype(config.dtype).name}, {work}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     model = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -89,17 +100,6 @@ def describe(work: str, packages: Iterable[str], device: str = "") -> dict[str, 
         "machine": ", ".join(part for part in parts if part),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def model_line(config, more: str) -> str:
-    """Return a model's size and shape in words."""
-    from biomedlm_jax.model.families import abstract_model
-    from biomedlm_jax.model.language_model import parameter_count
-
-    return (
-        f"{parameter_count(abstract_model(config)):,} parameters: {config.layers} layers, width "
-        f"{config.width}, vocabulary {config.vocab_size:,}, {more}"
-    )
 
 
 def print_result(result: Mapping[str, Any]) -> None:
