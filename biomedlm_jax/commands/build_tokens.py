@@ -11,14 +11,14 @@ import time
 from absl import flags
 from rich.console import Console
 
-from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands import inputs, shared_flags
 from biomedlm_jax.corpus import documents, tokenizer, tokens
 from biomedlm_jax.files import write_json
 
 FLAGS = flags.FlagValues()
 inputs.define_flags(FLAGS)
 flags.DEFINE_string("tokenizer", None, "Directory or tokenizer.json.", FLAGS, required=True)
-flags.DEFINE_string("out", None, "Directory to write.", FLAGS, required=True)
+shared_flags.define_out(FLAGS, "the token rows")
 flags.DEFINE_integer(
     "length", 1024, "Token ids in a row: the model's context length.", flag_values=FLAGS
 )
@@ -27,8 +27,7 @@ flags.DEFINE_float(
 )
 separator = "<|endoftext|> or nothing after each document."
 flags.DEFINE_enum("separator", "eos", tokens.SEPARATORS, separator, FLAGS)
-flags.DEFINE_bool("overwrite", False, "Replace the token rows in --out.", FLAGS)
-flags.DEFINE_string("json", None, "File for a copy of the manifest.", FLAGS)
+shared_flags.define_json(FLAGS, "the manifest")
 
 
 def run(options: flags.FlagValues) -> None:

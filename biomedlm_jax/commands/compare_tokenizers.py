@@ -13,7 +13,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands import inputs, shared_flags
 from biomedlm_jax.corpus import comparison
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.files import write_json
@@ -23,7 +23,7 @@ inputs.define_flags(FLAGS)
 flags.DEFINE_multi_string("tokenizer", None, "NAME=PATH; repeatable.", FLAGS, required=True)
 flags.DEFINE_integer("max_documents", None, "Read at most this many.", 1, flag_values=FLAGS)
 flags.DEFINE_list("terms", list(comparison.TERMS), "Terms to tokenise.", FLAGS)
-flags.DEFINE_string("json", None, "File for the figures.", FLAGS)
+shared_flags.define_json(FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:

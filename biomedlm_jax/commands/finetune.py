@@ -12,23 +12,21 @@ processes are started as for `biomedlm pretrain`.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from biomedlm_jax.commands import joining
+from biomedlm_jax.commands import shared_flags
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_values=FLAGS)
-flags.DEFINE_string("model", None, "Run or Hugging Face directory.", flag_values=FLAGS)
-flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=FLAGS)
-joining.define_flags(FLAGS)
-flags.mark_flags_as_required(["config", "model", "workdir"], flag_values=FLAGS)
+shared_flags.define_config(FLAGS)
+shared_flags.define_model(FLAGS)
+shared_flags.define_workdir(FLAGS)
+shared_flags.define_processes(FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
     from biomedlm_jax.finetuning.finetune import finetune_all
 
-    with joining.joined(options):
+    with shared_flags.joined(options):
         results = finetune_all(options.config, options.model, options.workdir)
     for result in results:
         if "dev_accuracy" in result:

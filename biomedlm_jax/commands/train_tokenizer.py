@@ -10,7 +10,7 @@ import time
 
 from absl import flags
 
-from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands import inputs, shared_flags
 from biomedlm_jax.corpus import comparison, documents, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.files import atomic_directory
@@ -18,8 +18,7 @@ from biomedlm_jax.files import atomic_directory
 FLAGS = flags.FlagValues()
 inputs.define_flags(FLAGS)
 flags.DEFINE_integer("vocab_size", 28_896, "Entries, the last is <|endoftext|>.", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "Directory to write.", FLAGS, required=True)
-flags.DEFINE_bool("overwrite", False, "Replace the tokenizer in --out.", FLAGS)
+shared_flags.define_out(FLAGS, "the tokenizer")
 
 
 def run(options: flags.FlagValues) -> None:
