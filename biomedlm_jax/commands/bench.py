@@ -12,6 +12,7 @@ transformers' generate; `tokens` times the building of token rows beside the bar
 the extras `hf` and `harness`, and accelerate.
 """
 
+import functools
 import importlib
 
 from absl import flags
@@ -21,12 +22,12 @@ from biomedlm_jax.commands import shared_flags
 FLAGS = flags.FlagValues()
 BY_POSITION = "what"
 KINDS = ["train", "decode", "tokens", "questions"]
-flags.DEFINE_enum("what", "train", KINDS, "What to measure; may be the first argument.", FLAGS)
+define = functools.partial(shared_flags.define, FLAGS)
+define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
+define("rounds", 5, "Alternating rounds.", least=1)
 shared_flags.define_json(FLAGS)
 shared_flags.define_dtype(FLAGS)
 for name, default, meaning in (
-    ("rounds", 5, "Alternating rounds."),
-    ("steps", 4, "train, questions: training steps of each side in a round."),
     ("layers", 6, "train, decode: layers of the model."),
     ("width", 384, "train, decode: width of the model."),
     ("heads", 6, "train, decode: attention heads."),
@@ -36,29 +37,24 @@ for name, default, meaning in (
     ("loss_chunks", 1, "train: parts of a row whose logits are computed at once."),
     ("unroll", 1, "train: layers per iteration of the scan over layers."),
     ("blocks", None, "train: blocks of processes, each side's own; default 2 on a GPU, else none."),
+    ("steps", 4, "train, questions: training steps of each side in a round."),
     ("beams", 5, "decode: beams of beam search at batch size 1; 1: no beam search."),
     ("prompt", 32, "decode: tokens of a prompt."),
     ("new_tokens", 128, "decode: tokens to generate."),
     ("questions", 100, "questions: questions scored in a round."),
 ):
-    flags.DEFINE_integer(name, default, meaning, 1, flag_values=FLAGS)
-for name, values, meaning in (
-    ("peers", ["torch sdpa", "torch sdpa fused"], "train: 'torch ATTENTION [fused] [compile]'."),
-    ("batch_sizes", ["1", "8", "16"], "decode: batch sizes of greedy decoding."),
-    ("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none."),
-    ("input", [], "tokens: files, directories or globs."),
-    ("parts", ["scoring", "tuning"], "questions: what to measure, scoring or tuning."),
-    ("hf_batch_sizes", ["8"], "questions: batch sizes of lm-evaluation-harness' hf backend."),
-):
-    flags.DEFINE_list(name, values, f"{meaning} Separated by commas.", FLAGS)
-for name, value, meaning in (
-    ("profile", None, "train: directory to write a trace of our steps to."),
-    ("text_field", "text", "tokens: field of a JSON line with the text."),
-    ("tokenizer", None, "tokens, questions: directory of the tokenizer."),
-    ("model", None, "questions: run or Hugging Face directory; without it a random model."),
-    ("path", None, "questions: file or directory of MedQA."),
-):
-    flags.DEFINE_string(name, value, meaning, FLAGS)
+    define(name, default, meaning, kind=int, least=1)
+define("peers", ["torch sdpa", "torch sdpa fused"], "train: 'torch ATTENTION [fused] [compile]'.")
+define("profile", None, "train: directory to write a trace of our steps to.")
+define("batch_sizes", ["1", "8", "16"], "decode: batch sizes of greedy decoding.")
+define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
+define("input", [], "tokens: files, directories or globs.")
+define("text_field", "text", "tokens: field of a JSON line with the text.")
+define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
+define("model", None, "questions: run or Hugging Face directory; without it a random model.")
+define("path", None, "questions: file or directory of MedQA.")
+define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
+define("hf_batch_sizes", ["8"], "questions: batch sizes of lm-evaluation-harness' hf backend.")
 
 # The flags of each benchmark, and the name of the argument where that is another.
 ARGUMENTS = {

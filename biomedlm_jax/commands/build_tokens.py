@@ -6,6 +6,7 @@ The documents, <|endoftext|> after each, are joined and cut into rows of --lengt
 the rows as a TFDS dataset (ArrayRecord), the tokenizer, and a manifest of counts and hashes.
 """
 
+import functools
 import time
 
 from absl import flags
@@ -16,17 +17,14 @@ from biomedlm_jax.corpus import documents, tokenizer, tokens
 from biomedlm_jax.files import write_json
 
 FLAGS = flags.FlagValues()
+define = functools.partial(shared_flags.define, FLAGS)
 inputs.define_flags(FLAGS)
-flags.DEFINE_string("tokenizer", None, "Directory or tokenizer.json.", FLAGS, required=True)
+define("tokenizer", None, "Directory of a tokenizer, or a tokenizer.json.", required=True)
 shared_flags.define_out(FLAGS, "the token rows")
-flags.DEFINE_integer(
-    "length", 1024, "Token ids in a row: the model's context length.", flag_values=FLAGS
-)
-flags.DEFINE_float(
-    "validation_fraction", 0.005, "Fraction of the documents for validation.", flag_values=FLAGS
-)
+define("length", 1024, "Token ids in a row: the model's context length.")
+define("validation_fraction", 0.005, "Fraction of the documents for validation.")
 separator = "<|endoftext|> or nothing after each document."
-flags.DEFINE_enum("separator", "eos", tokens.SEPARATORS, separator, FLAGS)
+define("separator", "eos", separator, choices=tokens.SEPARATORS)
 shared_flags.define_json(FLAGS, "the manifest")
 
 

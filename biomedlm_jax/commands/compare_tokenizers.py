@@ -7,6 +7,7 @@ and vocab.bpe. Terms are tokenised after a space.
 """
 
 import dataclasses
+import functools
 import itertools
 
 from absl import flags
@@ -19,10 +20,11 @@ from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.files import write_json
 
 FLAGS = flags.FlagValues()
+define = functools.partial(shared_flags.define, FLAGS)
 inputs.define_flags(FLAGS)
-flags.DEFINE_multi_string("tokenizer", None, "NAME=PATH; repeatable.", FLAGS, required=True)
-flags.DEFINE_integer("max_documents", None, "Read at most this many.", 1, flag_values=FLAGS)
-flags.DEFINE_list("terms", list(comparison.TERMS), "Terms to tokenise.", FLAGS)
+define("tokenizer", None, "NAME=PATH; repeatable.", repeated=True, required=True)
+define("max_documents", None, "Documents to read at most.", kind=int, least=1)
+define("terms", list(comparison.TERMS), "Terms to tokenise, separated by commas.")
 shared_flags.define_json(FLAGS)
 
 

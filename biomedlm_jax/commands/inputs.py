@@ -1,26 +1,25 @@
 """The flags of commands that read a corpus."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
+from biomedlm_jax.commands import shared_flags
 from biomedlm_jax.corpus import documents
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Add the flags of the input files to a command's flags."""
+    define = functools.partial(shared_flags.define, values)
     what = f"Files, directories or globs, separated by commas; repeatable. {documents.KNOWN}."
-    flags.DEFINE_multi_string("input", None, what, values, required=True)
-    text = (
-        "Field of a JSON line with the text; meta.text is nested, title,abstract,body are joined."
-    )
-    flags.DEFINE_string("text_field", "text", text, values)
-    flags.DEFINE_list("subsets", [], "Keep only JSON lines of these subsets.", values)
-    subset = "Field of a JSON line with its subset."
-    flags.DEFINE_string("subset_field", "meta.pile_set_name", subset, values)
-    bad = "Stop at a bad line, or skip it."
-    flags.DEFINE_enum("on_error", "raise", documents.ON_ERROR, bad, values)
+    define("input", None, what, repeated=True, required=True)
+    text = "Field of a JSON line with the text; meta.text is nested, title,abstract are joined."
+    define("text_field", "text", text)
+    define("subsets", [], "Keep only JSON lines of these subsets, separated by commas.")
+    define("subset_field", "meta.pile_set_name", "Field of a JSON line with its subset.")
+    define("on_error", "raise", "Stop at a bad line, or skip it.", choices=documents.ON_ERROR)
 
 
 def input_paths(options: flags.FlagValues) -> list[Path]:

@@ -9,10 +9,12 @@ model, and a randomly initialised one, on questions and compares their accuracy.
 
 from absl import flags
 
+from biomedlm_jax.commands import shared_flags
+
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("out", "quickstart", "Directory to write; it must be new.", FLAGS)
-flags.DEFINE_integer("steps", 3000, "Pre-training steps of 512 tokens.", 40, flag_values=FLAGS)
-flags.DEFINE_integer("documents", 2400, "Abstracts to write.", 200, flag_values=FLAGS)
+shared_flags.define(FLAGS, "out", "quickstart", "Directory to write; it must be new.")
+shared_flags.define(FLAGS, "steps", 3000, "Pre-training steps of 512 tokens.", least=40)
+shared_flags.define(FLAGS, "documents", 2400, "Abstracts to write.", least=200)
 
 
 def run(options: flags.FlagValues) -> None:

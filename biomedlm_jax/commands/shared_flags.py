@@ -6,7 +6,7 @@ Nothing here imports jax: `biomedlm plan` chooses jax's platform before that.
 import contextlib
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -15,7 +15,38 @@ from ml_collections import config_flags
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-DTYPES = ["auto", "float32", "bfloat16"]
+KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+
+
+def define(
+    values: flags.FlagValues,
+    name: str,
+    default: Any,
+    meaning: str,
+    *,
+    kind: type = str,
+    least: float | None = None,
+    choices: Sequence[str] = (),
+    repeated: bool = False,
+    required: bool = False,
+) -> None:
+    """Add a flag to a command: of the default's type, or of `kind` if that is None.
+
+    A list is separated by commas; a `repeated` flag is given once for each value.
+    """
+    kind = kind if default is None else type(default)
+    if choices:
+        flags.DEFINE_enum(name, default, list(choices), meaning, values)
+    elif repeated:
+        flags.DEFINE_multi_string(name, default, meaning, values)
+    elif kind in (int, float):
+        KINDS[kind](name, default, meaning, least, flag_values=values)
+    else:
+        {**KINDS, list: flags.DEFINE_list}.get(kind, flags.DEFINE_string)(
+            name, default, meaning, flag_values=values
+        )
+    if required:
+        flags.mark_flag_as_required(name, flag_values=values)
 
 
 def define_config(values: flags.FlagValues) -> None:
@@ -27,35 +58,32 @@ def define_config(values: flags.FlagValues) -> None:
 
 def define_model(values: flags.FlagValues, *, repeated: bool = False) -> None:
     """Add --model, required."""
-    meaning = "Model: a run directory or a Hugging Face directory"
-    if repeated:
-        meaning += "; repeat it for several seeds of one model."
-        flags.DEFINE_multi_string("model", None, meaning, values, required=True)
-    else:
-        flags.DEFINE_string("model", None, f"{meaning}.", values, required=True)
+    meaning = "Run directory or Hugging Face directory of the model."
+    meaning += " Repeat it for one model with several seeds." if repeated else ""
+    define(values, "model", None, meaning, repeated=repeated, required=True)
 
 
 def define_workdir(values: flags.FlagValues) -> None:
     """Add --workdir, required."""
     meaning = "Directory of the run; a run that it contains is resumed."
-    flags.DEFINE_string("workdir", None, meaning, values, required=True)
+    define(values, "workdir", None, meaning, required=True)
 
 
 def define_out(values: flags.FlagValues, what: str) -> None:
     """Add --out, required, and --overwrite; `what` is written."""
-    flags.DEFINE_string("out", None, f"Directory to write {what} to.", values, required=True)
-    flags.DEFINE_bool("overwrite", False, f"Replace {what} in --out.", values)
+    define(values, "out", None, f"Directory to write {what} to.", required=True)
+    define(values, "overwrite", False, f"Replace {what} in --out.")
 
 
 def define_json(values: flags.FlagValues, what: str = "the figures") -> None:
     """Add --json."""
-    flags.DEFINE_string("json", None, f"File to write {what} to, as JSON.", values)
+    define(values, "json", None, f"File to write {what} to, as JSON.")
 
 
 def define_dtype(values: flags.FlagValues) -> None:
     """Add --dtype."""
     meaning = "Dtype of activations and matrix products; auto: float32 on a CPU, else bfloat16."
-    flags.DEFINE_enum("dtype", "auto", DTYPES, meaning, values)
+    define(values, "dtype", "auto", meaning, choices=("auto", "float32", "bfloat16"))
 
 
 def define_mesh(values: flags.FlagValues) -> None:
@@ -65,7 +93,7 @@ def define_mesh(values: flags.FlagValues) -> None:
         ("fsdp", 1, "Devices that split the weights, gathered before use, and the batch."),
         ("tensor", 1, "Devices that split attention heads, MLP and vocabulary."),
     ):
-        flags.DEFINE_integer(name, size, meaning, flag_values=values)
+        define(values, name, size, meaning)
 
 
 def make_mesh(options: flags.FlagValues) -> "Mesh":
@@ -77,17 +105,15 @@ def make_mesh(options: flags.FlagValues) -> "Mesh":
 
 def define_processes(values: flags.FlagValues) -> None:
     """Add the flags of a run in several processes."""
-    meaning = "Find the other processes from the environment (TPU pod, Slurm, Open MPI)."
-    flags.DEFINE_bool("distributed", False, meaning, values)
-    meaning = "HOST:PORT where process 0 listens, instead of --distributed."
-    flags.DEFINE_string("coordinator", None, meaning, values)
     for name, default, meaning in (
+        ("distributed", False, "Read the other processes from the environment (TPU pod, Slurm)."),
+        ("coordinator", None, "HOST:PORT where process 0 listens, instead of --distributed."),
         ("process_id", 0, "Number of this process, from 0, with --coordinator."),
         ("process_count", 1, "Number of processes, with --coordinator."),
         ("start_timeout", 300, "Seconds to wait for the other processes to start."),
         ("silence_timeout", 60, "Seconds without a heartbeat until a process counts as dead."),
     ):
-        flags.DEFINE_integer(name, default, meaning, flag_values=values)
+        define(values, name, default, meaning)
 
 
 @contextlib.contextmanager
@@ -112,22 +138,15 @@ def joined(options: flags.FlagValues) -> Iterator[None]:
 def define_settings(values: flags.FlagValues, cls: type, *, exclude: tuple[str, ...] = ()) -> None:
     """Add one flag, None by default, for each field of a Settings class, with the field's help."""
     hints = typing.get_type_hints(cls)
-    kinds = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
     for field in _fields(cls, exclude):
-        hint, meaning = hints[field.name], field.metadata["help"]
-        kind = next((k for k in (hint, *typing.get_args(hint)) if k in kinds), None)
-        choices = field.metadata["choices"]
-        if field.default is not None and not isinstance(field.default, str | tuple):
-            meaning += f" (default {field.default})"
-        if choices:
-            names = [str(choice).lower() for choice in choices]
-            flags.DEFINE_enum(field.name, None, names, meaning, values)
-        elif kind:
-            kinds[kind](field.name, None, meaning, flag_values=values)
-        elif hint is str:
-            flags.DEFINE_string(field.name, None, meaning, values)
-        else:
-            flags.DEFINE_multi_string(field.name, None, f"{meaning}; repeatable", values)
+        kinds = (hints[field.name], *typing.get_args(hints[field.name]))
+        kind = next((kind for kind in kinds if kind in KINDS), str)
+        number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
+        meaning = field.metadata["help"] + (f" (default {field.default})" if number else "")
+        repeated = typing.get_origin(kinds[0]) is tuple or tuple in map(typing.get_origin, kinds)
+        choices = [str(choice).lower() for choice in field.metadata["choices"] or ()]
+        meaning += "; repeatable" if repeated else ""
+        define(values, field.name, None, meaning, kind=kind, choices=choices, repeated=repeated)
 
 
 def given_settings(

@@ -5,6 +5,7 @@
 The directory --out loads in transformers (AutoTokenizer) and in every later command.
 """
 
+import functools
 import sys
 import time
 
@@ -16,8 +17,9 @@ from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.files import atomic_directory
 
 FLAGS = flags.FlagValues()
+define = functools.partial(shared_flags.define, FLAGS)
 inputs.define_flags(FLAGS)
-flags.DEFINE_integer("vocab_size", 28_896, "Entries, the last is <|endoftext|>.", flag_values=FLAGS)
+define("vocab_size", 28_896, "Entries; the last one is <|endoftext|>.")
 shared_flags.define_out(FLAGS, "the tokenizer")
 
 
