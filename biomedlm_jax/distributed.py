@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax._src import distributed as jax_distributed
@@ -93,7 +94,7 @@ def leaving_together(*, silence_timeout: int = 60) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    client = jax_distributed.global_state.client  # jax has no public key-value store
+    client: Any = jax_distributed.global_state.client  # jax has no public key-value store
     finished = threading.Event()
     threading.Thread(target=_watch, args=(client, finished), daemon=True).start()
     try:

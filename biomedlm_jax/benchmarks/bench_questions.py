@@ -29,7 +29,7 @@ from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.packing import LAST, Bucket, lay_out, separate, size
-from biomedlm_jax.qa.prompts import ADDED_TOKENS, add_tokens, choice_prompts
+from biomedlm_jax.qa.prompts import ADDED_TOKENS, choice_prompts
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.scoring import OPTION, score
 from biomedlm_jax.qa.tasks import find_task, read_questions
@@ -129,7 +129,8 @@ def scoring_sides(
             (f"Question: {q.question}\nAnswer:", f" {o}") for q in questions for o in q.options
         )
     ]
-    hf: Any = HFLM(pretrained=str(release), device="cpu", dtype="float32")
+    options: dict[str, Any] = {"pretrained": str(release), "device": "cpu", "dtype": "float32"}
+    hf: Any = HFLM(**options)
 
     def by_score() -> list[float]:
         items = score(model, tokenizer, questions, find_task("medqa"), mode=OPTION)[OPTION]
@@ -157,7 +158,8 @@ def tuning_sides(
     max_length: int,
 ) -> Sides:
     """Return the sides that learn the same batches of questions; a call returns their losses."""
-    grown = add_tokens(tokenizer, CHOICE)
+    grown = Tokenizer.from_str(tokenizer.to_str())
+    added = grown.add_special_tokens(list(ADDED_TOKENS[CHOICE]))
     prompts = choice_prompts(grown, questions, row_format=PAPER, max_length=max_length).prompts
     labels = [int(question.label or 0) for question in questions]
     data = ShuffledQuestions(
@@ -172,7 +174,7 @@ def tuning_sides(
         jax.random.key(0),
         Head(kind=CHOICE, task="medqa", row_format=PAPER, max_length=max_length),
     )
-    scorer = with_head(grow_vocabulary(model, len(ADDED_TOKENS[CHOICE]), key=key), head, key=key)
+    scorer = with_head(grow_vocabulary(model, added, key=key), head, key=key)
     shared = [data.batch(step) for step in range(steps)]
     rows = [one_row_per_option(*batch) for batch in zip(one_each, gold, strict=True)]
     copy = functools.partial(jax.tree.map, jax.numpy.copy)  # a step reuses the model's buffers
@@ -207,6 +209,7 @@ def _torch(scorer: Scorer, release: Path, one_each, gold: Sequence[Sequence[int]
         table = np.asarray(scorer.trunk.head_weight[:entries])
         trunk.get_input_embeddings().weight.copy_(torch.tensor(table))
         head.weight.copy_(torch.tensor(np.asarray(scorer.score.kernel[...]).T))
+        assert scorer.score.bias is not None
         head.bias.copy_(torch.tensor(np.asarray(scorer.score.bias[...])))
 
     def loss(prompts, labels):

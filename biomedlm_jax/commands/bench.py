@@ -14,6 +14,7 @@ the extras `hf` and `harness`, and accelerate.
 
 import functools
 import importlib
+from typing import Any
 
 from absl import flags
 
@@ -74,7 +75,7 @@ def run(options: flags.FlagValues) -> None:
     arguments = {}
     for pair in ARGUMENTS[what].split():
         name, _, argument = pair.partition(":")
-        value = options[name].value
+        value: Any = options[name].value
         arguments[argument or name] = _sizes(name, value) if "batch_sizes" in name else value
     benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
     if what in ("train", "decode"):

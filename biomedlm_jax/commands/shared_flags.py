@@ -139,11 +139,11 @@ def define_settings(values: flags.FlagValues, cls: type, *, exclude: tuple[str, 
     """Add one flag, None by default, for each field of a Settings class, with the field's help."""
     hints = typing.get_type_hints(cls)
     for field in _fields(cls, exclude):
-        kinds = (hints[field.name], *typing.get_args(hints[field.name]))
+        kinds = [hints[field.name], *typing.get_args(hints[field.name])]
         kind = next((kind for kind in kinds if kind in KINDS), str)
         number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
         meaning = field.metadata["help"] + (f" (default {field.default})" if number else "")
-        repeated = typing.get_origin(kinds[0]) is tuple or tuple in map(typing.get_origin, kinds)
+        repeated = tuple in [typing.get_origin(kind) for kind in kinds]
         choices = [str(choice).lower() for choice in field.metadata["choices"] or ()]
         meaning += "; repeatable" if repeated else ""
         define(values, field.name, None, meaning, kind=kind, choices=choices, repeated=repeated)
