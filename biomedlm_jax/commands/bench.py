@@ -12,22 +12,18 @@ transformers' generate; `tokens` times the building of token rows beside the bar
 the extras `hf` and `harness`, and accelerate.
 """
 
-import functools
 import importlib
 from typing import Any
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 BY_POSITION = "what"
 KINDS = ["train", "decode", "tokens", "questions"]
-define = functools.partial(shared_flags.define, FLAGS)
-define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
-define("rounds", 5, "Alternating rounds.", least=1)
-shared_flags.define_json(FLAGS)
-shared_flags.define_dtype(FLAGS)
+FLAGS.define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
+FLAGS.define("rounds", 5, "Alternating rounds.", least=1)
+FLAGS.define_json()
+FLAGS.define_dtype()
 for name, default, meaning in (
     ("layers", 6, "train, decode: layers of the model."),
     ("width", 384, "train, decode: width of the model."),
@@ -44,18 +40,19 @@ for name, default, meaning in (
     ("new_tokens", 128, "decode: tokens to generate."),
     ("questions", 100, "questions: questions scored in a round."),
 ):
-    define(name, default, meaning, kind=int, least=1)
-define("peers", ["torch sdpa", "torch sdpa fused"], "train: 'torch ATTENTION [fused] [compile]'.")
-define("profile", None, "train: directory to write a trace of our steps to.")
-define("batch_sizes", ["1", "8", "16"], "decode: batch sizes of greedy decoding.")
-define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
-define("input", [], "tokens: files, directories or globs.")
-define("text_field", "text", "tokens: field of a JSON line with the text.")
-define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
-define("model", None, "questions: run or Hugging Face directory; without it a random model.")
-define("path", None, "questions: file or directory of MedQA.")
-define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
-define("hf_batch_sizes", ["8"], "questions: batch sizes of lm-evaluation-harness' hf backend.")
+    FLAGS.define(name, default, meaning, kind=int, least=1)
+PEERS = ["torch sdpa", "torch sdpa fused"]
+FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'.")
+FLAGS.define("profile", None, "train: directory to write a trace of our steps to.")
+FLAGS.define("batch_sizes", ["1", "8", "16"], "decode: batch sizes of greedy decoding.")
+FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
+FLAGS.define("input", [], "tokens: files, directories or globs.")
+FLAGS.define("text_field", "text", "tokens: field of a JSON line with the text.")
+FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
+FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
+FLAGS.define("path", None, "questions: file or directory of MedQA.")
+FLAGS.define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
+FLAGS.define("hf_batch_sizes", ["8"], "questions: batch sizes of the harness' hf backend.")
 
 # The flags of each benchmark, and the name of the argument where that is another.
 ARGUMENTS = {
@@ -67,7 +64,7 @@ ARGUMENTS = {
 REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",)}
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Measure, print the tables, and write the figures to --json."""
     what, required = options.what, REQUIRED.get(options.what, ())
     if not all(options[name].value for name in required):
@@ -96,12 +93,12 @@ def _sizes(name: str, values: list[str]) -> tuple[int, ...]:
     return tuple(map(int, values))
 
 
-def _config(options: flags.FlagValues):
+def _config(options: Flags):
     from biomedlm_jax.benchmarks.rounds import NO_DROPOUT
     from biomedlm_jax.model.families import make_config
 
     decode = options.what == "decode"
-    shape = {name: options[name].value for name in ("layers", "width", "heads", "vocab_size")}
+    shape = options.pick("layers", "width", "heads", "vocab_size")
     shape["context_length"] = options.prompt + options.new_tokens if decode else options.length
     unroll = {} if decode else {"unroll": options.unroll}
     execution = {"compute_dtype": options.dtype, **unroll, **NO_DROPOUT}

@@ -7,28 +7,26 @@ and vocab.bpe. Terms are tokenised after a space.
 """
 
 import dataclasses
-import functools
 import itertools
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from biomedlm_jax.commands import inputs, shared_flags
+from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.files import write_json
 
-FLAGS = flags.FlagValues()
-define = functools.partial(shared_flags.define, FLAGS)
+FLAGS = Flags()
 inputs.define_flags(FLAGS)
-define("tokenizer", None, "NAME=PATH; repeatable.", repeated=True, required=True)
-define("max_documents", None, "Documents to read at most.", kind=int, least=1)
-define("terms", list(comparison.TERMS), "Terms to tokenise, separated by commas.")
-shared_flags.define_json(FLAGS)
+FLAGS.define("tokenizer", None, "NAME=PATH; repeatable.", repeated=True, required=True)
+FLAGS.define("max_documents", None, "Documents to read at most.", kind=int, least=1)
+FLAGS.define("terms", list(comparison.TERMS), "Terms to tokenise, separated by commas.")
+FLAGS.define_json()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Compare, and print a table of the sizes and one of the terms."""
     named = dict(value.split("=", 1) for value in options.tokenizer if "=" in value)
     if len(named) < len(options.tokenizer):

@@ -9,34 +9,29 @@ runs tasks of lm-evaluation-harness (extra `harness`) whose YAML files are in DI
 several processes are started as for `biomedlm pretrain`.
 """
 
-import functools
+from biomedlm_jax.commands.shared_flags import Flags
 
-from absl import flags
-
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-define = functools.partial(shared_flags.define, FLAGS)
-shared_flags.define_model(FLAGS, repeated=True)
-define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:FILE.")
-define("path", None, "File of the task, or directory of its files.")
-define("format", "", "Format of the files, such as questions, if their names do not decide it.")
-define("split", None, "Split to score; default: the one in the file's name, or the task's last.")
+FLAGS = Flags()
+FLAGS.define_model(repeated=True)
+FLAGS.define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:FILE.")
+FLAGS.define("path", None, "File of the task, or directory of its files.")
+FLAGS.define("format", "", "Format of the files, if their names do not decide it.")
+FLAGS.define("split", None, "Split to score; default: that in the file's name, or the last one.")
 MODES = ("auto", "letter", "option", "classifier")
-define("mode", "auto", "Way of scoring; auto: all that fit the model.", choices=MODES)
-define("shots", 0, "Answered questions before each question, with --mode=letter.", least=0)
-define("fold", 0, "Fold of PubMedQA, 0 to 9.", least=0)
-define("on_error", "raise", "Stop at a bad question, or skip it.", choices=("raise", "skip"))
-define("baseline", None, "Report of another model on the same questions, for a paired test.")
-define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
-define("harness_tasks", [], "Tasks of lm-evaluation-harness to run instead, separated by commas.")
-define("harness_directory", None, "Directory of the YAML files of --harness_tasks.")
-shared_flags.define_out(FLAGS, "the report")
-shared_flags.define_mesh(FLAGS)
-shared_flags.define_processes(FLAGS)
+FLAGS.define("mode", "auto", "Way of scoring; auto: all that fit the model.", choices=MODES)
+FLAGS.define("shots", 0, "Answered questions before each question, with --mode=letter.", least=0)
+FLAGS.define("fold", 0, "Fold of PubMedQA, 0 to 9.", least=0)
+FLAGS.define("on_error", "raise", "Stop at a bad question, or skip it.", choices=("raise", "skip"))
+FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
+FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
+FLAGS.define("harness_tasks", [], "Tasks of lm-evaluation-harness instead, comma-separated.")
+FLAGS.define("harness_directory", None, "Directory of the YAML files of --harness_tasks.")
+FLAGS.define_out("the report")
+FLAGS.define_mesh()
+FLAGS.define_processes()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Evaluate and print the table of results."""
     if bool(options.task) == bool(options.harness_tasks):
         raise ValueError("give either --task, or --harness_tasks and --harness_directory")
@@ -45,9 +40,8 @@ def run(options: flags.FlagValues) -> None:
     from biomedlm_jax.qa import report
     from biomedlm_jax.qa.evaluation import evaluate
 
-    with shared_flags.joined(options):
-        common = {"batch_tokens": options.batch_tokens, "overwrite": options.overwrite}
-        common["mesh"] = shared_flags.make_mesh(options)
+    with options.joined():
+        common = {**options.pick("batch_tokens", "overwrite"), "mesh": options.make_mesh()}
         if options.harness_tasks:
             from biomedlm_jax.qa.harness import evaluate_tasks
 
@@ -55,18 +49,8 @@ def run(options: flags.FlagValues) -> None:
             evaluate_tasks(options.model, options.out, **tasks, **common)
             text = ""
         else:
-            names = [
-                "task",
-                "path",
-                "format",
-                "split",
-                "mode",
-                "shots",
-                "fold",
-                "on_error",
-                "baseline",
-            ]
-            given = {name: options[name].value for name in names}
+            given = options.pick("task", "path", "format", "split", "mode", "shots", "fold")
+            given |= options.pick("on_error", "baseline")
             summaries = evaluate(options.model, options.out, **given, **common)
             text = report.markdown(*summaries) if len(summaries) == 1 else report.table(summaries)
         if jax.process_index() == 0:

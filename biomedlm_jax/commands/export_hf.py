@@ -7,25 +7,19 @@ A fine-tuned model is written with its head, or with its generation settings. Th
 after every tensor was read back and compared with the model's.
 """
 
-import functools
-from typing import Any
+from biomedlm_jax.commands.shared_flags import Flags
 
-from absl import flags
-
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-define = functools.partial(shared_flags.define, FLAGS)
-shared_flags.define_model(FLAGS)
-shared_flags.define_out(FLAGS, "the export")
-define("step", None, "Step of the checkpoint; default: the newest.", kind=int, least=0)
+FLAGS = Flags()
+FLAGS.define_model()
+FLAGS.define_out("the export")
+FLAGS.define("step", None, "Step of the checkpoint; default: the newest.", kind=int, least=0)
 FOLD = "Fold the inverse-layer attention scale into the weights, for vLLM and SGLang."
-define("fold_attention_scale", False, FOLD)
-define("max_shard_size", "5GB", "Largest file of weights, such as 500MB; else several files.")
-shared_flags.define_mesh(FLAGS)
+FLAGS.define("fold_attention_scale", False, FOLD)
+FLAGS.define("max_shard_size", "5GB", "Largest file of weights, such as 500MB; else several files.")
+FLAGS.define_mesh()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Load the model, write it and print the directory."""
     from biomedlm_jax.files import check_output, read_json
     from biomedlm_jax.interop import directories, heads, huggingface, modelcard, shards
@@ -34,11 +28,10 @@ def run(options: flags.FlagValues) -> None:
 
     check_output(options.out, replaceable=directories.is_hugging_face, overwrite=options.overwrite)
     shards.parse_size(options.max_shard_size)
-    names = ("overwrite", "fold_attention_scale", "max_shard_size")
-    export: dict[str, Any] = {name: options[name].value for name in names}
+    export = options.pick("overwrite", "fold_attention_scale", "max_shard_size")
     directories.read_config(options.model)  # that it is a directory of a model
     path, step = directories.model_directory(options.model), options.step
-    mesh = shared_flags.make_mesh(options)
+    mesh = options.make_mesh()
     if heads.read_head(path) is None:
         generation = path / directories.GENERATION_CONFIG
         export["generation"] = read_json(generation) if generation.exists() else None

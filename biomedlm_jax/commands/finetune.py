@@ -11,22 +11,20 @@ to use is FINETUNED/model, and FINETUNED is taken for it by every command. With
 processes are started as for `biomedlm pretrain`.
 """
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-shared_flags.define_config(FLAGS)
-shared_flags.define_model(FLAGS)
-shared_flags.define_workdir(FLAGS)
-shared_flags.define_processes(FLAGS)
+FLAGS = Flags()
+FLAGS.define_config()
+FLAGS.define_model()
+FLAGS.define_workdir()
+FLAGS.define_processes()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
     from biomedlm_jax.finetuning.finetune import finetune_all
 
-    with shared_flags.joined(options):
+    with options.joined():
         results = finetune_all(options.config, options.model, options.workdir)
     for result in results:
         if "dev_accuracy" in result:

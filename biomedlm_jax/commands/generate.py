@@ -10,34 +10,29 @@ command. All devices work: each answers its share of the prompts with a copy of 
 --tensor=N with a part of it. BioMedLM's answers are not medical advice.
 """
 
-import functools
-
-from absl import flags
-
-from biomedlm_jax.commands import shared_flags
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.generation.options import Options
 
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 SETTINGS = {"cls": Options, "exclude": ("ends",)}
-define = functools.partial(shared_flags.define, FLAGS)
-shared_flags.define_model(FLAGS)
-define("prompt", None, "Text to continue; without it and --prompts, prompts are read as typed.")
-define("prompts", None, "File of prompts: JSON lines, or .txt with one prompt a line.")
-define("out", None, "File to append the answers to --prompts to, as JSON lines.")
-define("field", "prompt", "Field of a JSON line with the prompt.")
-define("score", None, "Text whose tokens' probabilities are printed, instead of an answer.")
-define("html", None, "File to write the coloured view of --score to.")
+FLAGS.define_model()
+FLAGS.define("prompt", None, "Text to continue; default: prompts are read as typed.")
+FLAGS.define("prompts", None, "File of prompts: JSON lines, or .txt with one prompt a line.")
+FLAGS.define("out", None, "File to append the answers to --prompts to, as JSON lines.")
+FLAGS.define("field", "prompt", "Field of a JSON line with the prompt.")
+FLAGS.define("score", None, "Text whose tokens' probabilities are printed, instead of an answer.")
+FLAGS.define("html", None, "File to write the coloured view of --score to.")
 TRUNCATE = "A prompt too long for its answer is an error, or loses tokens on its left."
-define("truncate", "error", TRUNCATE, choices=("error", "left"))
-define("batch_size", 16, "Prompts decoded at once.", least=1)
-define("stats", False, "Print the speed; the answer is not streamed.")
-define("notice", True, "Print that this is not medical advice.")
-shared_flags.define_dtype(FLAGS)
-shared_flags.define_mesh(FLAGS)
-shared_flags.define_settings(FLAGS, **SETTINGS)
+FLAGS.define("truncate", "error", TRUNCATE, choices=("error", "left"))
+FLAGS.define("batch_size", 16, "Prompts decoded at once.", least=1)
+FLAGS.define("stats", False, "Print the speed; the answer is not streamed.")
+FLAGS.define("notice", True, "Print that this is not medical advice.")
+FLAGS.define_dtype()
+FLAGS.define_mesh()
+FLAGS.define_settings(**SETTINGS)
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Continue the prompts, or score the text."""
     from biomedlm_jax.generation import terminal
 
@@ -45,4 +40,4 @@ def run(options: flags.FlagValues) -> None:
     if options.score is not None:
         terminal.print_scores(options)
     else:
-        terminal.answer(options, shared_flags.given_settings(options, **SETTINGS))
+        terminal.answer(options, options.given_settings(**SETTINGS))

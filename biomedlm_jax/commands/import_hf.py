@@ -8,17 +8,15 @@ directory can be loaded, compared and exported again. An exported fine-tuned mod
 fine-tuned directory.
 """
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 SOURCE = "Directory with config.json, weights and tokenizer, or hf://OWNER/NAME to download."
-shared_flags.define(FLAGS, "source", None, SOURCE, required=True)
-shared_flags.define_out(FLAGS, "the run")
+FLAGS.define("source", None, SOURCE, required=True)
+FLAGS.define_out("the run")
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Import the directory and print the licence of the weights."""
     from biomedlm_jax import import_hf
 

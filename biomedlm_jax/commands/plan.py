@@ -7,30 +7,25 @@ and prints memory and FLOPs. The mesh is the config's (--config.mesh.data=8 --co
 or with --search every sensible one, ranked. All times are estimates.
 """
 
-import functools
+from biomedlm_jax.commands.shared_flags import Flags
 
-from absl import flags
-
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-define = functools.partial(shared_flags.define, FLAGS)
-shared_flags.define_config(FLAGS)
+FLAGS = Flags()
+FLAGS.define_config()
 TOPOLOGY = "TPU slice, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: these devices."
-define("topology", "local", TOPOLOGY)
-define("search", False, "Compile every sensible mesh (some 20 for 256 chips) and rank them.")
-define("tensor", ["1", "2", "4"], "Sizes of the tensor axis that --search tries, in devices.")
+FLAGS.define("topology", "local", TOPOLOGY)
+FLAGS.define("search", False, "Compile every sensible mesh (some 20 for 256 chips) and rank them.")
+FLAGS.define("tensor", ["1", "2", "4"], "Sizes of the tensor axis that --search tries, in devices.")
 STEP = (
     "Step to compile: train (one update), score (the loss of one batch), or decode (one token for "
     "each row of the batch, with a full cache)."
 )
-define("step", "train", STEP, choices=("train", "score", "decode"))
-define("out", None, "Directory to write plan.json, plan.md and plan.png to.")
-define("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
-shared_flags.define_json(FLAGS, "the plan")
+FLAGS.define("step", "train", STEP, choices=("train", "score", "decode"))
+FLAGS.define("out", None, "Directory to write plan.json, plan.md and plan.png to.")
+FLAGS.define("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
+FLAGS.define_json("the plan")
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Plan, print the table, and write the files that the flags name."""
     import os
     import sys
@@ -49,10 +44,8 @@ def run(options: flags.FlagValues) -> None:
     result = plan(
         options.config,
         options.topology,
-        search=options.search,
         tensor=tuple(map(int, options.tensor)),
-        step=options.step,
-        hlo=options.hlo,
+        **options.pick("search", "step", "hlo"),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(markdown(result))

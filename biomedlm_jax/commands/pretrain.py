@@ -8,19 +8,17 @@ start it on every host with --distributed; elsewhere once per process, with --co
 --process_id from 0 to --process_count - 1. All processes write into one --workdir.
 """
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-shared_flags.define_config(FLAGS)
-shared_flags.define_workdir(FLAGS)
-shared_flags.define_processes(FLAGS)
+FLAGS = Flags()
+FLAGS.define_config()
+FLAGS.define_workdir()
+FLAGS.define_processes()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Train until the last step, or until Ctrl-C, which saves first."""
     from biomedlm_jax import pretrain
 
-    with shared_flags.joined(options):
+    with options.joined():
         pretrain(options.config, options.workdir)

@@ -7,17 +7,15 @@ Face directory, converts that back, compares the logits and generates text. Then
 model, and a randomly initialised one, on questions and compares their accuracy.
 """
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-shared_flags.define(FLAGS, "out", "quickstart", "Directory to write; it must be new.")
-shared_flags.define(FLAGS, "steps", 3000, "Pre-training steps of 512 tokens.", least=40)
-shared_flags.define(FLAGS, "documents", 2400, "Abstracts to write.", least=200)
+FLAGS = Flags()
+FLAGS.define("out", "quickstart", "Directory to write; it must be new.")
+FLAGS.define("steps", 3000, "Pre-training steps of 512 tokens.", least=40)
+FLAGS.define("documents", 2400, "Abstracts to write.", least=200)
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Run the stages and print their results."""
     from biomedlm_jax.quickstart.tour import take_tour
 

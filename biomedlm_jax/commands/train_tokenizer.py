@@ -5,25 +5,22 @@
 The directory --out loads in transformers (AutoTokenizer) and in every later command.
 """
 
-import functools
 import sys
 import time
 
-from absl import flags
-
-from biomedlm_jax.commands import inputs, shared_flags
+from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison, documents, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.files import atomic_directory
 
-FLAGS = flags.FlagValues()
-define = functools.partial(shared_flags.define, FLAGS)
+FLAGS = Flags()
 inputs.define_flags(FLAGS)
-define("vocab_size", 28_896, "Entries; the last one is <|endoftext|>.")
-shared_flags.define_out(FLAGS, "the tokenizer")
+FLAGS.define("vocab_size", 28_896, "Entries; the last one is <|endoftext|>.")
+FLAGS.define_out("the tokenizer")
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Train, save and print a summary; report progress on standard error."""
     start, terminal = time.monotonic(), sys.stderr.isatty()
     skipped, count, size, phase = documents.Skipped(), 0, 0, "reading"

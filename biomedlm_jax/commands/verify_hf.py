@@ -7,27 +7,23 @@ warns if the installed transformers computes another function by default. Needs 
 transformers: pip install 'biomedlm-jax[hf]'.
 """
 
-import functools
 import sys
 import warnings
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-define = functools.partial(shared_flags.define, FLAGS)
-define("model", None, "Hugging Face directory to verify.", required=True)
-define("run", None, "Run directory to compare as well.")
-define("batch", 2, "Rows of random tokens.", least=1)
-define("length", None, "Tokens of a row; default 64, or all positions.", kind=int, least=1)
-define("seed", 0, "Seed of the random tokens.")
-define("tolerance", 1e-4, "Largest allowed absolute difference of two outputs.", least=0)
-shared_flags.define_mesh(FLAGS)
-shared_flags.define_json(FLAGS)
+FLAGS = Flags()
+FLAGS.define("model", None, "Hugging Face directory to verify.", required=True)
+FLAGS.define("run", None, "Run directory to compare as well.")
+FLAGS.define("batch", 2, "Rows of random tokens.", least=1)
+FLAGS.define("length", None, "Tokens of a row; default 64, or all positions.", kind=int, least=1)
+FLAGS.define("seed", 0, "Seed of the random tokens.")
+FLAGS.define("tolerance", 1e-4, "Largest allowed absolute difference of two outputs.", least=0)
+FLAGS.define_mesh()
+FLAGS.define_json()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Verify the directory and print the largest differences."""
     from biomedlm_jax import verify_hf
     from biomedlm_jax.files import write_json
@@ -36,12 +32,8 @@ def run(options: flags.FlagValues) -> None:
         warnings.simplefilter("always", RuntimeWarning)
         report = verify_hf(
             options.model,
-            run=options.run,
-            batch=options.batch,
-            length=options.length,
-            seed=options.seed,
-            tolerance=options.tolerance,
-            mesh=shared_flags.make_mesh(options),
+            mesh=options.make_mesh(),
+            **options.pick("run", "batch", "length", "seed", "tolerance"),
         )
     for name in ("eager", "default", "run"):
         if name in report:

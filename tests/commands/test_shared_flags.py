@@ -1,10 +1,11 @@
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 from absl import flags
 
 from biomedlm_jax import distributed
-from biomedlm_jax.commands import shared_flags
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.settings import Settings, setting
 
 
@@ -18,8 +19,8 @@ class Example(Settings):
     hidden: int = setting(1, help="not a flag")
 
 
-def parsed(define, *arguments: str) -> flags.FlagValues:
-    values = flags.FlagValues()
+def parsed(define: Callable[[Flags], None], *arguments: str) -> Flags:
+    values = Flags()
     define(values)
     values(["", *arguments])
     return values
@@ -27,26 +28,26 @@ def parsed(define, *arguments: str) -> flags.FlagValues:
 
 def test_settings_become_flags_with_their_help_and_back():
     def define(values):
-        shared_flags.define_settings(values, Example, exclude=("hidden",))
+        values.define_settings(Example, exclude=("hidden",))
 
     values = parsed(define)
     assert values["rate"].help == "rate in percent (default 0.5)"
     assert values["words"].help == "word to avoid; repeatable"
     assert "hidden" not in values
-    assert shared_flags.given_settings(values, Example, exclude=("hidden",)) == {}
+    assert values.given_settings(Example, exclude=("hidden",)) == {}
     arguments = ["--rate=2", "--count=3", "--stop=true", "--words=a", "--words=b", "--name=x"]
-    given = shared_flags.given_settings(parsed(define, *arguments), Example, exclude=("hidden",))
+    given = parsed(define, *arguments).given_settings(Example, exclude=("hidden",))
     assert given == {"rate": 2.0, "count": 3, "stop": True, "words": ("a", "b"), "name": "x"}
     assert Example(**given).stop is True
     values = parsed(define, "--stop=never")
-    assert shared_flags.given_settings(values, Example, exclude=("hidden",)) == {"stop": "never"}
+    assert values.given_settings(Example, exclude=("hidden",)) == {"stop": "never"}
 
 
 def test_the_mesh_flags_make_a_mesh():
-    mesh = shared_flags.make_mesh(parsed(shared_flags.define_mesh, "--fsdp=2", "--tensor=2"))
+    mesh = parsed(Flags.define_mesh, "--fsdp=2", "--tensor=2").make_mesh()
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     with pytest.raises(ValueError, match="data=3"):
-        shared_flags.make_mesh(parsed(shared_flags.define_mesh, "--data=3"))
+        parsed(Flags.define_mesh, "--data=3").make_mesh()
 
 
 @pytest.mark.parametrize(
@@ -65,26 +66,29 @@ def test_processes_start_when_the_flags_name_them(arguments, expected, monkeypat
         started.append((coordinator, process_id, process_count))
 
     monkeypatch.setattr(distributed, "start_processes", start)
-    with shared_flags.joined(parsed(shared_flags.define_processes, *arguments)):
+    with parsed(Flags.define_processes, *arguments).joined():
         assert started == ([expected] if expected else [])
 
 
 def test_a_process_count_needs_a_coordinator():
-    values = parsed(shared_flags.define_processes, "--process_count=2")
-    with pytest.raises(ValueError, match="--coordinator=HOST:PORT"), shared_flags.joined(values):
+    values = parsed(Flags.define_processes, "--process_count=2")
+    with pytest.raises(ValueError, match="--coordinator=HOST:PORT"), values.joined():
         pass
 
 
 def test_required_flags_and_outputs():
-    values = flags.FlagValues()
-    shared_flags.define_config(values)
-    shared_flags.define_model(values, repeated=True)
-    shared_flags.define_out(values, "the report")
-    shared_flags.define_dtype(values)
-    shared_flags.define_json(values)
+    values = Flags()
+    values.define_config()
+    values.define_model(repeated=True)
+    values.define_out("the report")
+    values.define_dtype()
+    values.define_json()
+    values.define("sizes", ["1"], "sizes")
+    values.define("count", None, "number", kind=int, least=1)
     with pytest.raises(flags.IllegalFlagValueError, match="--config"):
         values([""])
     config = "--config=configs/pretrain.py:tiny"
-    values(["", config, "--model=a", "--model=b", "--out=o", "--dtype=bfloat16"])
+    values(["", config, "--model=a", "--model=b", "--out=o", "--sizes=2,3", "--count=4"])
     assert (values.model, values.out, values.overwrite) == (["a", "b"], "o", False)
+    assert values.pick("sizes", "count") == {"sizes": ["2", "3"], "count": 4}
     assert values["overwrite"].help == "Replace the report in --out."
