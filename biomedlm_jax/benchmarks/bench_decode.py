@@ -72,9 +72,10 @@ def _ours(decoder, new_tokens: int):
     def decode(prompts: list[list[int]], beams: int) -> list[list[int]]:
         options = {"max_new_tokens": new_tokens, "strategy": Strategy()}
         if beams == 1:
-            return decoding.decode(decoder, prompts, **options).tokens
-        result = beam.search(decoder, prompts, beams=beam.Beams(beams=beams), **options)
-        return [hypotheses[0] for hypotheses in result.tokens]
+            result = decoding.decode(decoder, prompts, **options)
+        else:
+            result = beam.search(decoder, prompts, beams=beam.Beams(beams=beams), **options)
+        return [rows[0] for rows in result.tokens]
 
     return decode
 
