@@ -21,10 +21,7 @@ from biomedlm_jax.qa.tasks import Task
 LETTER, OPTION, CLASSIFIER = "letter", "option", "classifier"
 WAYS = {  # mode -> the ways of scoring that it returns
     LETTER: (LETTER,),
-    OPTION: (
-        OPTION,
-        *(f"option {w}" for w in ("per character", "per token", "minus unconditional")),
-    ),
+    OPTION: ("option", "option per character", "option per token", "option minus unconditional"),
     CLASSIFIER: (CLASSIFIER,),
 }
 BATCH_TOKENS = 4096  # tokens of one batch on one device
