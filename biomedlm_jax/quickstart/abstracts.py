@@ -4,6 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from itertools import islice
 
 from biomedlm_jax.quickstart.world import Family, SeededRandom, facts
 
@@ -20,11 +21,11 @@ def abstracts(world: Sequence[Family], count: int, seed: int = 0) -> Iterator[st
     """
     rng = SeededRandom("abstracts", seed)
     plans = WORDING["plans"]
-    order = rng.balanced(range(len(world)), count)
-    seen = [rng.integer(0, len(plans) - 1) for _ in world]
-    for index in order:
-        seen[index] += 1
-        yield _abstract(rng, plans[seen[index] % len(plans)], world[index])
+    kinds = rng.balanced(range(len(plans)), count)
+    sizes = [plans[kind]["families"] for kind in kinds]
+    order = iter(rng.balanced(world, sum(sizes)))
+    for kind, size in zip(kinds, sizes, strict=True):
+        yield _abstract(rng, plans[kind], list(islice(order, size)))
 
 
 def prompts(world: Sequence[Family], count: int = 6) -> list[dict[str, str]]:
@@ -42,9 +43,8 @@ def prompts(world: Sequence[Family], count: int = 6) -> list[dict[str, str]]:
     return made
 
 
-def _abstract(rng: SeededRandom, plan: dict, family: Family) -> str:
-    slots = {
-        **vars(family),
+def _abstract(rng: SeededRandom, plan: dict, families: Sequence[Family]) -> str:
+    details = {
         "person": rng.choice(("woman", "man")),
         "age": rng.integer(19, 76),
         "count": rng.integer(11, 99),
@@ -53,7 +53,7 @@ def _abstract(rng: SeededRandom, plan: dict, family: Family) -> str:
 
     def write(wordings: Sequence[str]) -> str:
         chosen = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(wordings))
-        return capitalised(chosen.format_map(slots))
+        return capitalised(chosen.format_map({**vars(rng.choice(families)), **details}))
 
     title, labelled = write(plan["titles"]), rng.integer(1, LABELLED) == 1
     sentences = []
