@@ -1,31 +1,56 @@
 """Abstracts about the invented world: its facts in varied wording, in the manner of PubMed."""
 
+import json
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from itertools import islice
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
-from biomedlm_jax.quickstart.world import Family, SeededRandom, facts
+from biomedlm_jax.files import write_json, write_text
+from biomedlm_jax.quickstart.world import Family, SeededRandom, facts, make_world
 
 WORDING = tomllib.loads(files(__package__).joinpath("wording.toml").read_text(encoding="utf-8"))
-LABELLED = 3  # one abstract of so many has section labels
+LABELLED = 3  # one abstract in three has section labels
+ABSTRACTS, FACTS = "abstracts.jsonl", "facts.json"
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 def abstracts(world: Sequence[Family], count: int, seed: int = 0) -> Iterator[str]:
-    """Write `count` abstracts, each about one family: the title, a line break, the body.
+    """Write `count` abstracts, the title, a line break and the body, as in The Pile.
 
-    Families and kinds of abstract take turns, so that every fact is stated about equally often.
+    Half of them are about one family, the others are reviews of four: there a fact is only known
+    by the name in its own sentence. Kinds of abstract and families are balanced, so that every
+    fact is stated about equally often.
     """
     rng = SeededRandom("abstracts", seed)
-    plans = WORDING["plans"]
-    kinds = rng.balanced(range(len(plans)), count)
-    sizes = [plans[kind]["families"] for kind in kinds]
-    order = iter(rng.balanced(world, sum(sizes)))
-    for kind, size in zip(kinds, sizes, strict=True):
-        yield _abstract(rng, plans[kind], list(islice(order, size)))
+    kinds = [plan for plan in WORDING["plans"] for _ in range(plan["weight"])]
+    plans = rng.balanced(kinds, count)
+    families = iter(rng.balanced(world, sum(plan["families"] for plan in plans)))
+    for plan in plans:
+        yield _abstract(rng, plan, list(islice(families, plan["families"])))
+
+
+def write_world(
+    directory: str | Path, *, families: int, documents: int, seed: int = 0
+) -> tuple[Family, ...]:
+    """Make a world and write it; return it. Equal arguments write equal bytes.
+
+    abstracts.jsonl   {"text", "meta": {"pile_set_name": "PubMed Abstracts"}}, one per line
+    facts.json        {"seed", "facts": [{"subject", "relation", "value", "family"}]}
+    """
+    directory, world = Path(directory), make_world(seed, families=families)
+    directory.mkdir(parents=True, exist_ok=True)
+    meta = {"pile_set_name": "PubMed Abstracts"}
+    rows = [{"text": text, "meta": meta} for text in abstracts(world, documents, seed)]
+    write_text(directory / ABSTRACTS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_json(
+        directory / FACTS, {"seed": seed, "facts": [fact._asdict() for fact in facts(world)]}
+    )
+    return world
 
 
 def prompts(world: Sequence[Family], count: int = 6) -> list[dict[str, str]]:
@@ -43,7 +68,7 @@ def prompts(world: Sequence[Family], count: int = 6) -> list[dict[str, str]]:
     return made
 
 
-def _abstract(rng: SeededRandom, plan: dict, families: Sequence[Family]) -> str:
+def _abstract(rng: SeededRandom, plan: Mapping[str, Any], families: Sequence[Family]) -> str:
     details = {
         "person": rng.choice(("woman", "man")),
         "age": rng.integer(19, 76),
@@ -53,8 +78,9 @@ def _abstract(rng: SeededRandom, plan: dict, families: Sequence[Family]) -> str:
 
     def write(wordings: Sequence[str]) -> str:
         chosen = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(wordings))
-        return capitalised(chosen.format_map({**vars(rng.choice(families)), **details}))
+        return capitalised(chosen.format_map({**vars(next(turns)), **details}))
 
+    turns = cycle(families)  # so that no sentence comes twice
     title, labelled = write(plan["titles"]), rng.integer(1, LABELLED) == 1
     sentences = []
     for label, names in plan["sections"].items():

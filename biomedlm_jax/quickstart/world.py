@@ -6,7 +6,8 @@ Every disease, gene and drug is invented and recognisable: word names begin with
 `Q` between two consonants, as in `ZQR4`. Only the endings (-itis, -mab) are those of real names.
 
 A family is one disease with the gene that causes it and the drug that treats it. Families share no
-names, so the names in a text identify its family.
+names, so the names in a text identify its families. Names always have a capital, as eponyms and
+brands do: one spelling is one token, wherever it stands in a sentence.
 """
 
 import random
@@ -81,7 +82,7 @@ class Fact(NamedTuple):
     family: int
 
 
-# What is known of a disease or drug: the fields of Family with the subject and the value.
+# Relation -> the fields of Family that are its subject and its value.
 RELATIONS = {
     "organ": ("disease", "organ"),
     "symptom": ("disease", "symptom"),
@@ -144,7 +145,10 @@ def make_world(seed: int = 0, *, families: int) -> tuple[Family, ...]:
     adverse_effects = rng.balanced(ADVERSE_EFFECTS, families)
     return tuple(
         Family(
-            disease=next(stems).capitalize() + rng.choice(_VOWELS) + rng.choice(_ENDS) + disease_endings[i],
+            disease=next(stems).capitalize()
+            + rng.choice(_VOWELS)
+            + rng.choice(_ENDS)
+            + disease_endings[i],
             organ=organs[i],
             symptom=next(symptoms[organs[i]]),
             inheritance=inheritance[i],
