@@ -10,12 +10,10 @@ that no training question mentions.
 
 from absl import flags
 
-from biomedlm_jax.quickstart.config import DOCUMENTS, STEPS
-
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("out", "quickstart", "New directory for all files.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", STEPS, "Pre-training steps of 1,024 tokens.", 40, flag_values=FLAGS)
-flags.DEFINE_integer("documents", DOCUMENTS, "Abstracts to write.", 200, flag_values=FLAGS)
+flags.DEFINE_integer("steps", 1_200, "Pre-training steps of 1,024 tokens.", 40, flag_values=FLAGS)
+flags.DEFINE_integer("documents", 2_400, "Abstracts to write.", 200, flag_values=FLAGS)
 
 
 def run(options: flags.FlagValues) -> None:

@@ -80,7 +80,7 @@ def _abstract(rng: SeededRandom, plan: Mapping[str, Any], families: Sequence[Fam
         chosen = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(wordings))
         return capitalised(chosen.format_map({**vars(next(turns)), **details}))
 
-    turns = cycle(families)  # so that no sentence comes twice
+    turns = cycle(families)
     title, labelled = write(plan["titles"]), rng.integer(1, LABELLED) == 1
     sentences = []
     for label, names in plan["sections"].items():

@@ -21,14 +21,12 @@ from biomedlm_jax.training.pretrain import PretrainSettings, PretrainSteps, Toke
 
 # 24 families are tested, and fewer than 20 would make intervals over families too narrow.
 FAMILIES = 60
-DOCUMENTS = 2_400  # of about 74 tokens
 VOCAB_SIZE = 1_536  # most names are one token
 LENGTH = 128
-STEPS = 1_200  # of 8 x 128 tokens; the model recalls facts from about step 400
 EPOCHS = 8  # of fine-tuning
 
 
-def pretraining_config(tokens: str, *, steps: int = STEPS) -> ConfigDict:
+def pretraining_config(tokens: str, *, steps: int) -> ConfigDict:
     """Return the config of pre-training on the token rows in `tokens`.
 
     Two layers and parameters that start five times larger than GPT-2's recall facts after a third

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
-from rich.table import Table
 
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.qa.evaluation import evaluate
-from biomedlm_jax.qa.report import p_text
+from biomedlm_jax.qa.report import p_text, table
 
 
 def measure_effect(config: ConfigDict, run: str | Path, out: str | Path) -> list[dict]:
@@ -38,21 +37,11 @@ def measure_effect(config: ConfigDict, run: str | Path, out: str | Path) -> list
     return summaries[::-1]
 
 
-def as_table(summaries: list[dict]) -> Table:
-    """Return both accuracies with intervals over families, chance, and the paired test."""
-    baseline = summaries[0]["baseline"]
-    value, low, high = (f"{100 * baseline['difference'][k]:+.1f}" for k in ("value", "low", "high"))
-    table = Table(
-        caption=f"Difference {value} points [{low}, {high}]; {baseline['test']}: "
-        f"{p_text(baseline['p_value'])}. Intervals resample families."
+def as_markdown(summaries: list[dict]) -> str:
+    """Return both accuracies with their intervals over families as a table, and the paired test."""
+    baseline, chance = summaries[0]["baseline"], 100 * summaries[0]["chance"]
+    value, low, high = (100 * baseline["difference"][end] for end in ("value", "low", "high"))
+    return (
+        f"{table(summaries)}\nChance is {chance:.1f} %. Difference: {value:+.1f} points "
+        f"[{low:+.1f}, {high:+.1f}]; {baseline['test']}: {p_text(baseline['p_value'])}."
     )
-    for column in ("fine-tuned from", "questions", "families", "accuracy [95 %]"):
-        table.add_column(column, justify="right" if table.columns else "left")
-    for summary, start in zip(
-        summaries, ("the pre-trained model", "random parameters"), strict=True
-    ):
-        value, low, high = (100 * summary["accuracy"][end] for end in ("value", "low", "high"))
-        sizes = f"{summary['n']:,}", f"{summary['groups']:,}"
-        table.add_row(start, *sizes, f"{value:.1f} % [{low:.1f}, {high:.1f}]")
-    table.add_row("chance", "", "", f"{100 * summaries[0]['chance']:.1f} %")
-    return table

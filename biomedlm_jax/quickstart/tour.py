@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 
 from biomedlm_jax.corpus.documents import read_documents
@@ -19,16 +20,14 @@ from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.modelcard import training_facts
 from biomedlm_jax.quickstart.abstracts import ABSTRACTS, prompts, write_world
 from biomedlm_jax.quickstart.config import (
-    DOCUMENTS,
     EPOCHS,
     FAMILIES,
     LENGTH,
-    STEPS,
     VOCAB_SIZE,
     finetuning_config,
     pretraining_config,
 )
-from biomedlm_jax.quickstart.effect import as_table, measure_effect
+from biomedlm_jax.quickstart.effect import as_markdown, measure_effect
 from biomedlm_jax.quickstart.multiple_choice import write_questions
 from biomedlm_jax.training.pretrain import pretrain
 
@@ -45,13 +44,7 @@ CONTENTS = {
 
 
 def take_tour(
-    out: str | Path,
-    *,
-    steps: int = STEPS,
-    documents: int = DOCUMENTS,
-    epochs: int = EPOCHS,
-    families: int = FAMILIES,
-    seed: int = 0,
+    out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS, families: int = FAMILIES
 ) -> dict:
     """Make everything in the new directory `out`, print each step, and return the figures.
 
@@ -73,7 +66,7 @@ def take_tour(
         figures["seconds"][title] = round(time.perf_counter() - before, 1)
 
     with stage("write abstracts about a small invented world"):
-        world = write_world(out / "world", families=families, documents=documents, seed=seed)
+        world = write_world(out / "world", families=families, documents=documents)
         texts = [document.text for document in read_documents([out / "world" / ABSTRACTS])]
         console.print(f"   {documents:,} abstracts about {families} diseases. The first begins:")
         console.print(f"   [dim]{escape(' '.join(texts[0].split())[:230])}...[/dim]")
@@ -123,11 +116,11 @@ def take_tour(
             console.print(f"   {escape(example['prompt'])} [bold]{text}[/bold]", end="")
             console.print(f" [dim](fact: {escape(example['completion'].strip())})[/dim]")
     with stage("measure whether pre-training helps to answer questions about held-out diseases"):
-        counts = figures["questions"] = write_questions(out / "questions", world, seed)
+        counts = figures["questions"] = write_questions(out / "questions", world)
         console.print(f"   {counts['train']} questions to train on, {counts['test']} to answer")
         config = finetuning_config(f"jsonl:{out / 'questions'}", epochs=epochs)
         figures["effect"] = measure_effect(config, out / "run", out / "effect")
-        console.print(as_table(figures["effect"]))
+        console.print(Markdown(as_markdown(figures["effect"])))
     figures["seconds"]["all"] = round(time.perf_counter() - start, 1)
     write_json(out / "summary.json", figures)
     validation = figures["validation"]
