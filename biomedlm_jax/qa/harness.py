@@ -8,6 +8,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -204,7 +205,8 @@ def evaluate_tasks(
         check_output(out, **output)
     model, tokenizer = load(models[0], mesh=mesh)
     assert tokenizer is not None  # checked above
-    results = simple_evaluate(
+    run: Any = simple_evaluate  # its annotations are of another signature
+    results = run(
         Harness(model, tokenizer, batch_tokens=batch_tokens),
         tasks=list(tasks),
         limit=limit,

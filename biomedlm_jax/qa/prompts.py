@@ -194,7 +194,7 @@ def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
         )
     if max_length < LEAST_LENGTH:
         raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
-    return list(ids.values())
+    return [number for number in ids.values() if number is not None]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

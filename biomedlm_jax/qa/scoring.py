@@ -66,6 +66,7 @@ def score(
     limit = model.config.context_length
 
     def sums(made: prompts.Prompts) -> list[np.ndarray]:
+        assert not isinstance(model, Scorer)  # refused below
         branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
         return _by_option(questions, branches)
 
@@ -154,7 +155,7 @@ def _computed(
     All processes compute every batch together, and each yields all results.
     """
     place = jax.tree.leaves(model)[0].sharding
-    mesh = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
+    mesh: Any = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
     shards, layout = meshes.batch_shards(mesh), meshes.sharding(mesh, "batch", None)
     waiting = None
     for bucket in make_buckets(packed, read=read):

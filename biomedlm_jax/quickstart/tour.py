@@ -98,6 +98,7 @@ def take_tour(
     with stage("export to Hugging Face and import again"):
         model, tokenizer = load(out / "run")
         facts = training_facts(out / "run", step=steps)
+        assert tokenizer is not None  # the run has one
         export_hf(model, tokenizer, out / "hf", training_facts=facts)
         # The licence of the weights is that of this run, so the notice is left out.
         import_hf(out / "hf", out / "imported", notify=lambda text: None)
