@@ -12,7 +12,8 @@ from typing import Any
 from biomedlm_jax.files import write_json, write_text
 from biomedlm_jax.quickstart.world import Family, SeededRandom, facts, make_world
 
-WORDING = tomllib.loads(files("biomedlm_jax.quickstart").joinpath("wording.toml").read_text(encoding="utf-8"))
+_FILE = files("biomedlm_jax.quickstart").joinpath("wording.toml")
+WORDING = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 LABELLED = 3  # one abstract in three has section labels
 ABSTRACTS, FACTS = "abstracts.jsonl", "facts.json"
 
