@@ -30,7 +30,7 @@ from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.layers import axes
 
-# Of each layer: keys and values [B, H, S, K], on a single CPU device [B * H, S, K]; or their shapes.
+# Of each layer: keys and values [B, H, S, K] (on a single CPU device [B * H, S, K]), or shapes.
 Cache = tuple[tuple[Any, Any], ...]
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
-from biomedlm_jax.generation.text import generate
+from biomedlm_jax.generation.generator import generate
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.modelcard import training_facts
 from biomedlm_jax.quickstart.config import (

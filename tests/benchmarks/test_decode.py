@@ -5,7 +5,7 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.model.gpt2 import GPT2Config
 
 
-def test_both_sides_say_the_same_and_have_figures(capsys):
+def test_both_sides_decode_the_same_and_have_figures(capsys):
     config = GPT2Config(
         vocab_size=99, context_length=32, layers=1, width=32, heads=2, initializer_range=0.3
     )
@@ -21,6 +21,6 @@ def test_both_sides_say_the_same_and_have_figures(capsys):
     assert "ratio 1.00" in capsys.readouterr().out
 
 
-def test_batch_sizes_that_cannot_be(capsys):
+def test_invalid_batch_sizes_are_refused(capsys):
     assert main(["bench", "decode", "--batch_sizes=1,two"]) == 2
     assert "--batch_sizes=1,two" in capsys.readouterr().err

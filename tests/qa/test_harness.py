@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
 from biomedlm_jax.generation import decoding
-from biomedlm_jax.generation import text as text_module
+from biomedlm_jax.generation import generator as text_module
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.config import GPTConfig
 from biomedlm_jax.model.gpt import GPT
