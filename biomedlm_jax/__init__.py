@@ -20,7 +20,7 @@ _PUBLIC = {
     "LanguageModel": "model.language_model",
     "ModelConfig": "model.config",
     "make_model": "model.families",
-    "generate": "generation.text",
+    "generate": "generation.generator",
     "load": "interop.huggingface",
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",

@@ -1,4 +1,4 @@
-"""Several processes of one run: they start together, with time limits, and leave together."""
+"""Several processes of one run: start together, with time limits, and end together."""
 
 import contextlib
 import os
@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax._src import distributed as jax_distributed
 
-FAILED = "biomedlm/failed"  # where the first process that fails says so: "CODE TEXT"
-LOOK_EVERY = 1.0  # seconds
+FAILED = "biomedlm/failed"  # key of the first failure: "CODE TEXT"
+POLL_SECONDS = 1.0
 
 
 def start_processes(
@@ -22,55 +23,55 @@ def start_processes(
     start_timeout: int = 300,
     silence_timeout: int = 60,
 ) -> None:
-    """Join the other processes of a run; call it before any other use of jax.
+    """Connect to the other processes of a run; call it before any other use of jax.
 
-    With a coordinator (host:port, where process 0 listens) the processes are counted by the
-    caller, and CPUs exchange arrays through gloo; without one, jax finds them in the environment
-    (TPU pod, Slurm, Open MPI). A process gives up after `start_timeout` seconds without the others,
-    and takes one for dead that says nothing for `silence_timeout` seconds. Raises ValueError for
-    numbers that do not fit together, an environment that names nobody, and a time limit reached.
+    With a coordinator (host:port, where process 0 listens) the caller numbers the processes, and
+    CPU collectives use gloo; without one, jax reads the environment (TPU pod, Slurm, Open MPI). A
+    process without heartbeat for `silence_timeout` seconds counts as dead. Raises ValueError for
+    inconsistent numbers and for an environment that names no processes; if the others do not
+    connect within `start_timeout` seconds, the process ends with exit code 2.
     """
     if min(start_timeout, silence_timeout) < 1:
         raise ValueError(
             f"got start_timeout={start_timeout} and silence_timeout={silence_timeout} seconds; "
-            "both are at least 1"
+            "expected at least 1"
         )
-    counted = {}
+    numbers = {}
     if coordinator is not None:
-        counted = _counted(coordinator, process_id, process_count)
+        numbers = _numbers(coordinator, process_id, process_count)
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    where = coordinator or "the coordinator that the environment names"
+    where = coordinator or "the coordinator in the environment"
     late = (
-        f"not all processes met at {where} within {start_timeout} s; is process 0 running there, "
-        "is its port reachable, and were all processes started?"
+        f"not all processes connected to {where} within {start_timeout} s; check that process 0 "
+        "runs there, that its port is reachable, and that all processes were started"
     )
-    # jax aborts at its own limit with a stack trace, so ours comes first.
-    limit = threading.Timer(start_timeout, _leave, (2, late))
+    # jax aborts at its own limit with a stack trace, so ours is shorter.
+    limit = threading.Timer(start_timeout, _exit, (2, late))
     limit.daemon = True
     limit.start()
     try:
         jax.distributed.initialize(
-            **counted,
+            **numbers,
             initialization_timeout=start_timeout + 30,
             heartbeat_timeout_seconds=silence_timeout,
             shutdown_timeout_seconds=silence_timeout,
         )
     except ValueError as error:
         raise ValueError(
-            f"nothing in the environment names the other processes ({error}); start on a TPU pod "
-            "or under Slurm, or give --coordinator, --process_id and --process_count"
+            f"the environment does not name the other processes ({error}); start on a TPU pod or "
+            "under Slurm, or set --coordinator, --process_id and --process_count"
         ) from error
     finally:
         limit.cancel()
 
 
-def _counted(coordinator: str, process_id: int, process_count: int) -> dict:
+def _numbers(coordinator: str, process_id: int, process_count: int) -> dict:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"got coordinator={coordinator!r}; it is HOST:PORT of process 0")
+        raise ValueError(f"got coordinator={coordinator!r}; expected HOST:PORT of process 0")
     if not 0 <= process_id < process_count:
         raise ValueError(
-            f"got process_id={process_id} with process_count={process_count}; it counts from 0 to "
+            f"got process_id={process_id} with process_count={process_count}; expected 0 to "
             f"{process_count - 1}"
         )
     return {
@@ -85,58 +86,57 @@ def _counted(coordinator: str, process_id: int, process_count: int) -> dict:
 def leaving_together(*, silence_timeout: int = 60) -> Iterator[None]:
     """End every process of the run with one exit code as soon as one of them fails.
 
-    The process whose body raises tells the others and ends with 2 for what a user can cause (a
-    ValueError or an OSError) and 1 for anything else; they end with the same code, in the middle of
-    whatever they wait for. One that is killed cannot tell: jax misses it within `silence_timeout`
-    seconds and aborts all others (SIGABRT, exit code 134 in a shell). Nothing is saved on this way;
-    the last finished checkpoint stays. Alone, a process just raises.
+    The process whose body raises ends with 2 for bad input (a ValueError or an OSError) and 1 for
+    anything else; the others end with the same code, even inside a collective. If a process is
+    killed, jax notices within `silence_timeout` seconds and aborts the others (SIGABRT, exit code
+    134 in a shell). Nothing is saved; the last finished checkpoint stays. A single process raises.
     """
     if jax.process_count() == 1:
         yield
         return
-    client = jax_distributed.global_state.client  # jax has no public way to its store of messages
-    over = threading.Event()
-    threading.Thread(target=_watch, args=(client, over), daemon=True).start()
+    client: Any = jax_distributed.global_state.client  # jax has no public key-value store
+    finished = threading.Event()
+    threading.Thread(target=_watch, args=(client, finished), daemon=True).start()
     try:
         yield
-    except KeyboardInterrupt:  # agreed on by all: each has saved and leaves by itself
+    except KeyboardInterrupt:  # all processes agreed to stop, have saved, and end by themselves
         raise
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            # Most likely an exchange with a process that is gone: let the cause speak first.
+            # Most likely a collective with a process that has ended: its own message comes first.
             print(f"biomedlm: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
-            over.wait(silence_timeout + 10)
+            finished.wait(silence_timeout + 10)
         code = 2 if isinstance(error, (ValueError, OSError)) else 1
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         text = f"process {jax.process_index()}: {text}"
-        with contextlib.suppress(Exception):  # refused if another process was faster
+        with contextlib.suppress(Exception):  # another process failed earlier
             client.key_value_set(FAILED, f"{code} {text}")
         code, text = _failure(client) or (code, text)
         if jax.process_index() == 0:
-            time.sleep(3 * LOOK_EVERY)  # it keeps the message: let the others read it
-        _leave(code, f"the run ends, because of {text}")
+            time.sleep(3 * POLL_SECONDS)  # it stores the message: the others must read it
+        _exit(code, f"the run ends because of {text}")
     finally:
-        over.set()
+        finished.set()
 
 
 def _failure(client) -> tuple[int, str] | None:
-    """The exit code and the message of the process that failed first, if one said so."""
+    """Return the exit code and message of the process that failed first, None without a failure."""
     try:
         code, _, text = client.key_value_try_get(FAILED).partition(" ")
-    except Exception:  # none did, or the store is gone
+    except Exception:  # no failure, or no store
         return None
     return int(code), text
 
 
-def _watch(client, over: threading.Event) -> None:
-    while not over.wait(LOOK_EVERY):
+def _watch(client, finished: threading.Event) -> None:
+    while not finished.wait(POLL_SECONDS):
         failed = _failure(client)
         if failed:
             if jax.process_index() == 0:
-                time.sleep(3 * LOOK_EVERY)
-            _leave(failed[0], f"the run ends, because of {failed[1]}")
+                time.sleep(3 * POLL_SECONDS)
+            _exit(failed[0], f"the run ends because of {failed[1]}")
 
 
-def _leave(code: int, text: str) -> None:
+def _exit(code: int, text: str) -> None:
     print(f"biomedlm: error: {text}", file=sys.stderr, flush=True)
-    os._exit(code)  # no farewell to the others: they may be gone, and waiting would hang
+    os._exit(code)  # a normal exit would wait for processes that may have ended

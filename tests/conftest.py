@@ -1,20 +1,31 @@
-"""Eight fake CPU devices for every test, set before jax is imported; real data by a variable."""
+"""Settings of jax for every test, made before it is imported; the fixture of real data.
+
+Eight simulated CPU devices. Compiled programs are kept on disk, shared by all test processes and by
+later runs. LLVM does not optimise them: most tests compile more than they compute. A test of
+compiled code starts a process with its own XLA_FLAGS.
+"""
 
 import os
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = Path(__file__).parents[1]
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+for name, value in (
+    ("JAX_PLATFORMS", "cpu"),
+    ("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax")),
+    ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
+    ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
+):
+    os.environ.setdefault(name, value)
 
-import pytest
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real articles and question sets that BIOMEDLM_DATA names."""
+    """The directory with real articles and question sets that BIOMEDLM_DATA names."""
     path = os.environ.get("BIOMEDLM_DATA")
     if not path:
-        pytest.skip("BIOMEDLM_DATA is not set: it names the folder with real data")
+        pytest.skip("BIOMEDLM_DATA is not set: it names the directory with real data")
     return Path(path)

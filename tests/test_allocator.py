@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-# Two blocks of 100 MB, one after the other, and the page faults that the second one cost.
+from biomedlm_jax import allocator
+
+# Allocate two blocks of 100 MB in turn; print the page faults of the second one.
 PROGRAM = """
 import resource
 import numpy as np
@@ -30,25 +32,23 @@ def page_faults(keep: bool, accelerators=()) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_freed_memory_is_used_again():
-    # 48 pages at the least even with huge pages of 2 MiB
+    # at least 48 pages, even with huge pages of 2 MiB
     assert page_faults(keep=False) >= 48
     assert page_faults(keep=True) < 10
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_beside_an_accelerator_nothing_changes():
+def test_nothing_changes_with_an_accelerator():
     assert page_faults(keep=True, accelerators=("/dev/null",)) >= 48
 
 
-def test_elsewhere_nothing_changes(monkeypatch):
-    from biomedlm_jax import allocator
-
-    asked = []
+def test_nothing_changes_without_glibc(monkeypatch):
+    calls = []
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(ctypes, "CDLL", asked.append)
+    monkeypatch.setattr(ctypes, "CDLL", calls.append)
     allocator.keep_freed_memory()
     allocator.return_freed_memory()
-    assert asked == []
+    assert calls == []
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")

@@ -1,84 +1,138 @@
-"""The floors of the house: imports only go down, and no room crosses into configs or tests."""
+"""The architecture: import floors, unique file names, mirrored tests, names, and sizes."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import biomedlm_jax
 
-PACKAGE = Path(__file__).parents[1] / "biomedlm_jax"
-FLOORS = {
-    "files": 0,
-    "allocator": 0,
-    "chips": 0,
-    "mesh": 0,
-    "processes": 0,
-    "corpus": 1,
-    "model": 1,
-    "training": 2,
-    "interop": 3,  # above training: it reads and writes run directories
-    "generation": 4,
-    "qa": 5,  # above generation: the harness plug-in generates, too
-    "longform": 6,
-    "planning": 6,
-    "quickstart": 6,
-    "benchmarks": 6,
-    "commands": 7,
-    "cli": 8,
-}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "biomedlm_jax"
+# Each floor imports from lower ones only.
+FLOORS = (
+    ("files", "settings", "chips", "mesh", "allocator", "distributed"),
+    ("corpus", "model"),
+    ("training",),
+    ("interop",),
+    ("generation",),
+    ("qa",),
+    ("finetuning",),
+    ("planning", "quickstart", "benchmarks"),
+    ("commands",),
+    ("cli",),
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+# Test files of no single module.
+CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
+LINES = {
+    ("model",): 900,
+    ("training",): 1_200,
+    ("corpus",): 1_100,
+    ("generation",): 1_700,
+    ("interop",): 1_500,
+    ("qa", "finetuning"): 3_000,
+    ("planning",): 1_000,
+    ("cli", "commands"): 700,
+}
+PACKAGE_LINES = 11_500
+# Names that a reader cannot guess a meaning from.
+VAGUE_NAMES = {"found", "asked", "said", "told"}
+
+
+def wing(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Dotted names of all modules that a file imports, anywhere in the file."""
+    names = set()
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively; name the whole module"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def room(name: str) -> str:
-    return name.split(".")[1].removesuffix(".py")
+            assert node.level == 0, f"{path} has a relative import; name the whole module"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down(path):
-    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_imports_are_from_lower_floors(path):
+    here = wing(path)
     for name in imports(path):
         assert name.split(".")[0] not in ("configs", "scripts", "tests"), f"{path} imports {name}"
         if name.startswith("biomedlm_jax."):
-            there = room(name)
+            there = name.split(".")[1]
             if there in biomedlm_jax.__all__:
-                assert FLOORS[here] >= 5, f"{here} imports the public face"
+                assert FLOOR[here] >= FLOOR["planning"], f"{path} imports the public names"
             elif there != here:
-                assert FLOORS[there] < FLOORS[here], f"{here} imports {name}, which is not below it"
+                assert FLOOR[there] < FLOOR[here], f"{path} imports {name}, which is not below it"
 
 
-def test_every_room_has_a_floor():
-    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
-    assert rooms == set(FLOORS)
+def test_every_wing_has_a_floor():
+    assert {wing(path) for path in FILES} == set(FLOOR)
 
 
-def test_the_corpus_is_free_of_jax_but_for_batches():
+def test_only_batches_import_jax_in_the_corpus():
     for path in (PACKAGE / "corpus").glob("*.py"):
-        if path.name != "batches.py":
-            assert not {n for n in imports(path) if n.split(".")[0] in ("jax", "flax", "optax")}
+        libraries = {name.split(".")[0] for name in imports(path)}
+        assert path.name == "batches.py" or not libraries & {"jax", "flax", "optax"}, path
 
 
-def test_mesh_axes_are_named_in_one_file():
+def test_only_mesh_names_mesh_axes():
     for path in FILES:
-        literals = {
-            node.value
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        axes = {
+            argument.value
+            for node in ast.walk(tree(path))
             if isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id in ("PartitionSpec", "P")
-            for node in node.args
-            if isinstance(node, ast.Constant)
+            for argument in node.args
+            if isinstance(argument, ast.Constant)
         }
-        assert path.name == "mesh.py" or not literals, f"{path} names mesh axes {literals}"
+        assert path.name == "mesh.py" or not axes, f"{path} names the mesh axes {axes}"
+
+
+def test_file_names_are_unique():
+    # A command is named after what it calls.
+    counts = Counter(path.stem for path in FILES if wing(path) != "commands")
+    repeated = {name for name, count in counts.items() if count > 1}
+    assert repeated <= {"config", "report"}
+
+
+def test_every_module_has_its_test_file_and_no_other_exists():
+    tests = ROOT / "tests"
+    mirrored = {path.relative_to(PACKAGE).with_name(f"test_{path.name}") for path in FILES}
+    existing = {path.relative_to(tests) for path in tests.rglob("test_*.py")}
+    cross_cutting = {Path(f"test_{name}.py") for name in CROSS_CUTTING}
+    assert sorted(map(str, mirrored - existing)) == [], "modules without tests"
+    assert sorted(map(str, existing - mirrored - cross_cutting)) == [], "tests without a module"
+
+
+def test_names_have_a_meaning():
+    vague = []
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            name = node.id if isinstance(node, ast.Name) else getattr(node, "arg", None)
+            if name in VAGUE_NAMES:
+                vague.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {name}")
+    assert vague == []
+
+
+def test_sizes():
+    lines = Counter()
+    for path in PACKAGE.rglob("*.py"):
+        lines[wing(path)] += path.read_text(encoding="utf-8").count("\n")
+    too_long = {
+        " + ".join(wings): sum(lines[name] for name in wings)
+        for wings, most in LINES.items()
+        if sum(lines[name] for name in wings) > most
+    }
+    assert too_long == {}
+    assert lines.total() <= PACKAGE_LINES

@@ -1,20 +1,21 @@
-"""Where a step's time goes: the operations that a profile names, longest first."""
+"""The kernels of a step, longest first, from a profile."""
 
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
-# cuDNN's kernels of fused attention, forward and backward, bear one of these in their names.
+# Names of cuDNN's kernels of fused attention, forward and backward.
 CUDNN_ATTENTION = re.compile(r"cudnn.*(sdpa|fmha|mha|flash)|(sdpa|fmha|mha|flash).*cudnn", re.I)
 
 
-def profile_steps(step: Callable[[], float], folder: str | Path, *, steps: int = 3) -> dict:
-    """Trace `steps` steps into `folder`, and list their kernels as `top_kernels` does.
+def profile_steps(step: Callable[[], Any], folder: str | Path, *, steps: int = 3) -> dict:
+    """Trace `steps` steps into `folder`, which TensorBoard reads, and list the longest kernels.
 
-    TensorBoard and xprof read the folder, too. `cudnn_attention` are the names of cuDNN's attention
-    kernels among all that ran on a GPU; None elsewhere.
+    `cudnn_attention` are the names of cuDNN's attention kernels among all that ran on a GPU; None
+    elsewhere. Raises ValueError if the profiler wrote no trace.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -25,62 +26,44 @@ def profile_steps(step: Callable[[], float], folder: str | Path, *, steps: int =
     traces = sorted(set(Path(folder).rglob("*.xplane.pb")) - earlier)
     if not traces:
         raise ValueError(f"the profiler wrote no trace into {folder}; is it writable?")
-    data = jax.profiler.ProfileData.from_file(str(traces[-1]))
-    found = top_kernels(data.planes)
-    on_gpu = any(kernel["on"] == "gpu" for kernel in found)
+    kernels = top_kernels(jax.profiler.ProfileData.from_file(str(traces[-1])).planes)
+    names = [kernel["name"] for kernel in kernels if CUDNN_ATTENTION.search(kernel["name"])]
+    on_gpu = any(kernel["on"] == "gpu" for kernel in kernels)
     return {
         "trace": str(traces[-1]),
         "steps": steps,
-        "kernels": found[:20],
-        "cudnn_attention": cudnn_attention(found) if on_gpu else None,
+        "kernels": kernels[:20],
+        "cudnn_attention": names if on_gpu else None,
     }
 
 
 def top_kernels(planes) -> list[dict]:
-    """Every kernel of a GPU's streams, or else operation of a CPU's programs, longest first.
+    """Return every kernel of a GPU's streams, else every operation of a CPU's programs.
 
-    Each has its `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the time of all. What
-    runs inside an operation (a loop's body) counts for itself, not for the operation.
+    Longest first; each has `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the total
+    time. The time of a loop's body counts for the operations in it, not for the loop.
     """
-    planes = list(planes)
+    lines = [(plane.name, line) for plane in planes for line in plane.lines]
     streams = [
-        line
-        for plane in planes
-        if plane.name.startswith("/device:GPU")
-        for line in plane.lines
-        if line.name.startswith("Stream")
+        line for p, line in lines if p.startswith("/device:GPU") and line.name.startswith("Stream")
     ]
-    lines = streams or [line for plane in planes for line in plane.lines]
-    totals: dict[str, list[float]] = {}
-    for line in lines:
-        events = list(line.events)
-        if not streams:
-            events = [event for event in events if "hlo_op" in dict(event.stats)]
+    totals: dict[str, list[float]] = {}  # name -> seconds of each call
+    for line in streams or [line for _, line in lines]:
+        events = [e for e in line.events if streams or "hlo_op" in dict(e.stats)]
         for name, nanoseconds in _own_time(events):
-            # XLA counts operations of a kind: fusion, fusion.1, fusion.2
-            total = totals.setdefault(re.sub(r"\.\d+$", "", name), [0, 0.0])
-            total[0] += 1
-            total[1] += nanoseconds / 1e9
-    everything = sum(seconds for _, seconds in totals.values())
-    return [
-        {
-            "name": name,
-            "on": "gpu" if streams else "cpu",
-            "calls": calls,
-            "seconds": seconds,
-            "share": seconds / everything if everything else 0.0,
-        }
-        for name, (calls, seconds) in sorted(totals.items(), key=lambda item: -item[1][1])
+            # XLA numbers operations of a kind: fusion, fusion.1, fusion.2
+            totals.setdefault(re.sub(r"\.\d+$", "", name), []).append(nanoseconds / 1e9)
+    everything = sum(map(sum, totals.values())) or 1.0
+    on = "gpu" if streams else "cpu"
+    kernels = [
+        {"name": name, "on": on, "calls": len(t), "seconds": sum(t), "share": sum(t) / everything}
+        for name, t in totals.items()
     ]
-
-
-def cudnn_attention(kernels: list[dict]) -> list[str]:
-    """The names of cuDNN's attention kernels among `top_kernels`."""
-    return [kernel["name"] for kernel in kernels if CUDNN_ATTENTION.search(kernel["name"])]
+    return sorted(kernels, key=lambda kernel: -kernel["seconds"])
 
 
 def _own_time(events: list) -> Iterator[tuple[str, float]]:
-    """Names and durations of a line's events, less those of the events inside them."""
+    """Yield names and durations of a line's events, less those of the events inside them."""
     open_events: list[list] = []  # [name, end, own duration], each inside the one before it
     for event in sorted(events, key=lambda event: (event.start_ns, -event.duration_ns)):
         while open_events and open_events[-1][1] <= event.start_ns:
@@ -92,14 +75,13 @@ def _own_time(events: list) -> Iterator[tuple[str, float]]:
     yield from ((name, own) for name, _, own in reversed(open_events))
 
 
-def print_kernels(profile: dict, *, most: int = 12) -> None:
-    """Print what `profile_steps` found."""
-    print(f"the longest of {profile['steps']} steps of biomedlm_jax ({profile['trace']}):")
+def profile_lines(profile: dict, *, most: int = 12) -> list[str]:
+    """Return the longest kernels that `profile_steps` measured, a line each."""
+    lines = [f"the longest of {profile['steps']} steps of biomedlm_jax ({profile['trace']}):"]
     for kernel in profile["kernels"][:most]:
-        print(
-            f"  {kernel['share']:6.1%} {kernel['seconds']:9.4f} s {kernel['calls']:7,} calls  "
-            f"{kernel['name'][:100]}"
-        )
+        figures = f"{kernel['share']:6.1%} {kernel['seconds']:9.4f} s {kernel['calls']:7,} calls"
+        lines.append(f"  {figures}  {kernel['name'][:100]}")
     if profile["cudnn_attention"] is not None:
         names = ", ".join(profile["cudnn_attention"]) or "none"
-        print(f"attention kernels of cuDNN among all that ran: {names}")
+        lines.append(f"cuDNN attention kernels among all that ran: {names}")
+    return lines

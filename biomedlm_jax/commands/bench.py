@@ -1,85 +1,105 @@
-"""Measure this library beside its peers, in alternating rounds, with medians and ratios.
+"""Measure this library beside its peers in alternating rounds; print medians and ratios.
 
     biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
+    biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
 
-`train` times a training step beside transformers' GPT-2 and torch's AdamW (extra `hf`), on a GPU
-each side in processes of its own, and with `--profile=DIR` lists our longest kernels; `tokens`
-times the building of token rows beside the bare tokenizer; `questions` times scoring beside
-lm-evaluation-harness and fine-tuning beside torch (extras `hf` and `harness`, and accelerate);
-`decode` times generation beside transformers' own:
-
-    biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
+`train` times a training step beside transformers and torch's AdamW, on a GPU each side in processes
+of its own, and with --profile=DIR lists our longest kernels; `decode` times generation beside
+transformers' generate; `tokens` times the building of token rows beside the bare tokenizer;
+`questions` times scoring beside lm-evaluation-harness and fine-tuning beside torch. The peers need
+the extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
-import json
-from pathlib import Path
+from typing import Any
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 BY_POSITION = "what"
-kinds = ["train", "tokens", "questions", "decode"]
-flags.DEFINE_enum("what", "train", kinds, "What to measure.", flag_values=FLAGS)
-flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 5, "Alternating rounds.", 1, flag_values=FLAGS)
+KINDS = ["train", "decode", "tokens", "questions"]
+FLAGS.define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
+FLAGS.define("rounds", 5, "Alternating rounds.", least=1)
+FLAGS.define_json()
+FLAGS.define_dtype()
 for name, default, meaning in (
-    ("steps", 4, "Steps of each side in a round."),
-    ("layers", 6, "Layers."),
-    ("width", 384, "Width."),
-    ("heads", 6, "Heads."),
-    ("length", 256, "Tokens in a row."),
-    ("batch_size", 8, "Rows in a batch."),
-    ("vocab_size", 28_896, "Entries of the vocabulary."),
-    ("loss_chunks", 1, "Parts of the output head's loss."),
-    ("unroll", 1, "Layers per iteration of the scan."),
+    ("layers", 6, "train, decode: layers of the model."),
+    ("width", 384, "train, decode: width of the model."),
+    ("heads", 6, "train, decode: attention heads."),
+    ("vocab_size", 28_896, "train, decode: vocabulary size."),
+    ("length", 256, "train: tokens of a row."),
+    ("batch_size", 8, "train: rows of a batch."),
+    ("loss_chunks", 1, "train: parts of a row whose logits are computed at once."),
+    ("unroll", 1, "train: layers per iteration of the scan over layers."),
+    ("blocks", None, "train: blocks of processes, each side's own; default 2 on a GPU, else none."),
+    ("steps", 4, "train, questions: training steps of each side in a round."),
+    ("beams", 5, "decode: beams of beam search at batch size 1; 1: no beam search."),
+    ("prompt", 32, "decode: tokens of a prompt."),
+    ("new_tokens", 128, "decode: tokens to generate."),
+    ("questions", 100, "questions: questions scored in a round."),
 ):
-    flags.DEFINE_integer(name, default, f"train: {meaning}", 1, flag_values=FLAGS)
-flags.DEFINE_string("dtype", "auto", "train: compute dtype.", flag_values=FLAGS)
-peers = ["torch sdpa", "torch sdpa fused"]
-flags.DEFINE_list("peers", peers, "train: torch ATTENTION [fused] [compile].", flag_values=FLAGS)
-meaning = "train: blocks of processes, each side's own; default 2 on a GPU, else one process."
-flags.DEFINE_integer("blocks", None, meaning, 1, flag_values=FLAGS)
-flags.DEFINE_string("profile", None, "train: directory for a trace of ours.", flag_values=FLAGS)
-sizes, hf = ["1", "8", "16"], ["hf sdpa"]
-flags.DEFINE_list("batch_sizes", sizes, "decode: rows of greedy decoding.", flag_values=FLAGS)
-flags.DEFINE_list("hf", hf, "decode: hf ATTENTION [static] [compile].", flag_values=FLAGS)
-flags.DEFINE_integer("beams", 5, "decode: beams at batch 1; 1 for none.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("prompt", 32, "decode: tokens of a prompt.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("new_tokens", 128, "decode: new tokens.", 1, flag_values=FLAGS)
-flags.DEFINE_list("input", [], "tokens: files, directories, globs.", flag_values=FLAGS)
-flags.DEFINE_string("text_field", "text", "tokens: the field of the text.", flag_values=FLAGS)
-flags.DEFINE_string("tokenizer", None, "The tokenizer's directory.", flag_values=FLAGS)
-flags.DEFINE_string("model", None, "questions: a run; else random.", flag_values=FLAGS)
-flags.DEFINE_string("path", None, "questions: MedQA's file or folder.", flag_values=FLAGS)
-flags.DEFINE_list("parts", ["scoring", "tuning"], "questions: of both.", flag_values=FLAGS)
-flags.DEFINE_integer("questions", 100, "questions: scored in a round.", 1, flag_values=FLAGS)
-flags.DEFINE_list("hf_batch_sizes", ["8"], "questions: of the peer.", flag_values=FLAGS)
+    FLAGS.define(name, default, meaning, kind=int, least=1)
+PEERS = ["torch sdpa", "torch sdpa fused"]
+FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'.")
+FLAGS.define("profile", None, "train: directory to write a trace of our steps to.")
+FLAGS.define("batch_sizes", ["1", "8", "16"], "decode: batch sizes of greedy decoding.")
+FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
+FLAGS.define("input", [], "tokens: files, directories or globs.")
+FLAGS.define("text_field", "text", "tokens: field of a JSON line with the text.")
+FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
+FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
+FLAGS.define("path", None, "questions: file or directory of MedQA.")
+FLAGS.define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
+FLAGS.define("hf_batch_sizes", ["8"], "questions: batch sizes of the harness' hf backend.")
 
-
-# The flags of each benchmark, and what its function calls them where that is something else.
-OPTIONS = {
-    "train": "layers width heads length vocab_size unroll dtype peers batch_size loss_chunks rounds"
-    " steps blocks profile",
-    "tokens": "input:paths tokenizer text_field rounds:repeats",
-    "decode": "layers width heads vocab_size dtype batch_sizes beams prompt:prompt_length"
-    " new_tokens rounds hf:peers",
+# The flags of each benchmark, and the name of the argument where that is another.
+ARGUMENTS = {
+    "train": "peers batch_size loss_chunks rounds steps blocks profile",
+    "decode": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers",
+    "tokens": "input:paths tokenizer text_field rounds",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
-MODULES = {"tokens": "tokenization"}  # where the name differs
-NEEDED = {"train": (), "tokens": ("input", "tokenizer"), "questions": ("path",), "decode": ()}
+REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",)}
 
 
-def run(options: flags.FlagValues) -> None:
-    """Measure, print the table, and write the figures where asked."""
-    what = options.what
-    if not all(options[name].value for name in NEEDED[what]):
-        raise ValueError(f"bench {what} needs {' and '.join('--' + n for n in NEEDED[what])}")
-    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.{MODULES.get(what, what)}")
-    names = (name.partition(":") for name in OPTIONS[what].split())
-    asked = {parameter or name: options[name].value for name, _, parameter in names}
-    figures = benchmark.run_benchmark(**asked)
+def run(options: Flags) -> None:
+    """Measure, print the tables, and write the figures to --json."""
+    what, required = options.what, REQUIRED.get(options.what, ())
+    if not all(options[name].value for name in required):
+        raise ValueError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
+    arguments = {}
+    for pair in ARGUMENTS[what].split():
+        name, _, argument = pair.partition(":")
+        value: Any = options[name].value
+        arguments[argument or name] = _sizes(name, value) if "batch_sizes" in name else value
+    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
+    if what in ("train", "decode"):
+        arguments["config"] = _config(options)
+
+    from biomedlm_jax.benchmarks.rounds import print_result
+    from biomedlm_jax.files import write_json
+
+    result = benchmark.measure(**arguments)
+    print_result(result)
     if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, result)
+
+
+def _sizes(name: str, values: list[str]) -> tuple[int, ...]:
+    if not all(value.isdigit() and int(value) for value in values):
+        raise ValueError(f"got --{name}={','.join(values)}; expected whole numbers above 0")
+    return tuple(map(int, values))
+
+
+def _config(options: Flags):
+    from biomedlm_jax.benchmarks.rounds import NO_DROPOUT
+    from biomedlm_jax.model.families import make_config
+
+    decode = options.what == "decode"
+    shape = options.pick("layers", "width", "heads", "vocab_size")
+    shape["context_length"] = options.prompt + options.new_tokens if decode else options.length
+    unroll = {} if decode else {"unroll": options.unroll}
+    execution = {"compute_dtype": options.dtype, **unroll, **NO_DROPOUT}
+    return make_config({"model_type": "gpt2", **shape, **execution})

@@ -8,30 +8,26 @@ the rows as a TFDS dataset (ArrayRecord), the tokenizer, and a manifest of count
 
 import time
 
-from absl import flags
 from rich.console import Console
 
 from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import documents, tokenizer, tokens
 from biomedlm_jax.files import write_json
 
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 inputs.define_flags(FLAGS)
-flags.DEFINE_string("tokenizer", None, "Directory or tokenizer.json.", FLAGS, required=True)
-flags.DEFINE_string("out", None, "Directory to write.", FLAGS, required=True)
-flags.DEFINE_integer(
-    "length", 1024, "Token ids in a row: the model's context length.", flag_values=FLAGS
-)
-flags.DEFINE_float(
-    "validation_fraction", 0.005, "Fraction of the documents for validation.", flag_values=FLAGS
-)
+FLAGS.define("tokenizer", None, "Directory of a tokenizer, or a tokenizer.json.", required=True)
+FLAGS.define_out("the token rows")
+FLAGS.define("length", 1024, "Token ids in a row: the model's context length.")
+FLAGS.define("validation_fraction", 0.005, "Fraction of the documents for validation.")
 separator = "<|endoftext|> or nothing after each document."
-flags.DEFINE_enum("separator", "eos", tokens.SEPARATORS, separator, FLAGS)
-flags.DEFINE_bool("overwrite", False, "Replace the token rows in --out.", FLAGS)
-flags.DEFINE_string("json", None, "File for a copy of the manifest.", FLAGS)
+FLAGS.define("separator", "eos", separator, choices=tokens.SEPARATORS)
+FLAGS.define_json("the manifest")
+LINE = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows"
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Build and print a summary; report progress on standard error."""
     start, skipped, console = time.monotonic(), documents.Skipped(), Console(stderr=True)
 
@@ -39,10 +35,8 @@ def run(options: flags.FlagValues) -> None:
         elapsed = time.monotonic() - start
         total = {name: sum(split[name] for split in splits.values()) for name in splits["train"]}
         megabytes = total["text_bytes"] / 1e6
-        line = (
-            f"{elapsed:.0f} s  {total['documents']:,} documents, {megabytes:,.1f} MB, "
-            f"{total['tokens']:,} tokens, {megabytes / elapsed:.1f} MB/s"
-        )
+        line = f"{elapsed:.0f} s  {total['documents']:,} documents, {megabytes:,.1f} MB, "
+        line += f"{total['tokens']:,} tokens, {megabytes / elapsed:.1f} MB/s"
         if console.is_terminal:
             status.update(line)
         else:
@@ -53,23 +47,14 @@ def run(options: flags.FlagValues) -> None:
             inputs.read_input(options, skipped),
             tokenizer.load_tokenizer(options.tokenizer),
             options.out,
-            length=options.length,
-            separator=options.separator,
-            validation_fraction=options.validation_fraction,
             inputs=inputs.input_paths(options),
             skipped=skipped,
-            overwrite=options.overwrite,
             progress=report,
+            **options.pick("length", "separator", "validation_fraction", "overwrite"),
         )
     if options.json:
         write_json(options.json, manifest)
     for name, split in manifest["splits"].items():
-        print(f"{name:10}  {_line(split)}")
+        print(f"{name:10}  {LINE.format(**split)}")
     print(f"skipped     {skipped}")
     print(f"wrote       {options.out} in {time.monotonic() - start:.0f} s")
-
-
-def _line(split: dict) -> str:
-    return "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows".format(
-        **split
-    )

@@ -9,24 +9,24 @@ and vocab.bpe. Terms are tokenised after a space.
 import dataclasses
 import itertools
 
-from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.files import write_json
 
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 inputs.define_flags(FLAGS)
-flags.DEFINE_multi_string("tokenizer", None, "NAME=PATH; repeatable.", FLAGS, required=True)
-flags.DEFINE_integer("max_documents", None, "Read at most this many.", 1, flag_values=FLAGS)
-flags.DEFINE_list("terms", list(comparison.TERMS), "Terms to tokenise.", FLAGS)
-flags.DEFINE_string("json", None, "File for the figures.", FLAGS)
+FLAGS.define("tokenizer", None, "NAME=PATH; repeatable.", repeated=True, required=True)
+FLAGS.define("max_documents", None, "Documents to read at most.", kind=int, least=1)
+FLAGS.define("terms", list(comparison.TERMS), "Terms to tokenise, separated by commas.")
+FLAGS.define_json()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Compare, and print a table of the sizes and one of the terms."""
     named = dict(value.split("=", 1) for value in options.tokenizer if "=" in value)
     if len(named) < len(options.tokenizer):

@@ -9,38 +9,30 @@ runs tasks of lm-evaluation-harness (extra `harness`) whose YAML files are in DI
 several processes are started as for `biomedlm pretrain`.
 """
 
-from absl import flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import shared_flags
-
-FLAGS = flags.FlagValues()
-shared_flags.define_model(FLAGS, repeated=True)
-for name, meaning in (
-    ("task", "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH."),
-    ("path", "The task's file, or the directory of its files."),
-    ("format", "Format of the files; default: the one that their names decide."),
-    ("split", "Split to score; default: the one in the file's name, or the task's last one."),
-    ("baseline", "Another model's report on the same questions, for a paired test."),
-    ("harness_directory", "Directory of the YAML files of --harness_tasks."),
-):
-    flags.DEFINE_string(name, None, meaning, FLAGS)
-flags.DEFINE_list("harness_tasks", [], "Harness tasks to run instead of --task.", FLAGS)
-MODES = ["auto", "letter", "option", "classifier"]
-flags.DEFINE_enum("mode", "auto", MODES, "What is scored; auto: all that fits.", FLAGS)
-flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "What a bad question does.", FLAGS)
-for name, default, least, meaning in (
-    ("shots", 0, 0, "Answered questions before each question, for mode letter."),
-    ("fold", 0, 0, "Which tenth of PubMedQA's training questions is dev, 0 to 9."),
-    ("batch_tokens", 4096, 64, "Tokens of a batch on one device."),
-):
-    flags.DEFINE_integer(name, default, meaning, least, flag_values=FLAGS)
-shared_flags.define_out(FLAGS, "the report")
-shared_flags.define_mesh(FLAGS)
-shared_flags.define_processes(FLAGS)
+FLAGS = Flags()
+FLAGS.define_model(repeated=True)
+FLAGS.define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH.")
+FLAGS.define("path", None, "File of the task, or directory of its files.")
+FLAGS.define("format", "", "Format of the files; default: the one that their names decide.")
+FLAGS.define("split", None, "Split to score; default: that in the file's name, or the last one.")
+MODES = ("auto", "letter", "option", "classifier")
+FLAGS.define("mode", "auto", "Way of scoring; auto: all that fit the model.", choices=MODES)
+FLAGS.define("shots", 0, "Answered questions before each question, with --mode=letter.", least=0)
+FLAGS.define("fold", 0, "Which tenth of PubMedQA's training questions is dev, 0 to 9.", least=0)
+FLAGS.define("on_error", "raise", "Stop at a bad question, or skip it.", choices=("raise", "skip"))
+FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
+FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
+FLAGS.define("harness_tasks", [], "Tasks of lm-evaluation-harness instead, comma-separated.")
+FLAGS.define("harness_directory", None, "Directory of the YAML files of --harness_tasks.")
+FLAGS.define_out("the report")
+FLAGS.define_mesh()
+FLAGS.define_processes()
 
 
-def run(options: flags.FlagValues) -> None:
-    """Evaluate and print the results."""
+def run(options: Flags) -> None:
+    """Evaluate and print the table of results."""
     if bool(options.task) == bool(options.harness_tasks):
         raise ValueError("give either --task, or --harness_tasks and --harness_directory")
     import jax
@@ -48,19 +40,17 @@ def run(options: flags.FlagValues) -> None:
     from biomedlm_jax.qa import report
     from biomedlm_jax.qa.evaluation import evaluate
 
-    with shared_flags.joined(options):
-        common = {"batch_tokens": options.batch_tokens, "overwrite": options.overwrite}
-        common["mesh"] = shared_flags.make_mesh(options)
-        text = ""
+    with options.joined():
+        common = {**options.pick("batch_tokens", "overwrite"), "mesh": options.make_mesh()}
         if options.harness_tasks:
             from biomedlm_jax.qa.harness import evaluate_tasks
 
             tasks = {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
             evaluate_tasks(options.model, options.out, **tasks, **common)
+            text = ""
         else:
-            names = ("path", "split", "mode", "shots", "fold", "on_error", "baseline", "task")
-            given = {name: options[name].value for name in names}
-            given["format"] = options.format or ""
+            given = options.pick("task", "path", "format", "split", "mode", "shots", "fold")
+            given |= options.pick("on_error", "baseline")
             summaries = evaluate(options.model, options.out, **given, **common)
             text = report.markdown(*summaries) if len(summaries) == 1 else report.table(summaries)
         if jax.process_index() == 0:

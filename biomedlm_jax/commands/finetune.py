@@ -11,24 +11,20 @@ to use is FINETUNED/model, and FINETUNED is taken for it by every command. With
 processes are started as for `biomedlm pretrain`.
 """
 
-from absl import flags
-from ml_collections import config_flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-from biomedlm_jax.commands import joining
-
-FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_values=FLAGS)
-flags.DEFINE_string("model", None, "Run or Hugging Face directory.", flag_values=FLAGS)
-flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=FLAGS)
-joining.define_flags(FLAGS)
-flags.mark_flags_as_required(["config", "model", "workdir"], flag_values=FLAGS)
+FLAGS = Flags()
+FLAGS.define_config()
+FLAGS.define_model()
+FLAGS.define_workdir()
+FLAGS.define_processes()
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
     from biomedlm_jax.finetuning.finetune import finetune_all
 
-    with joining.joined(options):
+    with options.joined():
         results = finetune_all(options.config, options.model, options.workdir)
     for result in results:
         if "dev_accuracy" in result:

@@ -8,17 +8,16 @@ directory can be loaded, compared and exported again. An exported fine-tuned mod
 fine-tuned directory.
 """
 
-from absl import flags as absl_flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = absl_flags.FlagValues()
-SOURCE = "directory with config.json, weights and tokenizer, or hf://owner/name to download"
-absl_flags.DEFINE_string("source", None, SOURCE, required=True, flag_values=FLAGS)
-absl_flags.DEFINE_string("out", None, "run directory to write", required=True, flag_values=FLAGS)
-absl_flags.DEFINE_bool("overwrite", False, "replace the run in --out", flag_values=FLAGS)
+FLAGS = Flags()
+SOURCE = "Directory with config.json, weights and tokenizer, or hf://OWNER/NAME to download."
+FLAGS.define("source", None, SOURCE, required=True)
+FLAGS.define_out("the run")
 
 
-def run(flags: absl_flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Import the directory and print the licence of the weights."""
     from biomedlm_jax import import_hf
 
-    print(f"wrote {import_hf(flags.source, flags.out, overwrite=flags.overwrite)}")
+    print(f"wrote {import_hf(options.source, options.out, overwrite=options.overwrite)}")

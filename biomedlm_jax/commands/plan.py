@@ -7,43 +7,25 @@ and prints memory and FLOPs. The mesh is the config's (--config.mesh.data=8 --co
 or with --search every sensible one, ranked. All times are estimates.
 """
 
-import functools
+from biomedlm_jax.commands.shared_flags import Flags
 
-from absl import flags
-from ml_collections import config_flags
-
-FLAGS = flags.FlagValues()
-_string = functools.partial(flags.DEFINE_string, flag_values=FLAGS)
-config_flags.DEFINE_config_file("config", None, "The run's config file.", flag_values=FLAGS)
-_string(
-    "topology",
-    "local",
-    "TPU slice to compile for, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: this "
-    "machine's devices.",
-)
-flags.DEFINE_bool(
-    "search",
-    False,
-    "Compile every sensible mesh (some 20 for 256 chips) and rank them, not the config's only.",
-    flag_values=FLAGS,
-)
-tensor_help = "Sizes of the tensor axis that --search tries, in devices."
-flags.DEFINE_list("tensor", ["1", "2", "4"], tensor_help, flag_values=FLAGS)
-flags.DEFINE_enum(
-    "step",
-    "train",
-    ["train", "score", "decode"],
+FLAGS = Flags()
+FLAGS.define_config()
+TOPOLOGY = "TPU slice, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: these devices."
+FLAGS.define("topology", "local", TOPOLOGY)
+FLAGS.define("search", False, "Compile every sensible mesh (some 20 for 256 chips) and rank them.")
+FLAGS.define("tensor", ["1", "2", "4"], "Sizes of the tensor axis that --search tries, in devices.")
+STEP = (
     "Step to compile: train (one update), score (the loss of one batch), or decode (one token for "
-    "each row of the batch, with a full cache).",
-    flag_values=FLAGS,
+    "each row of the batch, with a full cache)."
 )
-_string("out", None, "Directory to write plan.json, plan.md and plan.png to.")
-_string("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
-_string("json", None, "File to write the plan to, as JSON.")
-flags.mark_flag_as_required("config", flag_values=FLAGS)
+FLAGS.define("step", "train", STEP, choices=("train", "score", "decode"))
+FLAGS.define("out", None, "Directory to write plan.json, plan.md and plan.png to.")
+FLAGS.define("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
+FLAGS.define_json("the plan")
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Plan, print the table, and write the files that the flags name."""
     import os
     import sys
@@ -62,10 +44,8 @@ def run(options: flags.FlagValues) -> None:
     result = plan(
         options.config,
         options.topology,
-        search=options.search,
         tensor=tuple(map(int, options.tensor)),
-        step=options.step,
-        hlo=options.hlo,
+        **options.pick("search", "step", "hlo"),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(markdown(result))

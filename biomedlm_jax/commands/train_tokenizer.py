@@ -8,21 +8,19 @@ The directory --out loads in transformers (AutoTokenizer) and in every later com
 import sys
 import time
 
-from absl import flags
-
 from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison, documents, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.files import atomic_directory
 
-FLAGS = flags.FlagValues()
+FLAGS = Flags()
 inputs.define_flags(FLAGS)
-flags.DEFINE_integer("vocab_size", 28_896, "Entries, the last is <|endoftext|>.", flag_values=FLAGS)
-flags.DEFINE_string("out", None, "Directory to write.", FLAGS, required=True)
-flags.DEFINE_bool("overwrite", False, "Replace the tokenizer in --out.", FLAGS)
+FLAGS.define("vocab_size", 28_896, "Entries; the last one is <|endoftext|>.")
+FLAGS.define_out("the tokenizer")
 
 
-def run(options: flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Train, save and print a summary; report progress on standard error."""
     start, terminal = time.monotonic(), sys.stderr.isatty()
     skipped, count, size, phase = documents.Skipped(), 0, 0, "reading"

@@ -10,27 +10,20 @@ transformers: pip install 'biomedlm-jax[hf]'.
 import sys
 import warnings
 
-from absl import flags as absl_flags
+from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = absl_flags.FlagValues()
-MODEL = "Hugging Face directory"
-absl_flags.DEFINE_string("model", None, MODEL, required=True, flag_values=FLAGS)
-absl_flags.DEFINE_string("run", None, "run directory to compare as well", flag_values=FLAGS)
-absl_flags.DEFINE_integer("batch", 2, "rows of random tokens", lower_bound=1, flag_values=FLAGS)
-absl_flags.DEFINE_integer(
-    "length",
-    None,
-    "tokens of a row; default 64, or all positions of a smaller model",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-absl_flags.DEFINE_integer("seed", 0, "seed of the random tokens", flag_values=FLAGS)
-TOLERANCE = "largest allowed absolute difference of two outputs"
-absl_flags.DEFINE_float("tolerance", 1e-4, TOLERANCE, lower_bound=0, flag_values=FLAGS)
-absl_flags.DEFINE_string("json", None, "JSON file to write the figures to", flag_values=FLAGS)
+FLAGS = Flags()
+FLAGS.define("model", None, "Hugging Face directory to verify.", required=True)
+FLAGS.define("run", None, "Run directory to compare as well.")
+FLAGS.define("batch", 2, "Rows of random tokens.", least=1)
+FLAGS.define("length", None, "Tokens of a row; default 64, or all positions.", kind=int, least=1)
+FLAGS.define("seed", 0, "Seed of the random tokens.")
+FLAGS.define("tolerance", 1e-4, "Largest allowed absolute difference of two outputs.", least=0)
+FLAGS.define_mesh()
+FLAGS.define_json()
 
 
-def run(flags: absl_flags.FlagValues) -> None:
+def run(options: Flags) -> None:
     """Verify the directory and print the largest differences."""
     from biomedlm_jax import verify_hf
     from biomedlm_jax.files import write_json
@@ -38,19 +31,16 @@ def run(flags: absl_flags.FlagValues) -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", RuntimeWarning)
         report = verify_hf(
-            flags.model,
-            run=flags.run,
-            batch=flags.batch,
-            length=flags.length,
-            seed=flags.seed,
-            tolerance=flags.tolerance,
+            options.model,
+            mesh=options.make_mesh(),
+            **options.pick("run", "batch", "length", "seed", "tolerance"),
         )
     for name in ("eager", "default", "run"):
         if name in report:
-            other = f"the run {flags.run}" if name == "run" else f"transformers, {name} attention"
+            other = f"the run {options.run}" if name == "run" else f"transformers, {name} attention"
             print(f"{other:30} max |difference| {report[name]['max']:.2e}")
     for warning in warned:
         if warning.category is RuntimeWarning:
             print(f"WARNING: {warning.message}", file=sys.stderr)
-    if flags.json:
-        write_json(flags.json, report)
+    if options.json:
+        write_json(options.json, report)

@@ -19,7 +19,7 @@ import numpy as np
 
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.decoder import Cache, Decoder, decode_step, make_cache, prefill
-from biomedlm_jax.generation.decoding import spread
+from biomedlm_jax.generation.decoding import Decoded, spread, until_end
 from biomedlm_jax.generation.sampling import Strategy, process
 from biomedlm_jax.settings import Settings, setting
 
@@ -51,14 +51,7 @@ class Beams(Settings):
             )
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "cache", "prompts", "lengths", "step", "nan_step", "hopeless", "over", "running", "scores",
-        "origins", "finished", "finished_scores", "is_finished",
-    ),
-    meta_fields=(),
-)  # fmt: skip
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
     """What a step changes; donated to the loop."""
@@ -78,18 +71,6 @@ class State:
     is_finished: jax.Array  # [B, G]
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchResult:
-    """The best hypotheses of each prompt, best first, and their scores."""
-
-    tokens: list[list[list[int]]]  # [prompt][hypothesis], with the end if there is one
-    scores: list[list[float]]
-    prefill_seconds: float
-    decode_seconds: float
-    steps: int
-    shape: tuple[int, int, int]  # B, P, N as compiled
-
-
 def search(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -98,8 +79,8 @@ def search(
     max_new_tokens: int,
     strategy: Strategy | None = None,
     numbers: Sequence[int] | None = None,
-) -> SearchResult:
-    """Return the best continuations of each prompt of token ids.
+) -> Decoded:
+    """Return the best continuations of each prompt of token ids, best first, with their scores.
 
     `strategy` may penalise and ban; it applies to log-probabilities here, as in transformers, and
     cannot sample. `numbers` are the prompts' numbers in errors, 0, 1, .. by default. Raises
@@ -131,13 +112,13 @@ def search(
         decoding.check_logits(nan_step_B, range(len(prompts)) if numbers is None else numbers)
         tokens = decoding.fetch(state.finished)[: len(prompts), : beams.samples]
         scores = decoding.fetch(state.finished_scores)[: len(prompts), : beams.samples]
-    return SearchResult(
-        [[decoding.until_end(row.tolist(), strategy.ends) for row in rows] for rows in tokens],
-        scores.tolist(),
-        ready - began,
-        time.perf_counter() - ready,
-        int(state.step),
-        (B, tokens_BxP1.shape[1] - 1, N),
+    return Decoded(
+        [[until_end(row.tolist(), strategy.ends) for row in rows] for rows in tokens],
+        prefill_seconds=ready - began,
+        decode_seconds=time.perf_counter() - ready,
+        steps=int(state.step),
+        shape=(B, tokens_BxP1.shape[1] - 1, N),
+        scores=scores.tolist(),
     )
 
 

@@ -15,6 +15,7 @@ loop, the prompt's length in prefill), S slots, H key/value heads, K head dimens
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,11 @@ from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.layers import axes
 
-# Of each layer: keys and values [B, H, S, K], on a single CPU device [B * H, S, K].
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
+# Of each layer: keys and values [B, H, S, K], on a single CPU device [B * H, S, K]; or shapes.
+Cache = tuple[tuple[Any, Any], ...]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("model", "head"), meta_fields=())
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A model with one block per layer and, on a CPU, its output head transposed."""

@@ -37,11 +37,7 @@ from biomedlm_jax.model.config import ModelConfig
 compiles: Counter = Counter()
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("cache", "history", "lengths", "step", "done", "nan_step", "keys"),
-    meta_fields=("prompt",),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
     """What a step changes; its buffers are donated to the loop, which updates them in place."""
@@ -53,18 +49,24 @@ class State:
     done: jax.Array  # [B]
     nan_step: jax.Array  # [B] the first step whose logits had a NaN, else -1
     keys: jax.Array  # [B]
-    prompt: int  # P
+    prompt: int = dataclasses.field(metadata={"static": True})  # P
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeResult:
+class Decoded:
     """New tokens, and the time they took (with compilation, if there was any)."""
 
-    tokens: list[list[int]]  # of each row, with the end if there is one
+    tokens: list[list[list[int]]]  # [prompt][sample or beam], with the end if there is one
     prefill_seconds: float
     decode_seconds: float
     steps: int  # of the loop, which ends with its slowest row
     shape: tuple[int, int, int]  # B, P, N as compiled
+    scores: list[list[float]] | None = None  # of beams: log-probability / length ** length_penalty
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """The continuations of all prompts as one list."""
+        return [row for rows in self.tokens for row in rows]
 
 
 def decode(
@@ -78,14 +80,14 @@ def decode(
     samples: int = 1,
     every: int | None = None,
     watch: Callable[[list[list[int]]], Sequence[bool]] | None = None,
-) -> DecodeResult:
+) -> Decoded:
     """Continue each of `prompts` (token ids) by up to `max_new_tokens`.
 
     Args:
       strategy: how tokens are chosen; greedy by default, up to the model's end of text.
       numbers: a number for each prompt, 0, 1, .. by default. With `seed` it decides the prompt's
         samples, so they do not depend on which prompts are decoded together.
-      samples: continuations of each prompt, adjacent in the result.
+      samples: continuations of each prompt.
       watch: called with all rows' new tokens after `every` steps; returns which rows to stop.
 
     Raises:
@@ -122,8 +124,13 @@ def decode(
             if stop_B.any():
                 state = dataclasses.replace(state, done=state.done | stop_B)
         tokens = _new_tokens(state, rows, strategy.ends)
-    seconds = time.perf_counter() - ready
-    return DecodeResult(tokens, ready - began, seconds, int(state.step), (B, P, N))
+    return Decoded(
+        [tokens[first : first + samples] for first in range(0, rows, samples)],
+        prefill_seconds=ready - began,
+        decode_seconds=time.perf_counter() - ready,
+        steps=int(state.step),
+        shape=(B, P, N),
+    )
 
 
 def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int):

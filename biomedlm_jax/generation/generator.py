@@ -70,19 +70,6 @@ class Generator:
           watch: called after every step with the texts so far, one for each answer.
         """
         strategy = options.strategy(self.config, self.tokenizer)
-        common = {
-            "max_new_tokens": options.max_new_tokens,
-            "strategy": strategy,
-            "numbers": numbers,
-        }
-        if options.beams > 1:
-            search = beam.search(self.decoder, prompts, beams=options.beam_settings(), **common)
-            count = sum(len(tokens) for row in search.tokens for tokens in row)
-            self.stats.add(search, prompts, count, beams=options.beams)
-            return [
-                [self._answer(*one, options) for one in zip(tokens, scores, strict=True)]
-                for tokens, scores in zip(search.tokens, search.scores, strict=True)
-            ]
 
         def stopped(rows: list[list[int]]) -> list[bool]:
             texts = [self._text(row, strategy.ends) for row in rows]
@@ -90,18 +77,27 @@ class Generator:
                 watch([self._settled(text, options.stop) for text in texts])
             return [any(stop in text for stop in options.stop) for text in texts]
 
-        decoded = decoding.decode(
-            self.decoder,
-            prompts,
-            seed=options.seed,
-            samples=options.samples,
-            every=1 if watch else STOP_EVERY,
-            watch=stopped if watch or options.stop else None,
-            **common,
-        )
-        self.stats.add(decoded, prompts, sum(map(len, decoded.tokens)), beams=1)
-        answers = [self._answer(tokens, None, options) for tokens in decoded.tokens]
-        return [answers[i : i + options.samples] for i in range(0, len(answers), options.samples)]
+        new = options.max_new_tokens
+        common = {"max_new_tokens": new, "strategy": strategy, "numbers": numbers}
+        if options.beams > 1:
+            beams = options.beam_settings()
+            decoded = beam.search(self.decoder, prompts, beams=beams, **common)
+        else:
+            decoded = decoding.decode(
+                self.decoder,
+                prompts,
+                seed=options.seed,
+                samples=options.samples,
+                every=1 if watch else STOP_EVERY,
+                watch=stopped if watch or options.stop else None,
+                **common,
+            )
+        self.stats.add(decoded, prompts, beams=options.beams)
+        scores = decoded.scores or [[None] * len(rows) for rows in decoded.tokens]
+        return [
+            [self._answer(*one, options) for one in zip(*of_prompt, strict=True)]
+            for of_prompt in zip(decoded.tokens, scores, strict=True)
+        ]
 
     def stream(self, prompt: Sequence[int], options: Options) -> Iterator[str]:
         """Yield the answer to one prompt in pieces, each as soon as it cannot change any more."""

@@ -21,18 +21,10 @@ from biomedlm_jax.settings import check_names, setting
 # Entries of transformers' file that do not change what is generated here. There too,
 # max_new_tokens, which always has a value here, takes precedence over max_length.
 IGNORED = (
-    "_from_model_config",
-    "bos_token_id",
-    "pad_token_id",
-    "max_length",
-    "transformers_version",
-    "use_cache",
-    "cache_implementation",
-    "return_dict_in_generate",
-    "output_scores",
-    "output_attentions",
-    "output_hidden_states",
-)
+    "_from_model_config", "bos_token_id", "pad_token_id", "max_length", "transformers_version",
+    "use_cache", "cache_implementation", "return_dict_in_generate", "output_scores",
+    "output_attentions", "output_hidden_states",
+)  # fmt: skip
 # transformers' name -> ours, where they differ.
 RENAMED = {
     "num_beams": "beams",

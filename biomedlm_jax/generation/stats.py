@@ -12,9 +12,8 @@ import numpy as np
 
 from biomedlm_jax import chips
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation.beam import SearchResult
 from biomedlm_jax.generation.decoder import Decoder, cache_bytes, mesh_of
-from biomedlm_jax.generation.decoding import DecodeResult
+from biomedlm_jax.generation.decoding import Decoded
 
 
 class Stats:
@@ -29,21 +28,19 @@ class Stats:
         self.prefill_tokens = self.decode_tokens = self.steps = self.step_bytes = 0
         self.prefill_seconds = self.decode_seconds = 0.0
 
-    def add(
-        self, result: DecodeResult | SearchResult, prompts: Sequence, new_tokens: int, *, beams: int
-    ) -> None:
-        """Count one result with its prompts and the number of its new tokens."""
-        compiled = (*result.shape, beams) not in self._shapes
-        self._shapes.add((*result.shape, beams))
+    def add(self, decoded: Decoded, prompts: Sequence[Sequence[int]], *, beams: int) -> None:
+        """Count the result of one batch of prompts."""
+        compiled = (*decoded.shape, beams) not in self._shapes
+        self._shapes.add((*decoded.shape, beams))
         if compiled:
             return
         self.prefill_tokens += sum(map(len, prompts))
-        self.prefill_seconds += result.prefill_seconds
-        self.decode_tokens += new_tokens
-        self.decode_seconds += result.decode_seconds
-        self.steps += result.steps
-        B, P, N = result.shape
-        self.step_bytes += result.steps * step_bytes(self._decoder, B, P + beams * N)
+        self.prefill_seconds += decoded.prefill_seconds
+        self.decode_tokens += sum(map(len, decoded.rows))
+        self.decode_seconds += decoded.decode_seconds
+        self.steps += decoded.steps
+        B, P, N = decoded.shape
+        self.step_bytes += decoded.steps * step_bytes(self._decoder, B, P + beams * N)
 
     def lines(self) -> list[str]:
         """Return the figures as lines of text."""

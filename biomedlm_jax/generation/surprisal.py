@@ -168,21 +168,14 @@ _PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-.surprise {{ max-width: 44rem; margin: 2rem auto; padding: 0 1rem;
-  font: 16px/1.5 system-ui, sans-serif; }}
-.surprise h1 {{ font-size: 1.4rem; margin: 0 0 .5rem; }}
-.surprise p, .surprise ul {{ margin: .4rem 0; }}
-.surprise ul {{ list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem; }}
-.surprise li, .surprise .facts {{ font-size: .85rem; }}
-.surprise .facts {{ margin-top: 1.5rem; opacity: .75; }}
-.surprise .text {{ font: 1.15rem/1.75 Georgia, serif; white-space: pre-wrap;
+.surprisal {{ max-width: 44rem; margin: 2rem auto; font: 16px/1.5 system-ui, sans-serif; }}
+.surprisal ul {{ list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem; }}
+.surprisal .facts {{ font-size: .85rem; opacity: .75; margin-top: 1.5rem; }}
+.surprisal .text {{ font: 1.15rem/1.75 Georgia, serif; white-space: pre-wrap;
   overflow-wrap: anywhere; }}
-.surprise span {{ border-radius: 3px; padding: .1em 0; }}
-.surprise li span {{ padding: .1em .4em; }}
-.surprise span[style] {{ color: #1a1a1a; }}
-.surprise .text span:hover {{ outline: 2px solid currentColor; }}
+.surprisal span[style] {{ color: #1a1a1a; border-radius: 3px; padding: .1em 0; }}
 </style>
-<div class="surprise">
+<div class="surprisal">
 <h1>{title}</h1>
 <p>The warmer a token's background, the less probable it was to the model, given all tokens before
 it. Surprisal in bits, and the probability that it stands for:</p>

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config
@@ -27,6 +28,7 @@ def verify_hf(
     length: int | None = None,
     seed: int = 0,
     tolerance: float = TOLERANCE,
+    mesh: Mesh | None = None,
 ) -> dict:
     """Compare the outputs of a Hugging Face directory here and in transformers, in float32.
 
@@ -35,8 +37,9 @@ def verify_hf(
     or all positions of a smaller model), go through this library and through transformers'
     `attn_implementation="eager"`; then through its default attention, with a warning if that
     computes another function. With `run`, the outputs of that run directory are compared as well.
-    Returns figures, ready for JSON. Raises ValueError if an absolute difference (except the default
-    attention's) exceeds `tolerance`, or torch and transformers are not installed.
+    Models of this library go onto `mesh`, by default one device. Returns figures, ready for JSON.
+    Raises ValueError if an absolute difference (except the default attention's) exceeds
+    `tolerance`, or torch and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
@@ -48,7 +51,7 @@ def verify_hf(
             f"got batch={batch}, length={length}; expected at least 1, and at most the model's "
             f"{config.context_length} positions"
         )
-    model, tokenizer = _load(path)
+    model, tokenizer = _load(path, mesh)
     tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
     here = _outputs(model, tokens)
     del model
@@ -68,7 +71,7 @@ def verify_hf(
         "eager": _within(tolerance, path, here, eager, "those that transformers computes"),
     }
     if run is not None:
-        model, _ = _load(run)
+        model, _ = _load(run, mesh)
         if tokens.max() >= model.config.vocab_size:
             raise ValueError(f"{run} has a vocabulary of {model.config.vocab_size} only")
         trained = _outputs(model, tokens)
@@ -86,9 +89,9 @@ def verify_hf(
     return report
 
 
-def _load(path: str | Path) -> tuple[Any, Tokenizer | None]:
+def _load(path: str | Path, mesh: Mesh | None) -> tuple[Any, Tokenizer | None]:
     execution: dict[str, Any] = {"compute_dtype": "float32", "attention": "xla"}
-    return (load if read_head(path) is None else load_finetuned)(path, **execution)[:2]
+    return (load if read_head(path) is None else load_finetuned)(path, mesh=mesh, **execution)[:2]
 
 
 def _outputs(model: Any, tokens: np.ndarray) -> np.ndarray:

@@ -88,7 +88,9 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: s
         "has tensors that this model does not: got": [got[n] for n in got if n not in wanted],
         "lacks tensors of this model: expected": [expected[n] for n in wanted if n not in got],
         "has tensors of another shape: got": [
-            f"{got[n]}, expected {list(wanted[n])}" for n in wanted if got.get(n) != expected[n]
+            f"{got[n]}, expected {list(wanted[n])}"
+            for n in wanted
+            if n in got and got[n] != expected[n]
         ],
     }
     for problem, tensors in problems.items():

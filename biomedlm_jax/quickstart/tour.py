@@ -1,7 +1,6 @@
-"""The whole journey on a small invented world: text -> tokens -> GPT -> Hugging Face -> answers."""
+"""The whole journey on a small invented world: text, tokens, a GPT, Hugging Face, answers."""
 
 import contextlib
-import json
 import math
 import time
 from pathlib import Path
@@ -9,146 +8,134 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 
 from biomedlm_jax.corpus.documents import read_documents
-from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
-from biomedlm_jax.generation.text import generate
+from biomedlm_jax.files import read_jsonl, write_json
+from biomedlm_jax.generation.generator import generate
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.modelcard import training_facts
+from biomedlm_jax.quickstart.abstracts import ABSTRACTS, prompts, write_world
 from biomedlm_jax.quickstart.config import (
-    DISEASES,
     EPOCHS,
+    FAMILIES,
     LENGTH,
     VOCAB_SIZE,
-    get_config,
-    get_finetuning_config,
+    finetuning_config,
+    pretraining_config,
 )
-from biomedlm_jax.quickstart.thesis import as_table, compare
-from biomedlm_jax.quickstart.world import (
-    ABSTRACTS,
-    make_world,
-    prompts,
-    write_questions,
-    write_world,
-)
-from biomedlm_jax.training.loop import pretrain
+from biomedlm_jax.quickstart.effect import as_markdown, measure_effect
+from biomedlm_jax.quickstart.multiple_choice import write_questions
+from biomedlm_jax.training.pretrain import pretrain
 
-BARS = "▁▂▃▄▅▆▇█"
+CONTENTS = {
+    "world": "abstracts and facts",
+    "questions": "train.jsonl, dev.jsonl, test.jsonl in MedQA's format",
+    "tokenizer": "tokenizer.json and companions",
+    "tokens": "packed rows in ArrayRecord, manifest.json",
+    "run": "config, checkpoints, metrics.jsonl, loss.png, TensorBoard events",
+    "hf": "config.json, model.safetensors: load it with transformers",
+    "imported": "the same model, converted back",
+    "effect": "both fine-tuned models and the reports on their answers",
+}
 
 
 def take_tour(
-    out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS, seed: int = 0
+    out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS, families: int = FAMILIES
 ) -> dict:
-    """Make everything below the new directory `out`, say what happens, and return the figures.
+    """Make everything in the new directory `out`, print each step, and return the figures.
 
-    `steps` are of pre-training and `epochs` of fine-tuning.
+    `steps` are of pre-training, `epochs` of fine-tuning. The figures are also in summary.json.
 
-    Raises FileExistsError if `out` holds anything, and ValueError if a check on the way fails.
+    Raises FileExistsError if `out` is not empty, and ValueError if a check on the way fails.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or remove it")
-    console, began = Console(highlight=False), time.perf_counter()
-    figures = {}
+    console, start = Console(highlight=False), time.perf_counter()
+    figures: dict = {"seconds": {}}
 
     @contextlib.contextmanager
     def stage(title: str):
-        console.print(f"[bold]{title}[/bold]")
-        start = time.perf_counter()
+        console.print(f"[bold]{len(figures['seconds']) + 1}  {title}[/bold]")
+        before = time.perf_counter()
         yield
-        figures.setdefault("seconds", {})[title] = round(time.perf_counter() - start, 1)
+        figures["seconds"][title] = round(time.perf_counter() - before, 1)
 
-    with stage("1  a small invented world, in abstracts"):
-        world = make_world(seed, diseases=DISEASES)
-        sizes = figures["world"] = write_world(
-            out / "world", seed=seed, documents=documents, diseases=DISEASES
-        )
-        texts = [d.text for d in read_documents([out / "world" / ABSTRACTS])]
-        console.print(f"   {sizes['documents']:,} abstracts, {sizes['facts']} facts; one begins:")
-        console.print(f"   [dim]{escape(' '.join(texts[0].split())[:230])}…[/dim]")
-    with stage("2  a tokenizer of its own"):
+    with stage("write abstracts about a small invented world"):
+        world = write_world(out / "world", families=families, documents=documents)
+        texts = [document.text for document in read_documents([out / "world" / ABSTRACTS])]
+        console.print(f"   {documents:,} abstracts about {families} diseases. The first begins:")
+        console.print(f"   [dim]{escape(' '.join(texts[0].split())[:230])}...[/dim]")
+    with stage("train a tokenizer"):
         tokenizer = train_tokenizer(iter(texts), vocab_size=VOCAB_SIZE)
         save_tokenizer(tokenizer, out / "tokenizer")
         console.print(f"   {VOCAB_SIZE:,} entries, the last one <|endoftext|>")
-    with stage("3  rows of tokens"):
+    with stage("build token rows"):
         manifest = build_tokens(
             read_documents([out / "world" / ABSTRACTS]),
-            load_tokenizer(out / "tokenizer"),
+            tokenizer,
             out / "tokens",
             length=LENGTH,
             validation_fraction=0.03,
         )
-        train = manifest["splits"]["train"]
-        console.print(f"   {train['tokens']:,} tokens to train on, in rows of {LENGTH}")
-    with stage("4  pre-training"):
-        config = get_config(str(out / "tokens"), steps=steps)
-        # One row for every device, at least.
+        tokens = manifest["splits"]["train"]["tokens"]
+        console.print(f"   {tokens:,} training tokens in rows of {LENGTH}")
+    with stage("pre-train"):
+        config = pretraining_config(str(out / "tokens"), steps=steps)
+        # Every device needs a row.
         config.training.batch_size = math.lcm(config.training.batch_size, jax.device_count())
         figures["validation"] = pretrain(config, out / "run")
-        losses = [r["loss"] for r in _records(out / "run") if "loss" in r]
+        losses = [
+            line["loss"] for _, line in read_jsonl(out / "run/metrics.jsonl") if "loss" in line
+        ]
         console.print(f"   loss {losses[0]:.2f} {_sparkline(losses)} {losses[-1]:.2f}")
         if not losses[-1] < 0.7 * losses[0]:
-            raise ValueError(f"the loss went from {losses[0]:.2f} to {losses[-1]:.2f} only")
-    with stage("5  to Hugging Face and back"):
+            raise ValueError(f"the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} only")
+    with stage("export to Hugging Face and import again"):
         model, tokenizer = load(out / "run")
-        facts = training_facts(out / "run", step=config.training.steps)
+        facts = training_facts(out / "run", step=steps)
+        assert tokenizer is not None  # the run has one
         export_hf(model, tokenizer, out / "hf", training_facts=facts)
-        # Whose weights they are need not be said here: they are this run's.
+        # The licence of the weights is that of this run, so the notice is left out.
         import_hf(out / "hf", out / "imported", notify=lambda text: None)
         again, _ = load(out / "imported")
-        tokens = jax.numpy.array([tokenizer.encode(texts[0]).ids[:LENGTH]])
-        here, there = np.asarray(model(tokens)), np.asarray(again(tokens))
-        figures["logits_equal"] = bool((here == there).all())
+        ids = jax.numpy.array([tokenizer.encode(texts[0]).ids[:LENGTH]])
+        before, after = np.asarray(model(ids)), np.asarray(again(ids))
+        figures["logits_equal"] = bool((before == after).all())
         if not figures["logits_equal"]:
             raise ValueError("the re-imported model computes other logits than the trained one")
-        console.print(f"   {here.size:,} logits before and after: equal to the last bit")
-    with stage("6  what it says"):
-        asked = prompts(world)[:4]
-        answers = generate(again, tokenizer, [p["prompt"] for p in asked], max_new_tokens=12)
-        for question, answer in zip(asked, answers, strict=True):
-            said = answer.strip().split(".")[0]
-            console.print(f"   {escape(question['prompt'])} [bold]{escape(said)}[/bold]", end="")
-            console.print(f"   [dim](the world says: {question['completion'].strip()})[/dim]")
-    with stage("7  does reading pay? questions about facts that no training question tells"):
+        console.print(f"   {before.size:,} logits before and after are bit-identical")
+    with stage("complete sentences"):
+        examples = prompts(world, 4)
+        answers = generate(again, tokenizer, [one["prompt"] for one in examples], max_new_tokens=8)
+        for example, answer in zip(examples, answers, strict=True):
+            text = escape(answer.strip().split(".")[0])
+            console.print(f"   {escape(example['prompt'])} [bold]{text}[/bold]", end="")
+            console.print(f" [dim](fact: {escape(example['completion'].strip())})[/dim]")
+    with stage("measure whether pre-training helps to answer questions about held-out diseases"):
         counts = figures["questions"] = write_questions(out / "questions", world)
-        console.print(f"   {counts['train']} questions to learn from, {counts['test']} to answer")
-        config = get_finetuning_config(f"jsonl:{out / 'questions'}", epochs=epochs)
-        figures["answers"] = compare(config, out / "run", out / "thesis")
-        console.print(as_table(figures["answers"]))
-    figures["seconds"]["all"] = round(time.perf_counter() - began, 1)
-    _summarise(console, out, figures)
-    (out / "summary.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        console.print(f"   {counts['train']} questions to train on, {counts['test']} to answer")
+        config = finetuning_config(f"jsonl:{out / 'questions'}", epochs=epochs)
+        figures["effect"] = measure_effect(config, out / "run", out / "effect")
+        console.print(Markdown(as_markdown(figures["effect"])))
+    figures["seconds"]["all"] = round(time.perf_counter() - start, 1)
+    write_json(out / "summary.json", figures)
+    validation = figures["validation"]
+    console.print(
+        f"\n[bold]Finished in {figures['seconds']['all']:.0f} s.[/bold] Held-out text: "
+        f"{validation['bits_per_byte']:.3f} bits per byte, perplexity "
+        f"{validation['perplexity']:.1f}. All names are invented; this is no medical knowledge."
+    )
+    for name, content in CONTENTS.items():
+        console.print(f"   {out / name!s:32} {content}")
     return figures
 
 
-def _records(run: Path) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def _sparkline(values: list[float]) -> str:
-    low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / ((high - low) or 1)
-    return "".join(BARS[round((value - low) * scale)] for value in values)
-
-
-def _summarise(console: Console, out: Path, figures: dict) -> None:
-    validation = figures["validation"]
-    console.print(
-        f"\n[bold]Done in {figures['seconds']['all']:.0f} s.[/bold] Held-out text: "
-        f"{validation['bits_per_byte']:.3f} bits per byte, perplexity "
-        f"{validation['perplexity']:.1f}. Invented names, no medical knowledge."
-    )
-    for name, what in {
-        "world": "abstracts and facts",
-        "questions": "train.jsonl, dev.jsonl, test.jsonl, as MedQA has them",
-        "tokenizer": "tokenizer.json and companions",
-        "tokens": "packed rows in ArrayRecord, manifest.json",
-        "run": "config, checkpoints, metrics.jsonl, TensorBoard events",
-        "hf": "config.json, model.safetensors: load it with transformers",
-        "imported": "the same model, converted back",
-        "thesis": "both fine-tuned models and their answers",
-    }.items():
-        console.print(f"   {out / name!s:32} {what}")
+    bars, low, high = "▁▂▃▄▅▆▇█", min(values), max(values)
+    scale = (len(bars) - 1) / ((high - low) or 1)
+    return "".join(bars[round((value - low) * scale)] for value in values)

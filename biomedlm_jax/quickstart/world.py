@@ -1,63 +1,169 @@
-"""The quickstart's invented world, written to files: abstracts to read, questions about them.
+"""Facts of an invented biomedical world: diseases in families, each with its gene and its drug.
 
-    facts.py      what is so: diseases, genes, drugs, trials, all invented
-    prose.py      abstracts that say it (wording.py: in which words)
-    questions.py  multiple-choice questions that ask it, split by facts
+**Nothing here is medical knowledge.** Organs, symptoms and adverse effects are ordinary words.
+Every disease, gene and drug is invented and recognisable: word names begin with a cluster (`zv`,
+`vl`, `dv`, ...) that English words and drug names hardly ever begin with, and gene symbols have a
+`Q` between two consonants, as in `ZQR4`. Only the endings (-itis, -mab) are those of real names.
 
-`write_world` and `write_questions` put them into directories. Nothing here is medical knowledge.
+A family is one disease with the gene that causes it and the drug that treats it. Families share no
+names, so the names in a text identify its families. Names always have a capital, as eponyms and
+brands do: one spelling is one token, wherever it stands in a sentence.
 """
 
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple, TypeVar
 
-from biomedlm_jax.quickstart.facts import World, make_world
-from biomedlm_jax.quickstart.prose import abstracts, prompts
-from biomedlm_jax.quickstart.questions import questions, split_facts, write_questions
+T = TypeVar("T")
 
-__all__ = [
-    "World",
-    "abstracts",
-    "make_world",
-    "prompts",
-    "questions",
-    "split_facts",
-    "write_questions",
-    "write_world",
-]
+# All singular and without an article, so that every sentence can take any of them.
+SYMPTOMS = {
+    "kidney": ("proteinuria", "flank pain"),
+    "liver": ("jaundice", "itching"),
+    "heart": ("fainting", "palpitation"),
+    "lung": ("wheezing", "hemoptysis"),
+    "skin": ("blistering", "scaling"),
+    "brain": ("ataxia", "tremor"),
+    "stomach": ("vomiting", "heartburn"),
+    "thyroid": ("weight gain", "hoarseness"),
+    "spleen": ("bruising", "pallor"),
+    "retina": ("blindness", "tunnel vision"),
+    "pancreas": ("weight loss", "back pain"),
+    "inner ear": ("vertigo", "hearing loss"),
+}
+INHERITANCE = ("dominant", "recessive", "X-linked", "mitochondrial")
+ADVERSE_EFFECTS = (
+    *("nausea", "headache", "neutropenia", "hypotension", "constipation", "rash"),
+    *("fever", "dry mouth", "insomnia", "fatigue", "hair loss", "diarrhea"),
+)
+# Values that several families share, by relation. All other values are names of one family.
+SHARED_VALUES = {
+    "organ": tuple(SYMPTOMS),
+    "symptom": tuple(symptom for symptoms in SYMPTOMS.values() for symptom in symptoms),
+    "inheritance": INHERITANCE,
+    "adverse_effect": ADVERSE_EFFECTS,
+}
+DRUG_ENDINGS = ("mab", "tinib", "rsen", "cept", "tide")
+DISEASE_ENDINGS = ("itis", "osis", "opathy", "emia", "oma")
 
-ABSTRACTS, FACTS = "abstracts.jsonl", "facts.json"
-PILE_SET_NAME = "PubMed Abstracts"
+_ONSETS = ("zv", "vl", "dv", "kv", "zl", "zr", "tv", "dz")
+_VOWELS = "aeiou"
+_MIDDLES = (*"bdfgklmnprstx", "nd", "rm", "lt", "st", "br")
+_ENDS = "bdglmnrtxz"
+# The first letter sounds like a consonant, so that "a" fits before every symbol. It is not D or K:
+# HLA-DQB1, DQX1 and KQT-like channels exist.
+_SYMBOL = ("BGTVZ", "Q", "BDFGKLMNPRTVXZ", "123456789")
+
+# Each name takes a stem that no other name begins with, and a family has two such names.
+MAX_FAMILIES = len(_ONSETS) * len(_VOWELS) * len(_MIDDLES) // 2
 
 
-def write_world(
-    directory: str | Path, *, seed: int = 0, documents: int = 3600, diseases: int = 60
-) -> dict[str, int]:
-    """Make the world of `seed` and write it; equal arguments write equal bytes.
+@dataclass(frozen=True)
+class Family:
+    """A disease with its gene and drug, and all that is known of them."""
 
-        abstracts.jsonl   {"text": title, line break, abstract, "meta": {"pile_set_name": ...}}
-        facts.json        {"seed", and the facts of each split: "train", "dev", "test"}
+    disease: str
+    organ: str
+    symptom: str
+    inheritance: str
+    gene: str
+    drug: str  # the first-line treatment
+    adverse_effect: str
 
-    Returns the numbers of documents, words and facts, and the bytes of the abstracts' file.
+
+class Fact(NamedTuple):
+    """`relation` of `subject` is `value`; `family` is an index into the world."""
+
+    subject: str
+    relation: str
+    value: str
+    family: int
+
+
+# Relation -> the fields of Family that are its subject and its value.
+RELATIONS = {
+    "organ": ("disease", "organ"),
+    "symptom": ("disease", "symptom"),
+    "inheritance": ("disease", "inheritance"),
+    "gene": ("disease", "gene"),
+    "treatment": ("disease", "drug"),
+    "adverse_effect": ("drug", "adverse_effect"),
+}
+
+
+class SeededRandom:
+    """Random choices that are the same on every Python version.
+
+    Python guarantees the stream of `random.Random(seed).random()` only, not that of `choice` or
+    `shuffle`, so everything here is computed from the former.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    world = make_world(seed, diseases=diseases)
-    texts = [abstract["text"] for abstract in abstracts(world, documents, seed)]
-    meta = {"pile_set_name": PILE_SET_NAME}
-    _write_lines(directory / ABSTRACTS, ({"text": text, "meta": meta} for text in texts))
-    splits = split_facts(world, seed)
-    facts = {split: [fact._asdict() for fact in its] for split, its in splits.items()}
-    _write_lines(directory / FACTS, [{"seed": seed, **facts}])
-    return {
-        "documents": len(texts),
-        "words": sum(len(text.split()) for text in texts),
-        "bytes": (directory / ABSTRACTS).stat().st_size,
-        "facts": sum(map(len, splits.values())),
-    }
+
+    def __init__(self, *seed: object):
+        self._random = random.Random(" ".join(map(str, seed))).random
+
+    def integer(self, low: int, high: int) -> int:
+        """Return an integer from `low` to `high`, both included."""
+        return low + int(self._random() * (high - low + 1))
+
+    def choice(self, items: Sequence[T]) -> T:
+        """Return one of the items."""
+        return items[int(self._random() * len(items))]
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """Return the items in a random order."""
+        order = sorted((self._random(), index) for index in range(len(items)))
+        return [items[index] for _, index in order]
+
+    def balanced(self, items: Sequence[T], count: int) -> list[T]:
+        """Return `count` items, all of them equally often (to within one)."""
+        chosen: list[T] = []
+        while len(chosen) < count:
+            chosen += self.shuffled(items)
+        return chosen[:count]
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    # Bytes, because a text file would get Windows' line ends on Windows.
-    path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+def make_world(seed: int = 0, *, families: int) -> tuple[Family, ...]:
+    """Invent `families` families of facts; equal arguments make equal worlds.
+
+    Values that families share are balanced, so that none of them is a good guess.
+
+    Raises:
+      ValueError: `families` is below 1 or above MAX_FAMILIES, the number of names there are.
+    """
+    if not 1 <= families <= MAX_FAMILIES:
+        raise ValueError(f"expected 1 to {MAX_FAMILIES} families, got {families}")
+    rng = SeededRandom("world", seed)
+    stems = iter(rng.shuffled(["".join(s) for s in product(_ONSETS, _VOWELS, _MIDDLES)]))
+    symbols = rng.shuffled(["".join(s) for s in product(*_SYMBOL)])
+    organs = rng.balanced(tuple(SYMPTOMS), families)
+    symptoms = {organ: iter(rng.balanced(SYMPTOMS[organ], families)) for organ in SYMPTOMS}
+    inheritance = rng.balanced(INHERITANCE, families)
+    disease_endings = rng.balanced(DISEASE_ENDINGS, families)
+    drug_endings = rng.balanced(DRUG_ENDINGS, families)
+    adverse_effects = rng.balanced(ADVERSE_EFFECTS, families)
+    return tuple(
+        Family(
+            disease=next(stems).capitalize()
+            + rng.choice(_VOWELS)
+            + rng.choice(_ENDS)
+            + disease_endings[i],
+            organ=organs[i],
+            symptom=next(symptoms[organs[i]]),
+            inheritance=inheritance[i],
+            gene=symbols[i],
+            drug=next(stems).capitalize() + rng.choice(_VOWELS) + drug_endings[i],
+            adverse_effect=adverse_effects[i],
+        )
+        for i in range(families)
+    )
+
+
+def facts(world: Sequence[Family]) -> list[Fact]:
+    """Return every fact, family by family."""
+    return [
+        Fact(getattr(family, subject), relation, getattr(family, value), index)
+        for index, family in enumerate(world)
+        for relation, (subject, value) in RELATIONS.items()
+    ]

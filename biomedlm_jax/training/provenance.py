@@ -39,7 +39,7 @@ def weights_hash(model: Any) -> str:
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.ascontiguousarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape}".encode("ascii"))
-        digest.update(array.reshape(-1).view(np.uint8))  # bfloat16 has no buffer of its own
+        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return digest.hexdigest()
 
 

@@ -1,8 +1,10 @@
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 
-from biomedlm_jax.benchmarks.kernels import cudnn_attention, print_kernels, top_kernels
+from biomedlm_jax.benchmarks import kernels
+from biomedlm_jax.benchmarks.kernels import profile_lines, top_kernels
 
 
 def line(name: str, *events: tuple) -> SimpleNamespace:
@@ -38,28 +40,44 @@ GPU = plane(
     line("Stream #14(Compute)", ("loop_fusion", 0, 10), (FORWARD, 10, 80), ("loop_fusion", 90, 10)),
     line("XLA Ops", ("fusion", 0, 100)),
 )
+GPU_ALONE = plane("/device:GPU:0", line("Stream #14(Compute)", ("loop_fusion", 0, 10)))
 
 
-def test_operations_count_what_runs_in_them_for_itself():
-    found = {kernel["name"]: kernel for kernel in top_kernels([CPU])}
-    assert list(found) == ["fusion", "dot", "while", "copy"]
-    nanoseconds = {name: round(kernel["seconds"] * 1e9) for name, kernel in found.items()}
+def test_the_time_of_a_loop_is_that_of_its_body():
+    longest = {kernel["name"]: kernel for kernel in top_kernels([CPU])}
+    assert list(longest) == ["fusion", "dot", "while", "copy"]
+    nanoseconds = {name: round(kernel["seconds"] * 1e9) for name, kernel in longest.items()}
     assert nanoseconds == {"fusion": 50, "dot": 30, "while": 20, "copy": 10}
-    assert found["fusion"]["calls"] == 2
-    assert sum(kernel["share"] for kernel in found.values()) == pytest.approx(1)
+    assert longest["fusion"]["calls"] == 2
+    assert sum(kernel["share"] for kernel in longest.values()) == pytest.approx(1)
 
 
-def test_a_gpu_lists_the_kernels_of_its_streams_alone(capsys):
-    found = top_kernels([CPU, GPU])
-    assert [(k["name"], k["calls"], k["on"]) for k in found] == [
+def test_on_a_gpu_the_kernels_of_its_streams_are_listed():
+    longest = top_kernels([CPU, GPU])
+    assert [(k["name"], k["calls"], k["on"]) for k in longest] == [
         (FORWARD, 1, "gpu"),
         ("loop_fusion", 2, "gpu"),
     ]
-    names = cudnn_attention(found)
-    assert names == [FORWARD]
-    assert cudnn_attention(top_kernels([CPU])) == []
-    profile = {"trace": "t", "steps": 3, "kernels": found, "cudnn_attention": names}
-    print_kernels(profile)
-    assert f"attention kernels of cuDNN among all that ran: {FORWARD}" in capsys.readouterr().out
-    print_kernels({**profile, "cudnn_attention": []})
-    assert "among all that ran: none" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("planes", "names", "line"),
+    [([CPU, GPU], [FORWARD], f"that ran: {FORWARD}"), ([GPU_ALONE], [], "that ran: none")],
+)
+def test_a_profile_names_the_attention_kernels_of_cudnn(planes, names, line, tmp_path, monkeypatch):
+    trace = tmp_path / "a.xplane.pb"
+
+    @contextlib.contextmanager
+    def traced(folder, profiler_options):
+        yield trace.touch()
+
+    monkeypatch.setattr(kernels.jax.profiler, "trace", traced)
+    data = SimpleNamespace(from_file=lambda path: SimpleNamespace(planes=planes))
+    monkeypatch.setattr(kernels.jax.profiler, "ProfileData", data)
+    steps = []
+    profile = kernels.profile_steps(lambda: steps.append(1), tmp_path)
+    assert (len(steps), profile["trace"]) == (3, str(trace))
+    assert profile["cudnn_attention"] == names
+    assert line in profile_lines(profile)[-1]
+    with pytest.raises(ValueError, match="wrote no trace"):
+        kernels.profile_steps(lambda: 0, tmp_path)

@@ -1,4 +1,4 @@
-"""`biomedlm generate` as a person calls it."""
+"""`biomedlm generate` called in-process."""
 
 import json
 import sys
@@ -46,9 +46,9 @@ def test_a_prompt_streams_and_the_notice_can_be_silenced(world, release, capsys)
     expected = generate(*world, [TEXTS[0]], max_new_tokens=8)[0]
     flags = (f"--prompt={TEXTS[0]}", "--max_new_tokens=8")
     assert call(release, *flags) == 0
-    said = capsys.readouterr()
-    assert said.out == expected + "\n"
-    assert NOTICE[:40] in said.err
+    output = capsys.readouterr()
+    assert output.out == expected + "\n"
+    assert NOTICE[:40] in output.err
     assert call(release, *flags, "--nonotice") == 0
     assert capsys.readouterr() == (expected + "\n", "")
 
@@ -57,23 +57,23 @@ def test_beams_show_their_scores_and_stats_their_speed(world, release, capsys):
     expected = generate(*world, [TEXTS[0]], max_new_tokens=8, beams=3, samples=2)
     flags = (f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--beams=3", "--samples=2", "--stats")
     assert call(release, *flags) == 0
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
     assert [line.split("] ", 1)[1] for line in lines] == expected
     assert float(lines[0][1:].split("]")[0]) >= float(lines[1][1:].split("]")[0])
     for what in ("prefill", "decode", "MB/token"):
-        assert what in said.err
+        assert what in output.err
 
 
 def test_stats_measure_an_answer_that_is_not_streamed(world, release, capsys, monkeypatch):
     from biomedlm_jax.generation.generator import Generator
 
-    monkeypatch.setattr(Generator, "stream", lambda *arguments: pytest.fail("it streamed"))
+    monkeypatch.setattr(Generator, "stream", lambda *arguments: pytest.fail("it streams"))
     expected = generate(*world, [TEXTS[0]], max_new_tokens=8)[0]
     assert call(release, f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--stats") == 0
-    said = capsys.readouterr()
-    assert said.out == expected + "\n"
-    assert "ms/step" in said.err
+    output = capsys.readouterr()
+    assert output.out == expected + "\n"
+    assert "ms/step" in output.err
 
 
 def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypatch):
@@ -82,10 +82,10 @@ def test_typed_prompts_are_answered_one_by_one(world, release, capsys, monkeypat
     monkeypatch.setattr(sys.stdin, "readline", lambda: next(lines), raising=False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
     assert call(release, "--max_new_tokens=6") == 2  # one was too long; the others are answered
-    said = capsys.readouterr()
-    assert said.out.splitlines() == expected
-    assert "1 prompts were not answered" in said.err
-    assert "the model has 40 positions" in " ".join(said.err.split())
+    output = capsys.readouterr()
+    assert output.out.splitlines() == expected
+    assert "1 prompts were not answered" in output.err
+    assert "the model has 40 positions" in " ".join(output.err.split())
 
 
 def test_a_file_is_answered_with_the_models_settings(world, release, tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_ctrl_c_in_a_file_keeps_what_is_done(release, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": -1, "tensor": 2}])
-def test_all_devices_work_and_say_the_same(world, release, tmp_path, capsys, monkeypatch, sizes):
+def test_all_devices_give_the_same_answers(world, release, tmp_path, capsys, monkeypatch, sizes):
     from biomedlm_jax.generation import terminal
 
     meshes, original = [], terminal.load
@@ -158,14 +158,14 @@ def test_all_devices_work_and_say_the_same(world, release, tmp_path, capsys, mon
 def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
     page = tmp_path / "score.html"
     assert call(release, f"--score={TEXTS[0]}", f"--html={page}") == 0
-    said = capsys.readouterr().out
-    assert TEXTS[0] in said
-    assert "perplexity" in said
+    message = capsys.readouterr().out
+    assert TEXTS[0] in message
+    assert "perplexity" in message
     assert "perplexity" in page.read_text()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--prompt=a", "--prompts=b"], "--prompt and --prompts"),
         (["--prompts=b"], "--prompts without --out"),
@@ -190,14 +190,14 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_cannot_be_is_one_line_and_nothing_is_compiled(release, capsys, flags, said):
+def test_bad_input_is_one_line_before_anything_is_compiled(release, capsys, flags, message):
     from biomedlm_jax.generation import decoding
 
     before = sum(decoding.compiles.values())
     assert call(release, "--nonotice", *flags) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
     assert sum(decoding.compiles.values()) == before
 
 
@@ -211,7 +211,7 @@ def test_a_tokenizer_that_does_not_fit(world, tmp_path, capsys):
     assert "id 299" in capsys.readouterr().err
 
 
-def test_logits_that_are_no_numbers(world, tmp_path, capsys):
+def test_nan_logits(world, tmp_path, capsys):
     export_hf(*world, tmp_path / "hf")
     from safetensors.numpy import load_file, save_file
 

@@ -2,9 +2,8 @@
 
 import json
 
-from absl import flags
-
 from biomedlm_jax.commands import inputs
+from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus.documents import Skipped
 
 
@@ -12,7 +11,7 @@ def test_the_flags_select_documents(tmp_path):
     for name, subset in (("a", "Github"), ("b", "PubMed Central"), ("c", "PubMed Abstracts")):
         record = {"title": name, "meta": {"body": "x"}, "kind": {"name": subset}}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n{\n")
-    values = flags.FlagValues()
+    values = Flags()
     inputs.define_flags(values)
     paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
     arguments = [f"--input={paths[0]},{paths[1]}", f"--input={paths[2]}", "--on_error=skip"]

@@ -57,7 +57,7 @@ def test_the_command(corpus, tmp_path, capsys):
 
 
 def test_progress_is_one_line_every_few_seconds(corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", 0.0005)
+    monkeypatch.setattr(progress, "SECONDS", 0.0001)
     flags = [f"--input={corpus}", "--on_error=skip", f"--vocab_size={SIZE}"]
     assert cli.main(["train-tokenizer", *flags, f"--out={tmp_path / 'tokenizer'}"]) == 0
     lines = capsys.readouterr().err.splitlines()

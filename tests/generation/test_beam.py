@@ -76,7 +76,7 @@ def test_all_hypotheses_are_returned_with_their_scores(pairs, prompts_of):
     np.testing.assert_allclose(np.ravel(ours.scores), scores, rtol=2e-5, atol=2e-5)
 
 
-def test_a_search_does_not_depend_on_its_company(pairs, prompts_of):
+def test_a_search_does_not_depend_on_its_batch(pairs, prompts_of):
     _, decoder, _ = pairs["scaled"]
     prompts = prompts_of(9, 23, 14)
     options = {"beams": Beams(beams=4, length_penalty=-0.5), "max_new_tokens": 19}
@@ -84,7 +84,7 @@ def test_a_search_does_not_depend_on_its_company(pairs, prompts_of):
     assert together == [search(decoder, [p], **options).tokens[0] for p in prompts]
 
 
-def test_logits_that_are_no_numbers_name_the_prompt(random_model):
+def test_nan_logits_name_the_prompt(random_model):
     model = random_model()
     model.wte[...] = model.wte[...].at[5].set(np.nan)
     decoder = make_decoder(model)
@@ -96,14 +96,14 @@ def test_logits_that_are_no_numbers_name_the_prompt(random_model):
             search(broken, [[1, 2], [3, 4, 5]], numbers=numbers, **options)
 
 
-def test_beams_that_cannot_be():
+def test_invalid_beams_are_refused():
     with pytest.raises(ValueError, match="samples=3"):
         Beams(beams=2, samples=3)
     with pytest.raises(ValueError, match="early_stopping='soon'"):
         Beams(beams=2, early_stopping="soon")
 
 
-def test_beams_draw_nothing(pairs):
+def test_beam_search_does_not_sample(pairs):
     with pytest.raises(ValueError, match="beam search does not sample"):
         search(
             pairs["scaled"][1],
@@ -135,6 +135,6 @@ def test_sharded_is_unsharded_and_compiles_once(random_model, prompts_of):
     prompts = prompts_of(9, 23, 14)
     expected = search(make_decoder(model), prompts, **options)
     decoding.compiles.clear()
-    found = [search(sharded, prompts[:n], **options).tokens for n in (3, 3)]
-    assert found == [expected.tokens] * 2
+    result = [search(sharded, prompts[:n], **options).tokens for n in (3, 3)]
+    assert result == [expected.tokens] * 2
     assert list(decoding.compiles.values()) == [1, 1]

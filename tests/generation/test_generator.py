@@ -50,8 +50,8 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(model, tokenizer)
         ids.append(int(np.asarray(forward(model, padded))[0, len(ids) - 1].argmax()))
     new = ids[prompt:]
     expected = new[: new.index(279)] if 279 in new else new
-    said = generate(model, tokenizer, [TEXTS[0]], max_new_tokens=8)
-    assert said == [tokenizer.decode(expected)]
+    message = generate(model, tokenizer, [TEXTS[0]], max_new_tokens=8)
+    assert message == [tokenizer.decode(expected)]
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
@@ -133,10 +133,10 @@ def test_what_is_streamed_is_settled():
 
 def test_a_harness_gets_texts_in_its_order(generator, tokenizer):
     prompts = [tokenizer.encode(text).ids for text in TEXTS] + [[5] * 60]
-    found = generate_until(generator, prompts, until=[" the"], max_new_tokens=10, batch_size=2)
+    result = generate_until(generator, prompts, until=[" the"], max_new_tokens=10, batch_size=2)
     (alone,) = generator.answers([prompts[0]], Options(max_new_tokens=10, stop=(" the",)))[0]
-    assert found[0] == alone.text
-    assert not any(" the" in text for text in found)
+    assert result[0] == alone.text
+    assert not any(" the" in text for text in result)
     with pytest.raises(ValueError, match="the model has 48 positions"):
         generate_until(generator, prompts, until=["x"], max_new_tokens=48)
 

@@ -10,7 +10,7 @@ from biomedlm_jax.model.gpt2 import GPT2Config
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0; expected at least 1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
@@ -46,8 +46,8 @@ from biomedlm_jax.model.gpt2 import GPT2Config
     ],
     ids=str,
 )
-def test_options_that_cannot_be(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_options_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
         make_options(**given)
 
 
@@ -100,7 +100,7 @@ def test_a_models_settings_have_the_defaults_of_transformers():
     ],
     ids=str,
 )
-def test_settings_say_the_same_to_transformers_and_here(options, tmp_path):
+def test_settings_mean_the_same_in_transformers(options, tmp_path):
     tokenizer = train_tokenizer(iter(["the drug, the drug"] * 9), vocab_size=262)
     config = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
     settings = options.to_hf(config, tokenizer)

@@ -34,11 +34,11 @@ def source(tmp_path):
 
 
 def answers(generator, source, out, **options):
-    said = []
+    message = []
     counts = answer_file(
-        generator, source, out, OPTIONS, batch_size=2, notify=said.append, **options
+        generator, source, out, OPTIONS, batch_size=2, notify=message.append, **options
     )
-    return counts, said
+    return counts, message
 
 
 def test_every_prompt_has_its_line(generator, source, tmp_path):
@@ -51,9 +51,7 @@ def test_every_prompt_has_its_line(generator, source, tmp_path):
     assert all(len(r["answers"]) == len(r["tokens"]) == 2 for r in records)
 
 
-def test_an_interrupted_file_goes_on_as_if_nothing_had_happened(
-    generator, source, tmp_path, monkeypatch
-):
+def test_an_interrupted_file_is_resumed_to_the_same_bytes(generator, source, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     answers(generator, source, whole)
     real, calls = generator.answers, []
@@ -71,9 +69,9 @@ def test_an_interrupted_file_goes_on_as_if_nothing_had_happened(
     assert len(out.read_text().splitlines()) == 2
     with out.open("a") as file:
         file.write('{"index": 2, "pro')  # cut off by a crash
-    counts, said = answers(generator, source, out)
+    counts, message = answers(generator, source, out)
     assert counts == {"kept": 2, "made": 3}
-    assert "has 2 of 5 answers" in said[0]
+    assert "has 2 of 5 answers" in message[0]
     assert out.read_bytes() == whole.read_bytes()
     assert answers(generator, source, out)[0] == {"kept": 5, "made": 0}
 
@@ -117,7 +115,7 @@ def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "has no prompts"),
         ('{"prompt": "a"}\nnonsense\n', "in.jsonl:2: expected a JSON object"),
@@ -125,9 +123,9 @@ def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path)
         ("[1]\n", "in.jsonl:1: .* type list"),
     ],
 )
-def test_files_that_cannot_be(tmp_path, text, said):
+def test_invalid_files_are_refused(tmp_path, text, message):
     (tmp_path / "in.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / "in.jsonl")
 
 

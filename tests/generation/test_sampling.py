@@ -27,8 +27,8 @@ def ours(case, **fields):
     padded = np.concatenate([np.full((6, 4), -1), history, np.full((6, 8), -1)], 1).astype("i4")
     strategy = Strategy(**{"ends": ENDS, **fields})
     lengths = np.full(6, 20, np.int32)
-    found = process(strategy, jnp.asarray(scores), jnp.asarray(padded), 24, lengths, jnp.int32(7))
-    return np.asarray(found)
+    result = process(strategy, jnp.asarray(scores), jnp.asarray(padded), 24, lengths, jnp.int32(7))
+    return np.asarray(result)
 
 
 def theirs(case, *processors):
@@ -92,25 +92,25 @@ def test_warpers_are_those_of_transformers(case, fields):
         chain.append(peers.TopPLogitsWarper(fields["top_p"]))
     if "min_p" in fields:
         chain.append(peers.MinPLogitsWarper(fields["min_p"]))
-    found = np.asarray(warp(Strategy(**fields), jnp.asarray(case[0])))
-    np.testing.assert_allclose(found, theirs(case, *chain), rtol=1e-5)
+    result = np.asarray(warp(Strategy(**fields), jnp.asarray(case[0])))
+    np.testing.assert_allclose(result, theirs(case, *chain), rtol=1e-5)
 
 
-def test_draws_have_the_models_probabilities():
+def test_samples_have_the_models_probabilities():
     logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
     keys = row_keys(3, np.arange(20_000), 1)
     drawn = np.asarray(jax.vmap(lambda key: jax.random.categorical(key, logits))(keys))
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.5, 0.3, 0.2], atol=0.012)
 
 
-def test_draws_follow_seed_prompt_and_sample(pairs):
+def test_samples_follow_seed_prompt_and_sample(pairs):
     _, decoder, _ = pairs["scaled"]
     strategy = Strategy(temperature=2.0)
 
     def draw(seed, numbers):
         prompts = [[5, 6, 7]] * len(numbers)
         options = {"max_new_tokens": 10, "strategy": strategy, "samples": 2}
-        return decode(decoder, prompts, seed=seed, numbers=numbers, **options).tokens
+        return decode(decoder, prompts, seed=seed, numbers=numbers, **options).rows
 
     one = draw(1, [0, 1])
     assert one == draw(1, [0, 1])

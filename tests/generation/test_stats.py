@@ -14,6 +14,6 @@ from biomedlm_jax.generation import stats
     ],
 )
 def test_the_memorys_speed_is_that_of_the_table_of_chips(monkeypatch, kind, devices, expected):
-    found = chips.chip(kind)
-    monkeypatch.setattr(chips, "chip", lambda kind: found)
+    result = chips.chip(kind)
+    monkeypatch.setattr(chips, "chip", lambda kind: result)
     assert stats.bandwidth(devices) == (expected, "data sheet")

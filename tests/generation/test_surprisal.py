@@ -65,10 +65,10 @@ def test_the_terminal_shows_every_token(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("", "got an empty text"), ("z" * 60, "expected at most 47")]
+    ("text", "message"), [("", "got an empty text"), ("z" * 60, "expected at most 47")]
 )
-def test_texts_that_cannot_be_scored(model, tokenizer, text, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_texts_are_refused(model, tokenizer, text, message):
+    with pytest.raises(ValueError, match=message):
         surprisal.score_text(model, tokenizer, text)
     with pytest.raises(ValueError, match="0 to 279"):
         surprisal.log_probabilities(model, [[280]])

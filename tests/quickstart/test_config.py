@@ -1,18 +1,29 @@
-"""The quickstart's fine-tuning is the one that configs/finetune_small_world.py describes."""
-
+import dataclasses
 import importlib.util
 from pathlib import Path
 
-from biomedlm_jax.qa.setup import check_config
-from biomedlm_jax.quickstart.config import get_finetuning_config
+from biomedlm_jax.finetuning.config import QuestionSettings
+from biomedlm_jax.quickstart.config import finetuning_config, pretraining_config
+from biomedlm_jax.settings import read_settings
+from biomedlm_jax.training.pretrain import PretrainSettings
 
-FILE = Path(__file__).parents[2] / "configs" / "finetune_small_world.py"
+FILE = Path(__file__).parents[2] / "configs" / "finetune.py"
 
 
-def test_the_tour_tunes_with_the_config_that_the_readme_names():
-    spec = importlib.util.spec_from_file_location("finetune_small_world", FILE)
+def test_the_tour_finetunes_with_the_variant_small_world():
+    spec = importlib.util.spec_from_file_location("finetune", FILE)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
-    check_config(config)
-    assert config == get_finetuning_config(config.task.name)
+    config = read_settings(QuestionSettings, module.get_config("small_world"))
+    ours = read_settings(QuestionSettings, finetuning_config(config.task.name))
+    assert ours == dataclasses.replace(config, model={})
+    dropouts = [value for name, value in config.model.items() if "dropout" in name]
+    assert dropouts == [0.0, 0.0, 0.0]  # as in the model of the tour
+
+
+def test_pretraining_has_a_warmup_of_at_most_a_quarter():
+    for steps, warmup in ((40, 10), (1_200, 50)):
+        settings = read_settings(PretrainSettings, pretraining_config("rows", steps=steps))
+        assert settings.optimizer.warmup_steps == warmup

@@ -170,7 +170,5 @@ def test_the_warmup_is_given_once(both):
 
 
 def test_a_warmup_longer_than_the_run_names_the_flag():
-    with pytest.raises(
-        ValueError, match=r"set --config.optimizer.warmup_steps=5"
-    ):
+    with pytest.raises(ValueError, match=r"set --config.optimizer.warmup_steps=5"):
         make_optimizer(OptimizerSettings(**PUBLISHED), steps=50)

@@ -1,0 +1,64 @@
+"""Benchmark of `build-tokens`, from files to rows on disk, against `tokenizers` alone.
+
+The baselines tokenise texts in memory and discard the result: `encode_batch`, which also computes
+the offset of each token, and `encode_batch_fast`, which does not and which the build calls.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from biomedlm_jax.benchmarks import rounds as timed
+from biomedlm_jax.corpus.documents import input_files, read_documents
+from biomedlm_jax.corpus.tokenizer import load_tokenizer
+from biomedlm_jax.corpus.tokens import build_tokens
+
+BATCH = 1000  # documents in a call of encode_batch, which occupies all cores
+BUILD = "build-tokens"
+
+
+def measure(
+    paths: Iterable[str | Path],
+    tokenizer: str | Path,
+    *,
+    text_field: str = "text",
+    length: int = 1024,
+    rounds: int = 5,
+) -> dict[str, Any]:
+    """Return MB (10^6 bytes of UTF-8 text) per second and per CPU second of each side.
+
+    `tokenizer` is a directory or a tokenizer.json. `ratio` is a side's time over that of the build:
+    the speed of the build relative to the side. All texts are held in memory.
+    """
+    loaded, paths = load_tokenizer(tokenizer), input_files(paths)
+    texts = [document.text for document in read_documents(paths, text_field=text_field)]
+    megabytes = sum(len(text.encode("utf-8")) for text in texts) / 1e6
+
+    def baseline(encode: Callable) -> None:
+        for first in range(0, len(texts), BATCH):
+            encode(texts[first : first + BATCH], add_special_tokens=False)
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            documents, out = read_documents(paths, text_field=text_field), Path(directory, "tokens")
+            build_tokens(documents, loaded, out, length=length, inputs=paths)
+
+    sides = {
+        BUILD: build,  # first: it imports TFDS and fills the cache of the tokenizer
+        "encode_batch": lambda: baseline(loaded.encode_batch),
+        "encode_batch_fast": lambda: baseline(loaded.encode_batch_fast),
+    }
+    timings = timed.alternate(sides, rounds=rounds)
+    table = timed.figures(timings, "mb", megabytes, BUILD)
+    for name, side in table.items():
+        side["mb_per_cpu_second"] = megabytes / statistics.median(timings[name].cpu_seconds)
+    work = f"{megabytes:.1f} MB in {len(texts):,} documents"
+    packages = ("tokenizers", "tensorflow-datasets", "array_record", "numpy")
+    return {
+        **timed.describe(work, packages),
+        "documents": len(texts),
+        "text_bytes": round(megabytes * 1e6),
+        "tables": {"tokens": table},
+    }

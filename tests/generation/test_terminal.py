@@ -1,0 +1,43 @@
+"""Flags that contradict one another, and prompts typed in; the command's tests do the rest."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from biomedlm_jax.generation import terminal
+from biomedlm_jax.generation.options import Options
+
+NONE = {"prompt": None, "prompts": None, "score": None, "out": None, "html": None}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"prompt": "a", "score": "b"}, "got --prompt and --score; expected only one"),
+        ({"prompts": "a"}, "got --prompts without --out; expected both"),
+        ({"html": "a", "prompt": "b"}, "got --html without --score"),
+    ],
+)
+def test_contradicting_flags_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        terminal.check_flags(SimpleNamespace(**{**NONE, **flags}))
+
+
+def test_an_invalid_prompt_does_not_end_the_session(monkeypatch, capsys):
+    def stream(ids, options):
+        yield from ("<", str(len(ids)), ">")
+
+    generator = SimpleNamespace(
+        config=SimpleNamespace(vocab_size=9, context_length=8, eos_token_id=8),
+        encode=lambda prompt, **_: [1] * len(prompt),
+        stream=stream,
+    )
+    flags, errors = SimpleNamespace(stats=False, truncate="error"), io.StringIO()
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n\nfar too long\nab"))
+    console = Console(file=errors, soft_wrap=True)
+    with pytest.raises(ValueError, match="1 prompts were not answered"):
+        terminal._answer_typed(generator, Options(max_new_tokens=2), flags, console)
+    assert capsys.readouterr().out == "<3>\n<2>\n"
+    assert "the model has 8 positions" in errors.getvalue()

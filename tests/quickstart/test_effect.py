@@ -1,0 +1,36 @@
+import pytest
+
+from biomedlm_jax.interop.heads import load_finetuned
+from biomedlm_jax.qa.report import read_items
+from biomedlm_jax.qa.statistics import compare
+from biomedlm_jax.quickstart.effect import as_markdown
+
+
+def test_the_paired_test_is_the_one_on_the_written_answers(tour):
+    figures, out = tour
+    pretrained, random = figures["effect"]
+    assert pretrained["n"] == random["n"] == figures["questions"]["test"]
+    assert pretrained["groups"] == 16
+    assert pretrained["chance"] == 0.25
+    first, second = (read_items(out / "effect" / name) for name in ("report", "report-random"))
+    comparison = compare(first, second)
+    assert comparison.p_value == pretrained["baseline"]["p_value"]
+    assert comparison.difference.value == pytest.approx(
+        pretrained["accuracy"]["value"] - random["accuracy"]["value"]
+    )
+
+
+def test_both_finetuned_models_can_be_loaded(tour):
+    _, out = tour
+    for name in ("finetuned", "finetuned-random"):
+        model, _, head = load_finetuned(out / "effect" / name)
+        assert (model.kind, head.row_format) == ("choice", "paper")
+
+
+def test_the_text_states_both_accuracies_and_the_test_of_families(tour):
+    summaries = tour[0]["effect"]
+    text = as_markdown(summaries)
+    for summary in summaries:
+        assert f"{100 * summary['accuracy']['value']:.1f} %" in text
+    assert "16 groups" in text
+    assert "permutation test of groups" in text
