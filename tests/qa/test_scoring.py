@@ -402,9 +402,7 @@ def test_weights_that_are_not_finite(model, tokenizer, choice):
 def test_models_and_tokenizers_that_do_not_serve_a_mode(model, tokenizer, choice, classifier):
     with pytest.raises(ValueError, match=r"got mode='letters'; choose one of letter, option, clas"):
         score(model, tokenizer, CHOICES, MEDQA, mode="letters")
-    with pytest.raises(
-        ValueError, match=r"needs a fine-finetuned head, and this is a language model"
-    ):
+    with pytest.raises(ValueError, match=r"needs a fine-tuned head, and this is a language model"):
         score(model, tokenizer, CHOICES, MEDQA, mode="classifier")
     for mode in ("letter", "option"):
         with pytest.raises(
