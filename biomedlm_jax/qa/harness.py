@@ -205,7 +205,7 @@ def evaluate_tasks(
         check_output(out, **output)
     model, tokenizer = load(models[0], mesh=mesh)
     assert tokenizer is not None  # checked above
-    run: Any = simple_evaluate  # its annotations are of another signature
+    run: Any = simple_evaluate  # its decorator hides its parameters from type checkers
     results = run(
         Harness(model, tokenizer, batch_tokens=batch_tokens),
         tasks=list(tasks),

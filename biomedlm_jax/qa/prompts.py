@@ -185,8 +185,7 @@ def _encoded(tokenizer: Tokenizer, questions: Sequence[Question], texts, answers
 
 
 def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
-    ids = {name: tokenizer.token_to_id(name) for name in ADDED_TOKENS[kind]}
-    missing = [name for name, number in ids.items() if number is None]
+    missing = [name for name in ADDED_TOKENS[kind] if tokenizer.token_to_id(name) is None]
     if missing:
         raise ValueError(
             f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs; use the "
@@ -194,7 +193,8 @@ def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
         )
     if max_length < LEAST_LENGTH:
         raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
-    return [number for number in ids.values() if number is not None]
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[name] for name in ADDED_TOKENS[kind]]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

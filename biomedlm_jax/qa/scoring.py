@@ -1,6 +1,6 @@
 """score(): a model's answers by option letter, by option text, or by a fine-tuned head."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def score(
     limit = model.config.context_length
 
     def sums(made: prompts.Prompts) -> list[np.ndarray]:
-        assert not isinstance(model, Scorer)  # refused below
+        assert isinstance(model, LanguageModel)
         branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
         return _by_option(questions, branches)
 
@@ -112,7 +112,7 @@ def score(
 
 def branch_log_probabilities(
     model: LanguageModel, packed: Sequence[Prompt], *, batch_tokens: int = BATCH_TOKENS
-) -> Iterator[tuple[int, int, float, bool]]:
+) -> Generator[tuple[int, int, float, bool], None, None]:
     """Yield every branch's question, option, log-probability in nats, and whether it is greedy.
 
     A branch is greedy if each of its tokens is the most probable one. The order is not specified.

@@ -20,9 +20,9 @@ from biomedlm_jax.qa.scoring import WAYS
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     tokenizer = train_tokenizer(["cardiology renin"] * 20, vocab_size=270)
-    shape = {"vocab_size": 270, "context_length": 64, "layers": 1, "width": 32, "heads": 2}
+    config = GPT2Config(vocab_size=270, context_length=64, layers=1, width=32, heads=2)
     release = tmp_path_factory.mktemp("evaluate") / "release"
-    return export_hf(GPT2(GPT2Config(**shape), key=jax.random.key(0)), tokenizer, release)
+    return export_hf(GPT2(config, key=jax.random.key(0)), tokenizer, release)
 
 
 @pytest.fixture(scope="module")
