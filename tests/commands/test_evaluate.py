@@ -48,7 +48,7 @@ def test_it_prints_the_table_and_where_the_report_is(tmp_path, model, questions,
     name = f"jsonl:{questions}, dev"
     assert lines[0] == f"{name}: 5 questions; skipped: nothing"
     assert lines[-1] == f"wrote {out}"
-    assert sum(line.startswith("| ") for line in lines) == 1 + len(WAYS["letter"] + WAYS["option"])
+    assert sum(line.startswith("| ") for line in lines) == 2 + len(WAYS["letter"] + WAYS["option"])
     assert run(*where) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -73,7 +73,10 @@ def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys
         (["--model=nowhere", "--out=o", "--task=medqa", "--shots=-1"], "shots"),
         (["--model=nowhere", "--out=o", "--task=medqa", "--batch_tokens=1"], "batch_tokens"),
         (["--model=nowhere", "--out=o", "--task=medqa", "--modes=letter"], "modes"),
-        (["--model=nowhere", "--out=o", "--task=medqa", "--mode=letters"], "letter|option"),
+        (
+            ["--model=nowhere", "--out=o", "--task=medqa", "--mode=letters"],
+            "one of auto, letter, option, classifier",
+        ),
         (["--model=nowhere", "--out=o", "--task=medqa", "stray"], "'stray'"),
         (["--model=nowhere", "--out=o", "--task=medqa", "--path=nowhere"], "nowhere"),
         (["--model=nowhere", "--out=o", "--task=medqa", "--tensor=3"], "tensor=3"),
@@ -113,4 +116,5 @@ def test_two_processes_write_one_report(tmp_path, model, questions):
     assert run(*command[4:7], f"--out={tmp_path / 'one'}") == 0
     for way in WAYS["option"]:
         two, one = (read_items(tmp_path / name, way=way) for name in ("two", "one"))
-        assert [item["scores"] for item in two] == pytest.approx([i["scores"] for i in one])
+        for item, alone in zip(two, one, strict=True):
+            assert item["scores"] == pytest.approx(alone["scores"])
