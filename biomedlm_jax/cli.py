@@ -101,7 +101,9 @@ def flags_help(values) -> str:
         spelled = f"--[no]{name}" if flag.boolean else f"--{name}"
         default = "" if flag.default in (None, [], "") else f" (default: {flag.default_as_str})"
         text = f"{spelled}: {' '.join(flag.help.split())}{default}"
-        lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="      ")
+        lines += textwrap.wrap(
+            text, 100, initial_indent="  ", subsequent_indent="      ", break_long_words=False
+        )
     return "\n".join(lines)
 
 

@@ -46,16 +46,18 @@ def mesh_sizes(devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int,
     Raises ValueError if they do not make the devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    requested = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"mesh {asked}: sizes are at least 1, and at most one is -1 (the rest)")
+        raise ValueError(
+            f"mesh {requested}: sizes are at least 1, and at most one is -1 (the rest)"
+        )
     known = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = devices // known
     if math.prod(sizes.values()) != devices:
         raise ValueError(
-            f"mesh {asked} does not make {devices}, the number of devices; choose sizes whose "
+            f"mesh {requested} does not make {devices}, the number of devices; choose sizes whose "
             f"product is {devices}, or set one of them to -1"
         )
     return sizes["data"], sizes["fsdp"], sizes["tensor"]

@@ -20,8 +20,6 @@ from biomedlm_jax.training.checkpoint import steps
 ROOT = Path(__file__).parents[1]
 RUN = [sys.executable, "-m", "biomedlm_jax.cli", "pretrain", "--config=configs/pretrain.py:tiny"]
 SETTINGS = {
-    "model.layers": 1,
-    "model.width": 32,
     "training.steps": 10,
     "training.evaluate_every": 10,
     "checkpoint.every": 5,

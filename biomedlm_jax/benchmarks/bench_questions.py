@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.benchmarks.bench_train import Steps, jax_steps, torch_steps
@@ -162,25 +163,23 @@ def tuning_sides(
     added = grown.add_special_tokens(list(ADDED_TOKENS[CHOICE]))
     prompts = choice_prompts(grown, questions, row_format=PAPER, max_length=max_length).prompts
     labels = [int(question.label or 0) for question in questions]
-    data = ShuffledQuestions(
-        prompts, labels, batch_size=batch_size, multiple=1, kind=CHOICE, seed=0
-    )
+    shuffle: dict[str, Any] = {"batch_size": batch_size, "multiple": 1, "kind": CHOICE, "seed": 0}
+    data = ShuffledQuestions(prompts, labels, **shuffle)
     # The order of the first epoch; equal losses of the sides confirm it.
     order = np.random.default_rng([0, 0]).permutation(len(questions))
     chosen = [order[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
     one_each = [separate(prompts[i]._replace(question=q) for q, i in enumerate(c)) for c in chosen]
     gold = [[labels[i] for i in c] for c in chosen]
-    key, head = (
-        jax.random.key(0),
-        Head(kind=CHOICE, task="medqa", row_format=PAPER, max_length=max_length),
-    )
+    head = Head(kind=CHOICE, task="medqa", row_format=PAPER, max_length=max_length)
+    key = jax.random.key(0)
     scorer = with_head(grow_vocabulary(model, added, key=key), head, key=key)
     shared = [data.batch(step) for step in range(steps)]
     rows = [one_row_per_option(*batch) for batch in zip(one_each, gold, strict=True)]
+    learn = functools.partial(jax_steps, meshes.one_device())
     copy = functools.partial(jax.tree.map, jax.numpy.copy)  # a step reuses the model's buffers
     return {
-        "shared prefix": jax_steps(copy, question_loss, shared, OPTIMIZER, scorer),
-        "one row per option": jax_steps(copy, question_loss, rows, OPTIMIZER, scorer),
+        "shared prefix": learn(copy, question_loss, shared, OPTIMIZER, scorer),
+        "one row per option": learn(copy, question_loss, rows, OPTIMIZER, scorer),
         "transformers + torch": _torch(scorer, release, one_each, gold),
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
@@ -134,14 +135,17 @@ def make_side(name: str, config: ModelConfig, *, batch_size: int, loss_chunks: i
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, shape).astype(np.int32)
     if name == OURS:
         loss_of = functools.partial(next_token_loss, chunks=loss_chunks)
-        return jax_steps(lambda: random_model(config, seed=0), loss_of, [tokens], OPTIMIZER)
+        make = functools.partial(random_model, config, seed=0)
+        return jax_steps(meshes.make_mesh(), make, loss_of, [tokens], OPTIMIZER)
     check_peer(name)
     return _torch_side(config, tokens, *name.split()[1:])
 
 
-def jax_steps(make: Callable, loss_of: Callable, batches, settings, *base: Any) -> Steps:
-    """Return a call that updates the model `make(*base)` once with each batch: the losses."""
-    mesh, (tx, _) = meshes.make_mesh(), make_optimizer(settings, steps=1_000_000)
+def jax_steps(
+    mesh: Mesh, make: Callable, loss_of: Callable, batches, settings: OptimizerSettings, *base: Any
+) -> Steps:
+    """Return a call that updates the model `make(*base)` once with each batch."""
+    tx, _ = make_optimizer(settings, steps=1_000_000)
     layout = meshes.sharding(mesh, "batch", None)
 
     def start(*base) -> TrainState:
@@ -166,7 +170,7 @@ def jax_steps(make: Callable, loss_of: Callable, batches, settings, *base: Any) 
 
 
 def torch_steps(parameters, losses: Sequence[Callable], settings, *, fused: bool = False) -> Steps:
-    """Return a call that updates `parameters` once with each loss function: the losses."""
+    """Return a call that updates `parameters` once with each function of `losses`."""
     import torch
 
     parameters, rate = list(parameters), settings.learning_rate

@@ -20,7 +20,13 @@ from biomedlm_jax.files import write_json
 
 FLAGS = Flags()
 inputs.define_flags(FLAGS)
-FLAGS.define("tokenizer", None, "NAME=PATH; repeatable.", repeated=True, required=True)
+FLAGS.define(
+    "tokenizer",
+    None,
+    "Name in the tables and path of a tokenizer, NAME=PATH",
+    repeated=True,
+    required=True,
+)
 FLAGS.define("max_documents", None, "Documents to read at most.", kind=int, least=1)
 FLAGS.define("terms", list(comparison.TERMS), "Terms to tokenise, separated by commas.")
 FLAGS.define_json()

@@ -9,7 +9,7 @@ from biomedlm_jax.corpus import documents
 
 def define_flags(values: Flags) -> None:
     """Add the flags of the input files to a command's flags."""
-    what = f"Files, directories or globs, separated by commas; repeatable. {documents.KNOWN}."
+    what = f"Files, directories or globs, separated by commas. {documents.KNOWN}"
     values.define("input", None, what, repeated=True, required=True)
     text = "Field of a JSON line with the text; meta.text is nested, title,abstract are joined."
     values.define("text_field", "text", text)

@@ -42,6 +42,7 @@ class Flags(flags.FlagValues):
             flags.DEFINE_enum(name, default, list(choices), meaning, self)
         elif repeated:
             flags.DEFINE_multi_string(name, default, meaning, self)
+            self[name].help = f"{meaning.rstrip('.')}; repeatable."
         elif kind in (int, float):
             KINDS[kind](name, default, meaning, least, flag_values=self)
         else:
@@ -64,7 +65,7 @@ class Flags(flags.FlagValues):
     def define_model(self, *, repeated: bool = False) -> None:
         """Add --model, required."""
         meaning = "Run directory or Hugging Face directory of the model."
-        meaning += " Repeat it for one model with several seeds." if repeated else ""
+        meaning += " Several are one model with several seeds" if repeated else ""
         self.define("model", None, meaning, repeated=repeated, required=True)
 
     def define_workdir(self) -> None:
@@ -123,7 +124,6 @@ class Flags(flags.FlagValues):
             meaning = field.metadata["help"] + (f" (default {field.default})" if number else "")
             repeated = tuple in [typing.get_origin(kind) for kind in kinds]
             choices = [str(choice).lower() for choice in field.metadata["choices"] or ()]
-            meaning += "; repeatable" if repeated else ""
             self.define(field.name, None, meaning, kind=kind, choices=choices, repeated=repeated)
 
     def given_settings(self, cls: type, *, exclude: tuple[str, ...] = ()) -> dict[str, Any]:

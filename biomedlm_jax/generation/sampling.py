@@ -41,7 +41,10 @@ class Strategy(Settings):
         1.0, above=0, help="divide positive logits of tokens in the text by it, multiply negative"
     )
     no_repeat_ngram_size: int = setting(
-        0, least=0, most=LARGEST, help="tokens of a sequence that may not occur twice; 0: any may"
+        0,
+        least=0,
+        most=LARGEST,
+        help="length in tokens of sequences that may not repeat; 0: no limit",
     )
     min_length: int = setting(
         0, least=0, most=LARGEST, help="tokens of prompt and answer before the answer may end"

@@ -14,7 +14,9 @@ from biomedlm_jax.model.gpt2 import GPT2Config
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    tokenizer = train_tokenizer(["the kinase binds"] * 9, vocab_size=270)
+    tokenizer = train_tokenizer(
+        ["the kinase binds the receptor of a liver cell"] * 9, vocab_size=270
+    )
     config = GPT2Config(vocab_size=270, context_length=16, layers=2, width=32, heads=2)
     path = tmp_path_factory.mktemp("models") / "run"
     save_finetuned(path, make_model(config, key=jax.random.key(0)), tokenizer)

@@ -172,7 +172,7 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
         (["--out=b"], "--out without --prompts"),
         (["--html=b"], "--html without --score"),
         (["--prompts=nowhere", "--out=b"], "no such file: nowhere"),
-        (["--prompt=a", "--early_stopping=soon"], "<false|true|never>"),
+        (["--prompt=a", "--early_stopping=soon"], "one of false, true, never"),
         (["--prompt=a", "--top_k=5"], "it needs a temperature above 0"),
         (["--prompt=a", "--beams=3", "--temperature=1"], "beam search does not sample"),
         (["--prompt=a", "--heat=1"], "heat"),

@@ -32,7 +32,7 @@ def test_settings_become_flags_with_their_help_and_back():
 
     values = parsed(define)
     assert values["rate"].help == "rate in percent (default 0.5)"
-    assert values["words"].help == "word to avoid; repeatable"
+    assert values["words"].help == "word to avoid; repeatable."
     assert "hidden" not in values
     assert values.given_settings(Example, exclude=("hidden",)) == {}
     arguments = ["--rate=2", "--count=3", "--stop=true", "--words=a", "--words=b", "--name=x"]
