@@ -10,7 +10,7 @@ def test_the_paired_test_is_the_one_on_the_written_answers(tour):
     figures, out = tour
     pretrained, random = figures["effect"]
     assert pretrained["n"] == random["n"] == figures["questions"]["test"]
-    assert pretrained["groups"] == 16
+    assert pretrained["groups"] == 13
     assert pretrained["chance"] == 0.25
     first, second = (read_items(out / "effect" / name) for name in ("report", "report-random"))
     comparison = compare(first, second)
@@ -32,5 +32,5 @@ def test_the_text_states_both_accuracies_and_the_test_of_families(tour):
     text = as_markdown(summaries)
     for summary in summaries:
         assert f"{100 * summary['accuracy']['value']:.1f} %" in text
-    assert "16 groups" in text
+    assert "13 groups" in text
     assert "permutation test of groups" in text
