@@ -13,7 +13,7 @@ from biomedlm_jax.commands.shared_flags import Flags
 FLAGS = Flags()
 FLAGS.define("out", "quickstart", "New directory for all files.")
 FLAGS.define("steps", 1_200, "Pre-training steps of 1,024 tokens.", least=40)
-FLAGS.define("documents", 2_400, "Abstracts to write.", least=200)
+FLAGS.define("documents", 3_600, "Abstracts to write.", least=200)
 
 
 def run(options: Flags) -> None:

@@ -13,7 +13,7 @@ from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.qa.evaluation import evaluate
-from biomedlm_jax.qa.report import p_text, table
+from biomedlm_jax.qa.report import p_text
 
 
 def measure_effect(config: ConfigDict, run: str | Path, out: str | Path) -> list[dict]:
@@ -37,11 +37,19 @@ def measure_effect(config: ConfigDict, run: str | Path, out: str | Path) -> list
     return summaries[::-1]
 
 
-def as_markdown(summaries: list[dict]) -> str:
-    """Return both accuracies with their intervals over families as a table, and the paired test."""
-    baseline, chance = summaries[0]["baseline"], 100 * summaries[0]["chance"]
-    value, low, high = (100 * baseline["difference"][end] for end in ("value", "low", "high"))
-    return (
-        f"{table(summaries)}\nChance is {chance:.1f} %. Difference: {value:+.1f} points "
-        f"[{low:+.1f}, {high:+.1f}]; {baseline['test']}: {p_text(baseline['p_value'])}."
-    )
+def as_text(summaries: list[dict]) -> str:
+    """Return both accuracies with their intervals over families, chance, and the paired test."""
+    ours, theirs = summaries
+    paired = ours["baseline"]
+    return f"""\
+   fine-tuned from        accuracy in % [95 % interval]
+   the pre-trained model  {_interval(ours["accuracy"], ".1f")}
+   random parameters      {_interval(theirs["accuracy"], ".1f")}
+   difference             {_interval(paired["difference"], "+.1f")}, {p_text(paired["p_value"])}
+   chance                 {100 * ours["chance"]:.1f}
+   {ours["n"]} questions about {ours["groups"]} families, which intervals and test resample"""
+
+
+def _interval(score: dict, form: str) -> str:
+    value, low, high = (format(100 * score[end], form) for end in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

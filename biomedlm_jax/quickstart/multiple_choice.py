@@ -16,7 +16,7 @@ from biomedlm_jax.quickstart.abstracts import WORDING, capitalised
 from biomedlm_jax.quickstart.world import SHARED_VALUES, Fact, Family, SeededRandom, facts
 
 LETTERS = "ABCD"
-DEV, TEST = 0.1, 0.4  # shares of families
+DEV, TEST = 0.1, 1 / 3  # shares of families
 
 
 def split_facts(world: Sequence[Family]) -> dict[str, list[Fact]]:
@@ -63,11 +63,11 @@ def write_questions(
 def _ask(
     split_of: Sequence[Fact], world: Sequence[Family], rng: SeededRandom, split: str
 ) -> list[dict[str, Any]]:
-    families = {fact.family for fact in split_of}
-    if len(families) < len(LETTERS):
+    families = len({fact.family for fact in split_of})
+    if families < len(LETTERS):
         raise ValueError(
-            f"expected at least {len(LETTERS)} families in the {split} split, got {len(families)}; "
-            f"fix: make a world of at least {round(len(LETTERS) / DEV)} families"
+            f"expected at least {len(LETTERS)} families in the {split} split, got {families}; fix: "
+            f"make a world of at least {round(len(LETTERS) / DEV)} families"
         )
     pairs = [
         (fact, asks, text)

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.markup import escape
 
 from biomedlm_jax.corpus.documents import read_documents
@@ -27,7 +26,7 @@ from biomedlm_jax.quickstart.config import (
     finetuning_config,
     pretraining_config,
 )
-from biomedlm_jax.quickstart.effect import as_markdown, measure_effect
+from biomedlm_jax.quickstart.effect import as_text, measure_effect
 from biomedlm_jax.quickstart.multiple_choice import write_questions
 from biomedlm_jax.training.pretrain import pretrain
 
@@ -43,9 +42,7 @@ CONTENTS = {
 }
 
 
-def take_tour(
-    out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS, families: int = FAMILIES
-) -> dict:
+def take_tour(out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS) -> dict:
     """Make everything in the new directory `out`, print each step, and return the figures.
 
     `steps` are of pre-training, `epochs` of fine-tuning. The figures are also in summary.json.
@@ -66,9 +63,9 @@ def take_tour(
         figures["seconds"][title] = round(time.perf_counter() - before, 1)
 
     with stage("write abstracts about a small invented world"):
-        world = write_world(out / "world", families=families, documents=documents)
+        world = write_world(out / "world", families=FAMILIES, documents=documents)
         texts = [document.text for document in read_documents([out / "world" / ABSTRACTS])]
-        console.print(f"   {documents:,} abstracts about {families} diseases. The first begins:")
+        console.print(f"   {documents:,} abstracts about {FAMILIES} diseases. The first begins:")
         console.print(f"   [dim]{escape(' '.join(texts[0].split())[:230])}...[/dim]")
     with stage("train a tokenizer"):
         tokenizer = train_tokenizer(iter(texts), vocab_size=VOCAB_SIZE)
@@ -121,7 +118,7 @@ def take_tour(
         console.print(f"   {counts['train']} questions to train on, {counts['test']} to answer")
         config = finetuning_config(f"jsonl:{out / 'questions'}", epochs=epochs)
         figures["effect"] = measure_effect(config, out / "run", out / "effect")
-        console.print(Markdown(as_markdown(figures["effect"])))
+        console.print(as_text(figures["effect"]), markup=False)
     figures["seconds"]["all"] = round(time.perf_counter() - start, 1)
     write_json(out / "summary.json", figures)
     validation = figures["validation"]

@@ -3,14 +3,14 @@ import pytest
 from biomedlm_jax.interop.heads import load_finetuned
 from biomedlm_jax.qa.report import read_items
 from biomedlm_jax.qa.statistics import compare
-from biomedlm_jax.quickstart.effect import as_markdown
+from biomedlm_jax.quickstart.effect import as_text
 
 
 def test_the_paired_test_is_the_one_on_the_written_answers(tour):
     figures, out = tour
     pretrained, random = figures["effect"]
     assert pretrained["n"] == random["n"] == figures["questions"]["test"]
-    assert pretrained["groups"] == 16
+    assert pretrained["groups"] == 20
     assert pretrained["chance"] == 0.25
     first, second = (read_items(out / "effect" / name) for name in ("report", "report-random"))
     comparison = compare(first, second)
@@ -27,10 +27,10 @@ def test_both_finetuned_models_can_be_loaded(tour):
         assert (model.kind, head.row_format) == ("choice", "paper")
 
 
-def test_the_text_states_both_accuracies_and_the_test_of_families(tour):
+def test_the_text_states_both_accuracies_and_their_difference(tour):
     summaries = tour[0]["effect"]
-    text = as_markdown(summaries)
-    for summary in summaries:
-        assert f"{100 * summary['accuracy']['value']:.1f} %" in text
-    assert "16 groups" in text
-    assert "permutation test of groups" in text
+    text = as_text(summaries)
+    accuracies = [100 * summary["accuracy"]["value"] for summary in summaries]
+    assert all(f" {accuracy:.1f} [" in text for accuracy in accuracies)
+    assert f"{accuracies[0] - accuracies[1]:+.1f} [" in text
+    assert "20 families" in text
