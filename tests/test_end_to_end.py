@@ -1,4 +1,4 @@
-"""The README's journey, command by command, in processes of their own, on generated text."""
+"""The README's commands, one after the other, in processes of their own, on generated text."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from biomedlm_jax.quickstart.world import write_world
+from biomedlm_jax.quickstart.abstracts import write_world
 
 ROOT = Path(__file__).parents[1]
-TINY = [f"--config={ROOT}/configs/tiny.py", "--config.training.steps=200"]
+TINY = [f"--config={ROOT}/configs/pretrain.py:tiny", "--config.training.steps=200"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("journey")
-    write_world(path / "world", documents=150)
+    write_world(path / "world", families=12, documents=300)
     return path
 
 
@@ -47,8 +47,7 @@ def test_from_text_to_transformers(place):
     losses = [m["loss"] for m in metrics if "loss" in m]
     assert losses[-1] < losses[0] - 1
     biomedlm(place, "export-hf", "--model=run", "--out=release")
-    said = biomedlm(place, "verify-hf", "--model=release", "--json=verified.json").stdout
-    assert said
+    assert biomedlm(place, "verify-hf", "--model=release", "--json=verified.json").stdout
     biomedlm(place, "import-hf", "--source=release", "--out=imported")
 
     from biomedlm_jax import load

@@ -1,11 +1,6 @@
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -17,8 +12,6 @@ from biomedlm_jax.training import fit
 from biomedlm_jax.training.checkpoint import latest_step, load_model, steps
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
-
-ROOT = Path(__file__).parents[2]
 
 
 def without_speed(run: Path) -> list[dict]:
@@ -106,50 +99,3 @@ def test_a_loss_that_is_not_finite_is_never_saved(config, tmp_path):
     for step in steps(tmp_path / "run"):
         model = load_model(tmp_path / "run", model_config(tmp_path / "run"), step=step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
-
-
-PROCESS = """
-import sys
-from biomedlm_jax import distributed
-port, index, path, run = sys.argv[1:]
-distributed.start_processes(f"localhost:{port}", process_id=int(index), process_count=2)
-import runpy
-from biomedlm_jax import pretrain
-config = runpy.run_path("configs/pretrain.py")["get_config"]("tiny")
-config.model.residual_dropout = 0.1
-config.data.path = path
-config.training.steps = 12
-config.training.evaluate_every = 6
-config.checkpoint.every = 6
-config.logging.every = 1
-config.logging.tensorboard = False
-config.mesh.data, config.mesh.fsdp = 2, 4
-pretrain(config, run)
-"""
-
-
-def test_two_processes_train_as_one(config, dataset, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, port, str(i), str(dataset), str(tmp_path / "two")],
-            env=environment,
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    began = time.monotonic()
-    errors = [p.communicate(timeout=240 - (time.monotonic() - began))[1] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
-    config.mesh.data, config.mesh.fsdp = 2, 4
-    pretrain(config, tmp_path / "one")
-    one, two = (
-        [r.get("loss", r.get("validation_loss")) for r in read_metrics(tmp_path / name)]
-        for name in ("one", "two")
-    )
-    np.testing.assert_allclose(two, one, rtol=0, atol=1e-6)
