@@ -13,7 +13,7 @@ SAID = {
     ),
     "02_question_answering.ipynb": (),
     "03_generation.ipynb": (
-        "beam search draws nothing",
+        "beam search takes no sampling",
         "programs compiled by each call: [2, 0, 0, 0, 2, 0]",
     ),
 }
