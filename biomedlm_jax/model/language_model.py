@@ -18,10 +18,6 @@ from biomedlm_jax.model.attention import attend
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.layers import axes, rematerialise
 
-# attend(query_BxHxLxK, key_BxGxLxK, value_BxGxLxK, dropout_key=...) -> [B, H, L, K]; the query is
-# scaled already.
-Attend = Callable[..., jax.Array]
-
 
 class Tensor(NamedTuple):
     """The leaves that a Hugging Face tensor consists of, joined along their last axis.
@@ -95,10 +91,11 @@ class LanguageModel(nnx.Module):
         )
         return getattr(self, self.NORM)(constrain(x_BxLxD, "batch", "length", None))
 
-    def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Attend]):
+    def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Callable]):
         """Return the final states [B, L, D] with `attend_of(layer)` as each layer's attention.
 
-        For a model from `unstacked`, whose unrolled blocks let XLA update every cache in place.
+        For a model from `unstacked`, whose unrolled blocks let XLA update every cache in place. The
+        query that attention gets is scaled already.
         """
         x_BxLxD = self.embed(tokens_BxL, positions_BxL)
         for layer, block in enumerate(self.blocks):

@@ -24,7 +24,14 @@ def make_optimizer(
                 f"got optimizer.warmup_steps={warmup} in a run of {steps} steps; expected a "
                 f"shorter warmup: set --config.optimizer.warmup_steps={steps // 10}"
             )
-        schedule = warmup_cosine(settings, warmup=warmup, steps=steps)
+        peak = settings.learning_rate
+        schedule = optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if warmup else peak,  # with a warmup, the first update has rate 0
+            peak_value=peak,
+            warmup_steps=warmup,
+            decay_steps=steps,
+            end_value=peak * settings.final_lr_fraction,
+        )
     else:
         schedule = warmup_linear(settings.learning_rate, warmup=min(warmup, steps), steps=steps)
     # Composer's DecoupledAdamW multiplies p by 1 - (lr_t / lr_0) * weight_decay at each step, optax
@@ -35,18 +42,6 @@ def make_optimizer(
     if not settings.clip_norm:
         return adamw, schedule
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw), schedule
-
-
-def warmup_cosine(settings: OptimizerSettings, *, warmup: int, steps: int) -> optax.Schedule:
-    """Return a linear warmup from 0 (the first update has rate 0), then a cosine to a fraction."""
-    peak = settings.learning_rate
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else peak,
-        peak_value=peak,
-        warmup_steps=warmup,
-        decay_steps=steps,
-        end_value=peak * settings.final_lr_fraction,
-    )
 
 
 def warmup_linear(learning_rate: float, *, warmup: int, steps: int) -> optax.Schedule:
