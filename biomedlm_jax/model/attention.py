@@ -6,8 +6,7 @@
     auto    splash on a TPU, cudnn on a GPU, where they can serve; else xla, and the log says why
 
 `auto` decides by the platform of the mesh (so also while compiling for absent devices) and by the
-arguments, never by trying; each decision is logged once. A kernel named in the config that cannot
-serve is an error. Padding on the right needs no mask: no earlier token sees it.
+arguments; each decision is logged once. Padding on the right needs no mask.
 
 Axes: B batch, L queries, S keys, H heads, G key/value heads (a divisor of H), K head dimension.
 """
@@ -61,23 +60,16 @@ def attend(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Return causal softmax attention, computed in float32, as [B, H, L, K].
+    """Return causal softmax attention [B, H, L, K], saved under the checkpoint name `attention`.
 
-    The logits are multiplied by `scale`, 1 / sqrt(K) by default. With more keys than queries the
-    queries are the last positions. `mask` restricts what is visible further. What the backward
-    pass needs of the result carries the checkpoint name `attention`.
-
-    Raises ValueError if the named kernel cannot serve, with the reason.
+    `scale` is 1 / sqrt(K) by default. With more keys than queries the queries are the last
+    positions. Raises ValueError if the named kernel cannot serve, with the reason.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
-    chosen = choose_kernel(
-        kernel,
-        query_BxHxLxK,
-        key_BxGxSxK,
-        segments=mask is not None,
-        branches=mask is not None and mask.branch_BxL is not None,
-        dropping=dropout_key is not None and dropout_rate > 0,
-    )
+    segments, branches = mask is not None, mask is not None and mask.branch_BxL is not None
+    features = {"segments": segments, "branches": branches}
+    features["dropping"] = dropout_key is not None and dropout_rate > 0
+    chosen = choose_kernel(kernel, query_BxHxLxK, key_BxGxSxK, **features)
     arrays = query_BxHxLxK, key_BxGxSxK, value_BxGxSxK
     if chosen == "splash":
         return _splash(*arrays, scale, mask.segment_BxL if mask else None)
@@ -94,14 +86,7 @@ def attend(
 
 
 def softmax_attention(
-    query_BxHxLxK: jax.Array,
-    key_xSxK: jax.Array,
-    value_xSxK: jax.Array,
-    visible_BxLxS: jax.Array,
-    *,
-    scale: float = 1.0,
-    rate: float = 0.0,
-    key: jax.Array | None = None,
+    query_BxHxLxK, key_xSxK, value_xSxK, visible_BxLxS, *, scale=1.0, rate=0.0, key=None
 ) -> jax.Array:
     """Return attention over the visible keys by plain products: [B, H, L, K].
 
@@ -120,14 +105,12 @@ def softmax_attention(
     logits_BxHxLxS = jnp.where(visible_BxLxS[:, None], logits_BxHxLxS, least)
     weights_BxHxLxS = jax.nn.softmax(logits_BxHxLxS, axis=-1).astype(value_xSxK.dtype)
     weights_BxHxLxS = dropout(weights_BxHxLxS, rate, key)
-    weights_xQxS = weights_BxHxLxS.reshape(*logits_xQxS.shape)
+    weights_xQxS = weights_BxHxLxS.reshape(logits_xQxS.shape)
     return jnp.einsum("...QS,...SK->...QK", weights_xQxS, value_xSxK).reshape(B, H, L, K)
 
 
-def choose_kernel(
-    kernel: str, query_BxHxLxK, key_BxGxSxK, *, segments=False, branches=False, dropping=False
-) -> str:
-    """Return the kernel that serves this call: `kernel` itself, or what `auto` stands for here.
+def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> str:
+    """Return `kernel`, or what `auto` stands for here; `features` as in `unsupported_reason`.
 
     Raises ValueError if a named kernel cannot serve.
     """
@@ -135,17 +118,8 @@ def choose_kernel(
     best = next((name for name, theirs in PLATFORMS.items() if theirs == platform), "xla")
     wanted = best if kernel == "auto" else kernel
     (B, _, L, K), (G, S) = query_BxHxLxK.shape, key_BxGxSxK.shape[1:3]
-    reason = unsupported_reason(
-        wanted,
-        platform=platform,
-        queries=L,
-        keys=S,
-        head_dim=K,
-        dtype=query_BxHxLxK.dtype.name,
-        segments=segments,
-        branches=branches,
-        dropping=dropping,
-    )
+    sizes = {"queries": L, "keys": S, "head_dim": K, "dtype": query_BxHxLxK.dtype.name}
+    reason = unsupported_reason(wanted, platform=platform, **features | sizes)
     mesh = jax.sharding.get_abstract_mesh()
     rows, parts = (meshes.axis_shards(mesh, axis) for axis in ("batch", "heads"))
     if reason is None and wanted != "xla" and (B % rows or G % parts):
@@ -154,7 +128,7 @@ def choose_kernel(
         if kernel != "auto":
             raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
         wanted = "xla"
-    _log_once(kernel, wanted, platform, reason)
+    _log_once(wanted, platform, f" ({reason})" if reason else "")
     return wanted
 
 
@@ -172,48 +146,48 @@ def unsupported_reason(
 ) -> str | None:
     """Return why `kernel` cannot serve such a call, or None if it can.
 
-    `queries` and `keys` are lengths, `platform` is jax's name (cpu, gpu, tpu; None: the kernel's
-    own), `segments` and `branches` say what the mask has, `dtype` may be auto.
+    `queries` and `keys` are lengths, `platform` is jax's name (None: the kernel's own), `segments`
+    and `branches` say what the mask has, `dtype` may be auto.
     """
     if kernel not in PLATFORMS:
         return None
-    splash, cudnn, needed = kernel == "splash", kernel == "cudnn", PLATFORMS[kernel]
-    half = dtype in ("auto", "bfloat16", "float16")
-    reasons = {
-        f"it runs on a {needed.upper()}, and the platform is {platform}": platform
-        not in (None, needed),
-        "it has no dropout (set model.attention_dropout=0)": dropping,
-        "its masks cannot express several branches after one prefix": branches,
-        "it is used for causal attention only, without packed segments": cudnn and segments,
-        f"it takes as many queries as keys, not {queries} and {keys}": queries != keys,
-        f"it works on blocks of {SPLASH_BLOCKS[-1]} positions, not on {queries}": splash
-        and queries % SPLASH_BLOCKS[-1] != 0,
-        f"heads must be a multiple of 64 wide, not {head_dim}": splash and head_dim % 64 != 0,
-        f"it computes in bfloat16, not in {dtype} (model.compute_dtype)": cudnn and not half,
-        f"heads must be a multiple of 8 wide and at most 128, not {head_dim}": cudnn
-        and (head_dim % 8 != 0 or head_dim > 128),
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+    splash, needed, block = kernel == "splash", PLATFORMS[kernel], SPLASH_BLOCKS[-1]
+    if platform not in (None, needed):
+        return f"it runs on a {needed.upper()}, and the platform is {platform}"
+    if dropping:
+        return "it has no dropout (set model.attention_dropout=0)"
+    if branches:
+        return "its masks cannot express several branches after one prefix"
+    if segments and not splash:
+        return "it is used for causal attention only, without packed segments"
+    if queries != keys:
+        return f"it takes as many queries as keys, not {queries} and {keys}"
+    if splash and queries % block:
+        return f"it works on blocks of {block} positions, not on {queries}"
+    if splash and head_dim % 64:
+        return f"heads must be a multiple of 64 wide, not {head_dim}"
+    if not splash and dtype not in ("auto", "bfloat16", "float16"):
+        return f"it computes in bfloat16, not in {dtype} (model.compute_dtype)"
+    if not splash and (head_dim % 8 or head_dim > 128):
+        return f"heads must be a multiple of 8 wide and at most 128, not {head_dim}"
+    return None
 
 
-def training_kernel(config, mesh, *, length: int | None = None, segments=False, branches=False):
-    """Return the kernel of a training step of this model config on this mesh, without tracing.
+def training_kernel(config, mesh, *, length: int | None = None, **features: bool) -> str:
+    """Return the kernel of a training step on rows of `length` (default: the context length).
 
-    `length` of a row is the context length by default. Raises ValueError if the kernel named in
-    the config cannot serve.
+    Nothing is traced. Raises ValueError if the kernel named in the config cannot serve.
     """
     L, rows = length or config.context_length, meshes.batch_shards(mesh)
     query = jax.ShapeDtypeStruct((rows, config.heads, L, config.head_dim), config.dtype)
     key = jax.ShapeDtypeStruct((rows, config.key_value_heads, L, config.head_dim), config.dtype)
-    dropping = config.attention_dropout > 0
-    options = {"segments": segments, "branches": branches, "dropping": dropping}
+    features["dropping"] = config.attention_dropout > 0
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return choose_kernel(config.attention, query, key, **options)
+        return choose_kernel(config.attention, query, key, **features)
 
 
 @functools.cache
-def _log_once(requested: str, chosen: str, platform: str, reason: str | None) -> None:
-    why = f" ({reason})" if reason and requested == "auto" else ""
+def _log_once(chosen: str, platform: str, why: str) -> None:
     LOG.info("attention: %s on %s%s", chosen, platform, why)
 
 
@@ -223,12 +197,9 @@ def _splash(
     H, L = query_BxHxLxK.shape[1:3]
     query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
     repeats = H // key_BxGxSxK.shape[1]
-    if repeats > 1:
-        key_BxGxSxK, value_BxGxSxK = (
-            jnp.repeat(x, repeats, axis=1) for x in (key_BxGxSxK, value_BxGxSxK)
-        )
-    arrays = [query_BxHxLxK, key_BxGxSxK, value_BxGxSxK]
-    arrays += [] if segment_BxL is None else [segment_BxL]
+    shared = [key_BxGxSxK, value_BxGxSxK]
+    shared = [jnp.repeat(x, repeats, axis=1) for x in shared] if repeats > 1 else shared
+    arrays = [query_BxHxLxK, *shared, *([] if segment_BxL is None else [segment_BxL])]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _splash_kernel(H, L, interpret)(*arrays)
@@ -246,22 +217,19 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
     # One block of keys in the backward pass, where it fits: several would leave a sum over them.
     keys = length if length <= SPLASH_KEYS else block
     mask = splash_attention.CausalMask((length, length))
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv_compute")
+    blocks: dict[str, Any] = dict.fromkeys(names, block)
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([mask] * heads),
         block_sizes=splash_attention.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=keys,
-            block_kv_dkv_compute=block,
-            use_fused_bwd_kernel=True,
+            **blocks, block_kv_dkv=keys, use_fused_bwd_kernel=True
         ),
         residual_checkpoint_name="attention",  # of the output and its log-sum-exp
         interpret=interpret,
     )
 
-    def one_row(query, key, value, segment=None):
-        ids = None if segment is None else splash_attention.SegmentIds(segment, segment)
+    def one_row(query, key, value, *segment):
+        ids = splash_attention.SegmentIds(*segment, *segment) if segment else None
         return kernel(query, key, value, segment_ids=ids)
 
     return jax.vmap(one_row)

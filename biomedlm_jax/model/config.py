@@ -61,18 +61,18 @@ class ModelConfig(Settings):
                 f"model.vocab_size={self.vocab_size}; tokenizers made here end with it, at "
                 f"{self.vocab_size - 1}"
             )
+        kernel = self.attention
         reason = attention.unsupported_reason(
-            self.attention, head_dim=self.head_dim, dtype=self.compute_dtype
+            kernel, head_dim=self.head_dim, dtype=self.compute_dtype
         )
         if reason is not None:
-            raise ValueError(f"got model.attention={self.attention}: {reason}; choose auto or xla")
-        if self.remat not in ("none", "full"):
-            unknown = sorted(set(self.remat.split(",")) - set(SAVEABLE))
-            if unknown:
-                raise ValueError(
-                    f"got model.remat={self.remat!r} with unknown names {unknown}; choose none, "
-                    f"full, or a comma-separated list of {', '.join(SAVEABLE)}"
-                )
+            raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
+        unknown = sorted(set(self.remat.split(",")) - {*SAVEABLE})
+        if unknown and self.remat not in ("none", "full"):
+            raise ValueError(
+                f"got model.remat={self.remat!r} with unknown names {unknown}; choose none, "
+                f"full, or a comma-separated list of {', '.join(SAVEABLE)}"
+            )
 
     @property
     def head_dim(self) -> int:

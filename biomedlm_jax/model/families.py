@@ -18,10 +18,7 @@ FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
 
 
 def family(model_type: object) -> ModuleType:
-    """Return the module of a family: Config, Model, and its Hugging Face tables.
-
-    Raises ValueError for a `model_type` that is not known.
-    """
+    """Return the module of a family (Config, Model, tables); ValueError if it is not known."""
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise ValueError(f"got model_type={model_type!r}; the known model families are {known}")
@@ -29,10 +26,7 @@ def family(model_type: object) -> ModuleType:
 
 
 def make_config(fields: Mapping[str, Any], **changes: Any) -> ModelConfig:
-    """Build the config of a `model` group, which has `model_type` and its family's settings.
-
-    Raises ValueError for a name or a value that the family does not have.
-    """
+    """Build the config of a `model` group; ValueError for a name or value its family lacks."""
     values = {**fields, **changes}
     cls = family(values.pop("model_type", None)).Config
     known = [field.name for field in dataclasses.fields(cls)]
@@ -48,16 +42,16 @@ def make_model(config: ModelConfig, *, key: jax.Array) -> LanguageModel:
 def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
     """Return a model's shapes and dtypes, with shardings on `mesh` if given, without values."""
 
-    def make() -> LanguageModel:
+    def make() -> LanguageModel:  # the key is made inside: devices of the mesh may be absent
         return make_model(config, key=jax.random.key(0))
 
     return jax.eval_shape(make) if mesh is None else abstract_sharded(make, mesh)
 
 
 def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
-    """Read a Hugging Face `config.json`; `execution` sets fields such as `compute_dtype`.
+    """Read a Hugging Face `config.json`; ValueError if its family does not compute the model.
 
-    Raises ValueError for a model that its family does not compute.
+    `execution` sets fields such as `compute_dtype`.
     """
     module = family(config.get("model_type"))
     for name, only in module.FIXED.items():

@@ -15,20 +15,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from biomedlm_jax.mesh import constrain
+from biomedlm_jax.model import layers
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel, Tensor, stack_blocks
-from biomedlm_jax.model.layers import (
-    LayerNorm,
-    add_bias,
-    apply_linear,
-    axes,
-    dropout,
-    linear,
-    lookup,
-    normal,
-    product,
-    rounded,
-)
 from biomedlm_jax.settings import setting
 
 # Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
@@ -65,18 +54,15 @@ ARCHITECTURES = {
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
 TIED = {"lm_head.weight": "wte.weight"}  # old files repeat the embedding under another name
 BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"  # constants of old files: causal mask, masked logit
+PARTS = ("query", "key", "value")
 # Hugging Face's tensor -> the leaves that are its parts. Both sides store kernels as [in, out].
 TENSORS = {
     "wte.weight": Tensor(("wte",)),
     "wpe.weight": Tensor(("wpe",)),
     "h.*.ln_1.weight": Tensor(("h.ln_1.scale",)),
     "h.*.ln_1.bias": Tensor(("h.ln_1.bias",)),
-    "h.*.attn.c_attn.weight": Tensor(
-        tuple(f"h.attn.c_attn.{name}.kernel" for name in ("query", "key", "value"))
-    ),
-    "h.*.attn.c_attn.bias": Tensor(
-        tuple(f"h.attn.c_attn.{name}.bias" for name in ("query", "key", "value"))
-    ),
+    "h.*.attn.c_attn.weight": Tensor(tuple(f"h.attn.c_attn.{part}.kernel" for part in PARTS)),
+    "h.*.attn.c_attn.bias": Tensor(tuple(f"h.attn.c_attn.{part}.bias" for part in PARTS)),
     "h.*.attn.c_proj.weight": Tensor(("h.attn.c_proj.kernel",)),
     "h.*.attn.c_proj.bias": Tensor(("h.attn.c_proj.bias",)),
     "h.*.ln_2.weight": Tensor(("h.ln_2.scale",)),
@@ -104,7 +90,7 @@ FOLDED = (
 
 
 def more_fields(config: "GPT2Config") -> dict[str, Any]:
-    """Return the entries of a Hugging Face config.json that repeat others or are optional."""
+    """Return the entries of a Hugging Face config.json that repeat others."""
     return {
         "n_ctx": config.context_length,
         "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
@@ -132,9 +118,9 @@ class GPT2Config(ModelConfig):
 
 
 def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
-    """Return the config without the inverse-layer scale, and which leaves absorb it.
+    """Return the config without the inverse-layer scale, and what absorbs it.
 
-    A leaf whose name has that part is divided by its layer's index + 1 (None: nothing to fold).
+    Leaves whose name contains it are divided by their layer index + 1 (None: nothing to fold).
     """
     folded = dataclasses.replace(config, scale_attn_by_inverse_layer_idx=False)
     return folded, ".c_attn.query." if config.scale_attn_by_inverse_layer_idx else None
@@ -142,47 +128,46 @@ def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
 
 def export_warning(config: GPT2Config, *, folded: bool) -> str | None:
     """Return what a user of an export must know about its attention, as Markdown, or None."""
-    if folded:
-        return FOLDED
-    return SCALED if config.scale_attn_by_inverse_layer_idx else None
+    return FOLDED if folded else SCALED if config.scale_attn_by_inverse_layer_idx else None
 
 
-def _linear(config: GPT2Config, axis_names, sizes, *, rngs, deviation: float | None = None):
-    deviation = config.initializer_range if deviation is None else deviation
-    return linear(sizes, axis_names, dtype=config.dtype, deviation=deviation, rngs=rngs)
+def _linear(config: GPT2Config, axis_names, sizes, *, rngs, residual: bool = False):
+    deviation = config.initializer_range / (math.sqrt(2 * config.layers) if residual else 1)
+    return nnx.Linear(
+        *sizes,
+        dtype=config.dtype,
+        kernel_init=nnx.initializers.normal(deviation),
+        kernel_metadata=layers.axes(*axis_names),
+        # A replicated vector of the width need not be gathered in every layer.
+        bias_metadata=layers.axes(None if axis_names[1] == "embed" else axis_names[1]),
+        rngs=rngs,
+    )
 
 
-def _residual_deviation(config: GPT2Config) -> float:
-    return config.initializer_range / math.sqrt(2 * config.layers)
-
-
-def _layer_norm(config: GPT2Config) -> LayerNorm:
-    return LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=config.dtype)
+def _layer_norm(config: GPT2Config) -> layers.LayerNorm:
+    return layers.LayerNorm(config.width, epsilon=config.layer_norm_epsilon, dtype=config.dtype)
 
 
 class QueryKeyValue(nnx.Module):
     """GPT-2's `c_attn` as three linear layers of [D, H * K]."""
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
-        sizes = (config.width, config.width)
-        self.query = _linear(config, ("embed", "heads"), sizes, rngs=rngs)
-        self.key = _linear(config, ("embed", "heads"), sizes, rngs=rngs)
-        self.value = _linear(config, ("embed", "heads"), sizes, rngs=rngs)
+        shape = ("embed", "heads"), (config.width, config.width)
+        self.query, self.key, self.value = (_linear(config, *shape, rngs=rngs) for _ in PARTS)
         self.config = config
 
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values, each [B, H, L, K]."""
-        return (
-            self._heads(x_BxLxD, self.query),
-            self._heads(x_BxLxD, self.key),
-            self._heads(x_BxLxD, self.value),
+        H, K = self.config.heads, self.config.head_dim
+        reduce_dtype, shapes = (
+            self.config.reduce_dtype,
+            {"shape": (-1, H, K), "bias_shape": (H, 1, K)},
         )
 
-    def _heads(self, x_BxLxD: jax.Array, layer: nnx.Linear) -> jax.Array:
-        H, K = self.config.heads, self.config.head_dim
-        kernel_DxHxK = layer.kernel[...].reshape(-1, H, K)
-        y_BxHxLxK = product("BLD,DHK->BHLK", self.config.reduce_dtype, x_BxLxD, kernel_DxHxK)
-        return add_bias(y_BxHxLxK, layer.bias, (H, 1, K))
+        def heads(layer: nnx.Linear) -> jax.Array:
+            return layers.apply_linear("BLD,DHK->BHLK", reduce_dtype, x_BxLxD, layer, **shapes)
+
+        return heads(self.query), heads(self.key), heads(self.value)
 
 
 class Attention(nnx.Module):
@@ -190,8 +175,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
         self.c_attn = QueryKeyValue(config, rngs=rngs)
-        sizes, deviation = (config.width, config.width), _residual_deviation(config)
-        self.c_proj = _linear(config, ("heads", "embed"), sizes, rngs=rngs, deviation=deviation)
+        sizes = (config.width, config.width)
+        self.c_proj = _linear(config, ("heads", "embed"), sizes, rngs=rngs, residual=True)
         self.config = config
 
     def __call__(self, x_BxLxD: jax.Array, layer, attend, *, dropout_key=None) -> jax.Array:
@@ -202,15 +187,11 @@ class Attention(nnx.Module):
             scale = scale / (layer + 1)
         # In the query, because fused kernels take only a static scale; saved scaled.
         query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
-        y_BxHxLxK = attend(
-            checkpoint_name(query_BxHxLxK, "query"),
-            checkpoint_name(key_BxHxLxK, "key"),
-            checkpoint_name(value_BxHxLxK, "value"),
-            dropout_key=dropout_key,
-        )
-        kernel_HxKxD = self.c_proj.kernel[...].reshape(*y_BxHxLxK.shape[1::2], -1)
-        y_BxLxD = product("BHLK,HKD->BLD", self.config.reduce_dtype, y_BxHxLxK, kernel_HxKxD)
-        return add_bias(y_BxLxD, self.c_proj.bias)
+        arrays = zip((query_BxHxLxK, key_BxHxLxK, value_BxHxLxK), PARTS, strict=True)
+        saved = (checkpoint_name(array, name) for array, name in arrays)
+        y_BxHxLxK = attend(*saved, dropout_key=dropout_key)
+        arguments = "BHLK,HKD->BLD", self.config.reduce_dtype, y_BxHxLxK, self.c_proj
+        return layers.apply_linear(*arguments, shape=(*y_BxHxLxK.shape[1::2], -1))
 
 
 class MLP(nnx.Module):
@@ -219,15 +200,14 @@ class MLP(nnx.Module):
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
         D, F = config.width, config.mlp_width
         self.c_fc = _linear(config, ("embed", "mlp"), (D, F), rngs=rngs)
-        deviation = _residual_deviation(config)
-        self.c_proj = _linear(config, ("mlp", "embed"), (F, D), rngs=rngs, deviation=deviation)
+        self.c_proj = _linear(config, ("mlp", "embed"), (F, D), rngs=rngs, residual=True)
         self.config = config
 
     def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
         """Transform each position by itself."""
-        h_BxLxF = apply_linear("BLD,DF->BLF", self.config.reduce_dtype, x_BxLxD, self.c_fc)
+        h_BxLxF = layers.apply_linear("BLD,DF->BLF", self.config.reduce_dtype, x_BxLxD, self.c_fc)
         h_BxLxF = jax.nn.gelu(checkpoint_name(h_BxLxF, "mlp_input"), approximate=True)
-        return apply_linear("BLF,FD->BLD", self.config.reduce_dtype, h_BxLxF, self.c_proj)
+        return layers.apply_linear("BLF,FD->BLD", self.config.reduce_dtype, h_BxLxF, self.c_proj)
 
 
 class Block(nnx.Module):
@@ -240,16 +220,14 @@ class Block(nnx.Module):
         self.mlp = MLP(config, rngs=rngs)
         self.config = config
 
-    def __call__(
-        self, x_BxLxD: jax.Array, positions_BxL, layer, attend, *, dropout_key=None
-    ) -> jax.Array:
+    def __call__(self, x_BxLxD: jax.Array, positions_BxL, layer, attend, *, dropout_key=None):
         """Apply one layer; `attend(query, key, value)` decides where keys and values come from."""
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         rate = self.config.residual_dropout
         y_BxLxD = self.attn(self.ln_1(x_BxLxD), layer, attend, dropout_key=keys[0])
-        x_BxLxD = checkpoint_name(x_BxLxD + dropout(y_BxLxD, rate, keys[1]), "residual")
-        return x_BxLxD + dropout(self.mlp(self.ln_2(x_BxLxD)), rate, keys[2])
+        x_BxLxD = checkpoint_name(x_BxLxD + layers.dropout(y_BxLxD, rate, keys[1]), "residual")
+        return x_BxLxD + layers.dropout(self.mlp(self.ln_2(x_BxLxD)), rate, keys[2])
 
 
 class GPT2(LanguageModel):
@@ -259,27 +237,26 @@ class GPT2(LanguageModel):
 
     def __init__(self, config: GPT2Config, *, key: jax.Array):
         block_key, *keys = jax.random.split(key, 4)
-        embed = normal(config.initializer_range)
+        embed = nnx.initializers.normal(config.initializer_range)
         wte_VxD = embed(keys[0], (config.vocab_size, config.width))
         padding = config.padded_vocab_size - config.vocab_size
-        self.wte = nnx.Param(jnp.pad(wte_VxD, ((0, padding), (0, 0))), **axes("vocab", "embed"))
+        wte_VxD = jnp.pad(wte_VxD, ((0, padding), (0, 0)))
+        self.wte = nnx.Param(wte_VxD, **layers.axes("vocab", "embed"))
         wpe_SxD = embed(keys[1], (config.context_length, config.width))
-        self.wpe = nnx.Param(wpe_SxD, **axes("length", "embed"))
-        self.h = stack_blocks(
-            lambda key: Block(config, rngs=nnx.Rngs(key)),
-            jax.random.split(block_key, config.layers),
-        )
+        self.wpe = nnx.Param(wpe_SxD, **layers.axes("length", "embed"))
+        keys = jax.random.split(block_key, config.layers)
+        self.h = stack_blocks(lambda key: Block(config, rngs=nnx.Rngs(key)), keys)
         self.ln_f = _layer_norm(config)
         self.config = config
 
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
         """Return the tokens' embeddings plus those of their positions."""
-        x_BxLxD = lookup(self.config.dtype, self.wte[...], tokens_BxL)
+        x_BxLxD = layers.lookup(self.config.dtype, self.wte[...], tokens_BxL)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         positions = slice(tokens_BxL.shape[1]) if positions_BxL is None else positions_BxL
         wpe_xLxD = constrain(self.wpe[...], "length", None)[positions]
-        x_BxLxD += rounded(self.config.dtype, jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape))
-        return dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
+        x_BxLxD += layers.rounded(self.config.dtype, jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape))
+        return layers.dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
 
 
 Config, Model = GPT2Config, GPT2  # the names that families.py looks up

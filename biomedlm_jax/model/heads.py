@@ -9,7 +9,7 @@ from flax import nnx
 
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.model.layers import axes, normal
+from biomedlm_jax.model.layers import axes
 
 CHOICE, CLASSIFICATION = "choice", "classification"
 
@@ -21,7 +21,7 @@ def score_layer(config: ModelConfig, kind: str, classes: int, *, key: jax.Array)
         config.width,
         1 if choice else classes,
         use_bias=choice,
-        kernel_init=normal(config.initializer_range),
+        kernel_init=nnx.initializers.normal(config.initializer_range),
         kernel_metadata=axes("embed", None),
         bias_metadata=axes(None),
         rngs=nnx.Rngs(key),

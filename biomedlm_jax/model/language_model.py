@@ -14,13 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from biomedlm_jax.mesh import constrain
-from biomedlm_jax.model.attention import Mask, attend
+from biomedlm_jax.model.attention import attend
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.layers import axes, rematerialise
-
-# attend(query_BxHxLxK, key_BxGxLxK, value_BxGxLxK, dropout_key=...) -> [B, H, L, K]; the query is
-# scaled already.
-Attend = Callable[..., jax.Array]
 
 
 class Tensor(NamedTuple):
@@ -37,8 +33,7 @@ class Tensor(NamedTuple):
 class LanguageModel(nnx.Module):
     """Tokens [B, L] -> logits [B, L, V] in float32.
 
-    Parameters are float32 and the layers are stacked: every leaf of the blocks has a leading axis
-    N. The module holds only parameters, so it is its own parameter tree. A family (gpt2.py) adds
+    Parameters are float32; every leaf of the blocks has a leading axis N. A family (gpt2.py) adds
     the constructor and `embed`, and names the attributes of its blocks, final norm and output head.
     """
 
@@ -49,10 +44,7 @@ class LanguageModel(nnx.Module):
     lora: Any = None  # factors that change the kernels layer by layer, see lora.py
 
     def __call__(self, tokens_BxL: jax.Array, *, dropout_key=None) -> jax.Array:
-        """Return logits [B, L, V] in float32; dropout is applied only with a key.
-
-        Raises ValueError for a sequence longer than the model's positions.
-        """
+        """Return logits [B, L, V] in float32, with dropout only if there is a key."""
         return self.logits(self.hidden(tokens_BxL, dropout_key=dropout_key))
 
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
@@ -69,39 +61,25 @@ class LanguageModel(nnx.Module):
         """The output head's rows [V, D], padding included."""
         return getattr(self, self.HEAD)[...]
 
-    def hidden(
-        self,
-        tokens_BxL: jax.Array,
-        *,
-        positions_BxL=None,
-        mask: Mask | None = None,
-        dropout_key=None,
-    ) -> jax.Array:
+    def hidden(self, tokens_BxL: jax.Array, *, positions_BxL=None, mask=None, dropout_key=None):
         """Return the final normalised states [B, L, D] in the compute dtype.
 
-        `positions_BxL` are the tokens' position ids, 0..L-1 by default; `mask` restricts causal
-        attention to packed segments.
+        Position ids are 0..L-1 by default; `mask` is an `attention.Mask` of packed rows. Raises
+        ValueError for more tokens than positions.
         """
         config, L = self.config, tokens_BxL.shape[1]
         if positions_BxL is None and L > config.context_length:
             raise ValueError(
                 f"got {L} tokens; expected at most the model's {config.context_length} positions"
             )
-        embed_key = block_key = None
-        if dropout_key is not None:
-            embed_key, block_key = jax.random.split(dropout_key)
-        full = functools.partial(
-            attend,
-            kernel=config.attention,
-            scale=1.0,
-            mask=mask,
-            dropout_rate=config.attention_dropout,
-        )
+        no_keys = (None, None)
+        embed_key, block_key = no_keys if dropout_key is None else jax.random.split(dropout_key)
+        kernel, rate = config.attention, config.attention_dropout
+        full = functools.partial(attend, kernel=kernel, scale=1.0, mask=mask, dropout_rate=rate)
 
         def step(x_BxLxD, sliced):
             block, layer, factors = sliced
-            if factors is not None:
-                block = factors.merged(block)
+            block = block if factors is None else factors.merged(block)
             key = None if block_key is None else jax.random.fold_in(block_key, layer)
             return block(x_BxLxD, positions_BxL, layer, full, dropout_key=key), None
 
@@ -113,11 +91,11 @@ class LanguageModel(nnx.Module):
         )
         return getattr(self, self.NORM)(constrain(x_BxLxD, "batch", "length", None))
 
-    def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Attend]):
+    def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Callable]):
         """Return the final states [B, L, D] with `attend_of(layer)` as each layer's attention.
 
-        For a model from `unstacked`: the same blocks, unrolled, so that XLA reads every weight
-        and updates every cache in place.
+        For a model from `unstacked`, whose unrolled blocks let XLA update every cache in place. The
+        query that attention gets is scaled already.
         """
         x_BxLxD = self.embed(tokens_BxL, positions_BxL)
         for layer, block in enumerate(self.blocks):
@@ -142,11 +120,10 @@ class LanguageModel(nnx.Module):
             return variable.replace(variable[...].astype(dtype)) if matrix else variable
 
         def block(index):
-            def sliced(_, stacked):
-                names = stacked.get_metadata()["out_sharding"][1:]
-                return type(stacked)(stacked[index], **axes(*names))
+            def sliced(name, stacked):
+                return cast(name, nnx.Param(stacked[index], **axes(*axis_names(stacked)[1:])))
 
-            return map_parameters(cast, map_parameters(sliced, self.blocks))
+            return map_parameters(sliced, self.blocks)
 
         blocks = tuple(block(index) for index in range(self.config.layers))
         return map_parameters(cast, self.with_blocks(None)).with_blocks(nnx.data(blocks))
@@ -193,10 +170,9 @@ def axis_names(variable) -> tuple[str | None, ...]:
 
 
 def parameter_count(model, *, lookups: bool = True) -> int:
-    """Return the number of parameters of a model or of its shapes, vocabulary padding excluded.
+    """Return the number of parameters of a model or its shapes, vocabulary padding excluded.
 
-    Without `lookups`, those of matrix products only: neither position embeddings nor the input
-    embedding of an untied head.
+    Without `lookups`: no position embeddings, and no input embedding of an untied head.
     """
     config, total = model.config, 0
     for name, variable in named_parameters(model).items():

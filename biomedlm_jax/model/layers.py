@@ -22,59 +22,34 @@ def custom_vjp(*nondiff_argnums: int) -> Any:
     return functools.partial(jax.custom_vjp, nondiff_argnums=nondiff_argnums)
 
 
-def normal(deviation: float) -> Callable[..., jax.Array]:
-    """Return an initializer of independent normal values."""
-    return nnx.initializers.normal(deviation)
-
-
 def axes(*names: str | None) -> dict:
     """Return the metadata that gives a parameter's axes their logical names."""
     # Without eager_sharding=False a module could not be built outside a mesh.
     return {"out_sharding": names, "eager_sharding": False}
 
 
-def linear(
-    sizes: tuple[int, int],
-    axis_names: tuple[str, str],
+def apply_linear(
+    equation: str,
+    reduce_dtype: str,
+    x: jax.Array,
+    layer,
     *,
-    dtype,
-    deviation: float,
-    rngs: nnx.Rngs,
-    use_bias: bool = True,
-) -> nnx.Linear:
-    """Build a linear layer's parameters: kernel [in, out], bias [out], float32."""
-    return nnx.Linear(
-        *sizes,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=normal(deviation),
-        kernel_metadata=axes(*axis_names),
-        # A replicated vector of the width need not be gathered in every layer.
-        bias_metadata=axes(None if axis_names[1] == "embed" else axis_names[1]),
-        rngs=rngs,
-    )
-
-
-def apply_linear(equation: str, reduce_dtype: str, x: jax.Array, layer: nnx.Linear) -> jax.Array:
-    """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`, such as "BLD,DF->BLF"."""
-    return add_bias(product(equation, reduce_dtype, x, layer.kernel[...]), layer.bias)
-
-
-def add_bias(y: jax.Array, bias: Any, shape: tuple[int, ...] = (-1,)) -> jax.Array:
-    """Add a bias parameter (None: nothing), reshaped, in float32."""
+    shape: Any = None,
+    bias_shape: Any = -1,
+) -> jax.Array:
+    """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`, both reshaped before."""
+    kernel = layer.kernel[...]
+    y = product(equation, reduce_dtype, x, kernel.reshape(kernel.shape if shape is None else shape))
     # In float32, so that the bias's gradient is summed in float32 over rows and positions.
-    if bias is None:
-        return y
-    return (y + bias[...].reshape(shape).astype(jnp.float32)).astype(y.dtype)
+    return (y + layer.bias[...].reshape(bias_shape).astype(jnp.float32)).astype(y.dtype)
 
 
 @custom_vjp(0, 1)
 def product(equation: str, reduce_dtype: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return `einsum(equation, x, kernel)` in the dtype of `x`.
 
-    The compiler sums a kernel's gradient over the devices in the dtype of its product. With
-    `reduce_dtype` float32 that is the product's accumulator; with compute the gradient is rounded
-    to the dtype of `x` first, which halves the collectives' bytes.
+    The compiler sums a kernel's gradient over devices in its product's dtype: float32, or with
+    `reduce_dtype` compute the dtype of `x`, which halves the collectives' bytes.
     """
     # The axes of x come first: einsum's own order would make a transposed copy of a CPU's kernel.
     factors, result = equation.split("->")
@@ -104,10 +79,8 @@ product.defvjp(_product_forward, _product_backward)
 class LayerNorm(nnx.Module):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift it.
 
-    The variance is the mean square of the centred values, as torch computes it: the mean of
-    squares minus the square of the mean would cancel. Mean and inverse deviation carry the
-    checkpoint name `norm`: saved, they cost two numbers per position, and the backward pass reads
-    the positions once instead of three times.
+    The variance is of centred values, as in torch: a mean of squares would cancel. With mean and
+    inverse deviation saved (checkpoint name `norm`), the backward pass reads positions once.
     """
 
     def __init__(self, width: int, *, epsilon: float, dtype):
@@ -155,9 +128,8 @@ layer_norm.defvjp(_norm_forward, _norm_backward)
 def lookup(dtype, table_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
     """Return the tokens' rows of the embedding as `dtype`; its gradient is summed in float32.
 
-    Forward gathers the table's width: a lookup in columns would have to be replicated before it
-    could be cut into rows again. Backward exchanges rows for columns, so that each device sums its
-    own columns of the gradient, and no gradient of the whole table ever exists.
+    Forward gathers the table's width. Backward exchanges rows for columns, so that each device
+    sums its own columns, and no gradient of the whole table ever exists.
     """
     return constrain(table_VxD.astype(dtype), "vocab", None)[tokens_BxL]
 
@@ -185,8 +157,7 @@ def rounded(dtype, x: jax.Array) -> jax.Array:
 
 
 def _rounded_backward(dtype, _, dy):
-    # Without the barrier, the sum that follows decides the layout of all layers' gradients: the
-    # compiler's estimate for the 2.6 B step on v5e:16x16 grew by 2 %.
+    # Without it, the sum that follows decides the layout of all layers' gradients: +2 % step time.
     return (jax.lax.optimization_barrier(dy).astype(jnp.float32),)
 
 

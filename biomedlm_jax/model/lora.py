@@ -35,12 +35,9 @@ class LoRA(nnx.Module):
         factors, keys = {}, jax.random.split(key, len(kernels))
         for (name, kernel), key in zip(kernels.items(), keys, strict=True):
             (layers, before, after), (N, size_in, size_out) = axis_names(kernel), kernel.shape
-            a = a_init(key, (N, size_in, rank), jnp.float32)
-            b = jnp.zeros((N, rank, size_out))
-            factors[name] = {
-                "a": nnx.Param(a, **axes(layers, before, None)),
-                "b": nnx.Param(b, **axes(layers, None, after)),
-            }
+            a, b = a_init(key, (N, size_in, rank), jnp.float32), jnp.zeros((N, rank, size_out))
+            a = nnx.Param(a, **axes(layers, before, None))
+            factors[name] = {"a": a, "b": nnx.Param(b, **axes(layers, None, after))}
         self.factors = nnx.data(factors)
         self.scale = alpha / rank
 
@@ -75,16 +72,13 @@ class Adapter(nnx.Module):
 
     def view(self, trunk: LanguageModel):
         """Return the frozen `trunk` with the trained parts, the factors beside its kernels."""
-        trunk = self._with_rows(trunk)
-        trunk.lora = nnx.data(self.lora)
-        return self._with_score(trunk)
+        return self._around(trunk, lora=self.lora)
 
     def merged(self, trunk: LanguageModel):
         """Return a model in which the factors are part of the kernels."""
-        trunk = self._with_rows(trunk)
-        return self._with_score(trunk.with_blocks(self.lora.merged(trunk.blocks)))
+        return self._around(trunk.with_blocks(self.lora.merged(trunk.blocks)), lora=None)
 
-    def _with_rows(self, trunk: LanguageModel) -> LanguageModel:
+    def _around(self, trunk: LanguageModel, *, lora: LoRA | None):
         last = trunk.config.vocab_size
 
         def put(name, variable):
@@ -93,7 +87,7 @@ class Adapter(nnx.Module):
             rows = self.rows[name][...]
             return variable.replace(variable[...].at[last - len(rows) : last].set(rows))
 
-        return map_parameters(put, trunk)
-
-    def _with_score(self, trunk: LanguageModel):
+        trunk = map_parameters(put, trunk)
+        if lora is not None:
+            trunk.lora = nnx.data(lora)
         return trunk if self.kind is None else HEADS[self.kind](trunk, self.score)

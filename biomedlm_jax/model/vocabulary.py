@@ -11,14 +11,14 @@ from biomedlm_jax.model.language_model import LanguageModel, axis_names, map_par
 
 
 def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> LanguageModel:
-    """Return a model with `count` more vocabulary rows, ids vocab_size and up, random.
+    """Return a model with `count` more vocabulary rows, initialised as a new model's are.
 
     Other parameters are the same arrays. Raises ValueError for a negative count.
     """
     if count < 0:
         raise ValueError(f"got count={count} tokens to add; expected at least 0")
     old, config = model.config, grown(model.config, count)
-    rows_CxD = new_rows(config, count, key=key)
+    rows_CxD = config.initializer_range * jax.random.normal(key, (count, config.width))
 
     def grow(_, variable):
         if "vocab" not in axis_names(variable):
@@ -35,8 +35,3 @@ def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> Lang
 def grown(config: ModelConfig, count: int) -> ModelConfig:
     """Return the config of a model with `count` tokens added; the end of text keeps its id."""
     return dataclasses.replace(config, vocab_size=config.vocab_size + count)
-
-
-def new_rows(config: ModelConfig, count: int, *, key: jax.Array) -> jax.Array:
-    """Return vocabulary rows [count, D] as a fresh model has them."""
-    return config.initializer_range * jax.random.normal(key, (count, config.width))

@@ -1,8 +1,7 @@
 """Orbax checkpoints: the model, the optimizer and the data position, restored onto any mesh.
 
 `<run>/checkpoints/<step>/` holds three items: `model` (what is trained), `optimizer` (moments and
-step) and `data` (JSON: the position in the data). A model alone is a checkpoint without the other
-two.
+step) and `data` (JSON: the position in the data). A model alone lacks the other two.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh
 
 from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.config import ModelConfig
@@ -22,20 +20,15 @@ from biomedlm_jax.model.language_model import LanguageModel, named_leaves
 from biomedlm_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
-# Orbax would write a leaf of up to 2 GiB as one chunk and buffer whole files of that size, which
-# doubles the memory that a large model takes while it is saved or read. Much smaller chunks would
-# do the same when they are read: glibc keeps freed blocks of less than 32 MiB.
+# Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
+# smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 
 def steps(run_directory: str | Path) -> list[int]:
-    """Return the steps of the finished checkpoints of a run, ascending.
-
-    Orbax alone takes an empty folder named `7` for the latest checkpoint; here a checkpoint counts
-    only with the metadata that Orbax writes last.
-    """
-    folder = Path(run_directory) / FOLDER
-    done = folder.glob("*/_CHECKPOINT_METADATA")
+    """Return the steps of a run's finished checkpoints, ascending."""
+    # Orbax itself would count an empty folder `7`; it writes this metadata last.
+    done = (Path(run_directory) / FOLDER).glob("*/_CHECKPOINT_METADATA")
     return sorted(int(path.parent.name) for path in done if path.parent.name.isdigit())
 
 
@@ -53,43 +46,31 @@ class Checkpointer:
             if empty.is_dir() and not any(empty.iterdir()):
                 with contextlib.suppress(FileNotFoundError):  # another process was faster
                     empty.rmdir()  # Orbax would count it as a checkpoint
-        self._manager = ocp.CheckpointManager(
-            self.run_directory / FOLDER,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                cleanup_tmp_directories=True,
-                step_name_format=ocp.step.standard_name_format(),
-            ),
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.run_directory / FOLDER, options=options)
 
     def save(self, state: TrainState, position: dict) -> None:
         """Start to write `state` under its step; raises if an earlier write failed."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(state.model, save_args=_in_chunks(state.model)),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
-                data=ocp.args.JsonSave(position),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(state.model, save_args=_in_chunks(state.model)),
+            optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
+            data=ocp.args.JsonSave(position),
         )
+        self._manager.save(int(state.step), args=items, force=True)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-        """Return the newest checkpoint, sharded as `abstract`, and its data position; else None."""
+        """Return the newest checkpoint, sharded as `abstract`, and its data position, or None."""
         step = latest_step(self.run_directory)
         if step is None:
             return None
         check_shapes(self.run_directory / FOLDER / str(step) / "model", abstract.model)
-        saved = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(abstract.model),
-                optimizer=ocp.args.StandardRestore(
-                    {"step": abstract.step, "opt": abstract.opt_state}
-                ),
-                data=ocp.args.JsonRestore(),
-            ),
+        optimizer = {"step": abstract.step, "opt": abstract.opt_state}
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(abstract.model),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            data=ocp.args.JsonRestore(),
         )
+        saved = self._manager.restore(step, args=items)
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved["model"], optimizer["opt"]), saved["data"]
 
@@ -103,31 +84,21 @@ class Checkpointer:
 
 
 def check_shapes(item: Path, model: Any) -> None:
-    """Raise ValueError unless the saved item has exactly this model's tensors.
-
-    Orbax itself would cast another dtype silently.
-    """
+    """Raise ValueError unless the saved item has exactly this model's tensors and dtypes."""
     saved = _flat(ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree)
     wanted = _flat(model)
     if saved == wanted:
         return
     name = next(n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n))
     raise ValueError(
-        f"the checkpoint {item.parent} is of another model: {name} is {_describe(saved.get(name))} "
-        f"there and {_describe(wanted.get(name))} in this config; use the run's own config"
+        f"the checkpoint {item.parent} is of another model: {name} is {saved.get(name, 'absent')} "
+        f"there and {wanted.get(name, 'absent')} in this config; use the run's own config"
     )
 
 
-def _flat(tree) -> dict[str, tuple]:
+def _flat(tree) -> dict[str, str]:
     # Orbax's metadata has dictionaries where the model has attributes; the names are the same.
-    return {n: (tuple(x.shape), np.dtype(x.dtype).name) for n, x in named_leaves(tree).items()}
-
-
-def _describe(shape_and_dtype) -> str:
-    if shape_and_dtype is None:
-        return "absent"
-    shape, dtype = shape_and_dtype
-    return f"{dtype}{list(shape)}"
+    return {n: f"{np.dtype(x.dtype).name}{[*x.shape]}" for n, x in named_leaves(tree).items()}
 
 
 def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
@@ -142,23 +113,19 @@ def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
 
 
 def load_model(
-    run_directory: str | Path,
-    config: ModelConfig,
-    *,
-    step: int | None = None,
-    mesh: Mesh | None = None,
+    run_directory: str | Path, config: ModelConfig, *, step: int | None = None, mesh=None
 ) -> LanguageModel:
-    """Read a run's model alone, its newest checkpoint by default, sharded on `mesh`.
-
-    Without a mesh it goes onto one device. Raises FileNotFoundError if there is no such
-    checkpoint and ValueError if it is of another config.
-    """
-    abstract = abstract_model(config, one_device() if mesh is None else mesh)
-    return load_tree(run_directory, abstract, step=step)
+    """Read a run's model alone, sharded on `mesh`, by default on one device."""
+    return load_tree(
+        run_directory, abstract_model(config, one_device() if mesh is None else mesh), step=step
+    )
 
 
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
-    """Read what `save_model` wrote, as `abstract` (shapes, dtypes, shardings) says."""
+    """Read a saved model, the newest by default, sharded as `abstract` is.
+
+    Raises FileNotFoundError if there is no such checkpoint, ValueError if it is of another config.
+    """
     finished = steps(run_directory)
     step = max(finished, default=None) if step is None else step
     if step not in finished:
@@ -170,13 +137,11 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)
     restored = [ocp.PLACEHOLDER] * len(leaves)
+    how = structure.unflatten([ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves])
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for part in _parts(leaves):
             wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
-            how = [ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves]
-            args = ocp.args.PyTreeRestore(
-                structure.unflatten(wanted), restore_args=structure.unflatten(how)
-            )
+            args = ocp.args.PyTreeRestore(structure.unflatten(wanted), restore_args=how)
             # Until a leaf is ready, what it is copied from is in memory too.
             got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(item, args=args)))
             for i in part:
@@ -189,11 +154,7 @@ def _in_chunks(model: Any):
 
 
 def _parts(leaves: list) -> list[list[int]]:
-    """Indices of leaves to read at once, largest first.
-
-    While it is read a leaf exists twice, in the host's memory and on its device, which are one
-    and the same on a CPU. The largest do so while the others are not there yet.
-    """
+    # Leaves to read at once, largest first: while it is read a leaf exists twice on a CPU.
     parts, room = [], 0
     for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size):
         size = leaves[i].size * leaves[i].dtype.itemsize

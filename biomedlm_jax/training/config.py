@@ -106,16 +106,15 @@ def differences(before: Mapping[str, Any], settings: Settings) -> list[str]:
 
     `before` is the JSON object of `to_json`; the `model` group is compared by its caller.
     """
-    now, differing = to_json(settings), []
-    for field in dataclasses.fields(settings):
-        group = getattr(settings, field.name)
-        if not isinstance(group, Settings):
+    differing = []
+    for group, new in to_json(settings).items():
+        if not isinstance(getattr(settings, group), Settings):
             continue
-        old, new = before.get(field.name, {}), now[field.name]
+        old, fixed = before.get(group, {}), new.keys() - getattr(settings, group).free_names()
         differing += [
-            f"{field.name}.{name}={old.get(name)!r} (now {new[name]!r})"
+            f"{group}.{name}={old.get(name)!r} (now {new[name]!r})"
             for name in new
-            if name not in group.free_names() and old.get(name) != new[name]
+            if name in fixed and old.get(name) != new[name]
         ]
     return differing
 

@@ -30,9 +30,7 @@ from biomedlm_jax.training.stopping import stop_signals, wait_for_all
 class Data(Protocol):
     """An iterator of placed batches whose position is JSON."""
 
-    def __next__(self) -> Any:
-        """Return the next batch, every array with the batch axis first."""
-        ...
+    def __next__(self) -> Any: ...
 
     def position(self) -> dict:
         """Return where the iterator stands."""
@@ -74,11 +72,10 @@ class StepData:
 class Recipe:
     """What `fit` trains.
 
-    `make_model(*base)` returns the starting model (a LanguageModel or a Scorer); it is traced, and
-    `base` are the arrays it starts from. `loss(model, batch, dropout_key=...)` is a scalar in
-    nats. `evaluate(model, step)` returns figures, every `evaluate_every` steps (0: never) and
-    after the last. `started_from` identifies the start by content. `write(first_time)` writes the
-    recipe's own files into the run directory, in process 0.
+    `make_model(*base)` is traced and returns the starting model (a LanguageModel or a Scorer).
+    `loss(model, batch, dropout_key=...)` is a scalar in nats. `evaluate(model, step)` returns
+    figures, every `evaluate_every` steps (0: never) and after the last. `started_from` identifies
+    the start by content. `write(first_time)` writes the recipe's own files, in process 0.
     """
 
     name: str
@@ -99,18 +96,22 @@ class Recipe:
 
 
 def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
-    """Train until the recipe's last step; called again on the same `workdir`, resume.
+    """Train until the recipe's last step, or resume the run in `workdir`.
 
     Writes `run.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events. Ctrl-C (or SIGTERM)
     ends the step, saves and raises KeyboardInterrupt. Call it under `jax.set_mesh(mesh)`. Returns
     the model (LoRA merged) and {"step": ..., and the last evaluation's figures if this call
-    evaluated}. Raises ValueError, before anything is compiled or written, if settings, data and
-    directory do not fit together, and if a loss is not finite.
+    evaluated}. Raises ValueError, before anything is written, if settings, data and directory do
+    not fit together, and if a loss is not finite.
     """
     keep_freed_memory()
     settings, steps = recipe.settings, recipe.steps
     tx, schedule = make_optimizer(settings.optimizer, steps=steps)
-    parts = Parts(recipe, tx, mesh)
+    make_state = functools.partial(_initial_state, recipe, tx)
+    make_frozen = functools.partial(_frozen, recipe)
+    abstract, abstract_frozen = (
+        meshes.abstract_sharded(make, mesh, *recipe.base) for make in (make_state, make_frozen)
+    )
     resuming = check_run(workdir, recipe.name, settings, recipe.started_from)
     with contextlib.ExitStack() as resources:
         resources.callback(recipe.data.close)
@@ -124,9 +125,9 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         resources.callback(checkpointer.close)
 
         # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
-        restored = checkpointer.restore(parts.abstract)
-        state, position = restored or (parts.initial(), None)
-        frozen = parts.frozen()
+        restored = checkpointer.restore(abstract)
+        state, position = restored or (_sharded(make_state, abstract, recipe.base), None)
+        frozen = _sharded(make_frozen, abstract_frozen, recipe.base) if abstract_frozen else ()
         recipe.base.clear()
         losses = {"sum": 0.0, "count": 0}  # since the last evaluation
         if position is not None:
@@ -135,9 +136,8 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         step = begin = int(state.step)
         recorder = Silent()
         if jax.process_index() == 0:
-            recorder = Recorder(
-                workdir, first_step=begin, steps=steps, tensorboard=settings.logging.tensorboard
-            )
+            board = settings.logging.tensorboard
+            recorder = Recorder(workdir, first_step=begin, steps=steps, tensorboard=board)
         resources.callback(recorder.close)
         for line in recipe.introduction:
             recorder.say(line)
@@ -147,7 +147,7 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         # ---- Steps.
         update = compile_step(
             train_step,
-            abstract=parts.abstract,
+            abstract=abstract,
             tx=tx,
             seed=settings.training.seed,
             loss_of=functools.partial(_loss, recipe.loss),
@@ -155,8 +155,8 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         )
         timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)
         stop = resources.enter_context(stop_signals(recorder))
-        # One step may run ahead of its figures, so that devices never wait for the host. A CPU is
-        # the host: there it would only delay Ctrl-C.
+        # One step may run ahead of its figures, so that devices never wait for the host; on a CPU
+        # that would only delay Ctrl-C.
         run_ahead = 0 if meshes.platform() == "cpu" else 1
         result, pending, stopping = {}, [], False
 
@@ -179,10 +179,9 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             step += 1
             pending.append((step, metrics))
             read(run_ahead, timed=True)
-            last = step == steps
-            stopping = stop(step % settings.logging.every == 0 or last)
+            stopping = stop(_due(step, settings.logging.every, steps))
             evaluating = _due(step, recipe.evaluate_every, steps)
-            saving = stopping or last or _due(step, settings.checkpoint.every, steps)
+            saving = stopping or _due(step, settings.checkpoint.every, steps)
             if not (evaluating or saving):
                 continue
             read(0, timed=run_ahead == 0)
@@ -205,39 +204,27 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         return _merged(state.model, frozen), {"step": step, **result}
 
 
-class Parts:
-    """The trained and the frozen part of a recipe's model, abstract and initialised in shards."""
+def _initial_state(recipe: Recipe, tx, *base) -> TrainState:
+    model, lora = recipe.make_model(*base), recipe.settings.lora
+    if lora.rank:
+        key = jax.random.fold_in(jax.random.key(recipe.settings.training.seed), 1)
+        rank, alpha, added = lora.rank, lora.alpha, recipe.added_tokens
+        model = Adapter(model, added=added, rank=rank, alpha=alpha, key=key)
+    return init_state(model, tx)
 
-    def __init__(self, recipe: Recipe, tx, mesh: Mesh):
-        self._lora, self._tx, self._mesh = recipe.settings.lora, tx, mesh
-        self._make, self._base, self._added = recipe.make_model, recipe.base, recipe.added_tokens
-        self._seed = recipe.settings.training.seed
-        self.abstract: TrainState = meshes.abstract_sharded(self._state, mesh, *self._base)
-        self._abstract_frozen = (
-            meshes.abstract_sharded(self._trunk, mesh, *self._base) if self._lora.rank else None
-        )
 
-    def initial(self) -> TrainState:
-        """Return the state before the first update: no device ever holds more than its part."""
-        return jax.jit(self._state, out_shardings=_shardings(self.abstract))(*self._base)
+def _frozen(recipe: Recipe, *base) -> tuple:
+    """Return the language model that LoRA leaves as it is; () without LoRA."""
+    if not recipe.settings.lora.rank:
+        return ()
+    model = recipe.make_model(*base)
+    return (model.trunk if isinstance(model, Scorer) else model,)
 
-    def frozen(self) -> tuple:
-        """Return the language model that LoRA leaves as it is; () without LoRA."""
-        if self._abstract_frozen is None:
-            return ()
-        return (jax.jit(self._trunk, out_shardings=_shardings(self._abstract_frozen))(*self._base),)
 
-    def _state(self, *base) -> TrainState:
-        model = self._make(*base)
-        if self._lora.rank:
-            key = jax.random.fold_in(jax.random.key(self._seed), 1)
-            rank, alpha = self._lora.rank, self._lora.alpha
-            model = Adapter(model, added=self._added, rank=rank, alpha=alpha, key=key)
-        return init_state(model, self._tx)
-
-    def _trunk(self, *base):
-        model = self._make(*base)
-        return model.trunk if isinstance(model, Scorer) else model
+def _sharded(make: Callable, abstract, base: list):
+    """Return `make(*base)` sharded as `abstract`: no device ever holds more than its part."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(make, out_shardings=shardings)(*base)
 
 
 def _loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Array:
@@ -247,10 +234,6 @@ def _loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Array:
 
 def _merged(trained, frozen: tuple):
     return trained.merged(*frozen) if frozen else trained
-
-
-def _shardings(abstract):
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -33,27 +33,17 @@ def token_log_probabilities(
     return target_BxE - total_BxE, argmax_BxE == targets_BxE
 
 
-def next_token_loss(
-    model: LanguageModel,
-    tokens_BxL: jax.Array,
-    *,
-    weights_B=None,
-    chunks: int = 1,
-    dropout_key=None,
-) -> jax.Array:
-    """Return the mean cross-entropy in nats of tokens 1..L-1 given those before, a float32 scalar.
-
-    `weights_B` weighs rows (0 leaves one out); `chunks` cuts the L positions so that only
-    L / chunks positions' logits exist at a time, in the forward and in the backward pass.
-    """
-    total, count = summed_loss(
-        model, tokens_BxL, weights_B=weights_B, chunks=chunks, dropout_key=dropout_key
-    )
+def next_token_loss(model: LanguageModel, tokens_BxL: jax.Array, **options) -> jax.Array:
+    """Return the mean cross-entropy in nats per predicted token; options as in `summed_loss`."""
+    total, count = summed_loss(model, tokens_BxL, **options)
     return total / count
 
 
 def summed_loss(model: LanguageModel, tokens_BxL, *, weights_B=None, chunks=1, dropout_key=None):
-    """Return the sum of the losses and the number of predicted tokens, both weighted by row."""
+    """Return the summed loss of tokens 1..L-1 and their number, float32 scalars.
+
+    `weights_B` weighs rows (0 leaves one out). Only L / `chunks` positions' logits exist at once.
+    """
     B, L = tokens_BxL.shape
     if L % chunks:
         raise ValueError(f"got training.loss_chunks={chunks}; expected a divisor of the length {L}")
@@ -75,10 +65,8 @@ def cross_entropy(vocab_size: int, chunks: int, x_BxLxD, head_VxD, targets_BxL, 
     Its gradients are formed beside the loss, from logits that exist once and are never stored:
     chunking costs no second product, and the softmax is read while it is in cache.
     """
-    total, _ = _forward(
-        vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, gradients=False
-    )
-    return total
+    arrays = x_BxLxD, head_VxD, targets_BxL, weights_BxL
+    return _forward(vocab_size, chunks, *arrays, gradients=False)[0]
 
 
 def _forward(vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, *, gradients=True):
@@ -113,8 +101,7 @@ def _forward(vocab_size, chunks, x_BxLxD, head_VxD, targets_BxL, weights_BxL, *,
         return (total, dhead_VxD), jnp.moveaxis(dx_DxBxC, 0, -1)
 
     zeros_VxD = jnp.zeros(head_VxD.shape, jnp.float32) if gradients else jnp.float32(0)
-    carry = (jnp.float32(0), zeros_VxD)
-    arrays = (x_BxLxD, targets_BxL, weights_BxL)
+    carry, arrays = (jnp.float32(0), zeros_VxD), (x_BxLxD, targets_BxL, weights_BxL)
     if chunks == 1:
         (total, dhead_VxD), dx_BxLxD = of_chunk(carry, arrays)
         return total, (dx_BxLxD, constrain(dhead_VxD, "vocab", "embed") if gradients else None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from biomedlm_jax.chips import chip
@@ -22,9 +22,8 @@ QUIET_SECONDS = 30.0  # after so long without a line, the next step prints one
 def flops_per_token(model: LanguageModel, length: int) -> int:
     """Return the FLOPs of one training token: 6 N + 12 * layers * heads * head_dim * length.
 
-    N counts the parameters of matrix products: position embeddings and the input embedding of an
-    untied head are lookups. Recomputation is not counted (PaLM, arXiv 2204.02311, appendix B).
-    `model` may be abstract.
+    N counts parameters of matrix products, not of lookups. Recomputation is not counted (PaLM,
+    arXiv 2204.02311, appendix B). `model` may be abstract.
     """
     config = model.config
     attention = 12 * config.layers * config.heads * config.head_dim * length
@@ -38,10 +37,9 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str, float]:
-    """Return loss in nats per token, perplexity, and bits per byte of the validation text.
+    """Return loss in nats per token, perplexity and bits per byte.
 
-    Bits per byte divide by the bytes that a token stands for on average in the whole validation
-    split, its separators counted as tokens: comparable between tokenizers.
+    `tokens` (separators included) and `text_bytes` are of the whole validation split.
     """
     return {
         "validation_loss": loss,
@@ -51,10 +49,7 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
 
 
 def check_finite(step: int, metrics: dict[str, jax.Array], workdir: Path) -> dict[str, float]:
-    """Fetch the loss and gradient norm of the update that made `step`, waiting for it.
-
-    Raises ValueError if one of them is not finite.
-    """
+    """Fetch the loss and gradient norm of a step; raises ValueError if one is not finite."""
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise ValueError(
@@ -66,11 +61,7 @@ def check_finite(step: int, metrics: dict[str, jax.Array], workdir: Path) -> dic
 
 
 class StepTimer:
-    """Seconds per step, tokens per second and MFU between two readings.
-
-    Readings are taken at one place of the loop only, so the steps between them are counted right
-    whether dispatch waits or not.
-    """
+    """Seconds per step, tokens per second and MFU between two readings at one place of the loop."""
 
     def __init__(self, tokens_per_step: float, flops_per_token: float):
         self._tokens, self._flops = tokens_per_step, flops_per_token
@@ -86,10 +77,8 @@ class StepTimer:
             return {}
         seconds = (now - last[1]) / (step - last[0])
         speed = self._tokens / seconds
-        figures = {"step_seconds": seconds, "tokens_per_second": speed}
-        if self._peak:
-            figures["mfu"] = speed * self._flops / self._peak
-        return figures
+        mfu = {"mfu": speed * self._flops / self._peak} if self._peak else {}
+        return {"step_seconds": seconds, "tokens_per_second": speed, **mfu}
 
     @property
     def restarted(self) -> bool:
@@ -104,8 +93,7 @@ class StepTimer:
 class Recorder:
     """Writes figures to the console, `metrics.jsonl` and TensorBoard. Close it.
 
-    A resumed run continues the file: lines after `first_step` came from steps that no checkpoint
-    kept, and are dropped, since those steps run again.
+    A resumed run drops what it wrote after `first_step`, since those steps run again.
     """
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
@@ -118,18 +106,12 @@ class Recorder:
         self._began = self._printed = time.monotonic()
         self._board = self._progress = None
         if tensorboard:
-            # purge_step makes TensorBoard drop the same steps.
             purge = first_step + 1 if first_step else None
             self._board = SummaryWriter(str(run_directory), purge_step=purge)
         if sys.stderr.isatty():
-            self._progress = Progress(
-                TextColumn("[bold]step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=Console(stderr=True),
-            )
+            columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+            console = Console(stderr=True)
+            self._progress = Progress(*columns, "{task.description}", console=console)
             self._task = self._progress.add_task("", total=steps, completed=first_step)
             self._progress.start()
 
@@ -143,8 +125,14 @@ class Recorder:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
             self._progress.update(self._task, completed=step, description=brief)
             return
-        figures = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        self.say(f"step {step}/{self._steps}  {figures}  {self._clock(step)}")
+        figures = "  ".join(
+            f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}"
+            for name, value in values.items()
+        )
+        elapsed = time.monotonic() - self._began
+        remaining = elapsed / max(1, step - self._first) * (self._steps - step)
+        clock = f"elapsed {_duration(elapsed)}  remaining {_duration(remaining)}"
+        self.say(f"step {step}/{self._steps}  {figures}  {clock}")
 
     def say(self, text: str) -> None:
         """Print a line for the person at the terminal."""
@@ -166,27 +154,18 @@ class Recorder:
             self._board.close()
         self._file.close()
 
-    def _clock(self, step: int) -> str:
-        elapsed = time.monotonic() - self._began
-        remaining = elapsed / max(1, step - self._first) * (self._steps - step)
-        return f"elapsed {_duration(elapsed)}  remaining {_duration(remaining)}"
-
 
 class Silent:
-    """The recorder of every process but the first: drops everything."""
+    """The recorder of every process but the first, which drops everything."""
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Drop the figures."""
+    def write(self, *arguments: Any) -> None:
+        """Do nothing."""
 
-    def say(self, text: str) -> None:
-        """Drop the line."""
+    say = close = write
 
     def quiet(self) -> bool:
-        """Return False: nobody waits here."""
+        """Return False."""
         return False
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
@@ -199,11 +178,13 @@ def plot_losses(run_directory: Path) -> Path:
     """Draw a run's losses over its steps as `loss.png` in its directory; return the file."""
     from matplotlib.figure import Figure  # slow to import
 
-    lines = read_metrics(run_directory)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    lines, figure = read_metrics(run_directory), Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    names = {"loss": "training", "validation_loss": "validation", "dev_loss": "dev"}
-    for name, label in names.items():
+    for name, label in (
+        ("loss", "training"),
+        ("validation_loss", "validation"),
+        ("dev_loss", "dev"),
+    ):
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             marker = "" if name == "loss" else "o"
@@ -222,10 +203,6 @@ def _step_of(line: str, otherwise: int) -> int:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return otherwise + 1  # a line cut off by a crash
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

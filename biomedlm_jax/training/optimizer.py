@@ -24,38 +24,24 @@ def make_optimizer(
                 f"got optimizer.warmup_steps={warmup} in a run of {steps} steps; expected a "
                 f"shorter warmup: set --config.optimizer.warmup_steps={steps // 10}"
             )
-        schedule = warmup_cosine(settings, warmup=warmup, steps=steps)
+        peak = settings.learning_rate
+        schedule = optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if warmup else peak,  # with a warmup, the first update has rate 0
+            peak_value=peak,
+            warmup_steps=warmup,
+            decay_steps=steps,
+            end_value=peak * settings.final_lr_fraction,
+        )
     else:
         schedule = warmup_linear(settings.learning_rate, warmup=min(warmup, steps), steps=steps)
+    # Composer's DecoupledAdamW multiplies p by 1 - (lr_t / lr_0) * weight_decay at each step, optax
+    # by 1 - lr_t * weight_decay. Every parameter decays, as in the published run.
     decay = settings.weight_decay / (settings.learning_rate if settings.decoupled else 1.0)
-    adamw = optax.adamw(
-        schedule,
-        b1=settings.beta1,
-        b2=settings.beta2,
-        eps=settings.epsilon,
-        weight_decay=decay,
-    )
+    b1, b2, eps = settings.beta1, settings.beta2, settings.epsilon
+    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=decay)
     if not settings.clip_norm:
         return adamw, schedule
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw), schedule
-
-
-# Composer's DecoupledAdamW multiplies p by 1 - (lr_t / lr_0) * weight_decay at each step. PyTorch
-# and optax multiply by 1 - lr_t * weight_decay, so the same rule is theirs with
-# weight_decay / lr_0 (1.6e-5 at 1.6e-4 is their 0.1). Every parameter decays, norms and biases
-# too: the published run had one parameter group.
-
-
-def warmup_cosine(settings: OptimizerSettings, *, warmup: int, steps: int) -> optax.Schedule:
-    """Return a linear warmup from 0 (the first update has rate 0), then a cosine to a fraction."""
-    peak = settings.learning_rate
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else peak,
-        peak_value=peak,
-        warmup_steps=warmup,
-        decay_steps=steps,
-        end_value=peak * settings.final_lr_fraction,
-    )
 
 
 def warmup_linear(learning_rate: float, *, warmup: int, steps: int) -> optax.Schedule:

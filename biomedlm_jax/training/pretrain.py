@@ -54,12 +54,11 @@ class PretrainSettings(RunSettings):
 
 
 def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
-    """Train the config's model on its token rows; called again on the same `workdir`, resume.
+    """Train the config's model on its token rows, or resume the run in `workdir`.
 
-    Writes the model's `config.json`, the tokenizer, the rows' `manifest.json` and what `fit`
-    writes into `workdir`. Returns the step and, if this call evaluated, the last validation
-    metrics. Raises ValueError, before anything is compiled or written, if the config, the data or
-    the directory do not fit together.
+    Writes `config.json`, the tokenizer, the rows' `manifest.json` and what `fit` writes. Returns
+    the step and, if this call evaluated, the last validation metrics. Raises ValueError, before
+    anything is written, if the config, the data or the directory do not fit together.
     """
     workdir = Path(workdir).absolute()
     settings = read_settings(PretrainSettings, config)
@@ -95,29 +94,22 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         )
     mesh = settings.mesh.make()
     abstract = abstract_model(model_config)
+    batch_size, path = training.batch_size, settings.data.path
     meshes.check_fits(
-        mesh,
-        batch_size=training.batch_size,
-        accumulation=training.accumulation,
-        model=abstract,
+        mesh, batch_size=batch_size, accumulation=training.accumulation, model=abstract
     )
     kernel = attention.training_kernel(model_config, mesh)
-    rows = meshes.sharding(mesh, "batch", "length")
-    batches = Batches(
-        settings.data.path,
-        split="train",
-        batch_size=training.batch_size,
-        sharding=rows,
-        seed=settings.data.seed,
-    )
+    layout: dict[str, Any] = {
+        "batch_size": batch_size,
+        "sharding": meshes.sharding(mesh, "batch", "length"),
+    }
+    batches = Batches(path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
     limit = training.evaluate_batches if training.evaluate_batches > 0 else None
 
     def evaluate(model, step: int) -> dict[str, float]:
         total = count = 0.0
-        for tokens, weights in validation_batches(
-            settings.data.path, batch_size=training.batch_size, sharding=rows, limit=limit
-        ):
+        for tokens, weights in validation_batches(path, **layout, limit=limit):
             sums = loss_sums(model, tokens, weights_B=weights)
             total, count = total + float(sums[0]), count + float(sums[1])
         sizes = {name: split[name] for name in ("tokens", "text_bytes")}
@@ -160,17 +152,9 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
 
 
 def config_of_rows(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:
-    """Return the model config, what it leaves as None taken from the token rows.
-
-    Vocabulary size, end-of-text id and length of a row; a contradiction is found by
-    `check_tokens`.
-    """
-    known = {
-        "vocab_size": manifest["vocab_size"],
-        "eos_token_id": manifest["eos_id"],
-        "context_length": manifest["length"],
-    }
-    unset = {name: value for name, value in known.items() if fields.get(name) is None}
+    """Return the model config, what it leaves as None taken from the token rows."""
+    names = {"vocab_size": "vocab_size", "eos_token_id": "eos_id", "context_length": "length"}
+    unset = {ours: manifest[its] for ours, its in names.items() if fields.get(ours) is None}
     return make_config({**fields, **unset})
 
 
@@ -184,5 +168,5 @@ def introduce(config: ModelConfig, parameters: int, mesh, kernel: str) -> str:
 
 
 def _initialisation(config: ModelConfig) -> dict:
-    names = [name for name in config.to_json() if "dropout" in name]
-    return {name: getattr(config, name) for name in ("initializer_range", "vocab_multiple", *names)}
+    kept = ("initializer_range", "vocab_multiple")
+    return {k: value for k, value in config.to_json().items() if k in kept or "dropout" in k}

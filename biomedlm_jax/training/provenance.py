@@ -1,8 +1,7 @@
 """Provenance: content hashes of what a run starts from, and its record in the run directory.
 
 `run.json` says how a directory was trained: its recipe, the config's groups, and in `started_from`
-what it started from (hashes of weights, tokenizer and data; paths are kept for people and never
-compared). `config.json` says what the model is.
+hashes of the weights, tokenizer and data it started from. `config.json` says what the model is.
 """
 
 import hashlib
@@ -29,10 +28,7 @@ def content_hash(value: Any) -> str:
 
 
 def weights_hash(model: Any) -> str:
-    """Return the SHA-256 (hexadecimal) of every parameter of a model, the same on every mesh.
-
-    Names, shapes and values count. One parameter at a time is gathered to the host.
-    """
+    """Return the SHA-256 of a model's parameters (names, shapes, values), equal on every mesh."""
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(model).items()):
         if jax.process_count() > 1:
@@ -48,8 +44,7 @@ def check_run(
 ) -> bool:
     """Return whether `workdir` holds this run already (False: it is empty or absent).
 
-    Raises ValueError if it holds something else: other files, another recipe, other settings than
-    those that may change, or a run that started from something else.
+    Raises ValueError for other files, another recipe, other fixed settings, or another start.
     """
     file = workdir / RUN_FILE
     if not file.exists():
@@ -64,7 +59,7 @@ def check_run(
         differing.insert(0, f"recipe={before.get('recipe')!r} (now {recipe!r})")
     old = before.get("started_from", {})
     differing += [
-        f"{name}={_short(old.get(name))} (now {_short(started_from.get(name))})"
+        f"{name}={str(old.get(name))[:12]} (now {str(started_from.get(name))[:12]})"
         for name in sorted({*old, *started_from} - {*NOT_COMPARED})
         if old.get(name) != started_from.get(name)
     ]
@@ -82,7 +77,3 @@ def write_run(
     """Write `run.json`; what may change (the mesh, a path) is updated on a resume."""
     record = {"recipe": recipe, **to_json(settings), "started_from": dict(started_from)}
     write_json(workdir / RUN_FILE, record)
-
-
-def _short(value: Any) -> str:
-    return str(value)[:12]

@@ -40,18 +40,12 @@ def random_model(config: ModelConfig, *, seed: int):
 
 
 def train_step(
-    state: TrainState,
-    batch,
-    *constants,
-    tx: optax.GradientTransformation,
-    seed: int,
-    loss_of: Callable,
-    accumulation: int = 1,
+    state: TrainState, batch, *constants, tx, seed: int, loss_of: Callable, accumulation: int = 1
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Update once from one global batch; return the new state, and `loss` and `grad_norm`.
 
     `loss_of(model, batch, *constants, dropout_key=key)` is a scalar; every array of `batch` has the
-    batch axis first. `constants` are what the loss needs and no update changes.
+    batch axis first. No update changes `constants`.
     """
     _, key = jax.random.split(jax.random.key(seed))  # the first half made the parameters
     key = jax.random.fold_in(key, state.step)
@@ -64,10 +58,7 @@ def train_step(
 
 
 def accumulate(grad_of: Callable, parts: int) -> Callable:
-    """Return `grad_of` as the mean over `parts` equal parts of the batch, one at a time.
-
-    The sums of losses and gradients are float32, as the parameters are.
-    """
+    """Return `grad_of` as the float32 mean over `parts` equal parts of the batch, in sequence."""
     if parts == 1:
         return grad_of
 
@@ -75,9 +66,8 @@ def accumulate(grad_of: Callable, parts: int) -> Callable:
         def add(total, part):
             batch, index = part
             key = jax.random.fold_in(dropout_key, index)
-            return jax.tree.map(
-                jnp.add, total, grad_of(model, batch, *constants, dropout_key=key)
-            ), None
+            more = grad_of(model, batch, *constants, dropout_key=key)
+            return jax.tree.map(jnp.add, total, more), None
 
         def cut(x):
             # Row b goes to part b % parts, so that every device keeps its own rows in every part.
@@ -91,10 +81,7 @@ def accumulate(grad_of: Callable, parts: int) -> Callable:
 
 
 def compile_step(step, *, abstract: TrainState, **static):
-    """Return `jax.jit` of a step that reuses the state's buffers and keeps its shardings.
-
-    It is compiled with the options of `chips.COMPILER_OPTIONS` for the devices.
-    """
+    """Return `jax.jit` of a step that reuses the state's buffers and keeps its shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     devices = jax.tree.leaves(shardings)[0].mesh.devices
     return jax.jit(
@@ -107,9 +94,9 @@ def compile_step(step, *, abstract: TrainState, **static):
 
 @functools.cache
 def compiler_options(device) -> dict[str, str]:
-    """Return the table's options for a device that its compiler accepts.
+    """Return those of `chips.COMPILER_OPTIONS` that the device's compiler accepts.
 
-    Each is tried on an empty program; one that is refused is left out with a warning.
+    One that it refuses on an empty program is left out with a warning.
     """
     known_chip = chip(device.device_kind)
     wanted = COMPILER_OPTIONS.get(known_chip.name, {}) if known_chip else {}

@@ -14,8 +14,7 @@ from jax.experimental import multihost_utils
 def stop_signals(recorder: Any) -> Iterator[Any]:
     """Yield stop(agree) -> whether to stop now; a second signal ends the process at once.
 
-    All processes must save the same step, so with several of them the answer is True only where
-    `agree` is, which every process must give at the same steps.
+    Several processes stop only where `agree` is true, which must be at the same steps in all.
     """
     received = []
 
