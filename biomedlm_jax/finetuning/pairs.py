@@ -94,7 +94,7 @@ def text_prompts(
 def _pair(row: dict, where: str, source: str, target: str, group: str) -> Pair:
     texts = [row.get(name) for name in (source, target)]
     if not all(isinstance(text, str) for text in texts) or (group and group not in row):
-        names = ", ".join(filter(None, (source, target, group)))
+        names = f"the texts {', '.join(filter(None, (source, target, group)))}"
         fix = "set --config.data.source_field, target_field and group_field"
         raise ValueError(f"{where}: expected {names}, got the fields {', '.join(row)}; {fix}")
     return Pair(str(texts[0]), str(texts[1]), str(row[group] if group else texts[0]))
