@@ -26,8 +26,7 @@ def text_report(
     if not len(sources) == len(references) == len(answers) > 0:
         counts = f"{len(sources)} sources, {len(references)} references, {len(answers)} answers"
         raise ValueError(f"got {counts}; expected as many of each, and at least one")
-    names = groups if groups is not None else list(map(str, range(len(answers))))
-    _, group_N = np.unique(names, return_inverse=True)
+    _, group_N = np.unique(groups or range(len(answers)), return_inverse=True)
     count_G = np.bincount(group_N)
     sampled_RxG = np.random.default_rng(0).integers(0, len(count_G), (RESAMPLES, len(count_G)))
     figures: dict = {"examples": len(answers), "groups": len(count_G)}

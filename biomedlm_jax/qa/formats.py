@@ -15,6 +15,7 @@
 A JSON row may also have `METADATA`. In JSON lines any other field (a misspelt `label`) is an error.
 """
 
+import contextlib
 import csv
 import functools
 import re
@@ -99,10 +100,8 @@ def class_names(rows: Iterable[Row], format: str) -> set[str]:
     """Return the class names that occur in `rows`; bad rows are passed over."""
     names = set()
     for row in rows:
-        try:
+        with contextlib.suppress(ValueError):
             names.add(str(_parts(row, format)[2]))
-        except ValueError:
-            continue
     return names - {"None"}
 
 

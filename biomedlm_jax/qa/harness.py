@@ -124,11 +124,8 @@ class Harness(TemplateLM):
 def shared_prefixes(
     pairs: Sequence[tuple[list[int], list[int]]], max_length: int
 ) -> tuple[list[Prompt], list[list[int]]]:
-    """Turn (context, continuation) pairs into prompts that share equal contexts, and groups.
-
-    `groups[prompt.question][option]` is the pair's number. The continuations of a context have up
-    to `max_length` tokens in all, which bounds a row.
-    """
+    """Return prompts that share equal contexts; `groups[question][option]` is a pair's number."""
+    # Continuations that share a context have up to max_length tokens, which bounds a row.
     groups: list[list[int]] = []
     open_groups: dict[tuple[int, ...], tuple[list[int], int]] = {}
     for number, (context, continuation) in enumerate(pairs):

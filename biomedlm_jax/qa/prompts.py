@@ -151,13 +151,10 @@ def continuation_prompts(
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return the lengths of a pair of texts cut to `room` tokens as Hugging Face's tokenizers cut.
-
-    The longer text is cut first, then both to half of the room; of an odd room the longer text has
-    the larger half, or the second of two equals.
-    """
+    """Return the lengths of two texts cut to `room` tokens, longest first, as by Hugging Face."""
     if first + second <= room:
         return first, second
+    # Of an odd room the longer text has the larger half, or the second of two equals.
     short = min(first, second, room // 2)
     return (room - short, short) if first > second else (short, room - short)
 
