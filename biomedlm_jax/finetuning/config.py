@@ -28,11 +28,9 @@ class SweepSettings(Settings):
         super().__post_init__()
         rates, seeds = self.learning_rates, self.seeds
         if any(rate <= 0 for rate in rates) or len({*rates}) < len(rates):
-            raise ValueError(
-                f"got sweep.learning_rates={rates}; expected rates above 0, none twice"
-            )
+            raise ValueError(f"got sweep.learning_rates={rates}; expected different rates above 0")
         if any(seed < 0 for seed in seeds) or len({*seeds}) < len(seeds):
-            raise ValueError(f"got sweep.seeds={seeds}; expected seeds from 0, none twice")
+            raise ValueError(f"got sweep.seeds={seeds}; expected different seeds from 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,9 +62,8 @@ class QuestionSettings(RunSettings):
         super().__post_init__()
         if self.task.row_format == RELEASED and self.training.accumulation > 1:
             raise ValueError(
-                f"got training.accumulation={self.training.accumulation} with task.row_format="
-                "released, which cuts long questions option by option, maybe into different parts "
-                "of a batch; set --config.training.accumulation=1"
+                f"got training.accumulation={self.training.accumulation} with row_format=released, "
+                "which may divide a question between parts; set --config.training.accumulation=1"
             )
 
 
@@ -88,16 +85,13 @@ class PairSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if not self.train:
-            raise ValueError(
-                "got an empty data.train; set --config.data.train=FILE to a JSONL file or to the "
-                "stem of a .source and a .target file"
-            )
+            files = "a JSONL file, or the stem of a .source and a .target file"
+            raise ValueError(f"got an empty data.train; set --config.data.train to {files}")
         longest = self.source_tokens + self.target_tokens + 2
         if longest > self.row_tokens:
-            raise ValueError(
-                f"got data.row_tokens={self.row_tokens}; expected at least {longest} tokens: "
-                "source_tokens + separator + target_tokens + end of text"
-            )
+            parts = "source_tokens + separator + target_tokens + end of text"
+            got = f"got data.row_tokens={self.row_tokens}"
+            raise ValueError(f"{got}; expected at least {longest} tokens: {parts}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,3 +114,12 @@ class TextSettings(RunSettings):
     evaluation: DecodingSettings
     generation: dict  # fields of generation.options.Options
     sweep: SweepSettings
+
+    def check_positions(self, new_tokens: int, positions: int) -> None:
+        """Raise ValueError unless rows, and a source with its answer, fit the model."""
+        row, source = self.data.row_tokens, self.data.source_tokens
+        if max(row, source + 1 + new_tokens) > positions:
+            raise ValueError(
+                f"got data.row_tokens={row}, data.source_tokens={source} and generation."
+                f"max_new_tokens={new_tokens}; expected at most the model's {positions} positions"
+            )

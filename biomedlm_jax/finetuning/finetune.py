@@ -5,26 +5,24 @@ import itertools
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from biomedlm_jax.files import write_json
 from biomedlm_jax.finetuning.config import SweepSettings
 from biomedlm_jax.finetuning.question_recipe import finetune_questions
 from biomedlm_jax.finetuning.text_recipe import finetune_text
+from biomedlm_jax.qa.statistics import mean_and_deviation
 from biomedlm_jax.settings import read_settings
 
 RECIPES = {"questions": finetune_questions, "text": finetune_text}
-FIGURES = ("dev_accuracy", "dev_loss")  # of which a sweep writes each rate's mean
 
 
 def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict:
     """Fine-tune `model`, a run or a Hugging Face directory; resumes if `workdir` has the run.
 
-    `config.recipe` is "questions" (see `finetune_questions`) or "text" (see `finetune_text`), whose
-    figures are returned; `workdir/model` is the model to use. Ctrl-C (or SIGTERM) ends the step,
-    saves and raises KeyboardInterrupt. Raises ValueError or FileNotFoundError, before anything is
-    compiled or written, if config, data, model and directory do not fit together.
+    Returns the figures of `config.recipe`: see `finetune_questions` and `finetune_text`.
+    `workdir/model` is the model to use. Ctrl-C or SIGTERM saves and raises KeyboardInterrupt.
+    Raises ValueError or FileNotFoundError for bad input, before anything is compiled or written.
     """
     recipe = config.get("recipe")
     if recipe not in RECIPES:
@@ -33,21 +31,18 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
 
 
 def finetune_all(config: ConfigDict, model: str | Path, workdir: str | Path) -> list[dict]:
-    """Fine-tune once, or once for every pair of `config.sweep`; finished runs are not repeated.
+    """Fine-tune once, or for every pair of `config.sweep`; finished runs are not repeated.
 
-    An empty `learning_rates` or `seeds` stands for the config's own. The runs are in
-    `workdir/lr<rate>-seed<seed>`, and `workdir/sweep.json` has every result and each rate's mean
-    over seeds. Returns the results, each with its `workdir`.
+    Runs are in `workdir/lr<rate>-seed<seed>`; `workdir/sweep.json` has all results and each rate's
+    mean over seeds. Returns the results, each with its `workdir`.
     """
     workdir = Path(workdir)
     sweep = read_settings(SweepSettings, config.get("sweep", {}), where="config.sweep")
     if not sweep.learning_rates and not sweep.seeds:
         return [{"workdir": str(workdir), **finetune(config, model, workdir)}]
     results = []
-    for rate, seed in itertools.product(
-        sweep.learning_rates or (config.optimizer.learning_rate,),
-        sweep.seeds or (config.training.seed,),
-    ):
+    rates = sweep.learning_rates or (config.optimizer.learning_rate,)
+    for rate, seed in itertools.product(rates, sweep.seeds or (config.training.seed,)):
         one = copy.deepcopy(config)
         one.optimizer.learning_rate, one.training.seed = float(rate), seed
         one.sweep.learning_rates = one.sweep.seeds = ()
@@ -61,11 +56,11 @@ def finetune_all(config: ConfigDict, model: str | Path, workdir: str | Path) -> 
 
 def _means(results: list[dict]) -> list[dict]:
     """Return the mean and standard deviation (n - 1) of the dev figure of each learning rate."""
-    figure = next(name for name in FIGURES if name in results[0])
-    means = []
-    for rate in sorted({result["learning_rate"] for result in results}):
-        values = [result[figure] for result in results if result["learning_rate"] == rate]
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        summary = {"mean": float(np.mean(values)), "deviation": deviation}
-        means.append({"learning_rate": rate, "seeds": len(values), "figure": figure, **summary})
-    return means
+    figure = "dev_accuracy" if "dev_accuracy" in results[0] else "dev_loss"
+    values: dict[float, list[float]] = {}
+    for result in results:
+        values.setdefault(result["learning_rate"], []).append(result[figure])
+    return [
+        {"learning_rate": rate, "seeds": len(v), "figure": figure, **mean_and_deviation(v)}
+        for rate, v in sorted(values.items())
+    ]

@@ -1,9 +1,7 @@
 """Pairs of a source and a target text: read, split, and turned into prompts of token ids.
 
-Read from a JSONL file (plain, .gz or .zst), or from `NAME.source` and `NAME.target` with a text a
-line, as the original repository has them (stanford-crfm/BioMedLM, `finetune/textgen`). The format
-is the published one: the first tokens of the source, `<|startoftext|>`, the first tokens of the
-target, `<|endoftext|>`.
+As published (stanford-crfm/BioMedLM, `finetune/textgen`), a row is the first tokens of the source,
+`<|startoftext|>`, the first tokens of the target, `<|endoftext|>`.
 """
 
 import hashlib
@@ -42,59 +40,46 @@ def train_and_dev(settings: PairSettings) -> tuple[list[Pair], list[Pair]]:
 def read_pairs(
     path: str | Path, source: str = "source", target: str = "target", group: str = ""
 ) -> list[Pair]:
-    """Return the pairs at `path`: a JSONL file, or the stem of a .source and a .target file.
+    """Return the pairs at `path`: a JSONL file (plain, .gz or .zst), or the stem of two files.
 
-    `source`, `target` and `group` are fields in JSONL. The group is what keeps pairs together,
-    MedQuAD's `focus`; the source itself by default. Pairs with an empty text are left out.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a bad line, two files of different lengths, or no pair at all.
+    `source`, `target` and `group` are fields in JSONL; the group is by default the source itself.
+    `path.source` and `path.target` have a text a line. Pairs with an empty text are left out.
+    Raises FileNotFoundError, or ValueError for a bad line, different lengths or no pair at all.
     """
     path = Path(path)
     files = [path.with_name(f"{path.name}.{side}") for side in ("source", "target")]
     if all(file.exists() for file in files):
         sides = [[line.decode("utf-8").strip("\r\n") for _, line in read_lines(f)] for f in files]
         if len(sides[0]) != len(sides[1]):
-            raise ValueError(
-                f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}; expected "
-                "one target for each source"
-            )
+            counts = f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}"
+            raise ValueError(f"{counts}; expected one target for each source")
         pairs = [Pair(s, t, s) for s, t in zip(*sides, strict=True)]
     elif path.is_file():
         pairs = [_pair(row, where, source, target, group) for where, row in read_jsonl(path)]
     else:
         raise FileNotFoundError(f"no such file: {path}, nor {files[0]} with {files[1]}")
-    kept = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
-    if not kept:
+    pairs = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
+    if not pairs:
         raise ValueError(f"{path} has no pair with both a source and a target")
-    return kept
+    return pairs
 
 
 def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], list[Pair]]:
-    """Return train and dev pairs, chosen by the hash of their groups: always the same.
-
-    Raises ValueError if one of them would be empty.
-    """
+    """Return train and dev pairs, chosen by their groups' hashes; ValueError if one is empty."""
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
         number = hashlib.blake2b(pair.group.encode(), digest_size=8).digest()
         sides[int.from_bytes(number, "big") < dev_fraction * 2**64].append(pair)
     if not all(sides):
-        raise ValueError(
-            f"got data.dev_fraction={dev_fraction}: {len(sides[0])} pairs to train on and "
-            f"{len(sides[1])} to evaluate; both need at least one"
-        )
+        counts = f"{len(sides[0])} pairs to train on and {len(sides[1])} to evaluate"
+        raise ValueError(f"got data.dev_fraction={dev_fraction}: {counts}; both need at least one")
     return sides
 
 
 def text_prompts(
     tokenizer: Tokenizer, pairs: Sequence[Pair], settings: PairSettings, *, end_id: int
 ) -> tuple[list[Prompt], int]:
-    """Return a prompt for each pair, its target the only branch, and how many pairs were cut.
-
-    An answer is generated from the prefix: the source's first tokens and the separator.
-    """
+    """Return a prompt for each pair, its target the only branch, and how many pairs were cut."""
     prompts, cut, separator = [], 0, tokenizer.token_to_id(SEPARATOR)
     assert separator is not None, "the tokenizer has ADDED_TOKENS"
     for number, pair in enumerate(pairs):
@@ -109,9 +94,7 @@ def text_prompts(
 def _pair(row: dict, where: str, source: str, target: str, group: str) -> Pair:
     texts = [row.get(name) for name in (source, target)]
     if not all(isinstance(text, str) for text in texts) or (group and group not in row):
-        names = ", ".join(filter(None, (source, target, group)))
-        raise ValueError(
-            f"{where}: expected the texts {names}, got the fields {', '.join(row)}; set "
-            "--config.data.source_field, target_field and group_field"
-        )
+        names = f"the texts {', '.join(filter(None, (source, target, group)))}"
+        fix = "set --config.data.source_field, target_field and group_field"
+        raise ValueError(f"{where}: expected {names}, got the fields {', '.join(row)}; {fix}")
     return Pair(str(texts[0]), str(texts[1]), str(row[group] if group else texts[0]))

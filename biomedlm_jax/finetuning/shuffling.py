@@ -1,8 +1,4 @@
-"""The batches of a fine-tuning run, any of them by its step alone.
-
-Every epoch has each question, or each packed row, once, in an order of its own. Weights are such
-that the mean over the `parts` of a batch that are summed one by one is the mean over the batch.
-"""
+"""The batches of a fine-tuning run, each a function of its step; every epoch is shuffled anew."""
 
 from collections.abc import Sequence
 
@@ -10,25 +6,12 @@ import numpy as np
 
 from biomedlm_jax.finetuning.losses import Batch
 from biomedlm_jax.model.heads import CHOICE
-from biomedlm_jax.qa.packing import (
-    LAST,
-    TOKENS,
-    Bucket,
-    Prompt,
-    lay_out,
-    make_buckets,
-    round_up,
-    row_multiple,
-    size,
-)
+from biomedlm_jax.qa import packing
+from biomedlm_jax.qa.packing import LAST, TOKENS, Bucket, Prompt, lay_out, make_buckets, size
 
 
 class ShuffledQuestions:
-    """Batches of questions, packed anew; the last one of an epoch may have fewer.
-
-    Rows are as long as the longest question, and their number per batch takes at most four
-    values, so that at most four steps compile.
-    """
+    """Batches of questions, of at most four shapes; the last one of an epoch may have fewer."""
 
     def __init__(
         self,
@@ -43,10 +26,8 @@ class ShuffledQuestions:
     ):
         """`multiple` is what the rows of a batch divide by; `parts` that they are summed in."""
         if batch_size > len(labels):
-            raise ValueError(
-                f"got training.batch_size={batch_size}; expected at most {len(labels)}, the number "
-                "of training questions"
-            )
+            got = f"got training.batch_size={batch_size}"
+            raise ValueError(f"{got}; expected at most {len(labels)}, the training questions")
         self._of_question: list[list[Prompt]] = [[] for _ in labels]
         for prompt in prompts:
             self._of_question[prompt.question].append(prompt)
@@ -56,15 +37,15 @@ class ShuffledQuestions:
         sizes = [sum(size(p, LAST) for p in of) for of in self._of_question]
         self.tokens_per_step = sum(sizes) / self.steps_per_epoch
         longest = max(size(prompt, LAST) for prompt in prompts)
-        self.row_length = -(-longest // row_multiple()) * row_multiple()
+        self.row_length = packing.round_up(longest, packing.row_multiple())
         # As if the longest questions met in one batch, packed as badly as can be.
         most = min(
             2 * sum(sorted(sizes)[-batch_size:]) / self.row_length + 1,
             batch_size * max(map(len, self._of_question)),
         )
-        self._rows = -(-int(np.ceil(most / 4)) // multiple) * multiple
+        self._rows = packing.round_up(int(np.ceil(most / 4)), multiple)
         density = max(len(p.branches) / size(p, LAST) for p in prompts)
-        entries = round_up(int(np.ceil(density * self.row_length)))
+        entries = packing.round_up(int(np.ceil(density * self.row_length)))
         self.branched = any(len(prompt.branches) > 1 for prompt in prompts)
         self._shape = Bucket(self.row_length, [], entries, entries, self.branched)
 
@@ -79,13 +60,14 @@ class ShuffledQuestions:
             for prompt in self._of_question[question]
         ]
         (bucket,) = make_buckets(prompts, read=LAST, lengths=[self.row_length])
-        batch_size = -(-len(bucket.rows) // self._rows) * self._rows
+        batch_size = packing.round_up(len(bucket.rows), self._rows)
         rows = lay_out(prompts, self._shape, bucket.rows, batch_size=batch_size, read=LAST)
         used_BxE = rows.question_BxE >= 0
         label_Q = np.array([self._labels[i] for i in chosen], np.int32)
         gold_BxE = label_Q[rows.question_BxE]  # of padding the last one's, with no weight
         if self._kind == CHOICE:
             gold_BxE = ((rows.option_BxE == gold_BxE) & used_BxE).astype(np.int32)
+        # The mean over the parts of a batch, summed one by one, is the mean over the batch.
         weight_BxE = (used_BxE * (self._parts / len(chosen))).astype(np.float32)
         return Batch(rows._replace(target_BxE=gold_BxE), weight_BxE)
 
@@ -116,9 +98,8 @@ class ShuffledTexts:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0 over all epochs, as numpy arrays."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        batch = self.in_order(
-            index, np.random.default_rng([self._seed, epoch]).permutation(self.rows)
-        )
+        order = np.random.default_rng([self._seed, epoch]).permutation(self.rows)
+        batch = self.in_order(index, order)
         scale = self._parts / max(1, batch.weight_BxE.sum())
         return batch._replace(weight_BxE=(batch.weight_BxE * scale).astype(np.float32))
 
@@ -126,11 +107,7 @@ class ShuffledTexts:
         """Return batch `index` of the rows as packed, or in another order; targets weigh 1."""
         order = range(self.rows) if order is None else order
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-        rows = lay_out(
-            self._prompts,
-            self._bucket,
-            [self._bucket.rows[i] for i in chosen],
-            batch_size=self._batch_size,
-            read=TOKENS,
-        )
+        packed = [self._bucket.rows[i] for i in chosen]
+        shape = {"batch_size": self._batch_size, "read": TOKENS}
+        rows = lay_out(self._prompts, self._bucket, packed, **shape)
         return Batch(rows, (rows.question_BxE >= 0).astype(np.float32))

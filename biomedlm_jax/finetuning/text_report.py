@@ -1,7 +1,4 @@
-"""The report of long answers: ROUGE with intervals, lengths, repetition, unsupported numbers.
-
-The paper (arXiv 2403.18421) names wrong numbers as the known failure of such answers.
-"""
+"""The report of long answers: ROUGE with intervals, lengths, repetition, unsupported numbers."""
 
 import re
 from collections.abc import Sequence
@@ -9,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 KINDS = ("rouge1", "rouge2", "rougeL")
+RESAMPLES = 1_000
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
@@ -18,34 +16,26 @@ def text_report(
     answers: Sequence[str],
     *,
     groups: Sequence[str] | None = None,
-    resamples: int = 1_000,
-    seed: int = 0,
 ) -> dict:
-    """Return figures over all answers: means, and 95 % bootstrap intervals of ROUGE's F-measures.
+    """Return means over all answers, and 95 % bootstrap intervals of ROUGE's F-measures (0 to 100).
 
-    ROUGE is between 0 and 100. `repetition` is the share of an answer's word 4-grams that it had
-    before; `unsupported_numbers` the share of numbers in the answers that are in neither the
-    source nor the reference, None if they have no numbers. Answers of one group are dependent:
-    intervals resample groups.
-
-    Raises ValueError for lists of different lengths or none.
+    `repetition` is the share of an answer's word 4-grams that it had before; `unsupported_numbers`
+    the share of numbers in the answers that are in neither source nor reference. Intervals resample
+    groups, whose answers are dependent. Raises ValueError for lists of different lengths, or empty.
     """
     if not len(sources) == len(references) == len(answers) > 0:
-        raise ValueError(
-            f"got {len(sources)} sources, {len(references)} references and {len(answers)} answers; "
-            "expected as many of each, and at least one"
-        )
-    names = groups if groups is not None else list(map(str, range(len(answers))))
-    _, group_N = np.unique(names, return_inverse=True)
+        counts = f"{len(sources)} sources, {len(references)} references, {len(answers)} answers"
+        raise ValueError(f"got {counts}; expected as many of each, and at least one")
+    _, group_N = np.unique(groups or range(len(answers)), return_inverse=True)
     count_G = np.bincount(group_N)
-    sampled_RxG = np.random.default_rng(seed).integers(0, len(count_G), (resamples, len(count_G)))
+    sampled_RxG = np.random.default_rng(0).integers(0, len(count_G), (RESAMPLES, len(count_G)))
     figures: dict = {"examples": len(answers), "groups": len(count_G)}
     for kind, values in rouge(references, answers).items():
         sum_G = np.bincount(group_N, values)
         mean_R = sum_G[sampled_RxG].sum(1) / count_G[sampled_RxG].sum(1)
-        low, high = np.percentile(mean_R, [2.5, 97.5])
-        ends = {"mean": np.mean(values), "low": low, "high": high}
-        figures[kind] = {name: round(float(value), 2) for name, value in ends.items()}
+        interval = [np.mean(values), *np.percentile(mean_R, [2.5, 97.5])]
+        rounded = [round(float(value), 2) for value in interval]
+        figures[kind] = dict(zip(("mean", "low", "high"), rounded, strict=True))
     total = unsupported = 0
     for source, reference, answer in zip(sources, references, answers, strict=True):
         known, numbers = numbers_in(source) | numbers_in(reference), NUMBER.findall(answer)

@@ -15,27 +15,19 @@ def pubmedqa_folds(rows: list[Row], file: Path, fold: int) -> dict[str, list[Row
     """Divide PubMedQA's labelled set as its authors did: split -> its rows, in the file's order.
 
     Their script samples two halves, the second being the test set, and ten folds of the first,
-    answer by answer, from one generator with seed 0. The same calls give the official 500 test ids,
-    so these are their folds too. The order of the file matters; the official ids are compared if
-    `test_ground_truth.json` is beside it.
-
-    Raises:
-      ValueError: a row without one of the three answers, or other ids than the official ones.
+    answer by answer, from one generator with seed 0. Raises ValueError for other answers, or for
+    other test ids than those of a `test_ground_truth.json` beside the file.
     """
     answers = {str(row.id): str(row.fields.get("final_decision")) for row in rows}
     if wrong := next((n for n, a in answers.items() if a not in ANSWERS), None):
-        raise ValueError(
-            f"{file}: id {wrong}: expected a final_decision yes, no or maybe, which decides the "
-            f"folds, got {answers[wrong]!r}"
-        )
+        expected = "expected a final_decision yes, no or maybe"
+        raise ValueError(f"{file}: id {wrong}: {expected}, got {answers[wrong]!r}")
     rng = random.Random(0)
     training, test = _strata(answers, 2, rng)
     official = file.parent / "test_ground_truth.json"
     if official.is_file() and read_json(official) != {name: answers[name] for name in test}:
-        raise ValueError(
-            f"{file} does not divide into the test ids of {official}; fix: use the published file, "
-            "all of it and in its order"
-        )
+        problem = f"{file} does not divide into the test ids of {official}"
+        raise ValueError(f"{problem}; fix: use the published file, whole and in its order")
     dev = set(_strata({name: answers[name] for name in training}, FOLDS, rng)[fold])
     ids = {"train": set(training) - dev, "dev": dev, "test": set(test)}
     return {split: [row for row in rows if str(row.id) in wanted] for split, wanted in ids.items()}

@@ -12,11 +12,10 @@
     bioasq        JSON {"questions": [{id, body, type, exact_answer, snippets}]}
     blurb         TSV without a header: id, question, context, yes or no. BLURB's BioASQ
 
-A JSON row may also have `id`, `group` (questions of one group are dependent) and other `METADATA`.
-In JSON lines any other field is an error: a misspelt `label` must not turn a set with answers into
-one without.
+A JSON row may also have `METADATA`. In JSON lines any other field (a misspelt `label`) is an error.
 """
 
+import contextlib
 import csv
 import functools
 import re
@@ -27,17 +26,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biomedlm_jax.files import parse_object, read_lines
+from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.questions import Question, Skipped
 
-CHOICE, CLASSIFICATION = "choice", "classification"
 LETTERS = string.ascii_uppercase
 NO_ANSWER = -1  # `cop` in mirrors of MedMCQA where the answer is secret
-METADATA = (
-    *("id", "group", "meta", "explanation", "exp", "subject", "subject_name", "topic"),
-    *("topic_name", "choice_type", "meta_info", "metamap_phrases"),
-)
+METADATA = ("id", "group", "meta", "explanation", "exp", "subject", "subject_name", "topic")
+METADATA += ("topic_name", "choice_type", "meta_info", "metamap_phrases")
 
-Refuse = Callable[[str], None]  # is called with the message of a bad row: raises, or counts it
+Refuse = Callable[[str], None]  # takes the message of a bad row: raises, or counts it
 
 
 class Row(NamedTuple):
@@ -75,43 +72,36 @@ class Format(NamedTuple):
 def to_questions(
     rows: Iterable[Row], format: str, classes: tuple[str, ...], refuse: Refuse, skipped: Skipped
 ) -> list[Question]:
-    """Convert rows to questions; bad ones are refused, BioASQ's other types left out.
-
-    `classes` are the sorted class names of a classification.
-    """
-    questions: dict[str, Question] = {}
-    places: dict[str, str] = {}
+    """Convert rows to questions; `classes` are the sorted class names of a classification."""
+    questions: list[Question] = []
+    places: dict[str, Row] = {}
     for row in rows:
         if format == "bioasq" and (kind := row.fields.get("type", "yesno")) != "yesno":
             skipped.left_out[f"{kind} questions"] += 1
             continue
         try:
-            question = _question(row, format, classes)
-            if question.id in questions:
-                raise ValueError(
-                    f"the id {question.id!r} occurs twice, first in {places[question.id]}"
-                )
-            first = next(iter(questions.values()), question)
-            for field in ("label", "group"):
-                has, had = (getattr(one, field) is not None for one in (question, first))
-                if has != had:
-                    have = f"has a {field}" if has else f"has no {field}"
-                    raise ValueError(f"{have}, unlike the rows before it")
+            one = _question(row, format, classes)
+            if one.id in places:
+                raise ValueError(f"the id {one.id!r} occurs twice, first in {places[one.id]}")
+            for field in ("label", "group") if questions else ():
+                has = getattr(one, field) is not None
+                if has != (getattr(questions[0], field) is not None):
+                    got = f"has {'a' if has else 'no'} {field}"
+                    raise ValueError(f"{got}, unlike the rows before it")
         except ValueError as error:
             refuse(f"{row}: {error}")
         else:
-            questions[question.id], places[question.id] = question, str(row)
-    return list(questions.values())
+            questions.append(one)
+            places[one.id] = row
+    return questions
 
 
 def class_names(rows: Iterable[Row], format: str) -> set[str]:
     """Return the class names that occur in `rows`; bad rows are passed over."""
     names = set()
     for row in rows:
-        try:
+        with contextlib.suppress(ValueError):
             names.add(str(_parts(row, format)[2]))
-        except ValueError:
-            continue
     return names - {"None"}
 
 
@@ -135,27 +125,20 @@ def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
 
 
 def _parts(row: Row, format: str) -> Parts:
-    one = FORMATS[format]
-    if any(name not in row.fields for name in one.needs):
-        fits = [
-            name
-            for name, other in FORMATS.items()
-            if other.suffix == one.suffix and {*other.needs} <= row.fields.keys()
-        ]
+    one, names = FORMATS[format], row.fields.keys()
+    if not {*one.needs} <= names:
+        alike = {name: other for name, other in FORMATS.items() if other.suffix == one.suffix}
+        fits = [name for name, other in alike.items() if {*other.needs} <= names]
         fix = f"; fix: --format={' or '.join(fits)}" if fits else ""
         needs = ", ".join(one.needs)
-        raise ValueError(f"format {format} needs the fields {needs}, got {_some(row.fields)}{fix}")
-    if one.may is None:
-        return one.parse(row)
-    known = (*one.needs, *one.may, *METADATA)
-    unknown = sorted(row.fields.keys() - {*known})
+        raise ValueError(f"format {format} needs the fields {needs}, got {_some(names)}{fix}")
+    known = (*one.needs, *(one.may or ()), *METADATA)
+    unknown = [] if one.may is None else sorted(names - {*known})
     if one.parse is _endings:
         unknown = [name for name in unknown if not re.fullmatch(r"ending\d+", name)]
     if unknown:
-        raise ValueError(
-            f"unknown field {', '.join(map(repr, unknown[:10]))}; expected {', '.join(known)}; "
-            "fix: put other facts under meta"
-        )
+        got = f"unknown field {', '.join(map(repr, unknown[:10]))}"
+        raise ValueError(f"{got}; expected {', '.join(known)}; fix: put other facts under meta")
     return one.parse(row)
 
 
@@ -174,18 +157,12 @@ def _json_lines(path: Path, refuse: Refuse) -> Iterator[Row]:
 
 
 def _medmcqa_lines(path: Path, refuse: Refuse) -> list[Row]:
-    """The official files count the options from 1, mirrors from 0.
-
-    A file counts from 0 if it has a 0 anywhere (a third of its rows would); choosing row by row
-    would be wrong on most rows.
-    """
+    """The official files count the options from 1, mirrors from 0: those with a 0 anywhere."""
     rows = list(_json_lines(path, refuse))
     numbered = {row.fields["cop"]: row for row in rows if type(row.fields.get("cop")) is int}
     if 0 in numbered and 4 in numbered:
-        raise ValueError(
-            f"{numbered[4]}: got cop 4, but cop 0 at {numbered[0]}; "
-            "expected options counted from 1 to 4 or from 0 to 3 in all of a file"
-        )
+        got = f"{numbered[4]}: got cop 4, but cop 0 at {numbered[0]}"
+        raise ValueError(f"{got}; expected options counted from 1 to 4, or all from 0 to 3")
     return [row._replace(first=0) for row in rows] if 0 in numbered else rows
 
 
@@ -211,7 +188,8 @@ def _entries(path: Path, refuse: Refuse, *, key: str = "") -> Iterator[Row]:
 def _cells(
     path: Path, refuse: Refuse, *, columns: tuple[str, ...], least: int, **dialect: Any
 ) -> Iterator[Row]:
-    reader, line = csv.reader(_text_lines(path), **dialect), 1
+    lines = (raw.decode("utf-8-sig" if n == 1 else "utf-8") for n, raw in read_lines(path))
+    reader, line = csv.reader(lines, **dialect), 1
     try:
         for cells in reader:
             if least <= len(cells) <= len(columns):
@@ -222,14 +200,8 @@ def _cells(
             line = reader.line_num + 1  # a quoted cell may span lines
     except csv.Error as error:
         refuse(f"{path}:{line}: {error}")
-
-
-def _text_lines(path: Path) -> Iterator[str]:
-    for line, raw in read_lines(path):
-        try:
-            yield raw.decode("utf-8-sig" if line == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{line}: expected UTF-8 ({error.reason})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{line}: expected UTF-8 ({error.reason})") from None
 
 
 # ---- Parts: what the fields of a row mean.
@@ -242,17 +214,16 @@ def _lettered(row: Row) -> Parts:
             raise ValueError(f"expected options A, B, C and so on, got {_some(options)}")
         options = [options[letter] for letter in sorted(options)]
     if not isinstance(options, list) or len(options) > len(LETTERS):
-        kinds = "a list or an object of letters"
-        raise ValueError(f"expected options as {kinds}, got {str(options)[:40]!r}")
+        expected = "expected options as a list or an object of letters"
+        raise ValueError(f"{expected}, got {str(options)[:40]!r}")
     options = _options(options)
     letter, answer = fields.get("answer_idx"), fields.get("answer")
     index = _index(fields.get("label"), options, "label")
     chosen = set() if index is None else {index}
     if letter is not None:
         if letter not in list(LETTERS[: len(options)]):
-            raise ValueError(
-                f"expected answer_idx A to {LETTERS[len(options) - 1]}, got {letter!r}"
-            )
+            last = LETTERS[len(options) - 1]
+            raise ValueError(f"expected answer_idx A to {last}, got {letter!r}")
         chosen.add(LETTERS.index(letter))
     if answer is not None:
         # Blood groups: an option may be the letter of another one; label or answer_idx decides.
@@ -307,16 +278,13 @@ def _pubmedqa(row: Row) -> Parts:
 
 
 def _bioasq(row: Row) -> Parts:
-    """Joins the snippets as BLURB does, so that both sources give the same text."""
-    fields = row.fields
-    snippets = fields.get("snippets") or []
+    """Join the snippets as BLURB does, so that both sources give the same text."""
+    snippets, label = row.fields.get("snippets") or [], _class(row.fields.get("exact_answer"))
     if not all(isinstance(snippet, dict) for snippet in snippets):
         raise ValueError("expected snippets as objects with a text each")
     texts = [_text(snippet.get("text"), "snippet", empty=True) for snippet in snippets]
-    question = _text(fields["body"], "body").replace("\n", " ")
-    context = " ".join(text.replace("\n", " ") for text in texts)
-    label = _class(fields.get("exact_answer"))
-    return question, [], label and label.lower(), context
+    question = _text(row.fields["body"], "body").replace("\n", " ")
+    return question, [], label and label.lower(), " ".join(texts).replace("\n", " ")
 
 
 # ---- Values: each raises ValueError with the name of the field.
@@ -339,14 +307,12 @@ def _options(options: list[Any]) -> list[str]:
     return texts
 
 
-def _index(value: Any, options: list[str], field: str, first: int = 0) -> int | None:
+def _index(value: Any, options: list[str], name: str, first: int = 0) -> int | None:
     if value is None:
         return None
     last = first + len(options) - 1
     if type(value) is not int or not first <= value <= last:
-        raise ValueError(
-            f"expected {field} as a whole number from {first} to {last}, got {value!r}"
-        )
+        raise ValueError(f"expected {name} as a whole number from {first} to {last}, got {value!r}")
     return value - first
 
 
@@ -373,9 +339,8 @@ _MMLU = _mmlu, ("question", "A", "B", "C", "D", "answer"), ()
 _ARTICLES = _entries, _pubmedqa, ("QUESTION", "CONTEXTS"), None
 _BIOASQ = functools.partial(_entries, key="questions"), _bioasq, ("body",), None
 _CSV = functools.partial(_cells, columns=_MMLU[1], least=6)
-_BLURB = ("id", "sentence1", "sentence2", "label")
-_DIALECT = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-_TSV = functools.partial(_cells, columns=_BLURB, least=3, **_DIALECT)
+_BLURB = {"columns": ("id", "sentence1", "sentence2", "label"), "least": 3}
+_TSV = functools.partial(_cells, **_BLURB, delimiter="\t", quoting=csv.QUOTE_NONE)
 FORMATS = {
     "questions": Format(CHOICE, ".jsonl", _json_lines, *_LETTERED),
     "sentences": Format(CLASSIFICATION, ".jsonl", _json_lines, *_SENTENCES),

@@ -1,8 +1,4 @@
-"""Harness: a model behind lm-evaluation-harness's interface, and its tasks from local files.
-
-Needs the extra `harness`, but neither torch nor transformers. Requests with the same context are
-branches of one shared prefix, so that a question is computed once for all its options.
-"""
+"""A model behind lm-evaluation-harness's interface (extra `harness`); tasks from local files."""
 
 import functools
 import json
@@ -11,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -39,11 +36,7 @@ RESULTS, SAMPLES = "harness.json", "samples_{}.jsonl"
 
 
 class Harness(TemplateLM):
-    """`lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)` evaluates the model.
-
-    Texts are tokenised and cut as in the `hf` backend, so the answers to each request are equal.
-    They do not depend on batching. With several processes, every one returns all answers.
-    """
+    """For `lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)`, as the `hf` backend."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer, *, batch_tokens: int = BATCH_TOKENS
@@ -53,7 +46,7 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token; it also precedes a text without a context."""
+        """Id of the end-of-text token, which also precedes a text without a context."""
         return self._model.config.eos_token_id
 
     @property
@@ -73,7 +66,7 @@ class Harness(TemplateLM):
         ):
             answers[groups[group][branch]] = summed, greedy
         for (texts, *_), answer in zip(requests, answers, strict=True):
-            if texts is not None:  # a window of a longer text is not a request
+            if texts is not None:  # None: a window of a longer text
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
@@ -82,24 +75,19 @@ class Harness(TemplateLM):
         windows, owners = [], []
         for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0])
-            for window in utils.get_rolling_token_windows(
+            of_text = utils.get_rolling_token_windows(
                 tokens, self.prefix_token_id, self.max_length, context_len=1
-            ):
-                windows.append((None, *utils.make_disjoint_window(window)))
-                owners.append(number)
-        totals = [0.0] * len(requests)
-        for number, (summed, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
-            totals[number] += summed
+            )
+            windows += [(None, *utils.make_disjoint_window(window)) for window in of_text]
+            owners += [number] * (len(windows) - len(owners))
+        sums = [summed for summed, _ in self._loglikelihood_tokens(windows)]
+        totals = np.bincount(np.array(owners, int), sums, len(requests)).tolist()
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Return the greedy continuations, each up to its first stop sequence.
-
-        A prompt that is too long loses its start. Raises ValueError if a task samples, or has as
-        many new tokens as the model has positions.
-        """
+        """Return the greedy continuations, each up to its first stop sequence."""
         alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
             alike.setdefault(self._limits(request.args[1]), []).append(number)
@@ -108,33 +96,23 @@ class Harness(TemplateLM):
 
             def keep(place: int, text: str, numbers: list[int] = numbers) -> None:
                 answers[numbers[place]] = text
-                arguments = requests[numbers[place]].args
-                self.cache_hook.add_partial("generate_until", arguments, text)
+                self.cache_hook.add_partial("generate_until", requests[numbers[place]].args, text)
 
-            generate_until(
-                self._generator,
-                [self.tok_encode(requests[number].args[0]) for number in numbers],
-                until=stops,
-                max_new_tokens=new_tokens,
-                batch_size=ROWS,
-                notify=keep,
-            )
+            prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
+            limits = {"until": stops, "max_new_tokens": new_tokens, "batch_size": ROWS}
+            generate_until(self._generator, prompts, **limits, notify=keep)
         return answers
 
     def _limits(self, settings: dict) -> tuple[int, tuple[str, ...]]:
         """Return the new tokens and stop sequences of a task's generation_kwargs."""
         if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-            raise ValueError(
-                f"a task has generation_kwargs {settings}, and this plug-in decodes greedily; set "
-                "do_sample: false"
-            )
+            got = f"a task has generation_kwargs {settings}"
+            raise ValueError(f"{got}, and this plug-in decodes greedily; set do_sample: false")
         limits = [int(settings[name]) for name in LIMITS if settings.get(name) is not None]
         new_tokens = next(iter(limits), NEW_TOKENS)
         if new_tokens >= self.max_length:
-            raise ValueError(
-                f"a task has {new_tokens} new tokens, and the model has {self.max_length} "
-                "positions; lower max_gen_toks in its generation_kwargs"
-            )
+            got = f"a task has {new_tokens} new tokens, the model {self.max_length} positions"
+            raise ValueError(f"{got}; lower max_gen_toks in its generation_kwargs")
         return new_tokens, tuple(stop for stop in as_texts(settings.get("until") or ()) if stop)
 
     @functools.cached_property
@@ -146,24 +124,18 @@ class Harness(TemplateLM):
 def shared_prefixes(
     pairs: Sequence[tuple[list[int], list[int]]], max_length: int
 ) -> tuple[list[Prompt], list[list[int]]]:
-    """Turn (context, continuation) pairs into prompts that share equal contexts.
-
-    Returns the prompts and groups: `groups[prompt.question][option]` is the pair's number. A
-    context is shared by continuations of up to `max_length` tokens in all, which bounds a row.
-    """
+    """Return prompts that share equal contexts; `groups[question][option]` is a pair's number."""
+    # Continuations that share a context have up to max_length tokens, which bounds a row.
     groups: list[list[int]] = []
     open_groups: dict[tuple[int, ...], tuple[list[int], int]] = {}
     for number, (context, continuation) in enumerate(pairs):
-        group, used = open_groups.get(tuple(context), (None, 0))
-        if group is None or used + len(continuation) > max_length:
+        group, used = open_groups.get(tuple(context), ([], 0))
+        if not group or used + len(continuation) > max_length:
             groups.append(group := [])
             used = 0
         group.append(number)
         open_groups[tuple(context)] = group, used + len(continuation)
-    shared = (
-        ("a request", pairs[group[0]][0], [pairs[number][1] for number in group])
-        for group in groups
-    )
+    shared = [("a request", pairs[group[0]][0], [pairs[n][1] for n in group]) for group in groups]
     return continuation_prompts(shared, max_length=max_length).prompts, groups
 
 
@@ -181,13 +153,11 @@ def evaluate_tasks(
 ) -> dict:
     """Run tasks on a run or Hugging Face directory; write results and samples into `out`.
 
-    The tasks' YAML files are in `task_directory`; the network is used only if one of them names
-    data there. `limit` is the number of questions of each task. `notify` gets the harness's table.
-    With several processes, call it in every one; process 0 writes. Returns the harness's results.
-    Raises ValueError, FileNotFoundError or FileExistsError for bad input.
+    The tasks' YAML files are in `task_directory`. `limit` is the number of questions of each task;
+    `notify` gets the harness's table. Call it in every process; process 0 writes. Returns the
+    harness's results.
     """
-    # Imported here: these import every library of metrics and data sets that the harness uses.
-    from lm_eval import simple_evaluate
+    from lm_eval import simple_evaluate  # slow to import, as all metrics and data sets come along
     from lm_eval.tasks import TaskManager
 
     keep_freed_memory()
@@ -199,20 +169,20 @@ def evaluate_tasks(
         raise ValueError(f"got the harness tasks {list(tasks)}; {task_directory} has {known}")
     if len(models) != 1 or check_model(models[0], mesh) is not None:
         raise ValueError(f"got {list(models)}; harness tasks take one model, without a head")
-    output = {"replaceable": _is_results, "overwrite": overwrite}
+
+    def replaceable(path: Path) -> bool:
+        return all(p.name == RESULTS or p.match(SAMPLES.format("*")) for p in path.iterdir())
+
+    output = {"replaceable": replaceable, "overwrite": overwrite}
     writes = jax.process_index() == 0
     if writes:
         check_output(out, **output)
     model, tokenizer = load(models[0], mesh=mesh)
     assert tokenizer is not None  # checked above
     run: Any = simple_evaluate  # its decorator hides its parameters from type checkers
-    results = run(
-        Harness(model, tokenizer, batch_tokens=batch_tokens),
-        tasks=list(tasks),
-        limit=limit,
-        task_manager=manager,
-        torch_random_seed=None,
-    )
+    harness = Harness(model, tokenizer, batch_tokens=batch_tokens)
+    options = {"limit": limit, "task_manager": manager, "torch_random_seed": None}
+    results = run(harness, tasks=list(tasks), **options)
     if writes:
         table = {name: value for name, value in results.items() if name != "samples"}
         with atomic_directory(out, **output) as new:
@@ -221,10 +191,6 @@ def evaluate_tasks(
             write_text(new / RESULTS, _json(table, indent=2) + "\n")
         notify(utils.make_table(results))
     return results
-
-
-def _is_results(path: Path) -> bool:
-    return all(p.name == RESULTS or p.match(SAMPLES.format("*")) for p in path.iterdir())
 
 
 def _json(value, **options) -> str:

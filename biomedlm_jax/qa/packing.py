@@ -1,9 +1,8 @@
 """Packed rows: a prefix once, then each of its branches; the one format of scoring and tuning.
 
-A branch sees its prefix and itself, at the positions that it would have alone, so its states are
-those of a row with this prefix and this branch only. A question is a prefix with a branch for each
-option; a text to classify is a prefix with one empty branch; a long answer is a source with one
-branch whose tokens are read. Several prompts fill a row.
+A branch attends to its prefix and itself, at the position ids that it would have alone: its states
+are those of a row of its own. A question has a branch for each option, a text to classify one empty
+branch, a source one branch, its answer.
 
 Axes: B rows, L positions of a row, T positions whose states are read, E entries read at them.
 """
@@ -25,10 +24,8 @@ class Prompt(NamedTuple):
 
     prefix: list[int]
     branches: list[list[int]]
-    # The caller's question, and which of its options is the first branch: prompts of one option
-    # each can belong to one question.
-    question: int
-    first_option: int = 0
+    question: int  # its number for the caller; several prompts can belong to it
+    first_option: int = 0  # the option of the question that the first branch is
 
 
 class Rows(NamedTuple):
@@ -75,17 +72,22 @@ def row_multiple() -> int:
     return 128 if meshes.platform() == "tpu" else 64
 
 
+def round_up(count: int, multiple: int = 8) -> int:
+    """Return the next multiple; counts are rounded so that few shapes occur."""
+    return -(-count // multiple) * multiple
+
+
 def row_lengths(sizes: Sequence[int], *, at_most: int = 4) -> list[int]:
     """Return up to four row lengths that fit prompts of these sizes: quantiles, rounded up."""
     ordered, multiple = sorted(sizes), row_multiple()
     places = [len(ordered) * (i + 1) // at_most - 1 for i in range(at_most)]
-    return sorted({-(-ordered[max(place, 0)] // multiple) * multiple for place in places})
+    return sorted({round_up(ordered[max(place, 0)], multiple) for place in places})
 
 
 def make_buckets(
     prompts: Sequence[Prompt], *, read: str, lengths: Sequence[int] | None = None
 ) -> list[Bucket]:
-    """Pack prompts into rows of the given lengths, by default quantiles of their own sizes.
+    """Pack prompts into rows of the given lengths, by default `row_lengths` of their sizes.
 
     The largest come first, each into the fullest row that has room, else into a new row of the
     shortest length that holds it. Raises ValueError for a prompt longer than every length.
@@ -106,21 +108,28 @@ def make_buckets(
         else:
             at = bisect.bisect_left(lengths, needed)
             if at == len(lengths):
-                raise ValueError(
-                    f"got a prompt of {needed} tokens with its branches; expected at most "
-                    f"{lengths[-1]}, the longest row"
-                )
+                expected = f"expected at most {lengths[-1]}, the longest row"
+                raise ValueError(f"got a prompt of {needed} tokens with its branches; {expected}")
             room, row = lengths[at], []
             rows[room].append(row)
         row.append(index)
         room -= needed
         if room not in open_rows:
-            open_rows[room] = []
             bisect.insort(rooms, room)
-        open_rows[room].append(row)
-    branched = any(len(prompt.branches) > 1 for prompt in prompts)
+        open_rows.setdefault(room, []).append(row)
+    sources = entries = [len(prompt.branches) for prompt in prompts]
+    branched = max(sources, default=0) > 1
+    if read == TOKENS:
+        entries = [sum(map(len, prompt.branches)) for prompt in prompts]
+        sources = [1 + n - branches for n, branches in zip(entries, sources, strict=True)]
+
+    def most(counts: list[int], rows: list[list[int]]) -> int:
+        return round_up(max(sum(counts[i] for i in row) for row in rows))
+
     return [
-        _bucket(prompts, length, rows[length], read, branched) for length in lengths if rows[length]
+        Bucket(length, of_length, most(sources, of_length), most(entries, of_length), branched)
+        for length, of_length in rows.items()
+        if of_length
     ]
 
 
@@ -141,7 +150,7 @@ def lay_out(
     batch_size: int,
     read: str,
 ) -> Rows:
-    """Return one batch of `shape` as numpy arrays, from the indices of the prompts of each row."""
+    """Return one batch of `shape` as numpy arrays; `rows` are the prompts' indices of each row."""
     lengths = [*[shape.length] * 4, shape.sources, *[shape.entries] * 4]
     out = Rows._make(np.zeros((batch_size, n), np.int32) for n in lengths)
     out.prompt_BxL[:] = -1
@@ -172,30 +181,8 @@ def lay_out(
                 out.question_BxE[b, here] = prompt.question
                 out.option_BxE[b, here] = prompt.first_option + i
                 place, slots, entries = place + len(written), slots + len(sources), here.stop
-    # Without branches that share a prefix, causal attention within a prompt is the same.
+    # Where no branches share a prefix, causal attention within a prompt is the same.
     return out if shape.branched else out._replace(branch_BxL=None)
-
-
-def round_up(count: int) -> int:
-    """Return the count as a multiple of 8, so that few shapes occur."""
-    return -(-count // 8) * 8
-
-
-def _bucket(prompts, length: int, rows: list[list[int]], read: str, branched: bool) -> Bucket:
-    def most(count) -> int:
-        return round_up(max(sum(count(prompts[i], read) for i in row) for row in rows))
-
-    return Bucket(length, rows, most(_sources), most(_entries), branched)
-
-
-def _sources(prompt: Prompt, read: str) -> int:
-    if read == LAST:
-        return len(prompt.branches)
-    return 1 + sum(len(branch) - 1 for branch in prompt.branches)
-
-
-def _entries(prompt: Prompt, read: str) -> int:
-    return len(prompt.branches) if read == LAST else sum(map(len, prompt.branches))
 
 
 def _write(out: Rows, b: int, place: int, ids, *, position: int, prompt: int, branch: int) -> None:

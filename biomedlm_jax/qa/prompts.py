@@ -1,7 +1,4 @@
-"""Questions -> prompts of token ids: BioMedLM's rows for fine-tuning, and lm-eval's prompts.
-
-The options of a question share its tokens; packing.py lays prompts out as rows.
-"""
+"""Questions -> prompts of token ids: BioMedLM's rows for fine-tuning, and lm-eval's prompts."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -34,11 +31,10 @@ def choice_prompts(
 ) -> Prompts:
     """Return `question[SEP]` with a branch ` option[SEP]` for each option: for MultipleChoice.
 
-    A text longer than `max_length` tokens is cut. "paper" cuts the start of the question, whose
-    end has the request, then the ends of options that leave it less than half of the row; `[SEP]`
-    stays. "released" cuts the end of the longer part, option by option, `[SEP]` included, as the
-    original code's tokenizer does. Raises ValueError for less than `LEAST_LENGTH` tokens, or for a
-    tokenizer without the added tokens.
+    Beyond `max_length` tokens, "paper" cuts the start of the question, whose end has the request,
+    then the ends of options that leave it less than half of the row. "released" cuts the end of the
+    longer part, option by option, `[SEP]` included, as the original code's tokenizer does. Raises
+    ValueError for less than `LEAST_LENGTH` tokens, or a tokenizer without the added tokens.
     """
     _, _, *separator = _added_ids(tokenizer, CHOICE, max_length)
     prompts, truncated = [], []
@@ -68,10 +64,9 @@ def classification_prompts(
 ) -> Prompts:
     """Return one text for each question, read at its last token: for SequenceClassifier.
 
-    "paper" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`; a text that is too long
-    loses the start of its context, then of its question. "released" is the context, its lines
-    joined, and the question; the longer of the two loses its end. Raises ValueError as
-    `choice_prompts` does.
+    "paper" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`, cut at the start of the
+    context, then of the question. "released" is the context, its lines joined, and the question,
+    cut at the end of the longer.
     """
     _, first, second, _, last = _added_ids(tokenizer, CLASSIFICATION, max_length)
     prompts, truncated = [], []
@@ -92,6 +87,9 @@ def classification_prompts(
     return Prompts(prompts, truncated)
 
 
+HEAD_PROMPTS = {CHOICE: choice_prompts, CLASSIFICATION: classification_prompts}
+
+
 def letter_prompts(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
@@ -100,20 +98,14 @@ def letter_prompts(
     shots: Sequence[Question] = (),
     max_length: int,
 ) -> Prompts:
-    """Return lm-evaluation-harness's prompt of the task, with a branch ` A`, ` B`... per option.
-
-    A classification's branches are its classes. `shots` precede the question with their answers.
-    """
+    """Return lm-evaluation-harness's prompt of the task, with letters (or classes) as branches."""
     answers = _options if task.kind == CLASSIFICATION else _letters
     before = [_letter_text(shot, task) + answers(shot)[shot.label or 0] for shot in shots]
-    description = ""
     if task.name.startswith("mmlu"):
         about = f" about {task.subject.replace('_', ' ')}" if task.subject else ""
-        description = f"The following are multiple choice questions (with answers){about}.\n\n"
+        before.insert(0, f"The following are multiple choice questions (with answers){about}.")
     texts = ["\n\n".join([*before, _letter_text(one, task)]) for one in questions]
-    texts = [description + text for text in texts]
-    encoded = _encoded(tokenizer, questions, texts, map(answers, questions))
-    return continuation_prompts(encoded, max_length=max_length)
+    return _continued(tokenizer, questions, texts, map(answers, questions), max_length)
 
 
 def option_prompts(
@@ -123,15 +115,11 @@ def option_prompts(
     max_length: int,
     unconditional: bool = False,
 ) -> Prompts:
-    """Return `Question: ...` and `Answer:` with a branch for the text of each option.
-
-    If `unconditional`, the prefix is `Answer:` alone.
-    """
+    """Return `Question: ...` and `Answer:` (or that alone), with the option texts as branches."""
     texts = [f"{_abstract(one)}Question: {one.question}\nAnswer:" for one in questions]
     if unconditional:
         texts = ["Answer:"] * len(texts)
-    encoded = _encoded(tokenizer, questions, texts, map(_options, questions))
-    return continuation_prompts(encoded, max_length=max_length)
+    return _continued(tokenizer, questions, texts, map(_options, questions), max_length)
 
 
 def continuation_prompts(
@@ -139,9 +127,9 @@ def continuation_prompts(
 ) -> Prompts:
     """Return prompts that score branches token by token, from (name, prefix, branches) entries.
 
-    Cut as in lm-evaluation-harness: each branch keeps the last `max_length` tokens before its last
-    one, so branches of a prefix that is too long do not share it. Raises ValueError with the name
-    for an empty prefix or branch, or a branch of more than `max_length` tokens.
+    As in lm-evaluation-harness, each branch keeps the last `max_length` tokens before its last one:
+    branches of a prefix that is cut do not share it. Raises ValueError with the name for an empty
+    prefix or branch, or a branch of more than `max_length` tokens.
     """
     prompts, truncated = [], []
     for number, (name, prefix, branches) in enumerate(texts):
@@ -149,10 +137,8 @@ def continuation_prompts(
             raise ValueError(f"{name} has a prefix or an option of no token; expected at least one")
         longest = max(map(len, branches))
         if longest > max_length:
-            raise ValueError(
-                f"{name} has an option of {longest} tokens, and the model has {max_length} "
-                "positions; leave that question out"
-            )
+            got = f"{name} has an option of {longest} tokens"
+            raise ValueError(f"{got}, and the model has {max_length} positions; leave it out")
         truncated.append(len(prefix) + longest - 1 > max_length)
         if truncated[-1]:
             prompts += [
@@ -165,35 +151,31 @@ def continuation_prompts(
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return the lengths of a pair of texts cut to `room` tokens as Hugging Face's tokenizers cut.
-
-    The longer text is cut to the shorter one's length, then both to half of the room; of an odd
-    room the longer text has the larger half, or the second of two equals.
-    """
+    """Return the lengths of two texts cut to `room` tokens, longest first, as by Hugging Face."""
     if first + second <= room:
         return first, second
+    # Of an odd room the longer text has the larger half, or the second of two equals.
     short = min(first, second, room // 2)
     return (room - short, short) if first > second else (short, room - short)
 
 
-def _encoded(tokenizer: Tokenizer, questions: Sequence[Question], texts, answers):
+def _continued(tokenizer: Tokenizer, questions, texts, answers, max_length: int) -> Prompts:
+    entries = []
     for question, text, options in zip(questions, texts, answers, strict=True):
         prefix = _ids(tokenizer, text)
         # lm-eval encodes an option together with the text before it, and splits the tokens.
         branches = [_ids(tokenizer, text + option)[len(prefix) :] for option in options]
-        yield f"question {question.id!r}", prefix, branches
+        entries.append((f"question {question.id!r}", prefix, branches))
+    return continuation_prompts(entries, max_length=max_length)
 
 
 def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
-    missing = [name for name in ADDED_TOKENS[kind] if tokenizer.token_to_id(name) is None]
-    if missing:
-        raise ValueError(
-            f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs; use the "
-            "tokenizer in the fine-tuned directory"
-        )
+    vocabulary = tokenizer.get_vocab()
+    if missing := [name for name in ADDED_TOKENS[kind] if name not in vocabulary]:
+        got = f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs"
+        raise ValueError(f"{got}; use the one in the fine-tuned directory")
     if max_length < LEAST_LENGTH:
         raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
-    vocabulary = tokenizer.get_vocab()
     return [vocabulary[name] for name in ADDED_TOKENS[kind]]
 
 
@@ -207,10 +189,8 @@ def _end(ids: list[int], length: int) -> list[int]:
 
 def _letters(question: Question) -> list[str]:
     if len(question.options) > len(LETTERS):
-        raise ValueError(
-            f"question {question.id!r} has {len(question.options)} options, and there are "
-            f"{len(LETTERS)} letters; score it with mode=option"
-        )
+        got = f"question {question.id!r} has {len(question.options)} options"
+        raise ValueError(f"{got}, and there are {len(LETTERS)} letters; score it with mode=option")
     return [f" {letter}" for letter in LETTERS[: len(question.options)]]
 
 

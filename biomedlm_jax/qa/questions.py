@@ -1,7 +1,6 @@
 """The one record of a question, and the account of what a reader left out."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -23,31 +22,16 @@ class Skipped:
 
     bad: int = 0  # rows that could not be used, under on_error="skip"
     left_out: Counter[str] = field(default_factory=Counter)  # good rows outside the task
-    errors: list[str] = field(default_factory=list)  # the messages of the first five bad rows
+    error: str = ""  # the message of the first bad row
 
     def __str__(self) -> str:
         """One line, "nothing" if no row was left out."""
         parts = [f"{n:,} {reason}" for reason, n in sorted(self.left_out.items())[:30]]
         if self.bad:
-            first = next(iter(self.errors), "")
-            parts.insert(0, f"{counted(self.bad, 'bad row')}, the first: {first}")
+            parts.insert(0, f"{counted(self.bad, 'bad row')}, the first: {self.error}")
         return "; ".join(parts) or "nothing"
 
 
 def counted(n: int, noun: str) -> str:
     """Return the number with its noun: "1 question", "1,273 questions"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
-
-
-def majority(questions: Sequence[Question]) -> float:
-    """Return the accuracy of always giving the most common answer, in percent.
-
-    Raises:
-      ValueError: no questions, or questions without a label.
-    """
-    labels = Counter(question.label for question in questions)
-    if not questions or None in labels:
-        raise ValueError(
-            f"expected labelled questions, got {labels[None]} of {len(questions)} without a label"
-        )
-    return 100 * max(labels.values()) / len(questions)

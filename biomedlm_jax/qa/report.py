@@ -1,7 +1,4 @@
-"""The report on a set of answered questions: items.jsonl, report.json, report.md, reliability.png.
-
-In the JSON every score is a share from 0 to 1; only published scores are percentages, as printed.
-"""
+"""The report on a set of answered questions. Scores are shares of 1, published ones percentages."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from biomedlm_jax.files import atomic_directory, check_output, read_jsonl, write_json, write_text
+from biomedlm_jax.files import atomic_directory, read_jsonl, write_json, write_text
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
@@ -20,17 +17,11 @@ FEW_GROUPS = 20  # below it a cluster bootstrap's percentile intervals are too n
 
 
 def read_items(path: str | Path, *, way: str = "") -> list[dict]:
-    """Read and check the items of a JSONL file, or of the report directory that holds it.
-
-    A directory of several reports (one for each way of scoring) needs the `way`.
-
-    Raises:
-      ValueError: a bad item, none at all, or several reports; FileNotFoundError: no report.
-    """
+    """Return the checked items of a JSONL file or report directory (`way`: of several reports)."""
     file = path = Path(path)
     if path.is_dir():
         ways = sorted(one.parent for one in path.glob(f"*/{ITEMS}"))
-        chosen = path / _folder(way)
+        chosen = path / way.replace(" ", "_")
         file = chosen / ITEMS if chosen in ways else path / ITEMS
         if not file.is_file() and ways:
             names = " or ".join(map(str, ways))
@@ -67,24 +58,22 @@ def summarise(
     seeds: Sequence[Sequence[Item]] | None = None,
     seed: int = 0,
 ) -> dict:
-    """Compute everything that the report prints, as one dict that JSON can hold.
+    """Return everything that the report prints, as one dict that JSON can hold.
 
-    `name` is the task and `what` the model and mode; `published` holds percentages that were
-    reported on `published_split`; `seeds` the results of every seed, `items` among them; `seed` is
-    the bootstrap's. Raises ValueError for items without gold labels or of different questions.
+    `name` is the task, `what` the model and mode; `published` are percentages on `published_split`;
+    `seeds` the results of every seed, `items` among them; `seed` is the bootstrap's.
     """
     answers = statistics.columns(items)
     bins = statistics.reliability(answers)
     versus = None
     if baseline is not None:
-        result = statistics.compare(items, baseline, seed=seed)
-        difference = result.difference._asdict()
-        versus = {"name": baseline_name, **result._asdict(), "difference": difference}
+        versus = statistics.compare(items, baseline, seed=seed)._asdict()
+        versus |= {"name": baseline_name, "difference": versus["difference"]._asdict()}
     return {
         "task": name,
         "what": what,
         "n": len(items),
-        "groups": answers.groups,
+        "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "truncated": sum(bool(item["truncated"]) for item in items),
         "accuracy": statistics.accuracy(answers, seed=seed)._asdict(),
         "chance": float(np.mean([1 / len(item["options"]) for item in items])),
@@ -111,10 +100,12 @@ def markdown(summary: Mapping) -> str:
         rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", _percent(seeds["mean"]) + spread)]
     if summary["macro_f1"]:
         rows += [("macro-F1", _score(summary["macro_f1"]))]
-    rows += [("chance", _percent(summary["chance"]))]
-    rows += [("always the most common class", _percent(summary["majority_class"]))]
-    rows += [("calibration error (ECE)", f"{summary['ece']:.3f}")]
-    rows += [("Brier score", f"{summary['brier']:.3f}")]
+    rows += [
+        ("chance", _percent(summary["chance"])),
+        ("always the most common class", _percent(summary["majority_class"])),
+        ("calibration error (ECE)", f"{summary['ece']:.3f}"),
+        ("Brier score", f"{summary['brier']:.3f}"),
+    ]
     if baseline:
         who, one = baseline["name"], baseline["difference"]
         ends = f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
@@ -144,7 +135,9 @@ def table(summaries: Sequence[Mapping]) -> str:
 
 def plot(summary: Mapping, path: str | Path) -> None:
     """Draw the reliability diagram, its bin counts and the accuracy with its interval; a PNG."""
-    figure = _matplotlib().figure.Figure(figsize=(6, 6.4), layout="constrained")
+    from matplotlib.figure import Figure  # slow to import; without pyplot it needs no display
+
+    figure = Figure(figsize=(6, 6.4), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[4, 1])
     bins, score = [one for one in summary["reliability"] if one["n"]], summary["accuracy"]
     middles = [(one["low"] + one["high"]) / 2 for one in bins]
@@ -178,25 +171,16 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
 
 
-def check_directory(directory: str | Path, *, overwrite: bool) -> None:
-    """Raise before any work if `write_reports` would refuse."""
-    _matplotlib()
-    check_output(directory, replaceable=_is_report, overwrite=overwrite)
-
-
 def write_reports(
     directory: str | Path,
     reports: Mapping[str, tuple[Mapping, Sequence[Item]]],
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write reports, each (summary, items) into a folder of its name, all or none.
-
-    The name "" is the directory itself. After an error the directory is as it was before.
-    """
-    with atomic_directory(directory, replaceable=_is_report, overwrite=overwrite) as new:
+    """Write reports, each (summary, items) into a folder of its name ("": `directory`), or none."""
+    with atomic_directory(directory, replaceable=is_report, overwrite=overwrite) as new:
         for name, (summary, items) in reports.items():
-            folder = new / _folder(name)
+            folder = new / name.replace(" ", "_")
             folder.mkdir(exist_ok=True)
             write_items(folder / ITEMS, items)
             write_json(folder / JSON, summary)
@@ -204,12 +188,8 @@ def write_reports(
             plot(summary, folder / PLOT)
 
 
-def _folder(way: str) -> str:
-    return way.replace(" ", "_")
-
-
-def _is_report(path: Path) -> bool:
-    """Whether a directory holds a report, or one for each way of scoring, and nothing else."""
+def is_report(path: Path) -> bool:
+    """Return whether a directory is a report, or has one for each way, and nothing else."""
     folders = [one for one in path.iterdir() if one.name not in FILES]
     return all(one.is_dir() and {f.name for f in one.iterdir()} == {*FILES} for one in folders)
 
@@ -220,9 +200,7 @@ def _over_seeds(answers: statistics.Columns, seeds: Sequence[Sequence[Item]]) ->
     for one in map(statistics.columns, seeds):
         statistics.same_questions(answers, one)
         values.append(float(np.mean(one.right_N)))
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    mean = float(np.mean(values))
-    return {"mean": mean, "deviation": deviation, "n": len(values), "values": values}
+    return {**statistics.mean_and_deviation(values), "n": len(values), "values": values}
 
 
 def _conclusions(summary: Mapping) -> list[str]:
@@ -244,16 +222,6 @@ def _conclusions(summary: Mapping) -> list[str]:
         split = summary["published_split"] and f" on the {summary['published_split']} split"
         lines.append(f"Published scores are as reported{split}; other questions, other scores.")
     return [f"- {line}" for line in lines]
-
-
-def _matplotlib():
-    # Figures without pyplot need no window system and keep no global state.
-    try:
-        import matplotlib.figure
-    except ModuleNotFoundError as error:
-        advice = "pip install 'biomedlm-jax[plots]'"
-        raise ValueError(f"the plot needs {error.name}, not installed; {advice}") from None
-    return matplotlib
 
 
 def _count(summary: Mapping) -> str:

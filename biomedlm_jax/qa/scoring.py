@@ -43,21 +43,14 @@ def score(
 ) -> dict[str, list[dict]]:
     """Answer the questions; return a list of items, one per question, for each way in WAYS[mode].
 
-    Args:
-      model: a LanguageModel for "letter" and "option", a Scorer for "classifier"; on any mesh.
-      mode: "letter" scores the options' letters; "option" the options' texts by their summed
-        log-probability in nats, by that per character and per token, and by that minus their
-        log-probability without the question; "classifier" uses the fine-tuned head.
-      shots: answered questions before the question (letter only).
-      row_format, max_length: of a fine-tuned head: those of its training.
-      batch_tokens: tokens per device and batch; it decides the memory that activations take.
+    `mode` "letter" scores the options' letters, after answered `shots`; "option" their texts by the
+    summed log-probability in nats, by that per character and per token, and by that minus their
+    log-probability without the question; "classifier" needs a Scorer, and the `row_format` and
+    `max_length` of its training. `batch_tokens` per device bound the activation memory.
 
-    Returns:
-      Items as `report` reads them: id, group, options, gold, prediction, scores, probabilities (a
-      softmax over the question's options) and truncated. The first of equal scores is predicted.
-
-    Raises:
-      ValueError: an unknown mode, or a model, tokenizer or length that does not fit it.
+    Items have id, group, options, gold, prediction (the first of equal scores), scores,
+    probabilities (a softmax over the options) and truncated. Raises ValueError for an unknown mode,
+    or a model, tokenizer or length that does not fit it.
     """
     if mode not in WAYS:
         raise ValueError(f"got mode={mode!r}; choose one of {', '.join(WAYS)}")
@@ -72,16 +65,14 @@ def score(
 
     if isinstance(model, Scorer):
         if mode != CLASSIFIER:
-            raise ValueError(
-                f"mode={mode} needs a language model, got one with a {model.kind} head"
-            )
+            got = f"got one with a {model.kind} head"
+            raise ValueError(f"mode={mode} needs a language model, {got}")
         choice, classes = model.kind == CHOICE, model.score.kernel.shape[-1]
         if differ := [q for q in questions if not choice and len(q.options) != classes]:
             one = f"question {differ[0].id!r} has {len(differ[0].options)}"
             raise ValueError(f"the head has {classes} classes, and {one}")
-        make = prompts.choice_prompts if choice else prompts.classification_prompts
-        max_length = min(max_length or limit, limit)
-        made = make(tokenizer, questions, row_format=row_format, max_length=max_length)
+        rows = {"row_format": row_format, "max_length": min(max_length or limit, limit)}
+        made = prompts.HEAD_PROMPTS[model.kind](tokenizer, questions, **rows)
         scores = [_by_option(questions, _by_head(model, made, batch_tokens))]
     elif mode == CLASSIFIER:
         raise ValueError("mode=classifier needs a fine-tuned head, and this is a language model")
@@ -113,14 +104,9 @@ def score(
 def branch_log_probabilities(
     model: LanguageModel, packed: Sequence[Prompt], *, batch_tokens: int = BATCH_TOKENS
 ) -> Generator[tuple[int, int, float, bool], None, None]:
-    """Yield every branch's question, option, log-probability in nats, and whether it is greedy.
-
-    A branch is greedy if each of its tokens is the most probable one. The order is not specified.
-    At most four row lengths are compiled.
-    """
-    for rows, (logp_BxE, argmax_BxE) in _computed(
-        states.token_log_probabilities, model, packed, read=TOKENS, batch_tokens=batch_tokens
-    ):
+    """Yield question, option, log-probability in nats and greediness of every branch, unordered."""
+    results = _computed(states.token_log_probabilities, model, packed, TOKENS, batch_tokens)
+    for rows, (logp_BxE, argmax_BxE) in results:
         used_BxE = rows.question_BxE >= 0
         branch_2xE = np.stack([rows.question_BxE, rows.option_BxE])[:, used_BxE]
         starts = np.flatnonzero(np.diff(branch_2xE, prepend=-1).any(axis=0))
@@ -131,9 +117,7 @@ def branch_log_probabilities(
 
 def _by_head(model: Scorer, made: prompts.Prompts, batch_tokens: int):
     """Yield question, option and score of each option; of a classification all scores at once."""
-    for rows, scores in _computed(
-        _head_scores, model, made.prompts, read=LAST, batch_tokens=batch_tokens
-    ):
+    for rows, scores in _computed(_head_scores, model, made.prompts, LAST, batch_tokens):
         for b, e in np.argwhere(rows.question_BxE >= 0):
             option = rows.option_BxE[b, e] if model.kind == CHOICE else slice(None)
             yield rows.question_BxE[b, e], option, scores[b, e]
@@ -148,12 +132,9 @@ def _by_option(questions: Sequence[Question], entries: Iterable[tuple]) -> list[
 
 
 def _computed(
-    compute: Callable, model, packed: Sequence[Prompt], *, read: str, batch_tokens: int
+    compute: Callable, model, packed: Sequence[Prompt], read: str, batch_tokens: int
 ) -> Iterator[tuple[Rows, Any]]:
-    """Yield every batch of rows with `compute(model, rows)`, as numpy arrays.
-
-    All processes compute every batch together, and each yields all results.
-    """
+    """Yield every batch of rows with `compute(model, rows)`, as numpy arrays in every process."""
     place = jax.tree.leaves(model)[0].sharding
     mesh: Any = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
     shards, layout = meshes.batch_shards(mesh), meshes.sharding(mesh, "batch", None)
@@ -166,24 +147,16 @@ def _computed(
             with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
                 result = rows, compute(model, placed)
             if waiting:  # fetched while the next batch is computed
-                yield _fetched(*waiting)
+                yield waiting[0], multihost_utils.process_allgather(waiting[1], tiled=True)
             waiting = result
     if waiting:
-        yield _fetched(*waiting)
-
-
-def _fetched(rows: Rows, result: Any) -> tuple[Rows, Any]:
-    if jax.process_count() == 1:
-        return rows, jax.tree.map(np.asarray, result)
-    return rows, multihost_utils.process_allgather(result, tiled=True)
+        yield waiting[0], multihost_utils.process_allgather(waiting[1], tiled=True)
 
 
 def _item(question: Question, scores: np.ndarray, truncated: bool) -> dict:
     if not np.isfinite(scores).all():
-        raise ValueError(
-            f"question {question.id!r} has the scores {scores.tolist()}: the model's weights are "
-            "not finite"
-        )
+        got = f"question {question.id!r} has the scores {scores.tolist()}"
+        raise ValueError(f"{got}: the model's weights are not finite")
     weights = np.exp(scores - scores.max())
     return {
         "id": question.id,

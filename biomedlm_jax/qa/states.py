@@ -1,7 +1,4 @@
-"""The model on packed rows: the states that are read, and the figures computed from them.
-
-Axes as in packing.py and language_model.py.
-"""
+"""The model on packed rows: the states that are read, and the figures computed from them."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +11,7 @@ from biomedlm_jax.training import loss
 
 
 def scored_states(model: LanguageModel, rows: Rows, *, dropout_key=None) -> jax.Array:
-    """Return the final states [B, T, D] at the positions that are read.
-
-    Rows whose prompts have at most one branch can use a fused attention kernel.
-    """
+    """Return the final states [B, T, D] at the positions that are read."""
     x_BxLxD = model.hidden(
         rows.tokens_BxL,
         positions_BxL=rows.positions_BxL,
@@ -35,14 +29,11 @@ def entry_states(model: LanguageModel, rows: Rows, *, dropout_key=None) -> jax.A
 
 @jax.jit
 def token_log_probabilities(model: LanguageModel, rows: Rows) -> tuple[jax.Array, jax.Array]:
-    """Return each entry's log-probability in nats, and whether it is the argmax: both [B, E].
-
-    The output head is computed at the T read positions only, once for all entries read there.
-    """
+    """Return each entry's log-probability in nats, and whether it is the argmax: both [B, E]."""
     x_BxTxD = scored_states(model, rows)
     return loss.token_log_probabilities(model, x_BxTxD, rows.target_BxE, rows.slot_BxE)
 
 
-def head_scores(scorer: Scorer, rows: Rows) -> jax.Array:
+def head_scores(scorer: Scorer, rows: Rows, *, dropout_key=None) -> jax.Array:
     """Return scores at the last tokens: [B, E] of a MultipleChoice, [B, E, C] of classes."""
-    return scorer(entry_states(scorer.trunk, rows))
+    return scorer(entry_states(scorer.trunk, rows, dropout_key=dropout_key))

@@ -1,9 +1,6 @@
 """Scores of answered questions with their uncertainty: intervals and paired tests, no model.
 
-Questions may come in groups (several wordings of one fact, several questions on one article), whose
-answers are dependent. Then every interval and test here resamples whole groups instead of
-questions (a cluster bootstrap; Cameron, Gelbach and Miller 2008). With fewer than about 20 groups
-percentile intervals are too narrow.
+With groups, of dependent answers, these resample whole groups (Cameron, Gelbach and Miller 2008).
 """
 
 import itertools
@@ -20,6 +17,7 @@ CELLS = 2**20  # counts sampled at a time: 8 MiB
 FIELDS = ("id", "gold", "prediction", "scores", "probabilities", "options", "truncated")
 
 Item = Mapping[str, Any]
+Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Interval(NamedTuple):
@@ -38,7 +36,7 @@ class Comparison(NamedTuple):
     only_first: int
     only_second: int
     p_value: float
-    test: str  # the name of the test
+    test: str  # its name
 
 
 class Columns(NamedTuple):
@@ -55,11 +53,6 @@ class Columns(NamedTuple):
         """Which predictions are right."""
         return self.gold_N == self.prediction_N
 
-    @property
-    def groups(self) -> int | None:
-        """The number of groups."""
-        return None if self.group_N is None else int(self.group_N.max()) + 1
-
 
 def columns(items: Sequence[Item]) -> Columns:
     """Return the items as columns; raise ValueError, naming the question, for a bad item."""
@@ -70,22 +63,19 @@ def columns(items: Sequence[Item]) -> Columns:
     ids = [item["id"] for item in items]
     if len(set(ids)) < len(ids):
         raise ValueError(f"more than one question has the id {Counter(ids).most_common(1)[0][0]!r}")
-    missing = [item["id"] for item in items if item["gold"] is None]
-    if missing:
+    if missing := [item["id"] for item in items if item["gold"] is None]:
         lack = f"{len(missing)} of {len(items)} questions have no gold label"
         raise ValueError(f"{lack}, the first is {missing[0]!r}; fix: use a split with labels")
     groups = [item.get("group") for item in items]
-    single = groups.count(None)
-    if 0 < single < len(groups):
-        raise ValueError(
-            f"{single} of {len(groups)} questions have no group; fix: give all or none"
-        )
+    lone = groups.count(None)
+    if 0 < lone < len(groups):
+        raise ValueError(f"{lone} of {len(groups)} questions have no group; fix: give all or none")
     return Columns(
         ids,
         np.array([item["gold"] for item in items], np.int64),
         np.array([item["prediction"] for item in items], np.int64),
         [np.asarray(item["probabilities"], np.float64) for item in items],
-        None if single else np.unique([str(one) for one in groups], return_inverse=True)[1],
+        None if lone else np.unique([str(one) for one in groups], return_inverse=True)[1],
     )
 
 
@@ -100,7 +90,7 @@ def check_item(item: Item) -> None:
         if values.shape != (options,) or not options:
             raise ValueError(f"{where} has {options} options and {name} of shape {values.shape}")
         if not np.isfinite(values).all():
-            raise ValueError(f"{where} has {name} that are not finite (NaN or infinite)")
+            raise ValueError(f"{where} has {name} that are not finite")
     for name in ("gold", "prediction"):
         label = item[name]
         known = isinstance(label, int | np.integer) and 0 <= label < options
@@ -114,24 +104,20 @@ def check_item(item: Item) -> None:
         raise ValueError(f"{where} predicts {item['prediction']}, not its most probable option")
 
 
-def accuracy(answers: Columns, *, seed: int = 0) -> Interval:
-    """Return the share of right answers with its percentile bootstrap interval.
+def _mean(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
+    return sums_RxF[:, 0] / n_R
 
-    The interval has no width when all or none are right: a limit of the method, not certainty.
-    """
+
+def accuracy(answers: Columns, *, seed: int = 0) -> Interval:
+    """Return the share of right answers with its percentile bootstrap interval."""
     return _bootstrap(answers.right_N[:, None], _mean, answers.group_N, seed)
 
 
 def macro_f1(answers: Columns, *, seed: int = 0) -> Interval:
-    """Return the mean F1 over the classes that occur in gold or predictions, with its interval.
-
-    As `sklearn.metrics.f1_score(average="macro")`; a resample averages over its own classes.
-    """
+    """Return the mean F1 over the classes that occur, as scikit-learn's, with its interval."""
     classes = np.union1d(answers.gold_N, answers.prediction_N)
-    gold_NxC, prediction_NxC = (
-        (column_N[:, None] == classes).astype(int)
-        for column_N in (answers.gold_N, answers.prediction_N)
-    )
+    gold_NxC = (answers.gold_N[:, None] == classes).astype(int)
+    prediction_NxC = (answers.prediction_N[:, None] == classes).astype(int)
 
     def mean_f1(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
         right_RxC, both_RxC = np.split(sums_RxF, 2, axis=1)
@@ -144,21 +130,17 @@ def macro_f1(answers: Columns, *, seed: int = 0) -> Interval:
 
 
 def reliability(answers: Columns) -> list[dict]:
-    """Return 10 bins of equal width of the confidence (the top probability), open on the left.
-
-    A bin has the keys low, high, n, confidence and accuracy; the means of an empty one are None.
-    """
+    """Return 10 bins of equal width of the confidence (the top probability), open on the left."""
     top_N = np.array([row.max() for row in answers.probabilities])
     edges = [index / BINS for index in range(BINS + 1)]
     bin_N = np.searchsorted(edges[1:-1], top_N, side="left")
     bins = []
     for index, (low, high) in enumerate(itertools.pairwise(edges)):
         inside_N = bin_N == index
-        n = int(inside_N.sum())
-        confidence, right = (
-            float(one_N[inside_N].mean()) if n else None for one_N in (top_N, answers.right_N)
-        )
-        bins.append({"low": low, "high": high, "n": n, "confidence": confidence, "accuracy": right})
+        one: dict = {"low": low, "high": high, "n": int(inside_N.sum())}
+        for name, of_N in {"confidence": top_N, "accuracy": answers.right_N}.items():
+            one[name] = float(of_N[inside_N].mean()) if one["n"] else None
+        bins.append(one)
     return bins
 
 
@@ -166,6 +148,12 @@ def calibration_error(bins: Sequence[Mapping]) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| per question."""
     gaps = [one["n"] * abs(one["accuracy"] - one["confidence"]) for one in bins if one["n"]]
     return sum(gaps) / sum(one["n"] for one in bins)
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, float | None]:
+    """Return the mean and the sample standard deviation (None for one value)."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "deviation": deviation}
 
 
 def brier_score(answers: Columns) -> float:
@@ -176,11 +164,7 @@ def brier_score(answers: Columns) -> float:
 
 
 def compare(items: Sequence[Item], baseline: Sequence[Item], *, seed: int = 0) -> Comparison:
-    """Return the accuracy of `items` minus that of `baseline`: paired bootstrap and paired test.
-
-    Both must have the same ids, in any order, with the same gold labels; the groups are those of
-    `items`.
-    """
+    """Return the paired difference in accuracy to `baseline`; the groups are those of `items`."""
     first, second = columns(items), columns(baseline)
     order = same_questions(first, second)
     gain_N = first.right_N.astype(int) - second.right_N[order]
@@ -194,9 +178,8 @@ def compare(items: Sequence[Item], baseline: Sequence[Item], *, seed: int = 0) -
 def paired_test(gain_N: np.ndarray, group_N: np.ndarray | None = None) -> float:
     """Return the exact two-sided p-value of a permutation test of two models.
 
-    Exchanging the two models' answers to a unit (a question, or a whole group) changes the sign of
-    its gain, and all 2^U exchanges are equally likely if the models are equally good. For single
-    questions, with gains 1, 0 and -1, this is McNemar's exact test.
+    Exchanging the models' answers to a unit (a question, or a group) changes the sign of its gain;
+    all exchanges are equally likely if the models are equally good. McNemar's test, without groups.
     """
     gain_U = gain_N if group_N is None else np.bincount(group_N, gain_N).astype(int)
     # The distribution of Σ ±|gain| + Σ |gain|, unit by unit: null[s] is the probability of s.
@@ -227,21 +210,11 @@ def same_ids(first: set[str], second: set[str]) -> None:
         raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
 
 
-def _mean(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
-    return sums_RxF[:, 0] / n_R
-
-
-def _bootstrap(
-    features_NxF: np.ndarray,
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    group_N: np.ndarray | None,
-    seed: int,
-) -> Interval:
+def _bootstrap(features_NxF: np.ndarray, statistic: Statistic, group_N, seed: int) -> Interval:
     """Percentile interval of `statistic(sums of features [R, F], questions [R])` of R resamples.
 
-    Units (groups, or single questions) with equal sums are interchangeable, so a resample is a
-    multinomial sample of how many units of each kind it has: the distribution of
-    `scipy.stats.bootstrap` at a cost that does not grow with the number of questions.
+    Units (groups, or single questions) with equal sums are interchangeable: a resample is a
+    multinomial sample of the kinds, at a cost that does not grow with the questions.
     """
     features_NxF = np.column_stack([features_NxF, np.ones(len(features_NxF), int)])
     units_UxF = features_NxF
@@ -256,6 +229,5 @@ def _bootstrap(
         resampled.append(statistic(sums_RxF[:, :-1], sums_RxF[:, -1]))
     low, high = np.quantile(np.concatenate(resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     total_1xF = features_NxF.sum(axis=0, keepdims=True)
-    return Interval(
-        float(statistic(total_1xF[:, :-1], total_1xF[:, -1])[0]), float(low), float(high)
-    )
+    (value,) = statistic(total_1xF[:, :-1], total_1xF[:, -1])
+    return Interval(float(value), float(low), float(high))

@@ -1,14 +1,9 @@
 """Tasks are data: each entry of `TASKS` names a task's files, their formats and published scores.
 
-    task = find_task("pubmedqa")
-    questions = read_questions(task, "data/pubmedqa", split="test")
-
-`mmlu:<subject>` takes any subject, `mmlu` is all of them, and `jsonl:<path>` is your own set: one
-file, or a directory with some of train.jsonl, dev.jsonl and test.jsonl. Its format is `questions`
-unless `format` names another one of formats.py.
+`mmlu` is all subjects, `mmlu:<subject>` any one, and `jsonl:<path>` your own set: a file, or a
+directory with some of train.jsonl, dev.jsonl and test.jsonl, by default of the format `questions`.
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +11,7 @@ from pathlib import Path, PurePath
 
 from biomedlm_jax.qa.folds import FOLDS, pubmedqa_folds
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, to_questions
-from biomedlm_jax.qa.questions import Question, Skipped
+from biomedlm_jax.qa.questions import Question, Skipped, counted
 
 SPLITS = ("train", "dev", "test")
 WORDS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev"}
@@ -34,7 +29,6 @@ class Task:
     files: Mapping[str, str] = field(hash=False)
     splits: tuple[str, ...] = SPLITS  # in the order of their use; the last one is reported
     classes: tuple[str, ...] = ()  # sorted class names; the labels of a classification index them
-    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)  # split -> official rows
     published: Mapping[str, float] = field(default_factory=dict, hash=False)  # system -> percent
     published_split: str = "test"  # the split of the published scores
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
@@ -42,39 +36,23 @@ class Task:
     path: Path | None = None  # where the questions are, if the name contains it
 
 
-MMLU = Task(
-    "mmlu",
-    CHOICE,
-    {"{split}.jsonl": "questions", "*.csv": "mmlu"},
-    splits=("dev", "val", "test"),  # dev: five questions a subject, for prompts
-)
+_MMLU_FILES = {"{split}.jsonl": "questions", "*.csv": "mmlu"}
+_MMLU_SPLITS = ("dev", "val", "test")  # dev: five questions a subject, for prompts
+_SENTENCES = {"{split}.jsonl": "sentences", "{split}.json": "sentences"}
 
 
-def _mmlu(
-    subject: str, size: int = 0, *, biomedlm: float = 0, gpt4: float = 0, gpt35: float = 0
-) -> Task:
-    return replace(
-        MMLU,
-        name=f"mmlu:{subject}",
-        subject=subject,
-        files=dict.fromkeys(
-            (f"{{split}}/{subject}_{{split}}.csv", f"{subject}_{{split}}.csv"), "mmlu"
-        )
-        | {**MMLU.files},
-        sizes={"dev": 5, "test": size} if size else {},
-        published={"BioMedLM": biomedlm, "GPT-4": gpt4, "GPT-3.5": gpt35} if biomedlm else {},
-    )
+def _mmlu(subject: str, **scores: float) -> Task:
+    names = (f"{{split}}/{subject}_{{split}}.csv", f"{subject}_{{split}}.csv")
+    files = dict.fromkeys(names, "mmlu") | _MMLU_FILES
+    return Task(f"mmlu:{subject}", CHOICE, files, _MMLU_SPLITS, published=scores, subject=subject)
 
 
 # The published scores are those of the tables in the BioMedLM paper (arXiv 2403.18421).
 # fmt: off
 _TASKS = (
-    MMLU,
+    Task("mmlu", CHOICE, _MMLU_FILES, _MMLU_SPLITS),
     Task(
-        "medmcqa",
-        CHOICE,
-        {"{split}.jsonl": "questions", "{split}.json": "medmcqa"},
-        sizes={"train": 182_822, "dev": 4_183, "test": 6_150},  # the test answers are secret
+        "medmcqa", CHOICE, {"{split}.jsonl": "questions", "{split}.json": "medmcqa"},
         published={
             "BioMedLM": 57.3, "GPT-4": 72.4, "Flan-PaLM": 57.6, "Galactica-120B": 52.9,
             "GPT-3.5": 51.0,
@@ -82,14 +60,11 @@ _TASKS = (
         published_split="dev",
     ),
     Task(
-        "medqa",
-        CHOICE,
+        "medqa", CHOICE,
         {
-            "{split}.jsonl": "questions",
-            "phrases_no_exclude_{split}.jsonl": "questions",
+            "{split}.jsonl": "questions", "phrases_no_exclude_{split}.jsonl": "questions",
             "{split}.json": "endings",
         },
-        sizes={"train": 10_178, "dev": 1_272, "test": 1_273},
         published={
             "BioMedLM": 50.3, "BioMedLM with MedMCQA data": 54.7, "Med-PaLM 2": 85.4, "GPT-4": 81.4,
             "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
@@ -97,66 +72,49 @@ _TASKS = (
         },
     ),
     Task(
-        "pubmedqa",
-        CLASSIFICATION,
+        "pubmedqa", CLASSIFICATION,
         {
             "ori_pqal.json": "pubmedqa",  # as published, all splits
-            "pqal_fold{fold}/{split}_set.json": "pubmedqa_set",
-            "{split}_set.json": "pubmedqa_set",
-            "{split}.jsonl": "sentences",
-            "{split}.json": "sentences",
+            "pqal_fold{fold}/{split}_set.json": "pubmedqa_set", "{split}_set.json": "pubmedqa_set",
+            **_SENTENCES,
         },
-        classes=("maybe", "no", "yes"),
-        sizes={"train": 450, "dev": 50, "test": 500},
+        classes=("maybe", "no", "yes"), folds=FOLDS,
         published={
             "BioMedLM": 74.4, "BioGPT with extra data": 81.0, "Flan-PaLM": 79.0, "Galactica": 77.6,
             "GPT-4": 75.2, "DRAGON": 73.4, "BioLinkBERT": 72.4, "GPT-Neo": 66.1,
         },
-        folds=FOLDS,
     ),
     Task(
-        "bioasq",
-        CLASSIFICATION,
-        {
-            "*[0-9]b*.json": "bioasq",  # BioASQ-training7b.json, 7B1_golden.json
-            "{split}.tsv": "blurb",
-            "{split}.jsonl": "sentences",
-            "{split}.json": "sentences",
-        },
+        "bioasq", CLASSIFICATION,
+        # BioASQ-training7b.json, 7B1_golden.json
+        {"*[0-9]b*.json": "bioasq", "{split}.tsv": "blurb", **_SENTENCES},
         classes=("no", "yes"),
-        sizes={"train": 670, "dev": 75, "test": 140},
         published={
             "BioMedLM": 95.7, "DRAGON": 96.4, "BioLinkBERT": 94.9, "Galactica": 94.3,
             "GPT-Neo": 67.1,
         },
     ),
-    _mmlu("anatomy", 135),
-    _mmlu("clinical_knowledge", 265, biomedlm=59.6, gpt4=86.4, gpt35=69.8),
-    _mmlu("college_biology", 144, biomedlm=60.7, gpt4=93.8, gpt35=72.2),
-    _mmlu("college_medicine", 173),
-    _mmlu("medical_genetics", 100, biomedlm=69.0, gpt4=92.0, gpt35=70.0),
-    _mmlu("professional_medicine", 272, biomedlm=63.1, gpt4=93.8, gpt35=70.2),
+    _mmlu("anatomy"),
+    _mmlu("clinical_knowledge", **{"BioMedLM": 59.6, "GPT-4": 86.4, "GPT-3.5": 69.8}),
+    _mmlu("college_biology", **{"BioMedLM": 60.7, "GPT-4": 93.8, "GPT-3.5": 72.2}),
+    _mmlu("college_medicine"),
+    _mmlu("medical_genetics", **{"BioMedLM": 69.0, "GPT-4": 92.0, "GPT-3.5": 70.0}),
+    _mmlu("professional_medicine", **{"BioMedLM": 63.1, "GPT-4": 93.8, "GPT-3.5": 70.2}),
 )
 # fmt: on
 TASKS = {task.name: task for task in _TASKS}
 
 
 def find_task(name: str, *, format: str = "") -> Task:
-    """Return the task of this name, whose files are all of `format` if that is given.
-
-    Raises:
-      ValueError: no such task or format, or one of another kind; FileNotFoundError: no such path.
-    """
+    """Return the task of this name, whose files are all of `format` if that is given."""
     if format and format not in FORMATS:
         raise ValueError(f"expected a format among {', '.join(FORMATS)}, got {format!r}")
     family, _, rest = name.partition(":")
     if family == "jsonl" and rest:
         return _own_task(name, Path(rest), format or "questions")
     if name not in TASKS and not (family == "mmlu" and re.fullmatch(r"[a-z0-9_]+", rest)):
-        raise ValueError(
-            f"expected a task among {', '.join(TASKS)}, mmlu:<any other subject> and "
-            f"jsonl:<path of your own set>, got {name!r}"
-        )
+        known = f"{', '.join(TASKS)}, mmlu:<any other subject> and jsonl:<path of your own set>"
+        raise ValueError(f"expected a task among {known}, got {name!r}")
     task = TASKS.get(name) or _mmlu(rest)
     if not format:
         return task
@@ -166,10 +124,7 @@ def find_task(name: str, *, format: str = "") -> Task:
 
 
 def default_split(task: Task, path: str | Path | None = None) -> str:
-    """Return the split that the name of a file contains, else the task's last split.
-
-    "dev_first2000.jsonl" is dev; a directory, or a name with no split or several, is the last one.
-    """
+    """Return the one split that the name of a file contains, else the task's last split."""
     return _split_in_name(Path(path or task.path or ""), task.splits) or task.splits[-1]
 
 
@@ -181,20 +136,14 @@ def read_questions(
     fold: int = 0,
     on_error: str = "raise",
     skipped: Skipped | None = None,
+    labelled: bool = False,
 ) -> list[Question]:
     """Return the questions of one split, in the order of the file.
 
-    Args:
-      path: a directory with the first of `task.files`, or a file, which is read whatever split it
-        is named for (see `default_split`); None for `jsonl:<path>`. Only PubMedQA's labelled set
-        is one file with all splits.
-      fold: which tenth of PubMedQA's training questions is dev; the original took 0.
-      on_error: "raise" stops at the first bad row; "skip" counts it in `skipped`.
-      skipped: records what was left out.
-
-    Raises:
-      ValueError: a bad argument; a bad row, naming file and line; no question at all.
-      FileNotFoundError: no such path.
+    `path` is a directory with one of `task.files`, or a file; None for `jsonl:<path>`. `fold` is
+    the tenth of PubMedQA's training questions that is dev; the original took 0. on_error="skip"
+    counts bad rows in `skipped`. `labelled`: every question must have a label. Raises ValueError
+    (for a bad row with its file and line) or FileNotFoundError.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"expected on_error among {', '.join(ON_ERROR)}, got {on_error!r}")
@@ -208,32 +157,31 @@ def read_questions(
     if not path:
         raise ValueError(f"{task.name} needs the path of its data; fix: --path (config.task.path)")
     skipped = Skipped() if skipped is None else skipped
-    refuse = functools.partial(_refuse, on_error, skipped)
+
+    def refuse(problem: str) -> None:
+        message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
+        if on_error == "raise":
+            raise ValueError(message)
+        skipped.bad, skipped.error = skipped.bad + 1, skipped.error or message
+
     file, format = _file(task, Path(path), split=split, fold=fold)
     rows = list(FORMATS[format].read(file, refuse))
     if format == "pubmedqa":
         rows = pubmedqa_folds(rows, file, fold)[split]
     elif fold and split != "test" and f"fold{fold}" not in str(file):
         raise ValueError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
-    of_subject = []
-    for row in rows:
-        subject = row.fields.get("subject", task.subject)
-        if task.subject and subject != task.subject:
-            skipped.left_out[f"of the subject {subject}"] += 1
-        else:
-            of_subject.append(row)
-    questions = to_questions(of_subject, format, task.classes, refuse, skipped)
+    if task.subject:
+        subjects = [row.fields.get("subject", task.subject) for row in rows]
+        others = [f"of the subject {other}" for other in subjects if other != task.subject]
+        skipped.left_out.update(others)
+        rows = [row for row, one in zip(rows, subjects, strict=True) if one == task.subject]
+    questions = to_questions(rows, format, task.classes, refuse, skipped)
     if not questions:
         raise ValueError(f"no questions of {task.name} in {file}; skipped: {skipped}")
+    if labelled and (missing := sum(question.label is None for question in questions)):
+        got = f"{missing} of {counted(len(questions), 'question')} of {task.name}, {split},"
+        raise ValueError(f"{got} have no answer; fix: use a split that has every label")
     return questions
-
-
-def _refuse(on_error: str, skipped: Skipped, problem: str) -> None:
-    message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
-    if on_error == "raise":
-        raise ValueError(message)
-    skipped.bad += 1
-    skipped.errors = [*skipped.errors, message][:5]
 
 
 def _file(task: Task, path: Path, *, split: str, fold: int) -> tuple[Path, str]:
@@ -245,24 +193,22 @@ def _file(task: Task, path: Path, *, split: str, fold: int) -> tuple[Path, str]:
     if not path.is_dir():
         plain = re.sub(r"\.(gz|zst)$", "", str(path).lower())
         name = PurePath(plain.replace(".json-lines", ".jsonl"))
-        format = next((one for pattern, one in files.items() if name.match(pattern)), None)
-        if format is None:
-            raise ValueError(f"unknown format of {path}; fix: --format={' or '.join(FORMATS)}")
-        return path, format
+        for pattern, format in files.items():
+            if name.match(pattern):
+                return path, format
+        raise ValueError(f"unknown format of {path}; fix: --format={' or '.join(FORMATS)}")
     names = [name for name in files if "*" not in name]
     for name in names:
         if (path / name).is_file():
             return path / name, files[name]
     there = sorted(entry.name for entry in path.iterdir())[:20]
-    raise ValueError(
-        f"no {split} file of {task.name} in {path}: expected {' or '.join(names)}, got {there}; "
-        "fix: rename it, or give the file itself"
-    )
+    expected = f"expected {' or '.join(names)}, got {there}; fix: rename it, or give the file"
+    raise ValueError(f"no {split} file of {task.name} in {path}: {expected}")
 
 
 def _split_in_name(file: Path, splits: tuple[str, ...]) -> str | None:
     words = [] if file.is_dir() else re.findall(r"[a-z]+", file.name.lower())
-    named = {word if word in splits else WORDS.get(word, word) for word in words} & {*splits}
+    named = {*splits} & {word if word in splits else WORDS.get(word) for word in words}
     return named.pop() if len(named) == 1 else None
 
 

@@ -62,9 +62,7 @@ def test_a_recipe_introduces_model_devices_and_kernel(start, world, question_con
     settings, mesh = read_settings(QuestionSettings, question_config()), meshes.one_device()
     data = ShuffledTexts([Prompt([1, 2], [[3, 4]], 0)] * 5, row_length=6, batch_size=2)
     parts = {"make_model": None, "loss": None, "started_from": {}}
-    recipe = make_recipe(
-        start(world / "base"), settings, mesh, data, epochs=1, lines=["hello"], name="x", **parts
-    )
+    recipe = make_recipe(start(world / "base"), settings, mesh, data, line="hello", **parts)
     first, second, last = recipe.introduction
     assert "122,496 parameters on 1 cpu" in first
     assert "attention by xla" in first

@@ -160,7 +160,6 @@ def test_table_side_by_side():
 
 
 def test_report_directory(tmp_path):
-    pytest.importorskip("matplotlib", reason="draws the reliability plot")
     path, items, summary = tmp_path / "deep" / "report", questions(), full_summary()
     report.write_reports(path, {"": (summary, items)})
     assert {one.name for one in path.iterdir()} == set(report.FILES)
@@ -181,11 +180,10 @@ def test_report_directory(tmp_path):
 
 
 def test_several_reports_and_a_baseline_among_them(tmp_path):
-    pytest.importorskip("matplotlib", reason="draws the reliability plot")
     path, summary = tmp_path / "report", full_summary()
     reports = {"letter": (summary, questions()), "option per token": (summary, questions(3))}
     report.write_reports(path, reports)
-    report.check_directory(path, overwrite=True)
+    assert report.is_report(path)
     assert len(report.read_items(path / "letter")) == 60
     assert len(report.read_items(path, way="option per token")) == 3
     for way in ("", "classifier"):
@@ -200,19 +198,10 @@ def test_several_reports_and_a_baseline_among_them(tmp_path):
 
 
 def test_nothing_else_is_overwritten(tmp_path):
-    pytest.importorskip("matplotlib", reason="draws the reliability plot")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileExistsError, match="holds something else, which is never overwritten"):
         report.write_reports(tmp_path, {"": (full_summary(), questions())}, overwrite=True)
-    with pytest.raises(NotADirectoryError):
-        report.check_directory(tmp_path / "config.json", overwrite=True)
-
-
-def test_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ValueError, match=r"pip install 'biomedlm-jax\[plots\]'"):
-        report.check_directory(tmp_path / "new", overwrite=False)
+    assert not report.is_report(tmp_path)
 
 
 def test_neither_jax_nor_matplotlib_is_imported():
