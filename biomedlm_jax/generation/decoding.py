@@ -255,7 +255,7 @@ def feed(
         state.prompt + state.step * tokens_BxG.shape[1],
         visible_BxGxS,
     )
-    nan_B = jnp.isnan(logits_BxGxV.max((1, 2))) & (state.nan_step < 0) & counts_B
+    nan_B = jnp.isnan(logits_BxGxV.max(-1)).any(-1) & (state.nan_step < 0) & counts_B
     nan_step_B = jnp.where(nan_B, state.step, state.nan_step)
     return spread(logits_BxGxV), {"cache": cache, "nan_step": nan_step_B}
 
