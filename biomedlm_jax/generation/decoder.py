@@ -1,9 +1,8 @@
 """The decoding model, its key-value cache, and the step that uses both.
 
-A language model's layers are stacked, because training scans them. For decoding each layer has its
-own arrays in the compute dtype, and the loop over them is unrolled: XLA then reads every weight
-and updates every cache in place. The blocks are the model's own; only the `attend` function that
-they are given differs.
+Training scans stacked layers. For decoding each layer has its own arrays in the compute dtype, and
+the loop over them is unrolled: XLA then reads every weight and updates every cache in place. The
+blocks are the model's own; only the `attend` function that they are given differs.
 
 Slots 0..P-1 of a cache hold a row's prompt without its last token, right-aligned; slot
 P + step * G + g holds the token that sequence g was given at `step`. No step copies or reorders
@@ -49,10 +48,7 @@ class Decoder:
 
 
 def make_decoder(model: LanguageModel) -> Decoder:
-    """Return the decoding form of `model`, in its compute dtype and on its own devices.
-
-    It takes the memory of another copy in that dtype; the model itself is not needed afterwards.
-    """
+    """Return the decoding form of `model`: a copy in its compute dtype, on its own devices."""
     mesh, on_cpu = mesh_of(model), jax.default_backend() == "cpu"
     build = functools.partial(_decoder, on_cpu=on_cpu)
     shardings = None if mesh is None else meshes.tree_shardings(jax.eval_shape(build, model), mesh)
@@ -78,11 +74,8 @@ def make_cache(config: ModelConfig, batch: int, length: int) -> Cache:
     """Return an empty cache of `length` slots for `batch` rows; `cache_bytes` is a row's size."""
     mesh = jax.sharding.get_abstract_mesh()
     shape = _cache_shape(config, batch, length, mesh, meshes.platform())
-
-    def zeros():
-        return _constrain_cache(jnp.zeros(shape, config.dtype))
-
-    return tuple((zeros(), zeros()) for _ in range(config.layers))
+    zeros = (_constrain_cache(jnp.zeros(shape, config.dtype)) for _ in range(2 * config.layers))
+    return tuple(zip(zeros, zeros, strict=True))
 
 
 def abstract_cache(config: ModelConfig, batch: int, length: int, mesh: Mesh) -> Cache:
@@ -109,8 +102,8 @@ def decode_step(
 ) -> tuple[jax.Array, Cache]:
     """Feed one token to each sequence: return logits [B, G, V] in float32 and the new cache.
 
-    A pure function, to be jitted (with the cache donated) by the caller. Keys and values are
-    written to the slots `slot` .. `slot + G - 1` before attention reads them.
+    A pure function, for a jit that donates the cache. Writes the slots `slot` .. `slot + G - 1`
+    before attention reads them.
     """
     x_BxGxD, cache = _hidden(decoder, cache, tokens_BxG, positions_BxG, slot, visible_BxGxS)
     if decoder.head is None:

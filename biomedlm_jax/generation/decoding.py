@@ -1,8 +1,8 @@
 """decode(): continue prompts of token ids, in one jitted loop that stays on the device.
 
-Prompts are right-aligned, each with its own positions from 0, so every row writes the same slot at
-the same step. Shapes come in buckets: a batch is padded with rows that are done from the start,
-prompts with slots that no query sees, and the number of steps is an argument of the loop.
+Prompts are right-aligned, so every row writes the same slot at the same step. Shapes come in
+buckets: a batch is padded with rows that are done from the start, prompts with slots that no query
+sees, and the number of steps is an argument of the loop.
 
 Axes: B rows (a prompt, or a sample of one), P prompt slots, N new tokens, T = P + 1 + N ids of a
 row's history, S = P + N slots of the cache, V vocabulary.
@@ -22,34 +22,35 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation.decoder import (
-    Cache,
-    Decoder,
-    decode_step,
-    make_cache,
-    mesh_of,
-    prefill,
-)
+from biomedlm_jax.generation import decoder as decoders
+from biomedlm_jax.generation.decoder import Cache, Decoder, mesh_of
 from biomedlm_jax.generation.sampling import Strategy, choose, process, row_keys
 from biomedlm_jax.model.config import ModelConfig
+from biomedlm_jax.model.language_model import LanguageModel
 
 # (name, shapes and strategy) -> how often it was traced, which is how often it was compiled.
 compiles: Counter = Counter()
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What a step changes; its buffers are donated to the loop, which updates them in place."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefilled:
+    """What the states of `decode` and of beam search share; a loop updates them in place."""
 
     cache: Cache
-    history: jax.Array  # [B, T] ids, -1 where there is none (yet)
     lengths: jax.Array  # [B] tokens of the prompts
     step: jax.Array  # new tokens so far
-    done: jax.Array  # [B]
     nan_step: jax.Array  # [B] the first step whose logits had a NaN, else -1
-    keys: jax.Array  # [B]
     prompt: int = dataclasses.field(metadata={"static": True})  # P
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State(Prefilled):
+    """What a step changes."""
+
+    history: jax.Array  # [B, T] ids, -1 where there is none (yet)
+    done: jax.Array  # [B]
+    keys: jax.Array  # [B]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,81 +86,70 @@ def decode(
 
     Args:
       strategy: how tokens are chosen; greedy by default, up to the model's end of text.
-      numbers: a number for each prompt, 0, 1, .. by default. With `seed` it decides the prompt's
-        samples, so they do not depend on which prompts are decoded together.
-      samples: continuations of each prompt.
+      numbers: a number for each prompt, 0, 1, .. by default; it and `seed` decide its `samples`.
       watch: called with all rows' new tokens after `every` steps; returns which rows to stop.
 
-    Raises:
-      ValueError: a prompt is empty, has unknown ids, or does not fit the model's positions with
-        its new tokens; or logits are NaN.
+    Raises ValueError if a prompt is empty, has unknown ids, or does not fit the model's positions
+    with its new tokens, or if logits are NaN.
     """
-    config = decoder.config
-    strategy = Strategy(ends=(config.eos_token_id,)) if strategy is None else strategy
-    check_prompts(config, prompts, max_new_tokens)
+    strategy = strategy or Strategy(ends=(decoder.config.eos_token_id,))
+    check_prompts(decoder.config, prompts, max_new_tokens)
     rows = len(prompts) * samples
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     numbers = range(rows // samples) if numbers is None else numbers
     with on_mesh(decoder) as mesh:
-        B = batch_bucket(rows, mesh)
+        B, N = batch_bucket(rows, mesh), bucket(max_new_tokens)
         keys_B = row_keys(seed, np.resize(np.asarray(numbers, np.uint32), B), samples)[:B]
         tokens_BxP1, lengths_B = align(prompts, rows=B)
-        P, N = tokens_BxP1.shape[1] - 1, bucket(max_new_tokens)
         began = time.perf_counter()
         state = _begin(decoder, tokens_BxP1, lengths_B, np.arange(B) >= rows, keys_B, N)
         jax.block_until_ready(state.cache)
-        ready, step = time.perf_counter(), 0
+        ready, step, tokens = time.perf_counter(), 0, []
         every = max_new_tokens if watch is None or every is None else every
         while step < max_new_tokens:
             step = min(step + every, max_new_tokens)
             state = _loop(decoder, state, step, strategy)
-            nan_step_B, done_B = fetch(state.nan_step), fetch(state.done)
-            check_logits(nan_step_B[:rows], np.repeat(numbers, samples).tolist())
+            check_logits(state, np.repeat(numbers, samples).tolist())
+            history, done_B = fetch(state.history)[:rows, state.prompt + 1 :], fetch(state.done)
+            tokens = [until_end(row, strategy.ends) for row in history.tolist()]
             if watch is None or done_B.all():
                 break
             stop_B = np.zeros(B, bool)
-            stop_B[:rows] = watch(_new_tokens(state, rows, strategy.ends))
+            stop_B[:rows] = watch(tokens)
             if (stop_B | done_B).all():
                 break
             if stop_B.any():
                 state = dataclasses.replace(state, done=state.done | stop_B)
-        tokens = _new_tokens(state, rows, strategy.ends)
     return Decoded(
         [tokens[first : first + samples] for first in range(0, rows, samples)],
         prefill_seconds=ready - began,
         decode_seconds=time.perf_counter() - ready,
         steps=int(state.step),
-        shape=(B, P, N),
+        shape=(B, state.prompt, N),
     )
 
 
 def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int):
     """Raise ValueError, before anything is compiled, unless these prompts can be continued."""
     if not prompts or max_new_tokens < 1:
-        raise ValueError(
-            f"got {len(prompts)} prompts and max_new_tokens={max_new_tokens}; expected at least "
-            "one of each"
-        )
+        got = f"{len(prompts)} prompts and max_new_tokens={max_new_tokens}"
+        raise ValueError(f"got {got}; expected at least one of each")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            raise ValueError(
-                f"prompt {number} has no tokens; begin it with the end of text, "
-                f"{config.eos_token_id}"
-            )
+            end = f"the end of text, {config.eos_token_id}"
+            raise ValueError(f"prompt {number} has no tokens; begin it with {end}")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise ValueError(
-                f"prompt {number} has ids from {min(prompt)} to {max(prompt)}; expected 0 to "
-                f"{config.vocab_size - 1}: use the model's own tokenizer"
-            )
+            wanted = f"0 to {config.vocab_size - 1}: use the model's own tokenizer"
+            ids = f"ids from {min(prompt)} to {max(prompt)}"
+            raise ValueError(f"prompt {number} has {ids}; expected {wanted}")
         positions = len(prompt) + max_new_tokens
         if positions > config.context_length:
             fix = "lower --max_new_tokens"
             if max_new_tokens < config.context_length:
                 fix += ", shorten the prompt, or cut its beginning (--truncate=left)"
-            raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens, and {max_new_tokens} new ones make "
-                f"{positions}; the model has {config.context_length} positions: {fix}"
-            )
+            got = f"{len(prompt)} tokens, and {max_new_tokens} new ones make {positions}"
+            limit = f"the model has {config.context_length} positions"
+            raise ValueError(f"prompt {number} has {got}; {limit}: {fix}")
 
 
 def bucket(size: int) -> int:
@@ -179,26 +169,24 @@ def align(prompts: Sequence[Sequence[int]], *, rows: int) -> tuple[np.ndarray, n
     P = bucket(max(map(len, prompts)) - 1)
     tokens_BxP1 = np.full((rows, P + 1), -1, np.int32)
     tokens_BxP1[:, -1] = 0  # the only token of a padding row
-    for row, prompt in zip(tokens_BxP1, prompts, strict=False):
-        row[P + 1 - len(prompt) :] = prompt
-    lengths = [len(prompt) for prompt in prompts] + [1] * (rows - len(prompts))
-    return tokens_BxP1, np.array(lengths, np.int32)
+    lengths_B = np.ones(rows, np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BxP1[row, P + 1 - len(prompt) :], lengths_B[row] = prompt, len(prompt)
+    return tokens_BxP1, lengths_B
 
 
-def check_logits(nan_step_B: np.ndarray, numbers: Sequence[int]) -> None:
-    """Raise ValueError if a row's logits were NaN: `nan_step_B` has the step, or -1."""
-    for step, number in zip(nan_step_B.tolist(), numbers, strict=True):
+def check_logits(state: Prefilled, numbers: Sequence[int]) -> None:
+    """Raise ValueError if the logits of a row were NaN; `numbers` name the rows' prompts."""
+    for number, step in zip(numbers, fetch(state.nan_step).tolist(), strict=False):
         if step >= 0:
-            raise ValueError(
-                f"the model's logits are NaN at step {step} of prompt {number}; check its weights "
-                "(biomedlm verify-hf), or decode in float32"
-            )
+            fix = "check its weights (biomedlm verify-hf), or decode in float32"
+            raise ValueError(f"the logits are NaN at step {step} of prompt {number}; {fix}")
 
 
 @contextlib.contextmanager
-def on_mesh(decoder: Decoder) -> Iterator[Mesh | None]:
-    """Make the decoder's mesh the current one; yield it, or None for one device."""
-    mesh = mesh_of(decoder)
+def on_mesh(model: Decoder | LanguageModel) -> Iterator[Mesh | None]:
+    """Make the model's mesh the current one; yield it, or None for one device."""
+    mesh = mesh_of(model)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         yield mesh
 
@@ -213,9 +201,8 @@ def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
 
 def is_end(ids_x: jax.Array, ends: Sequence[int]) -> jax.Array:
     """Return whether each id is one of `ends`."""
-    return functools.reduce(
-        jnp.logical_or, (ids_x == end for end in ends), jnp.zeros(ids_x.shape, bool)
-    )
+    no_x = jnp.zeros(ids_x.shape, bool)
+    return functools.reduce(jnp.logical_or, (ids_x == end for end in ends), no_x)
 
 
 def fetch(x: jax.Array) -> np.ndarray:
@@ -228,29 +215,49 @@ def spread(x: jax.Array) -> jax.Array:
     return meshes.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
-def _new_tokens(state: State, rows: int, ends: Sequence[int]) -> list[list[int]]:
-    history = fetch(state.history)[:rows, state.prompt + 1 :]
-    return [until_end(row.tolist(), ends) for row in history]
-
-
 @functools.partial(jax.jit, static_argnums=5)
 def _begin(decoder, tokens_BxP1, lengths_B, done_B, keys_B, N: int) -> State:
-    B, P = tokens_BxP1.shape[0], tokens_BxP1.shape[1] - 1
-    compiles["prefill", B, P, N] += 1
-    tokens_BxP1 = spread(tokens_BxP1)
-    cache = make_cache(decoder.config, B, P + N)
-    cache = prefill(decoder, cache, jnp.maximum(tokens_BxP1[:, :P], 0), lengths_B - 1)
+    B, P1 = tokens_BxP1.shape
+    compiles["prefill", B, P1 - 1, N] += 1
     unknown_BxN = jnp.full((B, N), -1, jnp.int32)
     return State(
-        cache=cache,
-        history=spread(jnp.concatenate([tokens_BxP1, unknown_BxN], axis=1)),
-        lengths=spread(lengths_B),
-        step=jnp.int32(0),
+        history=spread(jnp.concatenate([spread(tokens_BxP1), unknown_BxN], axis=1)),
         done=spread(done_B),
-        nan_step=spread(jnp.full(B, -1, jnp.int32)),
         keys=spread(keys_B),
-        prompt=P,
+        **prefill(decoder, tokens_BxP1, lengths_B, slots=N),
     )
+
+
+def prefill(decoder: Decoder, tokens_BxP1: jax.Array, lengths_B: jax.Array, *, slots: int) -> dict:
+    """Cache all but the last token of each prompt; return the fields of `Prefilled`."""
+    B, P = tokens_BxP1.shape[0], tokens_BxP1.shape[1] - 1
+    tokens_BxP = jnp.maximum(spread(tokens_BxP1)[:, :P], 0)
+    cache = decoders.make_cache(decoder.config, B, P + slots)
+    return {
+        "cache": decoders.prefill(decoder, cache, tokens_BxP, lengths_B - 1),
+        "lengths": spread(lengths_B),
+        "step": jnp.int32(0),
+        "nan_step": spread(jnp.full(B, -1, jnp.int32)),
+        "prompt": P,
+    }
+
+
+def feed(
+    decoder: Decoder, state: Prefilled, tokens_BxG: jax.Array, visible_BxGxS: jax.Array, counts_B
+) -> tuple[jax.Array, dict]:
+    """Return logits [B, G, V], and the new cache and nan_step (NaN counts in `counts_B` only)."""
+    positions_B = jnp.minimum(state.lengths - 1 + state.step, decoder.config.context_length - 1)
+    logits_BxGxV, cache = decoders.decode_step(
+        decoder,
+        state.cache,
+        tokens_BxG,
+        jnp.broadcast_to(positions_B[:, None], tokens_BxG.shape),
+        state.prompt + state.step * tokens_BxG.shape[1],
+        visible_BxGxS,
+    )
+    nan_B = jnp.isnan(logits_BxGxV.max(-1)).any(-1) & (state.nan_step < 0) & counts_B
+    nan_step_B = jnp.where(nan_B, state.step, state.nan_step)
+    return spread(logits_BxGxV), {"cache": cache, "nan_step": nan_step_B}
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
@@ -267,29 +274,20 @@ def _loop(decoder: Decoder, state: State, until: jax.Array, strategy: Strategy) 
 def _advance(decoder: Decoder, strategy: Strategy, state: State) -> State:
     """Feed each row's newest token, and choose the next."""
     P, S, step = state.prompt, state.history.shape[1] - 1, state.step
-    slot, end = P + step, P + 1 + step
+    end = P + 1 + step
     tokens_Bx1 = jax.lax.dynamic_slice_in_dim(state.history, end - 1, 1, axis=1)
-    positions_B = jnp.minimum(state.lengths - 1 + step, decoder.config.context_length - 1)
+    tokens_Bx1 = jnp.maximum(tokens_Bx1, 0)  # -1 in a row that is done
     slots_S = jnp.arange(S)
-    visible_BxS = (slots_S >= P + 1 - state.lengths[:, None]) & (slots_S <= slot)
-    logits_Bx1xV, cache = decode_step(
-        decoder,
-        state.cache,
-        jnp.maximum(tokens_Bx1, 0),  # -1 in a row that is done
-        positions_B[:, None],
-        slot,
-        visible_BxS[:, None],
-    )
-    logits_BxV = spread(logits_Bx1xV[:, 0])
-    nan_B = jnp.isnan(logits_BxV.max(-1)) & ~state.done
-    scores_BxV = process(strategy, logits_BxV, state.history, end, state.lengths + step, step)
+    visible_BxS = (slots_S >= P + 1 - state.lengths[:, None]) & (slots_S < end)
+    logits_Bx1xV, changed = feed(decoder, state, tokens_Bx1, visible_BxS[:, None], ~state.done)
+    lengths_B = state.lengths + step
+    scores_BxV = process(strategy, logits_Bx1xV[:, 0], state.history, end, lengths_B, step)
     chosen_B = choose(strategy, scores_BxV, state.keys, step).astype(jnp.int32)
     chosen_B = jnp.where(state.done, -1, chosen_B)
     return dataclasses.replace(
         state,
-        cache=cache,
+        **changed,
         history=jax.lax.dynamic_update_slice_in_dim(state.history, chosen_B[:, None], end, axis=1),
         step=step + 1,
         done=state.done | is_end(chosen_B, strategy.ends),
-        nan_step=jnp.where((state.nan_step < 0) & nan_B, step, state.nan_step),
     )

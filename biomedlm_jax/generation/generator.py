@@ -4,12 +4,14 @@ import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 
 from tokenizers import Tokenizer
 
 from biomedlm_jax.generation import beam, decoding
+from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.generation.options import Options, as_texts, default_new_tokens, make_options
+from biomedlm_jax.generation.options import Options, default_new_tokens, make_options
 from biomedlm_jax.generation.stats import Stats
 from biomedlm_jax.interop.huggingface import check_tokenizer
 from biomedlm_jax.model.config import ModelConfig
@@ -31,28 +33,30 @@ class Answer:
 
 
 class Generator:
-    """A model laid out for decoding, with its tokenizer and speed statistics.
-
-    Raises ValueError without a tokenizer, or with one that does not fit the model.
-    """
+    """A model laid out for decoding, with its tokenizer (else ValueError) and speed statistics."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer | None):
         self.config, self.tokenizer = model.config, require_tokenizer(tokenizer, model.config)
         self.decoder = make_decoder(model)
         self.stats = Stats(self.decoder)
 
-    def encode(self, prompt: str, *, new: int, truncate: str = "error") -> list[int]:
-        """Return the ids of a prompt; an empty one is the end of text, which begins every text.
+    def encode(
+        self, prompts: Sequence[str], *, new: int, truncate: str = "error"
+    ) -> list[list[int]]:
+        """Return the ids of prompts; an empty one is the end of text, which begins every text.
 
-        `truncate="left"` drops the beginning of a prompt that does not fit with `new` tokens.
+        Raises ValueError for one that does not fit with `new` tokens; `truncate="left"` drops its
+        beginning instead.
         """
         if truncate not in TRUNCATE:
             raise ValueError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids or [
-            self.config.eos_token_id
-        ]
+        texts = (self.tokenizer.encode(text, add_special_tokens=False) for text in prompts)
+        rows = [text.ids or [self.config.eos_token_id] for text in texts]
         room = self.config.context_length - new
-        return ids[-room:] if truncate == "left" and 0 < room < len(ids) else ids
+        if truncate == "left" and room > 0:
+            rows = [ids[-room:] for ids in rows]
+        decoding.check_prompts(self.config, rows, new)
+        return rows
 
     def answers(
         self,
@@ -64,10 +68,8 @@ class Generator:
     ) -> list[list[Answer]]:
         """Answer one batch of prompts of token ids: return `options.samples` answers to each.
 
-        Args:
-          numbers: the prompts' numbers, 0, 1, .. by default: errors name them, and samples depend
-            on them and the seed only.
-          watch: called after every step with the texts so far, one for each answer.
+        `numbers` are the prompts', see `decode`; `watch` is called after every step with the texts
+        so far, one for each answer.
         """
         strategy = options.strategy(self.config, self.tokenizer)
 
@@ -80,18 +82,12 @@ class Generator:
         new = options.max_new_tokens
         common = {"max_new_tokens": new, "strategy": strategy, "numbers": numbers}
         if options.beams > 1:
-            beams = options.beam_settings()
-            decoded = beam.search(self.decoder, prompts, beams=beams, **common)
+            decoded = beam.search(self.decoder, prompts, beams=options.part(Beams), **common)
         else:
-            decoded = decoding.decode(
-                self.decoder,
-                prompts,
-                seed=options.seed,
-                samples=options.samples,
-                every=1 if watch else STOP_EVERY,
-                watch=stopped if watch or options.stop else None,
-                **common,
-            )
+            common |= {"seed": options.seed, "samples": options.samples}
+            if watch or options.stop:
+                common |= {"watch": stopped, "every": 1 if watch else STOP_EVERY}
+            decoded = decoding.decode(self.decoder, prompts, **common)
         self.stats.add(decoded, prompts, beams=options.beams)
         scores = decoded.scores or [[None] * len(rows) for rows in decoded.tokens]
         return [
@@ -102,11 +98,26 @@ class Generator:
     def stream(self, prompt: Sequence[int], options: Options) -> Iterator[str]:
         """Yield the answer to one prompt in pieces, each as soon as it cannot change any more."""
         if options.beams > 1 or options.samples > 1:
-            raise ValueError(
-                f"got beams={options.beams} and samples={options.samples}; only one answer is "
-                "streamed: leave out beams and samples"
-            )
-        yield from _iterate(lambda watch: self.answers([prompt], options, watch=watch)[0][0].text)
+            got = f"beams={options.beams} and samples={options.samples}"
+            raise ValueError(f"got {got}; only one answer is streamed: leave out both")
+        texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        result: Future[str] = Future()
+
+        def work() -> None:
+            try:
+                whole = self.answers([prompt], options, watch=lambda rows: texts.put(rows[0]))
+                result.set_result(whole[0][0].text)
+            except BaseException as error:
+                result.set_exception(error)
+            texts.put(None)
+
+        threading.Thread(target=work, daemon=True).start()  # pieces are yielded while it decodes
+        shown = ""
+        while (text := texts.get()) is not None:
+            if len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
+        yield result.result()[len(shown) :]
 
     def _answer(self, tokens: list[int], score: float | None, options: Options) -> Answer:
         ends = options.ends or (self.config.eos_token_id,)
@@ -144,29 +155,16 @@ def generate(
 ) -> list[str]:
     """Return continuations of `prompts`, without prompt, end of text and stop string.
 
-    Args:
-      batch_size: prompts decoded together; no answer depends on it.
-      truncate: "error", or "left" to drop the beginning of a prompt that does not fit.
-      options: fields of `Options`, such as max_new_tokens, temperature, beams, stop. The answers
-        of several samples to one prompt are adjacent.
-
-    Raises:
-      ValueError: options are unknown or contradict one another, the tokenizer does not fit the
-        model, a prompt does not fit its positions, or logits are NaN.
+    `options` are fields of `Options`, such as max_new_tokens, temperature, beams, stop; several
+    samples of one prompt are adjacent. No answer depends on `batch_size`. `truncate` is that of
+    `Generator.encode`. Raises ValueError if options are unknown or contradict one another, the
+    tokenizer does not fit the model, a prompt does not fit its positions, or logits are NaN.
     """
-    for name in {"stop", "bad_words"} & {*options}:
-        options[name] = as_texts(options[name])
     settings = make_options(**{"max_new_tokens": default_new_tokens(model.config), **options})
     generator, new = Generator(model, tokenizer), settings.max_new_tokens
-    ids = [generator.encode(prompt, new=new, truncate=truncate) for prompt in prompts]
-    decoding.check_prompts(model.config, ids, new)
-    texts = []
-    for first in range(0, len(ids), batch_size):
-        batch = ids[first : first + batch_size]
-        numbers = range(first, first + len(batch))
-        for answers in generator.answers(batch, settings, numbers=numbers):
-            texts += [answer.text for answer in answers]
-    return texts
+    ids = generator.encode(prompts, new=new, truncate=truncate)
+    answers = dict(_batched(generator, ids, settings, batch_size))
+    return [answer.text for number in range(len(ids)) for answer in answers[number]]
 
 
 def generate_until(
@@ -179,30 +177,33 @@ def generate_until(
     notify: Callable[[int, str], None] = lambda number, text: None,
     **options,
 ) -> list[str]:
-    """Continue prompts of token ids up to one of the strings, which is cut off.
+    """Continue prompts of token ids, cut at the left if need be, up to one of the strings.
 
-    A prompt that does not fit with its new tokens loses its beginning. `notify(number, text)` is
-    called for each prompt after its batch. Raises ValueError as `generate` does.
+    `notify(number, text)` is called after each batch. Raises ValueError as `generate` does.
     """
-    settings = make_options(max_new_tokens=max_new_tokens, stop=as_texts(until), **options)
+    settings = make_options(max_new_tokens=max_new_tokens, stop=until, **options)
     config = generator.config
     room = config.context_length - max_new_tokens
     if room < 1:
-        raise ValueError(
-            f"got max_new_tokens={max_new_tokens}; the model has {config.context_length} "
-            "positions, and a prompt needs one: lower it"
-        )
+        limit = f"the model has {config.context_length} positions, and a prompt needs one"
+        raise ValueError(f"got max_new_tokens={max_new_tokens}; {limit}: lower it")
     cut = [list(p[-room:]) or [config.eos_token_id] for p in prompts]
-    # Batches of similar lengths need the least padding.
-    order = sorted(range(len(cut)), key=lambda i: -len(cut[i]))
     texts = [""] * len(cut)
+    for number, (answer, *_) in _batched(generator, cut, settings, batch_size):
+        texts[number] = answer.text
+        notify(number, answer.text)
+    return texts
+
+
+def _batched(
+    generator: Generator, prompts: Sequence[Sequence[int]], options: Options, batch_size: int
+) -> Iterator[tuple[int, list[Answer]]]:
+    """Yield each prompt's number and answers; batches of similar lengths need little padding."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        answers = generator.answers([cut[i] for i in batch], settings, numbers=batch)
-        for i, (answer, *_) in zip(batch, answers, strict=True):
-            texts[i] = answer.text
-            notify(i, answer.text)
-    return texts
+        answers = generator.answers([prompts[i] for i in batch], options, numbers=batch)
+        yield from zip(batch, answers, strict=True)
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, config: ModelConfig) -> Tokenizer:
@@ -211,31 +212,3 @@ def require_tokenizer(tokenizer: Tokenizer | None, config: ModelConfig) -> Token
         raise ValueError("the model's directory has no tokenizer; put its tokenizer.json there")
     check_tokenizer(tokenizer, config)
     return tokenizer
-
-
-def _iterate(answer: Callable[[Callable[[list[str]], None]], str]) -> Iterator[str]:
-    """Turn a function that calls back with the text so far into an iterator over new pieces.
-
-    The function runs in its own thread, so that each piece is yielded as soon as it exists.
-    """
-    texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    results: list[str | BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(answer(lambda rows: texts.put(rows[0])))
-        except BaseException as error:
-            results.append(error)
-        texts.put(None)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    shown = ""
-    while (text := texts.get()) is not None:
-        if len(text) > len(shown):
-            yield text[len(shown) :]
-            shown = text
-    thread.join()
-    if isinstance(results[0], BaseException):
-        raise results[0]
-    yield results[0][len(shown) :]

@@ -1,13 +1,12 @@
 """Options: every setting of generation, checked before anything is compiled.
 
-The defaults come from a model's `generation_config.json`, which has transformers' names and
-defaults; keyword arguments or flags override them.
+A model's `generation_config.json` has the defaults; keyword arguments or flags override them.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -16,10 +15,11 @@ from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.sampling import LARGEST, Strategy
 from biomedlm_jax.interop.directories import GENERATION_CONFIG
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.settings import check_names, setting
+from biomedlm_jax.settings import Settings, check_names, setting
 
-# Entries of transformers' file that do not change what is generated here. There too,
-# max_new_tokens, which always has a value here, takes precedence over max_length.
+S = TypeVar("S", bound=Settings)
+
+# Entries that change nothing here. max_new_tokens takes precedence over max_length.
 IGNORED = (
     "_from_model_config", "bos_token_id", "pad_token_id", "max_length", "transformers_version",
     "use_cache", "cache_implementation", "return_dict_in_generate", "output_scores",
@@ -27,12 +27,9 @@ IGNORED = (
 )  # fmt: skip
 # transformers' name -> ours, where they differ.
 RENAMED = {
-    "num_beams": "beams",
-    "num_return_sequences": "samples",
-    "stop_strings": "stop",
-    "bad_words_ids": "bad_words",
-    "eos_token_id": "ends",
-}
+    "num_beams": "beams", "num_return_sequences": "samples", "stop_strings": "stop",
+    "bad_words_ids": "bad_words", "eos_token_id": "ends",
+}  # fmt: skip
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # only with a temperature above 0
 COMPARING = ("length_penalty", "early_stopping")  # only with several beams
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}  # of transformers, with do_sample
@@ -44,10 +41,6 @@ class Options(Strategy, Beams):
 
     max_new_tokens: int = setting(
         128, least=1, most=LARGEST, help="tokens of an answer at most, or half of a short context"
-    )
-    samples: int = setting(1, least=1, most=LARGEST, help="answers to each prompt")
-    beams: int = setting(
-        1, least=1, most=LARGEST, help="hypotheses that beam search keeps; 1: no beam search"
     )
     stop: tuple[str, ...] = setting((), help="text that ends an answer and is cut off")
     seed: int = setting(0, least=0, most=LARGEST, help="seed of the samples")
@@ -61,40 +54,35 @@ class Options(Strategy, Beams):
                 raise ValueError(f"got {name}={values!r}; expected entries that are not empty")
             if not all(0 <= i <= LARGEST for some in ids for i in some):
                 raise ValueError(f"got {name}={values!r}; expected token ids of at least 0")
-        self._check_together()
-
-    def _check_together(self) -> None:
         changed = self.changed()
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"got min_new_tokens={self.min_new_tokens}; expected at most max_new_tokens="
-                f"{self.max_new_tokens}"
-            )
+            most = f"max_new_tokens={self.max_new_tokens}"
+            raise ValueError(f"got min_new_tokens={self.min_new_tokens}; expected at most {most}")
         for switch, names, needed in (
             ("temperature", SAMPLING, "a temperature above 0"),
             ("beams", COMPARING, "at least 2 beams"),
         ):
             unused = sorted(changed & {*names})
             if unused and switch not in changed:
-                raise ValueError(
-                    f"got {unused[0]}={getattr(self, unused[0])} with {switch}="
-                    f"{getattr(self, switch)}, where it has no effect; it needs {needed}"
-                )
+                name, value = unused[0], getattr(self, switch)
+                got = f"{name}={getattr(self, name)} with {switch}={value}"
+                raise ValueError(f"got {got}, where it has no effect; it needs {needed}")
         if self.beams > 1 and (self.temperature or self.stop):
-            other = "stop" if self.stop else "temperature"
-            raise ValueError(
-                f"got beams={self.beams} with {other}={getattr(self, other)!r}; beam search does "
-                "not sample and ends at token ids only: leave out one of them"
-            )
+            got = f"stop={self.stop!r}" if self.stop else f"temperature={self.temperature!r}"
+            fix = "beam search does not sample and ends at token ids only: leave out one of them"
+            raise ValueError(f"got beams={self.beams} with {got}; {fix}")
         if self.samples > 1 and self.beams == 1 and not self.temperature:
-            raise ValueError(
-                f"got samples={self.samples} with temperature=0.0, where all would be equal; set a "
-                "temperature above 0, or beams"
-            )
+            got = f"samples={self.samples} with temperature=0.0, where all would be equal"
+            raise ValueError(f"got {got}; set a temperature above 0, or beams")
 
     def changed(self) -> set[str]:
         """Names of the options that differ from their defaults."""
         return {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+    def part(self, cls: type[S], **changes: Any) -> S:
+        """Return the fields of Strategy or Beams as such an object."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(cls)}
+        return cls(**{**values, **changes})
 
     def strategy(self, config: ModelConfig, tokenizer: Tokenizer | None) -> Strategy:
         """Return the part that decides the next token, with bad words as ids."""
@@ -102,25 +90,15 @@ class Options(Strategy, Beams):
         for word in self.bad_words:
             if isinstance(word, str):
                 assert tokenizer is not None
-                spellings = [
-                    tokenizer.encode(t, add_special_tokens=False) for t in (word, f" {word}")
-                ]
-                words += [tuple(spelling.ids) for spelling in spellings]
+                both = (tokenizer.encode(t, add_special_tokens=False) for t in (word, f" {word}"))
+                words += [tuple(spelling.ids) for spelling in both]
             else:
                 words.append(word)
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Strategy)}
         ends = self.ends or (config.eos_token_id,)
-        return Strategy(**{**values, "bad_words": tuple(words), "ends": ends})
-
-    def beam_settings(self) -> Beams:
-        """Return the part that compares beams."""
-        return Beams(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Beams)})
+        return self.part(Strategy, bad_words=tuple(words), ends=ends)
 
     def to_hf(self, config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-        """Return the `generation_config.json` that says the same to transformers.
-
-        It includes the seed, which transformers sets for the whole process only.
-        """
+        """Return the same options as transformers' `generation_config.json`, and the seed."""
         values = {name: getattr(self, name) for name in self.changed()}
         if self.bad_words:
             values["bad_words"] = self.strategy(config, tokenizer).bad_words
@@ -139,9 +117,9 @@ class Options(Strategy, Beams):
 def make_options(generation_config: Mapping[str, Any] | None = None, **given: Any) -> Options:
     """Return options from a `generation_config.json`, overridden by those `given` (None: not).
 
-    As in transformers, settings of sampling apply only with `do_sample` (or a given temperature),
-    and settings that compare beams only with beams. Raises ValueError for names or values that are
-    unknown or contradict one another.
+    As in transformers, sampling needs `do_sample` (or a given temperature), else its settings are
+    ignored; so are those of beams without beams. Raises ValueError for unknown names or values,
+    and for those that contradict one another.
     """
     known = [field.name for field in dataclasses.fields(Options)]
     config, values = generation_config or {}, {}
@@ -150,15 +128,14 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
         if name in IGNORED or name == "do_sample" or value is None:
             continue
         if ours not in known:
-            raise ValueError(
-                f"got {name}={value!r} in {GENERATION_CONFIG}, which this decoder does not have; "
-                f"remove it, or use one of {', '.join(known)}"
-            )
+            got = f"{name}={value!r} in {GENERATION_CONFIG}, which this decoder does not have"
+            raise ValueError(f"got {got}; remove it, or use one of {', '.join(known)}")
         if ours in ("ends", "stop") and not isinstance(value, list | tuple):
             value = (value,)
         values[ours] = _as_tuples(value)
     check_names(given, known, where="options", complete=False)
     given = {name: value for name, value in given.items() if value is not None}
+    given |= {name: as_texts(given[name]) for name in {"stop", "bad_words"} & {*given}}
     if config.get("do_sample"):
         values = {**SAMPLING_DEFAULTS, **values}
     if not given.get("temperature", config.get("do_sample")):

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from biomedlm_jax.files import parse_object, read_jsonl, read_lines
-from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.training.provenance import content_hash, weights_hash
@@ -30,30 +29,24 @@ def answer_file(
     """Answer every prompt of `source` and append the answers to `out`, a line of JSON each.
 
     A line has `index` (0-based), the prompt, its `id` if it has one, `answers` (texts), `tokens`
-    (ids), `scores` of beams, and `settings`, a hash of the options, the model and its dtype. Lines
-    that `out` has already are kept; samples depend on a prompt's index only, so a resumed file
-    equals one that was never interrupted. Returns the numbers of lines `kept` and `made`.
+    (ids), `scores` of beams, and `settings`, a hash of the options, the model and its dtype. A
+    resumed file equals one that was never interrupted. Returns the lines `kept` and `made`.
 
-    Raises:
-      FileNotFoundError, ValueError: `source` does not exist, has a line without a prompt or one
-        that does not fit the model (nothing is decoded then), or `out` was made from other prompts
-        or with other settings.
+    Raises FileNotFoundError or ValueError, before decoding, if `source` does not exist, a line has
+    no prompt or one that does not fit the model, or `out` has other prompts or settings.
     """
     prompts = read_prompts(source, field=field)
     new, out = options.max_new_tokens, Path(out)
-    ids = [generator.encode(prompt, new=new, truncate=truncate) for prompt, _ in prompts]
-    check_prompts(generator.config, ids, new)
-    settings = _settings_hash(generator, options, truncate, field)
+    ids = generator.encode([prompt for prompt, _ in prompts], new=new, truncate=truncate)
+    # What the answers depend on beside the prompts, by content.
+    config, weights = generator.config, weights_hash(generator.decoder.model)
+    parts = [config.architecture(), str(config.dtype), str(options), truncate, field]
+    settings = content_hash([weights, *parts])[:12]
     kept = _kept_lines(out, [prompt for prompt, _ in prompts], settings)
     if kept:
         notify(f"{out} has {kept} of {len(prompts)} answers; resuming after them")
-    bar = Progress(
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
+    columns = MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
+    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
     with out.open("a", encoding="utf-8") as file, bar:
         task = bar.add_task("", total=len(prompts), completed=kept)
         for first in range(kept, len(prompts), batch_size):
@@ -61,7 +54,7 @@ def answer_file(
             batch_answers = generator.answers([ids[i] for i in batch], options, numbers=batch)
             for i, answers in zip(batch, batch_answers, strict=True):
                 prompt, identity = prompts[i]
-                line: dict[str, Any] = {"index": i, **identity, "prompt": prompt}
+                line = {"index": i, **identity, "prompt": prompt}
                 line["answers"] = [answer.text for answer in answers]
                 line["tokens"] = [answer.tokens for answer in answers]
                 if options.beams > 1:
@@ -76,8 +69,8 @@ def answer_file(
 def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str, dict[str, Any]]]:
     """Return the prompts of a file, each with {"id": ..} if it has one.
 
-    A .txt file (or .txt.gz, .txt.zst) has one prompt a line; any other has JSON objects with the
-    text `field`. Blank lines are skipped. Raises FileNotFoundError, or ValueError naming the line.
+    A .txt file (or .txt.gz, .txt.zst) has a prompt a line, any other JSON objects with the text
+    `field`. Blank lines are skipped. Raises FileNotFoundError, or ValueError naming the line.
     """
     prompts: list[tuple[str, dict[str, Any]]] = []
     if ".txt" in Path(source).suffixes[-2:]:
@@ -90,21 +83,12 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
     else:
         for where, record in read_jsonl(source):
             if not isinstance(record.get(field), str):
-                raise ValueError(
-                    f"{where}: expected an object with the text {field!r}, got the fields "
-                    f"{sorted(record)}; name the field with --field"
-                )
+                wanted = f"expected an object with the text {field!r}"
+                raise ValueError(f"{where}: {wanted}, got {sorted(record)}; fix: set --field")
             prompts.append((record[field], {"id": record["id"]} if "id" in record else {}))
     if not prompts:
         raise ValueError(f"{source} has no prompts; expected one a line")
     return prompts
-
-
-def _settings_hash(generator: Generator, options: Options, truncate: str, field: str) -> str:
-    """Identify what the answers depend on beside the prompts, by content."""
-    config = generator.config
-    parts = [config.architecture(), str(config.dtype), str(options), truncate, field]
-    return content_hash([weights_hash(generator.decoder.model), *parts])[:12]
 
 
 def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
@@ -124,10 +108,8 @@ def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
         if i >= len(prompts) or (index, prompt) != (i, prompts[i]):
             raise ValueError(f"{where} answers another prompt; choose another --out")
         if made_with != settings:
-            raise ValueError(
-                f"{out} was made with other options, weights or --dtype; resume it with those, or "
-                "choose another --out"
-            )
+            other = "other options, weights or --dtype"
+            raise ValueError(f"{out} was made with {other}; use those, or choose another --out")
     if len(whole) < len(data):
         out.write_bytes(whole)
     return len(lines)

@@ -1,9 +1,8 @@
 """Sampling: how the next token follows from the logits and the tokens before it.
 
-Every function works on rows R (one sequence each) and the vocabulary V, and computes what
-transformers' logits processor of the same name computes, in the same order. `history_RxT` holds a
-row's ids, the newest at `end - 1`, right-aligned, with -1 where there is none: padding never
-counts as text.
+The functions compute, for rows R and the vocabulary V, what transformers' logits processors do, in
+the same order. `history_RxT` holds a row's ids, the newest at `end - 1`, right-aligned, with -1
+where there is none: padding never counts as text.
 """
 
 import dataclasses
@@ -16,42 +15,23 @@ from biomedlm_jax.settings import Settings, setting
 
 BANNED = -jnp.inf
 LARGEST = 2**31 - 1  # of the devices' whole numbers
+_count = functools.partial(setting, 0, least=0, most=LARGEST)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy(Settings):
     """What decides the next token. It is hashable: each strategy has its own compiled loop."""
 
-    temperature: float = setting(
-        0.0, least=0, help="divide the logits by it and sample; 0: take the likeliest token"
-    )
-    top_k: int = setting(
-        0, least=0, most=LARGEST, help="sample from the so many likeliest tokens; 0: from all"
-    )
-    top_p: float = setting(
-        1.0, above=0, most=1, help="sample from the likeliest tokens of this total probability"
-    )
-    min_p: float = setting(
-        0.0,
-        least=0,
-        most=1,
-        help="sample from tokens at least so probable, as a fraction of the likeliest one",
-    )
+    temperature: float = setting(0.0, least=0, help="divide logits by it; 0: no sampling")
+    top_k: int = _count(help="sample from so many likeliest tokens; 0: from all")
+    top_p: float = setting(1.0, above=0, most=1, help="total probability of the sampled tokens")
+    min_p: float = setting(0.0, least=0, most=1, help="least probability, relative to the largest")
     repetition_penalty: float = setting(
         1.0, above=0, help="divide positive logits of tokens in the text by it, multiply negative"
     )
-    no_repeat_ngram_size: int = setting(
-        0,
-        least=0,
-        most=LARGEST,
-        help="length in tokens of sequences that may not repeat; 0: no limit",
-    )
-    min_length: int = setting(
-        0, least=0, most=LARGEST, help="tokens of prompt and answer before the answer may end"
-    )
-    min_new_tokens: int = setting(
-        0, least=0, most=LARGEST, help="tokens of the answer before it may end"
-    )
+    no_repeat_ngram_size: int = _count(help="tokens of sequences that may not repeat; 0: no limit")
+    min_length: int = _count(help="tokens of prompt and answer before the answer may end")
+    min_new_tokens: int = _count(help="tokens of the answer before it may end")
     bad_words: tuple[str | tuple[int, ...], ...] = setting(  # ids here; also texts in Options
         (), help="text that an answer never contains, with or without a space before it"
     )
@@ -87,10 +67,7 @@ def process(
 def choose(
     strategy: Strategy, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array
 ) -> jax.Array:
-    """Return the next token of each row [R]: the likeliest, or a sample.
-
-    A sample depends on the row's own key and on `step` only, never on the other rows.
-    """
+    """Return the next token of each row [R]: the likeliest, or a sample by its key and `step`."""
     if not strategy.temperature:
         return scores_RxV.argmax(-1)
     scores_RxV = warp(strategy, scores_RxV)

@@ -1,9 +1,6 @@
-"""Stats: decoding speed, and its share of what the memory bandwidth allows.
+"""Decoding speed, and its share of the memory bandwidth, which limits it at small batches."""
 
-At small batches a decode step takes the time to read every weight, and the cache, once.
-"""
-
-import time
+import timeit
 from collections.abc import Sequence
 
 import jax
@@ -30,9 +27,8 @@ class Stats:
 
     def add(self, decoded: Decoded, prompts: Sequence[Sequence[int]], *, beams: int) -> None:
         """Count the result of one batch of prompts."""
-        compiled = (*decoded.shape, beams) not in self._shapes
-        self._shapes.add((*decoded.shape, beams))
-        if compiled:
+        if (*decoded.shape, beams) not in self._shapes:
+            self._shapes.add((*decoded.shape, beams))
             return
         self.prefill_tokens += sum(map(len, prompts))
         self.prefill_seconds += decoded.prefill_seconds
@@ -46,14 +42,13 @@ class Stats:
         """Return the figures as lines of text."""
         if not self.steps:
             return ["no speed: every batch compiled; decode more prompts of one length"]
-        rate = self.decode_tokens / self.decode_seconds
-        moved = self.step_bytes / self.decode_seconds
-        mesh = mesh_of(self._decoder)
+        moved, mesh = self.step_bytes / self.decode_seconds, mesh_of(self._decoder)
         limit, source = bandwidth(1 if mesh is None else mesh.size)
         return [
             f"prefill  {self.prefill_tokens:,} tokens, "
             f"{self.prefill_tokens / self.prefill_seconds:,.0f} tokens/s",
-            f"decode   {self.decode_tokens:,} tokens, {rate:,.1f} tokens/s, "
+            f"decode   {self.decode_tokens:,} tokens, "
+            f"{self.decode_tokens / self.decode_seconds:,.1f} tokens/s, "
             f"{1e3 * self.decode_seconds / self.steps:.2f} ms/step",
             f"memory   {self.step_bytes / self.decode_tokens / 1e6:,.1f} MB/token, "
             f"{moved / 1e9:,.1f} GB/s: {moved / limit:.0%} of {limit / 1e9:,.0f} GB/s ({source})",
@@ -61,15 +56,13 @@ class Stats:
 
 
 def step_bytes(decoder: Decoder, batch: int, slots: int) -> int:
-    """Return the bytes that a step must read: each weight once, and the cache of every row.
+    """Return the bytes that a step must read: weights, once a data shard, and every row's cache.
 
-    Of the embeddings only the output head counts; a lookup reads few rows. Devices that share a
-    batch read all weights each.
+    Of the embeddings only the output head counts; a lookup reads few rows.
     """
     mesh, model = mesh_of(decoder), decoder.model
     copies = 1 if mesh is None else meshes.batch_shards(mesh)
-    leaves = jax.tree.leaves(model.blocks)
-    weights = sum(leaf.nbytes for leaf in leaves) + model.head_weight.nbytes
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.blocks)) + model.head_weight.nbytes
     return copies * weights + batch * cache_bytes(decoder.config, slots)
 
 
@@ -83,9 +76,5 @@ def bandwidth(devices: int) -> tuple[float, str]:
 
 def _measured() -> float:
     x, total = jnp.asarray(np.ones(1 << 26, np.float32)), jax.jit(jnp.sum)
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        total(x).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+    seconds = timeit.repeat(lambda: total(x).block_until_ready(), number=1, repeat=4)
     return x.nbytes / min(seconds)

@@ -11,7 +11,6 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
-from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.generator import NOTICE, Generator, require_tokenizer
 from biomedlm_jax.generation.options import (
     Options,
@@ -39,26 +38,18 @@ def check_flags(flags) -> None:
 
 def answer(flags, given: Mapping[str, Any]) -> None:
     """Answer one prompt, a file of them, or those typed in; `given` are the options by name."""
-    generation_config = read_generation_config(flags.model)
-    defaults = {}
-    if generation_config.get("max_new_tokens") is None:
-        defaults["max_new_tokens"] = default_new_tokens(model_config(flags.model))
-    options = make_options({**generation_config, **defaults}, **given)
+    config = read_generation_config(flags.model)
+    if config.get("max_new_tokens") is None:
+        config["max_new_tokens"] = default_new_tokens(model_config(flags.model))
+    options = make_options(config, **given)
     generator = Generator(*_load(flags))  # which has its own copy of the model
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if flags.notice:
         console.print(f"[dim]{NOTICE} (--nonotice omits this line)[/dim]")
     if flags.prompts is not None:
-        counts = answer_file(
-            generator,
-            flags.prompts,
-            flags.out,
-            options,
-            field=flags.field,
-            batch_size=flags.batch_size,
-            truncate=flags.truncate,
-            notify=console.print,
-        )
+        named = {name: getattr(flags, name) for name in ("field", "batch_size", "truncate")}
+        named["notify"] = console.print
+        counts = answer_file(generator, flags.prompts, flags.out, options, **named)
         console.print(f"{flags.out}: {counts['made']} answers made, {counts['kept']} kept")
     elif flags.prompt is not None:
         if flags.stats:
@@ -75,13 +66,10 @@ def print_scores(flags) -> None:
     model, tokenizer = _load(flags)
     scored = surprisal.score_text(model, require_tokenizer(tokenizer, model.config), flags.score)
     console = Console(highlight=False)
-    console.print(surprisal.coloured(scored))
-    console.print(surprisal.legend())
-    total = sum(scored.log_probabilities)
-    console.print(
-        f"{len(scored.tokens)} tokens, log-probability {total:.2f}, perplexity "
-        f"{scored.perplexity:.2f}"
-    )
+    console.print(surprisal.coloured(scored), surprisal.legend(), sep="\n")
+    total, perplexity = sum(scored.log_probabilities), scored.perplexity
+    figures = f"log-probability {total:.2f}, perplexity {perplexity:.2f}"
+    console.print(f"{len(scored.tokens)} tokens, {figures}")
     if flags.html:
         write_text(flags.html, surprisal.page([scored], title="Surprising tokens"))
         console.print(f"wrote {flags.html}")
@@ -97,8 +85,7 @@ def _load(flags):
 
 
 def _print_answer(generator, prompt: str, options: Options, flags, *, show=True) -> None:
-    ids = generator.encode(prompt, new=options.max_new_tokens, truncate=flags.truncate)
-    check_prompts(generator.config, [ids], options.max_new_tokens)
+    (ids,) = generator.encode([prompt], new=options.max_new_tokens, truncate=flags.truncate)
     # Streaming takes time that is not the decoder's, so speed is measured without it.
     if flags.stats or options.beams > 1 or options.samples > 1:
         for one in generator.answers([ids], options)[0]:

@@ -1,8 +1,7 @@
 """Directories of models: what kind one is, its config and its tokenizer.
 
-A run directory has config.json with a `model` group, a tokenizer and checkpoints; a Hugging Face
-directory has config.json with a `model_type`. A fine-tuning run keeps the model to use in
-`RUN/model/`, a run directory of its own, and every function here reads that one.
+A run's config.json has a `model` group, a Hugging Face directory's has a `model_type`. For a
+fine-tuning run every function here reads `RUN/model/`, a run directory of its own.
 """
 
 import contextlib
@@ -34,9 +33,8 @@ def model_directory(path: str | Path) -> Path:
     path = Path(path)
     if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
         if not (path / MODEL_FOLDER / CONFIG).exists():
-            raise FileNotFoundError(
-                f"{path} has no model yet; fine-tuning writes {path / MODEL_FOLDER} after an epoch"
-            )
+            when = f"fine-tuning writes {path / MODEL_FOLDER} after an epoch"
+            raise FileNotFoundError(f"{path} has no model yet; {when}")
         return path / MODEL_FOLDER
     return path
 
@@ -60,28 +58,25 @@ def kind_of(path: str | Path) -> str:
         return RUN
     if "model_type" in config:
         return HUGGING_FACE
-    raise ValueError(
-        f"{Path(path) / CONFIG} has neither a model group (a run) nor a model_type (Hugging Face)"
-    )
+    neither = "neither a model group (a run) nor a model_type (Hugging Face)"
+    raise ValueError(f"{Path(path) / CONFIG} has {neither}")
 
 
-def is_kind(path: str | Path, kind: str) -> bool:
-    """Return whether `path` is a directory of this kind."""
+def _is_kind(path: str | Path, *, kind: str) -> bool:
     with contextlib.suppress(ValueError, FileNotFoundError):
         return kind_of(path) == kind
     return False
 
 
-is_run = functools.partial(is_kind, kind=RUN)
-is_hugging_face = functools.partial(is_kind, kind=HUGGING_FACE)
+is_run = functools.partial(_is_kind, kind=RUN)
+is_hugging_face = functools.partial(_is_kind, kind=HUGGING_FACE)
 
 
 def model_config(path: str | Path, **execution) -> ModelConfig:
     """Return the model config of a run or Hugging Face directory.
 
-    How a run was executed (kernel, dtype) suits the machine it ran on, so it is not taken from the
-    directory: `execution` sets those fields, and the dropout rates. Raises ValueError for any
-    other name.
+    `execution` sets kernel, dtype and dropout rates: those of the run suit its own machine. Raises
+    ValueError for any other name.
     """
     config, run = read_config(path), kind_of(path) == RUN
     fields = config["model"] if run else config
@@ -111,16 +106,14 @@ def refuse_heads(path: str | Path) -> None:
     head = head_entry(path)
     if head is not None:
         kind = head.get("kind", "unknown") if isinstance(head, dict) else "unknown"
-        raise ValueError(
-            f"{path} is a fine-tuned model with a {kind} head, not a language model; use "
-            f"biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
-        )
+        fix = f"use biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
+        got = f"a fine-tuned model with a {kind} head, not a language model"
+        raise ValueError(f"{path} is {got}; {fix}")
     for name in read_config(path).get("architectures") or ():
         if str(name).endswith("SequenceClassification"):
-            raise ValueError(
-                f"{path} is a {name} from another library, without a description of its rows; add "
-                f"{HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
-            )
+            got = f"a {name} from another library, without a description of its rows"
+            fix = f"add {HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
+            raise ValueError(f"{path} is {got}; {fix}")
 
 
 def read_tokenizer(
@@ -143,13 +136,13 @@ def read_tokenizer(
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise ValueError unless the tokenizer's ids, and its end of text, are the model's."""
     largest, end = max(tokenizer.get_vocab().values()), tokenizer.token_to_id(END_OF_TEXT)
-    problem = None
     if largest >= config.vocab_size:
         problem = f"id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}"
-    elif end is not None and end != config.eos_token_id:
+    elif end not in (None, config.eos_token_id):
         problem = (
             f"{END_OF_TEXT} as id {end}, and the model's eos_token_id is {config.eos_token_id}"
         )
-    if problem is not None:
-        fix = "use the tokenizer that the model was trained with"
-        raise ValueError(f"the tokenizer has {problem}; {fix}")
+    else:
+        return
+    fix = "use the tokenizer that the model was trained with"
+    raise ValueError(f"the tokenizer has {problem}; {fix}")

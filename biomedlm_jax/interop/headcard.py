@@ -11,6 +11,8 @@ INPUTS = {
     "classification": "Texts of one batch are padded on the right with `[PAD]`, as the tokenizer "
     "does; the scores are read at each text's last token.",
 }
+RECORD = """config.json has the head's record, `biomedlm_jax_head`; the tensors `score.*` are a
+torch `Linear` that reads the last token's state after the final norm."""
 # Texts that are too long are cut as in the library's own rows.
 CHOICE_LOADER = """
 import torch
@@ -86,18 +88,16 @@ ROWS = {
 def scoring_section(config: ModelConfig, head: Head) -> str:
     """Return the section with the code that defines `scores`, as Markdown."""
     whose = "a class of a few lines" if head.kind == CHOICE else "transformers' own class"
+    inputs = f"{INPUTS[head.kind]} {RECORD}"
     return f"""## Scoring with it
 
-In torch, with {whose}. The scores are those of
-`biomedlm evaluate --model=DIR`:
+In torch, with {whose}. The scores are those of `biomedlm evaluate --model=DIR`:
 
 ```python
 {scoring_code(config, head)}
 ```
 
-{textwrap.fill(INPUTS[head.kind], 96)} config.json has the
-head's record, `biomedlm_jax_head`; the tensors `score.*` are a torch `Linear` that reads the last
-token's state after the final norm."""
+{textwrap.fill(inputs, 96)}"""
 
 
 def scoring_code(config: ModelConfig, head: Head) -> str:

@@ -1,8 +1,7 @@
 """Fine-tuned models: the record of a head, and model directories written and read.
 
-A fine-tuned directory is a run directory (config.json, tokenizer, one checkpoint), in which
-config.json has `facts`, how it was made, and a `head` beside the `model` if it has one. A Hugging
-Face directory that `export_hf` wrote has the head as `biomedlm_jax_head`.
+A fine-tuned directory is a run directory whose config.json has `facts`, how it was made, and its
+`head`, if any. A Hugging Face directory of `export_hf` has the head as `biomedlm_jax_head`.
 """
 
 import contextlib
@@ -51,10 +50,8 @@ class Head(Settings):
         super().__post_init__()
         different = len({*self.classes}) == len(self.classes)
         if not different or bool(self.classes) == (self.kind == CHOICE):
-            raise ValueError(
-                f"got head.classes={list(self.classes)}; a classification has different names, a "
-                "choice has none"
-            )
+            wanted = "a classification has different names, a choice has none"
+            raise ValueError(f"got head.classes={list(self.classes)}; {wanted}")
 
     @property
     def outputs(self) -> int:
@@ -92,12 +89,8 @@ def with_head(model: LanguageModel, head: Head, *, key: jax.Array) -> Scorer:
 
 def abstract_finetuned(config: ModelConfig, head: Head, mesh: Mesh) -> Scorer:
     """Return a fine-tuned model's shapes, dtypes and shardings on `mesh`, without values."""
-
-    def make() -> Scorer:
-        key = jax.random.key(0)
-        return with_head(make_model(config, key=key), head, key=key)
-
-    return abstract_sharded(make, mesh)
+    key = jax.random.key(0)
+    return abstract_sharded(lambda: with_head(make_model(config, key=key), head, key=key), mesh)
 
 
 def load_finetuned(
@@ -105,16 +98,14 @@ def load_finetuned(
 ) -> tuple[Scorer, Tokenizer, Head]:
     """Load a model with its head, its tokenizer and its Head from a fine-tuned directory.
 
-    `path` is a run of `finetune`, a fine-tuned directory, or what `export_hf` wrote of one. Without
-    a mesh the model goes onto one device. `execution` sets fields of the model's config such as
-    `compute_dtype`. Raises FileNotFoundError or ValueError if there is no such model.
+    `path` is a run of `finetune`, a fine-tuned directory, or what `export_hf` wrote of one. `mesh`
+    and `execution` are those of `load`. Raises FileNotFoundError or ValueError if there is no such
+    model.
     """
     head = read_head(path)
     if head is None:
-        raise ValueError(
-            f"{path} has no head; fine-tune it first: biomedlm finetune --config=CONFIG "
-            f"--model={path} --workdir=DIR"
-        )
+        fix = f"biomedlm finetune --config=CONFIG --model={path} --workdir=DIR"
+        raise ValueError(f"{path} has no head; fine-tune it first: {fix}")
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config, required=True)
     assert tokenizer is not None
@@ -123,9 +114,9 @@ def load_finetuned(
 
 
 def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) -> Any:
-    """Read the model `abstract` (shapes, shardings) from a run or Hugging Face directory.
+    """Read the model `abstract` from a run or Hugging Face directory that holds exactly it.
 
-    Raises FileNotFoundError or ValueError unless the directory holds exactly this model.
+    Raises FileNotFoundError or ValueError otherwise.
     """
     path = directories.model_directory(path)
     if directories.kind_of(path) == directories.RUN:
@@ -151,9 +142,8 @@ def save_finetuned(
 ) -> Path:
     """Write a model, with its head if it has one, as the run directory `path` in one step.
 
-    `facts` state how it was made, for its model card; `generation` how it decodes, with
-    transformers' names. `replaceable` and `overwrite` are those of `files.atomic_directory`. Call
-    it in every process.
+    `facts` are for its model card, `generation` for generation_config.json; `replaceable` and
+    `overwrite` are those of `files.atomic_directory`. Call it in every process.
     """
     with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
         if jax.process_index() == 0:

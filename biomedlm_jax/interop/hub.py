@@ -3,15 +3,14 @@
 from pathlib import Path
 
 SCHEME = "hf://"
-# What an import reads. A repository may hold other frameworks' copies of the same weights.
 PATTERNS = ["*.json", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
 
 
 def local(source: str | Path) -> Path:
     """Return `source` as a path; `hf://owner/name[@revision]` is downloaded to the Hub's cache.
 
-    Only the second form uses the network. If the repository has safetensors, its `.bin` files are
-    not downloaded. Raises ValueError for a malformed name, or a download that fails.
+    `.bin` files are left out if there are safetensors. Raises ValueError for a malformed name, or
+    a download that fails.
     """
     if not str(source).startswith(SCHEME):
         return Path(source)
@@ -23,12 +22,10 @@ def local(source: str | Path) -> Path:
     try:
         files = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
         safe = {"model.safetensors", "model.safetensors.index.json"} & set(files)
+        ignored = ["*/*", *(["*.bin", "*.bin.index.json"] if safe else [])]
         return Path(
             huggingface_hub.snapshot_download(
-                name,
-                revision=revision or None,
-                allow_patterns=PATTERNS,
-                ignore_patterns=["*/*", *(["*.bin", "*.bin.index.json"] if safe else [])],
+                name, revision=revision or None, allow_patterns=PATTERNS, ignore_patterns=ignored
             )
         )
     except Exception as error:  # of the client, of httpx or of the system

@@ -30,9 +30,8 @@ def load(
 
     A fine-tuning run is loaded from RUN/model. `step` is a run's checkpoint, the newest by default;
     without a mesh the model goes onto one device. `execution` sets `compute_dtype`, `attention`,
-    `remat`, ... of the model's config, which have their defaults otherwise. Raises
-    FileNotFoundError or ValueError if the directory does not hold exactly a language model of its
-    config; a model with a head is refused.
+    `remat`, ... of its config. Raises FileNotFoundError or ValueError if the directory does not
+    hold exactly a language model of its config, without a head.
     """
     directories.refuse_heads(path)
     config = directories.model_config(path, **execution)
@@ -50,13 +49,12 @@ def import_hf(
 ) -> Path:
     """Turn the Hugging Face directory `source` into the run directory `path`, and return it.
 
-    A source of `hf://owner/name` is downloaded first; nothing else uses the network. Reads
-    model.safetensors, safetensors shards, or pytorch_model.bin (through torch), with or without
-    the family's prefix. Tensors of other float dtypes become float32. A head that `export_hf`
-    wrote and generation_config.json are kept. `notify` gets one line about the licence of the
-    weights and one about anything converted or left out. Raises FileExistsError if `path` exists
-    and may not be overwritten, and FileNotFoundError or ValueError if `source` does not hold
-    exactly a model of its config; `path` is unchanged then.
+    A source of `hf://owner/name` is downloaded first; nothing else uses the network. `TensorFiles`
+    states the formats; other float dtypes become float32. A head that `export_hf` wrote and
+    generation_config.json are kept. `notify` gets a line about the licence of the weights, and one
+    about anything converted or left out. Raises FileExistsError if `path` may not be overwritten,
+    and FileNotFoundError or ValueError if `source` does not hold exactly a model of its config;
+    `path` is unchanged then.
     """
     source = hub.local(source)
     if directories.kind_of(source) != directories.HUGGING_FACE:
@@ -101,17 +99,15 @@ def export_hf(
 ) -> Path:
     """Write `model` as the Hugging Face directory `path`, read it back, and return it.
 
-    A model with a classification head becomes transformers' own class. For choices transformers
-    has no class; the directory has the same tensors, and its model card the code that loads it.
-
-    `fold_attention_scale` folds the inverse-layer attention scale into the weights, for engines
-    that refuse or ignore that setting. Weights larger than `max_shard_size`, bytes or "5GB", are
-    written in shards. `training_facts` are sections of the model card, `generation` entries of
-    generation_config.json.
+    A classification head becomes transformers' own class. For choices transformers has none: the
+    model card has the code that loads the directory. `fold_attention_scale` folds the inverse-layer
+    attention scale into the weights, for engines without that setting. Weights larger than
+    `max_shard_size`, bytes or "5GB", are written in shards. `training_facts` are sections of the
+    model card, `generation` entries of generation_config.json.
 
     Raises FileExistsError if `path` may not be overwritten, ValueError if tokenizer or head do not
-    fit the model or a parameter is not finite, and OSError if what was read back is not what was
-    written; `path` is unchanged then.
+    fit the model or a parameter is not finite, and OSError if the directory does not read back as
+    it was written; `path` is unchanged then.
     """
     parse_size(max_shard_size)
     _check_head(model, head)
@@ -133,21 +129,11 @@ def export_hf(
         else:
             for name in ("tokenizer_config.json", "special_tokens_map.json"):
                 write_json(new / name, {**read_json(new / name), "pad_token": PAD})
-        card = model_card(
-            config,
-            name=Path(path).name,
-            facts=training_facts,
-            folded=fold is not None,
-            has_tokenizer=tokenizer is not None,
-            head=head,
-        )
+        states = {"folded": fold is not None, "has_tokenizer": tokenizer is not None}
+        card = model_card(config, name=Path(path).name, facts=training_facts, head=head, **states)
         write_text(new / "README.md", card)
-        write_tensors(
-            new,
-            {full: shapes[name] for full, name in names.items()},
-            lambda full: read(names[full]),
-            max_shard_size=max_shard_size,
-        )
+        in_file = {full: shapes[name] for full, name in names.items()}
+        write_tensors(new, in_file, lambda full: read(names[full]), max_shard_size=max_shard_size)
         _check_written(new, config, fields, shapes, read)
     return Path(path)
 
@@ -156,10 +142,9 @@ def _check_head(model: LanguageModel | Scorer, head: Head | None) -> None:
     got = (model.kind, model.score.out_features) if isinstance(model, Scorer) else (None, 0)
     wanted = (head.kind, head.outputs) if head else (None, 0)
     if got != wanted:
-        raise ValueError(
-            f"got a {type(model).__name__} with {got[1]} scores, and a head of kind {wanted[0]} "
-            f"with {wanted[1]}; pass the head that the model was fine-tuned with"
-        )
+        pair = f"a {type(model).__name__} with {got[1]} scores, and a head of kind {wanted[0]}"
+        fix = "pass the head that the model was fine-tuned with"
+        raise ValueError(f"got {pair} with {wanted[1]}; {fix}")
 
 
 def _head_fields(head: Head, tokenizer: Tokenizer | None, config: ModelConfig) -> dict:

@@ -56,11 +56,7 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 
 
 def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, dict[str, object]]:
-    """Return what a run directory records about its model at `step`, as sections of a card.
-
-    They come from config.json's facts, run.json's groups, the manifest of the token rows and the
-    last validation figures up to `step`.
-    """
+    """Return what a run directory records about its model at `step`, as sections of a card."""
     path = directories.model_directory(path)
     facts = {**directories.read_config(path).get("facts", {})}
     file = path / RUN_FILE
@@ -115,10 +111,8 @@ def model_card(
         risk = "It continues text and can state falsehoods fluently."
     else:
         task = None if head.kind == CHOICE else "text-classification"
-        introduction = (
-            f"A {size} parameters with a {head.kind} head, fine-tuned on {head.task} and exported "
-            f"by biomedlm_jax. A softmax over its scores gives probabilities."
-        )
+        introduction = f"A {size} parameters with a {head.kind} head, fine-tuned on {head.task} "
+        introduction += "and exported by biomedlm_jax. A softmax of its scores gives probabilities."
         usage = scoring_section(config, head)
         risk = "Its answers can be wrong at any confidence."
         terms += " The terms of the model that it was fine-tuned from apply as well."
@@ -128,9 +122,9 @@ def model_card(
     front += [f"pipeline_tag: {task}"] if task else []
     front += [f"tags: [biology, medical, {config.model_type}, jax]"]
     front += [f"license: {licence}"] if licence else []
-    sizes = (config.layers, config.width, config.heads, config.mlp_width)
+    c = config
     rows = {
-        "layers / width / heads / MLP width": " / ".join(map(str, sizes)),
+        "layers / width / heads / MLP width": f"{c.layers} / {c.width} / {c.heads} / {c.mlp_width}",
         "vocabulary / positions": f"{config.vocab_size:,} / {config.context_length:,}",
         "tensors": "float32, safetensors",
     }
@@ -140,9 +134,9 @@ def model_card(
         name=name,
         introduction=textwrap.fill(introduction, 96),
         sizes=table(rows),
-        usage=usage,
         attention=textwrap.fill(attention or "Every engine computes this model's attention.", 96),
         training="\n\n".join(sections) or "No training facts were recorded with this export.",
+        usage=usage,
         risk=risk,
         terms=terms,
     )
@@ -151,9 +145,8 @@ def model_card(
 def stated_licence(directory: str | Path) -> str | None:
     """Return the licence that the model card of a directory states, or None."""
     card = Path(directory) / "README.md"
-    if not card.exists():
-        return None
-    front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.S)
     stated = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
     return stated[1] if stated else None
 

@@ -1,7 +1,6 @@
 """Write tensors as safetensors, whole or in shards, one tensor in memory at a time.
 
-The writer of the `safetensors` package needs every tensor of a file in memory, and writes an array
-that is not contiguous in the wrong order.
+The `safetensors` package would need all of them, and misorders arrays that are not contiguous.
 """
 
 import json
@@ -25,8 +24,8 @@ def write_tensors(
 ) -> None:
     """Write float32 tensors as model.safetensors, or as shards with an index.
 
-    `get(name)` returns a tensor of the shape `shapes[name]`; it is called once, in that order.
-    `max_shard_size` is in bytes or like "5GB"; a larger tensor gets a shard of its own.
+    `get(name)` returns a tensor of the shape `shapes[name]`; it is called once, in that order. A
+    tensor larger than `max_shard_size` (see `parse_size`) gets a shard of its own.
     """
     shards = plan_shards(shapes, parse_size(max_shard_size))
     if len(shards) == 1:
@@ -83,9 +82,8 @@ def parse_size(size: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", str(size).upper())
     number = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if number < 1:
-        raise ValueError(
-            f"got max_shard_size={size!r}; expected bytes, or a size such as 5GB or 500MB"
-        )
+        wanted = "bytes, or a size such as 5GB or 500MB"
+        raise ValueError(f"got max_shard_size={size!r}; expected {wanted}")
     return number
 
 

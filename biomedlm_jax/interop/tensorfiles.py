@@ -1,7 +1,4 @@
-"""TensorFiles: the tensors of a Hugging Face directory, read one at a time and checked.
-
-Formats: safetensors and torch's pickles, whole or in shards with an index.
-"""
+"""Read tensors of safetensors and torch files, whole or in shards with an index, one at a time."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -33,10 +30,9 @@ class Entry(NamedTuple):
 class TensorFiles:
     """The tensors of a Hugging Face directory: names and shapes at once, values on demand.
 
-    Names lose the family's prefix. Constant buffers are left out and listed in `dropped`; so is a
-    tensor that the family ties to another one, if both are equal. Raises FileNotFoundError if a
-    file is missing, and ValueError if one cannot be read, an index does not fit its files or points
-    outside the directory, a tensor occurs twice or has no float dtype, or a tied tensor differs.
+    Names lose the family's prefix. `dropped` are constant buffers, and a tensor that equals the one
+    it is tied to. Raises FileNotFoundError if a file is missing, and ValueError if one is damaged,
+    an index does not fit its files, a tensor occurs twice or is not float, or a tied one differs.
     """
 
     def __init__(self, directory: str | Path, config: ModelConfig):
@@ -51,10 +47,9 @@ class TensorFiles:
                 keys[key] = file.name
         if index is not None and keys != index:
             key = next(k for k in sorted({*keys, *index}) if keys.get(k) != index.get(k))
-            raise ValueError(
-                f"{self.directory}: the index puts tensor {key} into {index.get(key, 'no file')}, "
-                f"and the files have it in {keys.get(key, 'none of them')}"
-            )
+            places = index.get(key, "no file"), keys.get(key, "none of them")
+            problem = "puts tensor {} into {}, and the files have it in {}".format(key, *places)
+            raise ValueError(f"{self.directory}: the index {problem}")
         for name, original in self._family.TIED.items():
             if name in self.entries:
                 self._drop_tied(name, original)
@@ -68,10 +63,9 @@ class TensorFiles:
         finite = np.isfinite(tensor)
         if not finite.all():
             where = [int(i) for i in np.argwhere(~finite)[0]]
-            raise ValueError(
-                f"{entry.file} has {tensor[tuple(where)]} in tensor {name} at {where} "
-                f"({int((~finite).sum())} such values); expected finite numbers"
-            )
+            got = f"{tensor[tuple(where)]} in tensor {name} at {where}"
+            count = f"{(~finite).sum()} such values"
+            raise ValueError(f"{entry.file} has {got} ({count}); expected finite numbers")
         return tensor
 
     def _add(self, entry: Entry) -> None:
@@ -80,24 +74,19 @@ class TensorFiles:
             self.dropped.append(name)
             return
         if entry.dtype not in FLOATS.values():
-            raise ValueError(
-                f"{entry.file} has tensor {name} of dtype {entry.dtype}; "
-                f"expected one of {', '.join(FLOATS.values())}"
-            )
+            got, wanted = f"{name} of dtype {entry.dtype}", ", ".join(FLOATS.values())
+            raise ValueError(f"{entry.file} has tensor {got}; expected one of {wanted}")
         if before := self.entries.get(name):
-            raise ValueError(
-                f"tensor {name} occurs twice: as {before.key} in {before.file.name} "
-                f"and as {entry.key} in {entry.file.name}"
-            )
+            both = [f"as {one.key} in {one.file.name}" for one in (before, entry)]
+            raise ValueError(f"tensor {name} occurs twice: {' and '.join(both)}")
         self.entries[name] = entry
 
     def _drop_tied(self, name: str, original: str) -> None:
         same = original in self.entries and np.array_equal(self.read(name), self.read(original))
         if not same:
-            raise ValueError(
-                f"{self.entries[name].file}: {name} differs from {original}; expected equal "
-                "tensors: this model family ties the output head to the embedding"
-            )
+            reason = "the family ties the output head to the embedding"
+            where = f"{self.entries[name].file}: {name} differs from {original}"
+            raise ValueError(f"{where}; expected equal tensors: {reason}")
         del self.entries[name]
         self.dropped.append(name)
 
@@ -109,11 +98,9 @@ def _headers(file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
         return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}
     try:
         with safe_open(file, "np") as opened:
-            slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
-            return {
-                key: (part.get_shape(), FLOATS.get(part.get_dtype(), part.get_dtype()))
-                for key, part in slices.items()
-            }
+            parts = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+            dtypes = {key: part.get_dtype() for key, part in parts.items()}
+            return {k: (p.get_shape(), FLOATS.get(dtypes[k], dtypes[k])) for k, p in parts.items()}
     except SafetensorError as error:
         raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
 
@@ -131,17 +118,13 @@ def _torch_open(file: Path) -> dict[str, Any]:
     try:
         import torch
     except ModuleNotFoundError:
-        raise ValueError(
-            f"reading {file} needs torch; pip install 'biomedlm-jax[hf]', or convert it elsewhere "
-            "to model.safetensors"
-        ) from None
+        fix = "pip install 'biomedlm-jax[hf]', or convert it elsewhere to model.safetensors"
+        raise ValueError(f"reading {file} needs torch; {fix}") from None
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # pickle, zip and torch each raise their own
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{file} cannot be loaded by torch with weights_only=True and mmap=True: {reason}"
-        ) from None
+        how, reason = "weights_only=True and mmap=True", str(error).strip().splitlines()[0]
+        raise ValueError(f"{file} cannot be loaded by torch with {how}: {reason}") from None
     values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     other = [value for value in values if not isinstance(value, torch.Tensor)]
     if other or not isinstance(loaded, dict):
@@ -166,10 +149,8 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     for shard in shards:
         # A plain name stays inside the directory; links are the download cache's own.
         if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
-            raise ValueError(
-                f"{directory / name} points to {shard!r}; expected .safetensors or .bin files in "
-                f"{directory}"
-            )
+            wanted = f".safetensors or .bin files in {directory}"
+            raise ValueError(f"{directory / name} points to {shard!r}; expected {wanted}")
         if not (directory / shard).exists():
             raise FileNotFoundError(f"{directory / name} names {shard}, which is not there")
     return [directory / shard for shard in shards], index

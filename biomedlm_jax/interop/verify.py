@@ -32,14 +32,13 @@ def verify_hf(
 ) -> dict:
     """Compare the outputs of a Hugging Face directory here and in transformers, in float32.
 
-    Outputs are logits, or a fine-tuned model's scores at the last token of each row. `batch` rows
-    of random tokens, and one of text if there is a tokenizer, each of `length` tokens (default: 64,
-    or all positions of a smaller model), go through this library and through transformers'
-    `attn_implementation="eager"`; then through its default attention, with a warning if that
-    computes another function. With `run`, the outputs of that run directory are compared as well.
-    Models of this library go onto `mesh`, by default one device. Returns figures, ready for JSON.
-    Raises ValueError if an absolute difference (except the default attention's) exceeds
-    `tolerance`, or torch and transformers are not installed.
+    Outputs are logits, or a fine-tuned model's scores at the last token of each row, for `batch`
+    rows of random tokens, and one of text if there is a tokenizer, each of `length` tokens
+    (default: 64, or all positions of a smaller model). They are compared with transformers' eager
+    attention, with its default one (warning if it computes another function), and with those of
+    the run directory `run`. Models of this library go onto `mesh`, by default one device. Returns
+    figures, ready for JSON. Raises ValueError if an absolute difference (except the default
+    attention's) exceeds `tolerance`, or torch and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
@@ -47,10 +46,8 @@ def verify_hf(
     config = model_config(path)
     length = min(64, config.context_length) if length is None else length
     if batch < 1 or not 1 <= length <= config.context_length:
-        raise ValueError(
-            f"got batch={batch}, length={length}; expected at least 1, and at most the model's "
-            f"{config.context_length} positions"
-        )
+        most = f"the model's {config.context_length} positions"
+        raise ValueError(f"got batch={batch}, length={length}; expected at least 1, at most {most}")
     model, tokenizer = _load(path, mesh)
     tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
     here = _outputs(model, tokens)
@@ -152,23 +149,18 @@ def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 def _within(tolerance: float, path, here: np.ndarray, other: np.ndarray, whose: str) -> dict:
     difference = _difference(here, other)
-    largest = difference["max"]
-    if not largest <= tolerance:  # so that nan is an error too
-        raise ValueError(
-            f"the outputs of {path} differ by {largest:.3g} from {whose}; expected at most "
-            f"{tolerance:g}"
-        )
+    if not difference["max"] <= tolerance:  # so that nan is an error too
+        got = f"the outputs of {path} differ by {difference['max']:.3g} from {whose}"
+        raise ValueError(f"{got}; expected at most {tolerance:g}")
     return difference
 
 
 def _warning(report: dict) -> str:
     default, ignored = report["default"], ", ".join(report["default"]["ignores"])
     verb = f"IGNORES {ignored}" if ignored else "computes ANOTHER FUNCTION"
-    return (
-        f"transformers {report['transformers']} {verb} by default ({default['attention']}): "
-        f"outputs differ by up to {default['max']:.3g}; load with "
-        'attn_implementation="eager", or export with --fold_attention_scale'
-    )
+    problem = f"transformers {report['transformers']} {verb} by default ({default['attention']})"
+    fix = 'load with attn_implementation="eager", or export with --fold_attention_scale'
+    return f"{problem}: outputs differ by up to {default['max']:.3g}; {fix}"
 
 
 def _peers():
@@ -176,8 +168,6 @@ def _peers():
         import torch
         import transformers
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"verify-hf compares with transformers, and {error.name} is not installed; "
-            "pip install 'biomedlm-jax[hf]'"
-        ) from None
+        fix = "pip install 'biomedlm-jax[hf]'"
+        raise ValueError(f"verify-hf needs {error.name}, which is not installed; {fix}") from None
     return torch, transformers

@@ -1,7 +1,6 @@
 """The weights under their two names: leaves of a model and tensors of Hugging Face.
 
-A family's table says which leaves a tensor consists of; conversion renames, splits, joins and
-transposes. Tensors pass one at a time, so a conversion needs little memory beside the model.
+Conversion renames, splits, joins and transposes by the family's table, one tensor at a time.
 """
 
 import itertools
@@ -43,15 +42,14 @@ def places(model: Any) -> dict[str, Place]:
 
     `model` is a LanguageModel, or a Scorer, whose tensors `score.*` come last.
     """
+    result: dict[str, Place] = {}
     if isinstance(model, Scorer):
-        leaves, result = named_leaves(model), {}
         for name, (parts, layer, transposed) in places(model.trunk).items():
             result[name] = Place(tuple(f"trunk.{leaf}" for leaf in parts), layer, transposed)
-        score = {
-            name: Place(tensor.leaves, None, tensor.transposed) for name, tensor in SCORE.items()
-        }
-        return result | {name: place for name, place in score.items() if place.leaves[0] in leaves}
-    table, result = family(model.config.model_type).TENSORS, {}
+        leaves = named_leaves(model)
+        kept = {name: tensor for name, tensor in SCORE.items() if tensor.leaves[0] in leaves}
+        return result | {n: Place(t.leaves, None, t.transposed) for n, t in kept.items()}
+    table = family(model.config.model_type).TENSORS
     layered = [name for name in table if "*" in name]
     for name, tensor in table.items():
         if name == layered[0]:
@@ -96,17 +94,13 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: s
     for problem, tensors in problems.items():
         if tensors:
             more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-            raise ValueError(
-                f"{where} {problem} {', '.join(tensors[:3])}{more}; the file is incomplete, or "
-                f"config.json describes another {model.config.model_type} model"
-            )
+            cause = f"config.json describes another {model.config.model_type} model"
+            tensors = f"{', '.join(tensors[:3])}{more}"
+            raise ValueError(f"{where} {problem} {tensors}; the file is incomplete, or {cause}")
 
 
 def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
-    """Build the model `abstract` (shapes, shardings) from `read(name)`, float32 tensors.
-
-    The tensors must have passed `check_tensors`.
-    """
+    """Build the model `abstract` from `read(name)`, whose tensors passed `check_tensors`."""
     specs, arrays = named_leaves(abstract), {}
     groups: dict[tuple[str, ...], list[tuple[str, Place]]] = {}
     for name, place in places(abstract).items():
@@ -122,15 +116,12 @@ def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
 def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.ndarray]:
     """Return a function from a Hugging Face name to that tensor of `model`: float32, on the host.
 
-    Leaves whose name has the part `fold` are divided by their layer's index + 1, see
-    `fold_attention_scale` of the family. Raises ValueError for a model spread over several
-    processes.
+    Leaves with `fold` in their name are divided by the layer's index + 1, see the family's
+    `fold_attention_scale`. Raises ValueError for a model spread over several processes.
     """
     leaves, shapes, where = named_leaves(model), _shapes(model), places(model)
     if not all(leaf.is_fully_addressable for leaf in leaves.values()):
-        raise ValueError(
-            "the model is spread over several processes; export its run directory in one"
-        )
+        raise ValueError("the model is spread over processes; export its run directory in one")
 
     def part(leaf: str, layer: int | None) -> np.ndarray:
         array = leaves[leaf]

@@ -75,7 +75,7 @@ def test_batches_change_nothing(model, tokenizer):
 
 
 def test_an_empty_prompt_begins_with_the_end_of_text(generator):
-    assert generator.encode("", new=4) == [279]
+    assert generator.encode([""], new=4) == [[279]]
     assert len(generate_until(generator, [[]], until=["zz"], max_new_tokens=4)) == 1
 
 

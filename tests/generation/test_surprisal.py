@@ -70,7 +70,9 @@ def test_the_terminal_shows_every_token(tokenizer):
 def test_invalid_texts_are_refused(model, tokenizer, text, message):
     with pytest.raises(ValueError, match=message):
         surprisal.score_text(model, tokenizer, text)
-    with pytest.raises(ValueError, match="0 to 279"):
-        surprisal.log_probabilities(model, [[280]])
-    with pytest.raises(ValueError, match="the model's 48 positions"):
-        surprisal.log_probabilities(model, [[1] * 49])
+
+
+def test_ids_that_the_model_does_not_have_are_refused(tokenizer):
+    small = GPT2Config(vocab_size=100, context_length=48, layers=1, width=32, heads=2)
+    with pytest.raises(ValueError, match="expected 0 to 99"):
+        surprisal.score_text(GPT2(small, key=jax.random.key(0)), tokenizer, TEXT)
