@@ -13,7 +13,7 @@ SAID = {
     ),
     "02_question_answering.ipynb": (),
     "03_generation.ipynb": (
-        "beam search takes no sampling",
+        "beam search does not sample",
         "programs compiled by each call: [2, 0, 0, 0, 2, 0]",
     ),
 }

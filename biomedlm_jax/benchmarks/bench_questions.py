@@ -23,7 +23,7 @@ from biomedlm_jax.benchmarks.bench_train import Steps, jax_steps, torch_steps
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.finetuning.losses import Batch, question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
-from biomedlm_jax.interop.heads import PAPER, Head, with_head
+from biomedlm_jax.interop.finetuned import PAPER, Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import make_config, make_model
 from biomedlm_jax.model.heads import CHOICE, Scorer

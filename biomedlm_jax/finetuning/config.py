@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from biomedlm_jax.interop.heads import RELEASED, ROW_FORMATS
+from biomedlm_jax.interop.finetuned import RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import LEAST_LENGTH
 from biomedlm_jax.qa.tasks import ON_ERROR
 from biomedlm_jax.settings import Settings, setting

@@ -13,7 +13,7 @@ from biomedlm_jax.finetuning.losses import question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
 from biomedlm_jax.finetuning.start import load_start, make_recipe
 from biomedlm_jax.interop.directories import MODEL_FOLDER
-from biomedlm_jax.interop.heads import Head, read_facts, save_finetuned, with_head
+from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, with_head
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.evaluation import check_head

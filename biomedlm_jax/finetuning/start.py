@@ -16,7 +16,7 @@ from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
-from biomedlm_jax.interop.heads import Head, load_finetuned, read_head
+from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig

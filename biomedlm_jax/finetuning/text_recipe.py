@@ -20,7 +20,7 @@ from biomedlm_jax.finetuning.text_report import KINDS, text_report
 from biomedlm_jax.generation.generator import Generator, generate_until
 from biomedlm_jax.generation.options import make_options
 from biomedlm_jax.interop.directories import MODEL_FOLDER
-from biomedlm_jax.interop.heads import save_finetuned
+from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.questions import counted

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from biomedlm_jax.interop.heads import CHOICE, PAPER, Head
+from biomedlm_jax.interop.finetuned import CHOICE, PAPER, Head
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
 

@@ -10,7 +10,7 @@ from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.files import atomic_directory, check_output, read_json, write_json, write_text
 from biomedlm_jax.interop import directories, heads, hub, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
-from biomedlm_jax.interop.heads import Head
+from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.interop.modelcard import Facts, model_card, source_facts
 from biomedlm_jax.interop.shards import parse_size, write_tensors
 from biomedlm_jax.interop.tensorfiles import TensorFiles

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from biomedlm_jax.files import parse_object, read_json, read_lines
 from biomedlm_jax.interop import directories
+from biomedlm_jax.interop.finetuned import CHOICE, Head
 from biomedlm_jax.interop.headcard import scoring_section
-from biomedlm_jax.interop.heads import CHOICE, Head
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, family

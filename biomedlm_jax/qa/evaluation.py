@@ -11,7 +11,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import check_output
 from biomedlm_jax.interop.directories import model_config, read_tokenizer
-from biomedlm_jax.interop.heads import Head, load_finetuned, read_head
+from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.qa import report, statistics

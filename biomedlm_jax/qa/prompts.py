@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from biomedlm_jax.interop.heads import RELEASED
+from biomedlm_jax.interop.finetuned import RELEASED
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, LETTERS
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.questions import Question

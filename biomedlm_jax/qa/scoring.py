@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.interop.heads import PAPER
+from biomedlm_jax.interop.finetuned import PAPER
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import prompts, states

@@ -6,7 +6,7 @@ import pytest
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.heads import save_finetuned
+from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config

@@ -13,7 +13,7 @@ import pytest
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.finetuning.finetune import finetune
-from biomedlm_jax.interop.heads import save_finetuned
+from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.training.checkpoint import steps

@@ -6,7 +6,7 @@ import pytest
 
 from biomedlm_jax.finetuning import question_recipe
 from biomedlm_jax.finetuning.finetune import finetune
-from biomedlm_jax.interop.heads import load_finetuned
+from biomedlm_jax.interop.finetuned import load_finetuned
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.tasks import find_task, read_questions

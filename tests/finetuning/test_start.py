@@ -8,7 +8,7 @@ from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import load_start, make_recipe
-from biomedlm_jax.interop.heads import save_finetuned
+from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.settings import read_settings

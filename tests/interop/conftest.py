@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.heads import Head, with_head
+from biomedlm_jax.interop.finetuned import Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from biomedlm_jax.interop.heads import load_finetuned
+from biomedlm_jax.interop.finetuned import load_finetuned
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.heads import HEADS
 from biomedlm_jax.qa.prompts import choice_prompts, classification_prompts

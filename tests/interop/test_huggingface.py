@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.interop.heads import load_finetuned, save_finetuned
+from biomedlm_jax.interop.finetuned import load_finetuned, save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.training.checkpoint import save_model
 

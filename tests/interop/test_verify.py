@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import cli
-from biomedlm_jax.interop.heads import save_finetuned
+from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.verify import verify_hf
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.heads import PAPER, Head, load_finetuned, save_finetuned, with_head
+from biomedlm_jax.interop.finetuned import PAPER, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.heads import PAPER, RELEASED, ROW_FORMATS
+from biomedlm_jax.interop.finetuned import PAPER, RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import (
     ADDED_TOKENS,
     choice_prompts,

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.heads import PAPER, RELEASED, Head, with_head
+from biomedlm_jax.interop.finetuned import PAPER, RELEASED, Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION

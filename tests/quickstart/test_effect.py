@@ -1,6 +1,6 @@
 import pytest
 
-from biomedlm_jax.interop.heads import load_finetuned
+from biomedlm_jax.interop.finetuned import load_finetuned
 from biomedlm_jax.qa.report import read_items
 from biomedlm_jax.qa.statistics import compare
 from biomedlm_jax.quickstart.effect import as_text

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.interop.heads import (
+from biomedlm_jax.interop.finetuned import (
     Head,
     load_finetuned,
     read_facts,
@@ -56,7 +56,6 @@ def test_a_language_model_of_a_fine_tuning_run(model, tokenizer, assert_same, tm
 
 
 def test_a_failed_save_leaves_the_old_model(make_finetuned, tmp_path, monkeypatch):
-    from biomedlm_jax.interop import heads
 
     model, tokenizer, head = make_finetuned("choice")
     save_finetuned(tmp_path / "model", model, tokenizer, head, facts={"epoch": 1})
