@@ -22,7 +22,7 @@ FLAGS.define_mesh()
 def run(options: Flags) -> None:
     """Load the model, write it and print the directory."""
     from biomedlm_jax.files import check_output, read_json
-    from biomedlm_jax.interop import directories, heads, huggingface, modelcard, shards
+    from biomedlm_jax.interop import directories, finetuned, huggingface, modelcard, shards
     from biomedlm_jax.model.families import family
     from biomedlm_jax.training.checkpoint import latest_step
 
@@ -32,14 +32,14 @@ def run(options: Flags) -> None:
     directories.read_config(options.model)  # that it is a directory of a model
     path, step = directories.model_directory(options.model), options.step
     mesh = options.make_mesh()
-    if heads.read_head(path) is None:
+    if finetuned.read_head(path) is None:
         generation = path / directories.GENERATION_CONFIG
         export["generation"] = read_json(generation) if generation.exists() else None
         model, tokenizer = huggingface.load(path, step=step, mesh=mesh)
     else:
         if step is not None:
             raise ValueError(f"got step={step}; {path} has one checkpoint, leave out --step")
-        model, tokenizer, export["head"] = heads.load_finetuned(path, mesh=mesh)
+        model, tokenizer, export["head"] = finetuned.load_finetuned(path, mesh=mesh)
     if directories.kind_of(path) == directories.RUN:
         step = latest_step(path) if step is None else step
         export["training_facts"] = modelcard.training_facts(path, step=step)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.files import atomic_directory, check_output, read_json, write_json, write_text
-from biomedlm_jax.interop import directories, heads, hub, weights
+from biomedlm_jax.interop import directories, finetuned, hub, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
 from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.interop.modelcard import Facts, model_card, source_facts
@@ -37,7 +37,7 @@ def load(
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config)
     abstract = abstract_model(config, one_device() if mesh is None else mesh)
-    return heads.read_weights(path, abstract, step=step), tokenizer
+    return finetuned.read_weights(path, abstract, step=step), tokenizer
 
 
 def import_hf(
@@ -60,12 +60,12 @@ def import_hf(
     if directories.kind_of(source) != directories.HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)
-    config, head, mesh = directories.model_config(source), heads.read_head(source), one_device()
+    config, head, mesh = directories.model_config(source), finetuned.read_head(source), one_device()
     if head is None:
         directories.refuse_heads(source)
         abstract = abstract_model(config, mesh)
     else:
-        abstract = heads.abstract_finetuned(config, head, mesh)
+        abstract = finetuned.abstract_finetuned(config, head, mesh)
     tokenizer = directories.read_tokenizer(source, config, required=head is not None)
     files = TensorFiles(source, config)
     weights.check_tensors(files.shapes, abstract, where=str(source))
@@ -73,7 +73,7 @@ def import_hf(
     if tokenizer is None:
         notify(f"no tokenizer in {source}: the run directory has none either")
     generation = source / directories.GENERATION_CONFIG
-    return heads.save_finetuned(
+    return finetuned.save_finetuned(
         path,
         weights.read_model(abstract, files.read),
         tokenizer,

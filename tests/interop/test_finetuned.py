@@ -56,6 +56,7 @@ def test_a_language_model_of_a_fine_tuning_run(model, tokenizer, assert_same, tm
 
 
 def test_a_failed_save_leaves_the_old_model(make_finetuned, tmp_path, monkeypatch):
+    from biomedlm_jax.interop import finetuned
 
     model, tokenizer, head = make_finetuned("choice")
     save_finetuned(tmp_path / "model", model, tokenizer, head, facts={"epoch": 1})
@@ -63,7 +64,7 @@ def test_a_failed_save_leaves_the_old_model(make_finetuned, tmp_path, monkeypatc
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(heads, "save_model", fail)
+    monkeypatch.setattr(finetuned, "save_model", fail)
     with pytest.raises(OSError, match="disk full"):
         save_finetuned(tmp_path / "model", model, tokenizer, head, facts={"epoch": 2})
     assert read_facts(tmp_path / "model") == {"epoch": 1}
