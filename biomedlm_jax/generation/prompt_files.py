@@ -83,8 +83,8 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
     else:
         for where, record in read_jsonl(source):
             if not isinstance(record.get(field), str):
-                wanted = f"expected an object with the text {field!r}"
-                raise ValueError(f"{where}: {wanted}, got {sorted(record)}; fix: set --field")
+                got = f"an object with the text {field!r}, got the fields {sorted(record)}"
+                raise ValueError(f"{where}: expected {got}; name the field with --field")
             prompts.append((record[field], {"id": record["id"]} if "id" in record else {}))
     if not prompts:
         raise ValueError(f"{source} has no prompts; expected one a line")

@@ -29,7 +29,7 @@ class Strategy(Settings):
     repetition_penalty: float = setting(
         1.0, above=0, help="divide positive logits of tokens in the text by it, multiply negative"
     )
-    no_repeat_ngram_size: int = _count(help="tokens of sequences that may not repeat; 0: no limit")
+    no_repeat_ngram_size: int = _count(help="length of token sequences that may not repeat; 0: off")
     min_length: int = _count(help="tokens of prompt and answer before the answer may end")
     min_new_tokens: int = _count(help="tokens of the answer before it may end")
     bad_words: tuple[str | tuple[int, ...], ...] = setting(  # ids here; also texts in Options

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from biomedlm_jax.generation import terminal
+from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.options import Options
 
 NONE = {"prompt": None, "prompts": None, "score": None, "out": None, "html": None}
@@ -29,11 +30,14 @@ def test_an_invalid_prompt_does_not_end_the_session(monkeypatch, capsys):
     def stream(ids, options):
         yield from ("<", str(len(ids)), ">")
 
-    generator = SimpleNamespace(
-        config=SimpleNamespace(vocab_size=9, context_length=8, eos_token_id=8),
-        encode=lambda prompt, **_: [1] * len(prompt),
-        stream=stream,
-    )
+    config = SimpleNamespace(vocab_size=9, context_length=8, eos_token_id=8)
+
+    def encode(prompts, *, new, truncate):
+        ids = [[1] * len(prompt) for prompt in prompts]
+        check_prompts(config, ids, new)
+        return ids
+
+    generator = SimpleNamespace(encode=encode, stream=stream)
     flags, errors = SimpleNamespace(stats=False, truncate="error"), io.StringIO()
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\n\nfar too long\nab"))
     console = Console(file=errors, soft_wrap=True)
