@@ -27,7 +27,17 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 # Test files of no single module.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
-LINES = {}
+# The most lines of each wing: a wing that must grow says so here.
+LINES = {
+    ("model",): 1_260,
+    ("training",): 1_348,
+    ("corpus",): 1_100,
+    ("generation",): 1_700,
+    ("interop",): 1_500,
+    ("qa", "finetuning"): 3_017,
+    ("planning",): 1_000,
+    ("cli", "commands"): 1_011,
+}
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asked", "said", "told"}
 
