@@ -81,4 +81,4 @@ def test_rows_hold_a_source_and_a_target(get_config):
 def test_the_small_world_needs_no_other_value(get_config):
     settings = read_settings(QuestionSettings, get_config("small_world"))
     assert settings.model["residual_dropout"] == 0
-    assert settings.optimizer.learning_rate == 5e-4
+    assert settings.optimizer.learning_rate == 1e-3

@@ -79,16 +79,16 @@ def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
 
 def test_the_best_by_dev_accuracy_is_kept(world, question_config, tmp_path, trained, monkeypatch):
     config = question_config(checkpoint__every=3)
-    accuracies, stopped = iter([25.0, 75.0, 75.0, 50.0, 0.0, 74.0, 75.0, 10.0]), []
+    accuracies, stopped = iter([25, 75, 75, 50, 0, 74, 75, 10]), []
 
-    def accuracy(ways):
-        value = next(accuracies)
-        if value == 75 and not stopped:
+    def score(*_, **options):
+        right = next(accuracies)
+        if right == 75 and not stopped:
             stopped.append(True)
             signal.raise_signal(signal.SIGINT)  # the next run starts with the best on disk
-        return value
+        return {options["mode"]: [{"gold": n < right, "prediction": True} for n in range(100)]}
 
-    monkeypatch.setattr(question_recipe, "accuracy", accuracy)
+    monkeypatch.setattr(question_recipe, "score", score)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         finetune(config, world / "base", run)

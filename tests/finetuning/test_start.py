@@ -67,6 +67,6 @@ def test_a_recipe_introduces_model_devices_and_kernel(start, world, question_con
     assert "122,496 parameters on 1 cpu" in first
     assert "attention by xla" in first
     assert second == "hello"
-    assert last == "1 epoch of 2 steps, 8 tokens each in rows of 6"
-    assert recipe.steps == recipe.evaluate_every == 2
+    assert last == "8 epochs of 2 steps, 8 tokens each in rows of 6"
+    assert (recipe.steps, recipe.evaluate_every) == (16, 2)
     assert recipe.flops_per_token > 6 * 90_000
