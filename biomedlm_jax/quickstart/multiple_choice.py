@@ -81,12 +81,8 @@ def _ask(
     ):
         options = _wrong_options(rng, fact, asks, split_of)
         options.insert(LETTERS.index(letter), getattr(fact, asks))
-        question = text.format(
-            subject=fact.subject,
-            value=fact.value,
-            person=rng.choice(("woman", "man")),
-            age=rng.integer(19, 76),
-        )
+        details = {"person": rng.choice(("woman", "man")), "age": rng.integer(19, 76)}
+        question = text.format(subject=fact.subject, value=fact.value, **details)
         made.append(
             {
                 "id": f"{split}-{number:04d}",

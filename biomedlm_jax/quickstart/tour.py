@@ -86,9 +86,8 @@ def take_tour(out: str | Path, *, steps: int, documents: int, epochs: int = EPOC
         # Every device needs a row.
         config.training.batch_size = math.lcm(config.training.batch_size, jax.device_count())
         figures["validation"] = pretrain(config, out / "run")
-        losses = [
-            line["loss"] for _, line in read_jsonl(out / "run/metrics.jsonl") if "loss" in line
-        ]
+        records = read_jsonl(out / "run" / "metrics.jsonl")
+        losses = [record["loss"] for _, record in records if "loss" in record]
         console.print(f"   loss {losses[0]:.2f} {_sparkline(losses)} {losses[-1]:.2f}")
         if not losses[-1] < 0.7 * losses[0]:
             raise ValueError(f"the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} only")
@@ -102,7 +101,7 @@ def take_tour(out: str | Path, *, steps: int, documents: int, epochs: int = EPOC
         again, _ = load(out / "imported")
         ids = jax.numpy.array([tokenizer.encode(texts[0]).ids[:LENGTH]])
         before, after = np.asarray(model(ids)), np.asarray(again(ids))
-        figures["logits_equal"] = bool((before == after).all())
+        figures["logits_equal"] = np.array_equal(before, after)
         if not figures["logits_equal"]:
             raise ValueError("the re-imported model computes other logits than the trained one")
         console.print(f"   {before.size:,} logits before and after are bit-identical")
