@@ -35,9 +35,7 @@ def pretraining_config(tokens: str, *, steps: int) -> ConfigDict:
             "heads": 4,
             "scale_attn_by_inverse_layer_idx": True,
             "initializer_range": 0.05,
-            "embedding_dropout": 0.0,
-            "attention_dropout": 0.0,
-            "residual_dropout": 0.0,
+            **dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0),
         },
         data=TokenSettings(path=tokens, seed=0),
         mesh=MeshSettings(),
@@ -61,7 +59,7 @@ def pretraining_config(tokens: str, *, steps: int) -> ConfigDict:
 def finetuning_config(task: str, *, epochs: int = EPOCHS) -> ConfigDict:
     """Return the config of fine-tuning on the questions of `task`.
 
-    It is configs/finetune.py:small_world, for which a test checks the equality.
+    A test checks that it equals configs/finetune.py:small_world.
     """
     settings = QuestionSettings(
         recipe="questions",

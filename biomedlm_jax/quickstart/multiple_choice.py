@@ -52,8 +52,7 @@ def write_questions(
     directory: str | Path, world: Sequence[Family], seed: int = 0
 ) -> dict[str, int]:
     """Write train.jsonl, dev.jsonl and test.jsonl; return the number of questions of each."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
     splits = questions(world, seed)
     for split, rows in splits.items():
         write_text(directory / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

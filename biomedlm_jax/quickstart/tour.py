@@ -93,8 +93,8 @@ def take_tour(out: str | Path, *, steps: int, documents: int, epochs: int = EPOC
             raise ValueError(f"the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} only")
     with stage("export to Hugging Face and import again"):
         model, tokenizer = load(out / "run")
-        facts = training_facts(out / "run", step=steps)
         assert tokenizer is not None  # the run has one
+        facts = training_facts(out / "run", step=steps)
         export_hf(model, tokenizer, out / "hf", training_facts=facts)
         # The licence of the weights is that of this run, so the notice is left out.
         import_hf(out / "hf", out / "imported", notify=lambda text: None)
