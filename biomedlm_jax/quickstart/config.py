@@ -18,7 +18,7 @@ from biomedlm_jax.training.pretrain import PretrainSettings, PretrainSteps, Toke
 FAMILIES = 60
 VOCAB_SIZE = 1_536  # most names are one token
 LENGTH = 128
-EPOCHS = 12  # of fine-tuning
+EPOCHS = 10  # of fine-tuning
 
 
 def pretraining_config(tokens: str, *, steps: int) -> ConfigDict:
