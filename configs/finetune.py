@@ -127,7 +127,7 @@ def small_world(config: ConfigDict) -> None:
     config.model.update(compute_dtype="float32", embedding_dropout=0.0)
     config.model.update(attention_dropout=0.0, residual_dropout=0.0)
     config.optimizer.update(learning_rate=1e-3, warmup_ratio=0.3)
-    config.training.epochs = 12
+    config.training.epochs = 10
     config.logging.every = 20
 
 

@@ -12,8 +12,8 @@ from biomedlm_jax.commands.shared_flags import Flags
 
 FLAGS = Flags()
 FLAGS.define("out", "quickstart", "New directory for all files.")
-FLAGS.define("steps", 1_000, "Pre-training steps of 1,024 tokens.", least=40)
-FLAGS.define("documents", 3_600, "Abstracts to write.", least=200)
+FLAGS.define("steps", 700, "Pre-training steps of 1,024 tokens.", least=40)
+FLAGS.define("documents", 3_600, "Abstracts to write.", least=240)
 
 
 def run(options: Flags) -> None:

@@ -23,8 +23,8 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 def abstracts(world: Sequence[Family], count: int, seed: int = 0) -> Iterator[str]:
     """Write `count` abstracts, the title, a line break and the body, as in The Pile.
 
-    Half of them are about one family, the others are reviews of four: there a fact is only known
-    by the name in its own sentence. Kinds of abstract and families are balanced, so that every
+    One in five is a review of four families, in which only the name in a sentence identifies the
+    family of its fact; the others are about one. Kinds of abstract and families are balanced, so that every
     fact is stated about equally often.
     """
     rng = SeededRandom("abstracts", seed)

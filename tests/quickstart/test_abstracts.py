@@ -28,7 +28,7 @@ def test_the_world_of_seed_0_is_the_same_on_every_python_and_platform(tmp_path):
         for directory in "abc"
     )
     assert first == again != other
-    assert hashlib.sha256(first).hexdigest()[:16] == "551ccccc56de67bb", (
+    assert hashlib.sha256(first).hexdigest()[:16] == "1c8b426b986fbb74", (
         "seed 0 writes other bytes than before; if the wording or the facts were changed on "
         "purpose, put the new digest here"
     )
@@ -79,7 +79,7 @@ def test_abstracts_read_well(texts):
 
 def test_families_and_kinds_of_abstract_are_balanced(world, texts, names_in):
     reviews = [text for text in texts if len({*names_in(text)}) > 3]
-    assert len(reviews) == len(texts) / 2
+    assert len(reviews) == len(texts) / 5
     counts = Counter(name for text in texts for name in {*names_in(text)})
     diseases = [counts[family.disease] for family in world]
     assert max(diseases) < 1.5 * min(diseases)
