@@ -24,8 +24,7 @@ def abstracts(world: Sequence[Family], count: int, seed: int = 0) -> Iterator[st
     """Write `count` abstracts, the title, a line break and the body, as in The Pile.
 
     One in five is a review of four families, in which only the name in a sentence identifies the
-    family of its fact; the others are about one. Kinds of abstract and families are balanced, so that every
-    fact is stated about equally often.
+    family of its fact; the others are about one. Kinds of abstract and families are balanced.
     """
     rng = SeededRandom("abstracts", seed)
     kinds = [plan for plan in WORDING["plans"] for _ in range(plan["weight"])]
