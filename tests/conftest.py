@@ -5,6 +5,7 @@ later runs. LLVM does not optimise them: most tests compile more than they compu
 compiled code starts a process with its own XLA_FLAGS.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -29,3 +30,16 @@ def real_data() -> Path:
     if not path:
         pytest.skip("BIOMEDLM_DATA is not set: it names the directory with real data")
     return Path(path)
+
+
+@pytest.fixture
+def report_at_both_ends(monkeypatch):
+    """Make a module report before and after its work: a short one may end before the first time."""
+
+    @contextlib.contextmanager
+    def report_regularly(report):
+        report()
+        yield
+        report()
+
+    return lambda module: monkeypatch.setattr(module, "report_regularly", report_regularly)

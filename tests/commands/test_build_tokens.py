@@ -3,15 +3,15 @@
 import json
 
 from biomedlm_jax import cli
-from biomedlm_jax.corpus import progress
+from biomedlm_jax.corpus import tokens
 from biomedlm_jax.corpus.manifest import read_manifest
 from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i in range(100)]
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", 0.001)
+def test_the_command(tmp_path, capsys, report_at_both_ends):
+    report_at_both_ends(tokens)
     corpus, out, figures = tmp_path / "a.jsonl", tmp_path / "tokens", tmp_path / "figures.json"
     corpus.write_text("".join(json.dumps({"body": text}) + "\n" for text in [*TEXTS, ""]))
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=280), tmp_path / "tokenizer")

@@ -6,8 +6,9 @@ import random
 import pytest
 
 from biomedlm_jax import cli
-from biomedlm_jax.corpus import progress
-from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from biomedlm_jax.commands import train_tokenizer
+from biomedlm_jax.corpus import tokenizer
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 
 TEXTS = [
     " ".join(random.Random(i).choices(["cardio", "gram", "osis", "é"], k=9)) for i in range(50)
@@ -38,7 +39,7 @@ def test_the_command(corpus, tmp_path, capsys):
     assert not out.exists()
     assert cli.main([*command, "--on_error=skip"]) == 0
     printed = capsys.readouterr().out
-    expected = tokenizer_hash(train_tokenizer(TEXTS, vocab_size=SIZE))
+    expected = tokenizer_hash(tokenizer.train_tokenizer(TEXTS, vocab_size=SIZE))
     assert f"{SIZE} entries, {expected}" in printed
     assert "50 documents" in printed
     assert "skipped    1 bad lines" in printed
@@ -56,10 +57,11 @@ def test_the_command(corpus, tmp_path, capsys):
     assert "no such file" in fails("--input=nowhere.txt")
 
 
-def test_progress_is_one_line_every_few_seconds(corpus, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", 0.0001)
+def test_progress_is_one_line_every_few_seconds(corpus, tmp_path, capsys, report_at_both_ends):
+    report_at_both_ends(train_tokenizer)
     flags = [f"--input={corpus}", "--on_error=skip", f"--vocab_size={SIZE}"]
     assert cli.main(["train-tokenizer", *flags, f"--out={tmp_path / 'tokenizer'}"]) == 0
-    lines = capsys.readouterr().err.splitlines()
-    assert lines
+    first, last = lines = capsys.readouterr().err.splitlines()
+    assert "reading: 0 documents" in first
+    assert "merging pairs: 50 documents" in last
     assert all(" documents, " in line and line.startswith("0 s  ") for line in lines)
