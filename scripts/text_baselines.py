@@ -11,26 +11,20 @@ its subject line), one constant answer, and the target of the most similar train
 means the highest cosine similarity of word counts weighted by inverse document frequency.
 
 Prints a Markdown table of ROUGE F-measures times 100 with Porter's stemmer and 95 % bootstrap
-intervals (1,000 resamples, seed 0). Requires the package `rouge-score`.
+intervals (1,000 resamples, seed 0). With --group_field, the groups of the sources in --train are
+resampled, as fine-tuning does.
 """
 
 import argparse
 import collections
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 
-KINDS = ("rouge1", "rouge2", "rougeL")
-
-
-def read_lines(path: str) -> list[dict]:
-    """Return the objects of a JSONL file."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+from biomedlm_jax.files import read_jsonl
+from biomedlm_jax.finetuning.text_report import KINDS, text_report
 
 
 def first_sentence(source: str) -> str:
@@ -63,19 +57,6 @@ def nearest_target(sources: Sequence[str], targets: Sequence[str]) -> Callable[[
     return nearest
 
 
-def score(references: Sequence[str], answers: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Return mean, low and high of each ROUGE kind."""
-    scorer = RougeScorer(list(KINDS), use_stemmer=True)
-    scores = [scorer.score(r, a) for r, a in zip(references, answers, strict=True)]
-    picks = np.random.default_rng(0).integers(0, len(answers), (1_000, len(answers)))
-    result = {}
-    for kind in KINDS:
-        values = np.array([100 * one[kind].fmeasure for one in scores])
-        low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-        result[kind] = (values.mean(), low, high)
-    return result
-
-
 def main() -> None:
     """Read the flags and print the table."""
     parser = argparse.ArgumentParser(
@@ -89,7 +70,7 @@ def main() -> None:
     parser.add_argument("--group_field", help="field whose values never occur in both splits")
     options = parser.parse_args()
 
-    lines = read_lines(options.predictions)
+    lines = [line for _, line in read_jsonl(options.predictions)]
     sources, references = ([line[name] for line in lines] for name in ("source", "target"))
     baselines = {}
     if all("answer" in line for line in lines):
@@ -98,11 +79,13 @@ def main() -> None:
     baselines["first sentence or subject of the source"] = [first_sentence(s) for s in sources]
     if options.constant:
         baselines[f'"{options.constant}"'] = [options.constant] * len(lines)
+    groups = None
     if options.train:
         group = options.group_field or options.source_field
-        train = read_lines(options.train)
-        held_out = {line[group] for line in train if line[options.source_field] in set(sources)}
-        train = [line for line in train if line[group] not in held_out]
+        train = [line for _, line in read_jsonl(options.train)]
+        group_of = {line[options.source_field]: line[group] for line in train}
+        groups = [group_of.get(source, source) for source in sources]
+        train = [line for line in train if line[group] not in groups]
         nearest = nearest_target(
             [line[options.source_field] for line in train],
             [line[options.target_field] for line in train],
@@ -111,12 +94,10 @@ def main() -> None:
 
     print("| answer | ROUGE-1 | ROUGE-2 | ROUGE-L | words |\n|---|---|---|---|---|")
     for name, answers in baselines.items():
-        cells = [
-            f"{m:.1f} ({low:.1f} to {high:.1f})"
-            for m, low, high in score(references, answers).values()
-        ]
-        words = np.mean([len(answer.split()) for answer in answers])
-        print(f"| {name} | {' | '.join(cells)} | {words:.1f} |")
+        report = text_report(sources, references, answers, groups=groups)
+        figures = [report[kind] for kind in KINDS]
+        cells = [f"{f['mean']:.1f} ({f['low']:.1f} to {f['high']:.1f})" for f in figures]
+        print(f"| {name} | {' | '.join(cells)} | {report['words']:.1f} |")
 
 
 if __name__ == "__main__":

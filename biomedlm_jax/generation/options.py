@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.files import read_json
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.sampling import LARGEST, Strategy
-from biomedlm_jax.interop.directories import GENERATION_CONFIG
+from biomedlm_jax.interop.directories import GENERATION_CONFIG, model_directory
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.settings import Settings, check_names, setting
 
@@ -151,8 +151,11 @@ def default_new_tokens(config: ModelConfig) -> int:
 
 
 def read_generation_config(path: str | Path) -> dict[str, Any]:
-    """Read `generation_config.json` of a model's directory; an absent file is empty."""
-    file = Path(path) / GENERATION_CONFIG
+    """Read `generation_config.json` of a model's directory; an absent file is empty.
+
+    A fine-tuning run has it in RUN/model.
+    """
+    file = model_directory(path) / GENERATION_CONFIG
     return read_json(file) if file.exists() else {}
 
 

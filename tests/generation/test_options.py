@@ -136,6 +136,14 @@ def test_settings_that_are_unknown_or_no_json(tmp_path):
         read_generation_config(tmp_path)
 
 
+def test_a_finetuning_run_decodes_by_the_settings_of_its_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "generation_config.json").write_text('{"num_beams": 5}')
+    assert make_options(read_generation_config(tmp_path)).beams == 5
+
+
 def test_bad_words_are_banned_with_and_without_a_space():
     tokenizer = train_tokenizer(iter(["the drug, the drug"] * 9), vocab_size=262)
     config = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
