@@ -79,13 +79,7 @@ COMPILER_OPTIONS: dict[str, dict[str, str]] = {
 }
 
 
-def _normalised(device_kind: str) -> str:
-    return " ".join(device_kind.lower().split())
-
-
-_BY_KIND = {_normalised(kind): chip for kind, chip in CHIPS.items()}
-
-
 def chip(device_kind: str) -> Chip | None:
     """Return the chip of a jax device kind (in any case), or None if it is unknown, as a CPU is."""
-    return _BY_KIND.get(_normalised(device_kind))
+    kind = " ".join(device_kind.lower().split())
+    return next((known for name, known in CHIPS.items() if name.lower() == kind), None)

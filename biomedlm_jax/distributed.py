@@ -111,10 +111,7 @@ def leaving_together(*, silence_timeout: int = 60) -> Iterator[None]:
         text = f"process {jax.process_index()}: {text}"
         with contextlib.suppress(Exception):  # another process failed earlier
             client.key_value_set(FAILED, f"{code} {text}")
-        code, text = _failure(client) or (code, text)
-        if jax.process_index() == 0:
-            time.sleep(3 * POLL_SECONDS)  # it stores the message: the others must read it
-        _exit(code, f"the run ends because of {text}")
+        _leave(*(_failure(client) or (code, text)))
     finally:
         finished.set()
 
@@ -132,9 +129,13 @@ def _watch(client, finished: threading.Event) -> None:
     while not finished.wait(POLL_SECONDS):
         failed = _failure(client)
         if failed:
-            if jax.process_index() == 0:
-                time.sleep(3 * POLL_SECONDS)
-            _exit(failed[0], f"the run ends because of {failed[1]}")
+            _leave(*failed)
+
+
+def _leave(code: int, text: str) -> None:
+    if jax.process_index() == 0:
+        time.sleep(3 * POLL_SECONDS)  # it stores the message: the others must read it
+    _exit(code, f"the run ends because of {text}")
 
 
 def _exit(code: int, text: str) -> None:

@@ -33,34 +33,25 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
     MLP and vocabulary. Raises ValueError if the sizes do not make exactly the devices there are.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes(len(devices), data=data, fsdp=fsdp, tensor=tensor)
-    # An axis of 32 on a torus of 16 x 16 takes a part of the second ring; `jax.make_mesh` allows
-    # that on v5e only.
-    array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def mesh_sizes(devices: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
-    """The sizes of a mesh of so many devices, the -1 filled in.
-
-    Raises ValueError if they do not make the devices.
-    """
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    count, sizes = len(devices), {"data": data, "fsdp": fsdp, "tensor": tensor}
     requested = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(
             f"mesh {requested}: sizes are at least 1, and at most one is -1 (the rest)"
         )
-    known = math.prod(size for size in sizes.values() if size != -1)
     if free:
-        sizes[free[0]] = devices // known
-    if math.prod(sizes.values()) != devices:
+        sizes[free[0]] = count // math.prod(size for size in sizes.values() if size != -1)
+    if math.prod(sizes.values()) != count:
         raise ValueError(
-            f"mesh {requested} does not make {devices}, the number of devices; choose sizes whose "
-            f"product is {devices}, or set one of them to -1"
+            f"mesh {requested} does not make {count}, the number of devices; choose sizes whose "
+            f"product is {count}, or set one of them to -1"
         )
-    return sizes["data"], sizes["fsdp"], sizes["tensor"]
+    # An axis of 32 on a torus of 16 x 16 takes a part of the second ring; `jax.make_mesh` allows
+    # that on v5e only.
+    shape = tuple(sizes[axis] for axis in AXES)
+    array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(*axes: str | None) -> PartitionSpec:
@@ -131,11 +122,11 @@ def platform() -> str:
 
 
 def check_fits(
-    mesh: Mesh | AbstractMesh, *, batch_size: int, accumulation: int = 1, model=None
+    mesh: Mesh | AbstractMesh, *, batch_size: int | None = None, accumulation: int = 1, model=None
 ) -> None:
-    """Raise ValueError unless the batch, and an (abstract) model's axes, divide over the mesh."""
+    """Raise ValueError unless a batch, and an (abstract) model's axes, divide over the mesh."""
     shards = batch_shards(mesh) * accumulation
-    if batch_size % shards:
+    if batch_size is not None and batch_size % shards:
         raise ValueError(
             f"got training.batch_size={batch_size}; expected a multiple of data x fsdp x "
             f"accumulation = {mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} "

@@ -56,22 +56,18 @@ class Settings:
     group: ClassVar[str] = ""
 
     def __post_init__(self):
-        check_settings(self)
+        """Raise ValueError for the first field of another type, not finite or out of its bounds."""
+        prefix, hints = f"{self.group}." if self.group else "", _hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            allowed = _unmet(value, hints[field.name], field.metadata)
+            if allowed:
+                raise ValueError(f"got {prefix}{field.name}={value!r}; expected {allowed}")
 
     @classmethod
     def free_names(cls) -> set[str]:
         """Names of the settings that a resumed run may change."""
         return {f.name for f in dataclasses.fields(cls) if f.metadata.get("free")}
-
-
-def check_settings(settings: Any) -> None:
-    """Raise ValueError for the first field of another type, not finite or out of its bounds."""
-    prefix = f"{settings.group}." if settings.group else ""
-    for field in dataclasses.fields(settings):
-        value, hint = getattr(settings, field.name), _hints(type(settings))[field.name]
-        allowed = _unmet(value, hint, field.metadata)
-        if allowed:
-            raise ValueError(f"got {prefix}{field.name}={value!r}; expected {allowed}")
 
 
 def read_settings(cls: type[S], values: Any, *, where: str = "config") -> S:

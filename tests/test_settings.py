@@ -1,9 +1,17 @@
 import dataclasses
+import runpy
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
+from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
+from biomedlm_jax.generation.options import make_options
+from biomedlm_jax.model.families import make_config
 from biomedlm_jax.settings import Settings, check_names, read_settings, setting
+from biomedlm_jax.training.pretrain import PretrainSettings
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,3 +71,39 @@ def test_a_missing_name_or_group_is_named():
     with pytest.raises(ValueError, match="got kind='c'; expected one of a, b"):
         Outer(inner=Inner(**GOOD), model={}, kind="c")
     check_names({"a": 1}, ("a", "b"), where="x", complete=False)
+
+
+def read_all(settings_class: type, config: ConfigDict) -> None:
+    """Read every group of a run's config, also those that are checked by another class."""
+    settings = read_settings(settings_class, config)
+    sizes = {"vocab_size": 300, "context_length": 32, "layers": 1, "width": 8, "heads": 2}
+    make_config({"model_type": "gpt2", **sizes, **settings.model})
+    make_options(**getattr(settings, "generation", {}))
+
+
+@pytest.mark.parametrize(
+    ("file", "settings_class"),
+    [
+        ("pretrain.py:tiny", PretrainSettings),
+        ("finetune.py:medqa", QuestionSettings),
+        ("finetune.py:meqsum", TextSettings),
+    ],
+)
+def test_nan_in_any_float_of_a_config_file_is_refused(file, settings_class):
+    path, _, variant = file.partition(":")
+    get_config = runpy.run_path(str(ROOT / "configs" / path))["get_config"]
+    floats = [
+        (group, name)
+        for group, values in get_config(variant).items()
+        if isinstance(values, ConfigDict)
+        for name, value in values.items()
+        if isinstance(value, float)
+    ]
+    assert len(floats) > 10
+    for group, name in floats:
+        config = get_config(variant)
+        with config.unlocked():
+            config.model = {k: v for k, v in config.model.items() if v is not None}
+        config[group][name] = float("nan")
+        with pytest.raises(ValueError, match=f"{name}=nan; expected a finite number"):
+            read_all(settings_class, config)
