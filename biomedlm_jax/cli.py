@@ -1,31 +1,23 @@
-"""`biomedlm COMMAND [--flags]`: the table of commands, each imported only when it is called.
+"""`biomedlm COMMAND [--flags]`: the list of commands, each imported only when it is called.
 
 A command is a file in `commands/` with a docstring, its own `FLAGS` (an absl `FlagValues`, so that
 `--help` prints that command's flags and no library's), and `run(flags)`. Bad input ends as one line
 on standard error and exit code 2; BIOMEDLM_TRACEBACK=1 in the environment raises it instead.
 """
 
+import ast
 import importlib
+import itertools
 import os
 import re
 import sys
 import textwrap
+from pathlib import Path
 
-COMMANDS = {
-    "quickstart": "pre-train, convert, fine-tune and score on a small invented world, in minutes",
-    "train-tokenizer": "train a byte-level BPE tokenizer as published",
-    "compare-tokenizers": "compare tokenizers on the same text: bytes per token and whole terms",
-    "build-tokens": "tokenise documents and pack them into rows of token ids",
-    "pretrain": "pre-train a language model, or resume a run",
-    "finetune": "fine-tune a model on questions or on texts, or resume a run",
-    "evaluate": "score a model on questions and write a report with confidence intervals",
-    "generate": "continue prompts, or print the probability of each token of a text",
-    "import-hf": "convert a Hugging Face directory into a run directory",
-    "export-hf": "write a run as a Hugging Face directory and check it",
-    "verify-hf": "compare a Hugging Face directory's outputs with transformers",
-    "plan": "compile a run's step for a TPU pod without one: memory, time, collectives",
-    "bench": "measure this library beside PyTorch",
-}
+COMMANDS = (
+    *("quickstart", "train-tokenizer", "compare-tokenizers", "build-tokens", "pretrain"),
+    *("finetune", "evaluate", "generate", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
+)
 
 # Errors that bad input causes. Any other is a defect of this library and keeps its traceback.
 INPUT_ERRORS = (
@@ -38,12 +30,27 @@ INPUT_ERRORS = (
 )
 BUCKETS = ("gs://", "s3://")
 
+FLAG = r"flag --([\w.]+)=(.*?): "
+# Messages of absl, and those that replace them.
+MESSAGES = {
+    FLAG + r"invalid literal for int.*": "got --{0}={1}; expected a whole number",
+    FLAG + r"could not convert string to float.*": "got --{0}={1}; expected a number",
+    FLAG + r"\('Non-boolean argument.*": "got --{0}={1}; expected true or false",
+    FLAG + r"value should be one of <(.*)>": "got --{0}={1}; expected one of {2}",
+    FLAG + r"(expected .*)": "got --{0}={1}; {2}",
+    r"(Unknown command line flag 'config\..*)": "{0}; --config=FILE comes before the settings that "
+    "it changes",
+}
+
 
 def overview() -> str:
-    """Return the list of commands, one line each."""
+    """Return the list of commands, one line each: the first of their docstrings."""
     width = max(map(len, COMMANDS))
     lines = ["biomedlm: BioMedLM in JAX. Usage: biomedlm COMMAND [--flags]", ""]
-    lines += [f"  {name:{width}}  {line}" for name, line in COMMANDS.items()]
+    for name in COMMANDS:
+        file = Path(__file__).parent / "commands" / f"{name.replace('-', '_')}.py"
+        about = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        lines.append(f"  {name:{width}}  {about.splitlines()[0]}")
     return "\n".join([*lines, "", "biomedlm COMMAND --help prints the flags of one command."])
 
 
@@ -62,7 +69,7 @@ def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("help", "--help", "-h"):
         print(overview())
         return 0
-    name, arguments = argv[0], argv[1:]
+    name, *arguments = argv
     if name == "--version":
         from biomedlm_jax import __version__
 
@@ -93,6 +100,7 @@ def _run(argv: list[str]) -> int:
 
 def flags_help(values) -> str:
     """Return a paragraph for each flag of a command: its meaning, choices and default."""
+    layout = {"initial_indent": "  ", "subsequent_indent": "      ", "break_long_words": False}
     lines = []
     for name in values:
         flag = values[name]
@@ -101,9 +109,7 @@ def flags_help(values) -> str:
         spelled = f"--[no]{name}" if flag.boolean else f"--{name}"
         default = "" if flag.default in (None, [], "") else f" (default: {flag.default_as_str})"
         text = f"{spelled}: {' '.join(flag.help.split())}{default}"
-        lines += textwrap.wrap(
-            text, 100, initial_indent="  ", subsequent_indent="      ", break_long_words=False
-        )
+        lines += textwrap.wrap(text, 100, **layout)
     return "\n".join(lines)
 
 
@@ -117,15 +123,14 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     # ml_collections reads the overrides (--config.a.b=1) from sys.argv; grain requires the global
     # flags to be marked as parsed.
     sys.argv = [f"biomedlm {name}", *arguments]
-    for argument in arguments:
-        flag, _, path = argument.partition("=")
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        flag, equals, path = argument.partition("=")
+        path = path if equals else following
         if path.startswith(BUCKETS):
-            raise ValueError(
-                f"got {argument}; expected a path of a file system: mount the bucket, and give the "
-                "path under which it is mounted"
-            )
-        if flag.lstrip("-") == "config" and not os.path.isfile(path.partition(":")[0]) and path:
-            raise FileNotFoundError(f"no such config file: {path}")
+            fix = "mount the bucket, and give the path under which it is mounted"
+            raise ValueError(f"got {flag}={path}; expected a path of a file system: {fix}")
+        if flag.lstrip("-") == "config" and not os.path.isfile(path.partition(":")[0]):
+            raise FileNotFoundError(f"no such config file: {path or 'the path is empty'}")
     # Reset what an earlier call in this process set, and the flags of its overrides.
     command.FLAGS.unparse_flags()
     for override in [flag for flag in command.FLAGS if "." in flag]:
@@ -138,34 +143,24 @@ def _parse(command, name: str, arguments: list[str]) -> None:
 
 def flag_message(error: Exception) -> str:
     """Return the message of an error of absl or ml_collections, in this library's words."""
-    while isinstance(error, KeyError | AttributeError) and error.args:
-        if not isinstance(error.args[0], Exception):
-            break
+    while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if "Traceback (most recent call last)" in text:  # raised by the config file
         where = text.partition(": ")[0].removeprefix("flag ")
         reason = text.strip().splitlines()[-1]
         return f"{where}: {reason.removeprefix('ValueError: ')}"
-    missing = re.findall(r"flag --(\S+)=None: Flag --\S+ must have a value other than None", text)
+    missing = re.findall(r"flag --(\w+)=(?:None|\[\])?: is required", text)
     if missing:
         return " ".join(f"--{name} is required." for name in missing)
     unknown = re.fullmatch(r"'?(\w+)'?\s*(?:Did you mean \"(\w+)\" .*)?", text, re.DOTALL)
     if unknown and isinstance(error, KeyError | AttributeError):
         near = f"; did you mean {unknown[2]!r}?" if unknown[2] else ""
         return f"the config has no setting {unknown[1]!r}{near}"
-    bad = re.fullmatch(r"flag --([\w.]+)=(.*?): (.*)", text, re.DOTALL)
-    for pattern, expected in (
-        (r"invalid literal for int.*", "a whole number"),
-        (r"could not convert string to float.*", "a number"),
-        (r"\('Non-boolean argument.*", "true or false"),
-        (r"value should be one of <(.*)>", "one of {}"),
-    ):
-        if bad and (reason := re.fullmatch(pattern, bad[3], re.DOTALL)):
-            choices = ", ".join(reason[1].split("|")) if reason.groups() else ""
-            return f"got --{bad[1]}={bad[2]}; expected {expected.format(choices)}"
-    if text.startswith("Unknown command line flag 'config."):
-        text += "; --config=FILE comes before the settings that it changes"
+    for pattern, message in MESSAGES.items():
+        if match := re.fullmatch(pattern, text, re.DOTALL):
+            got, detail = match.groups()[:2], match[3] if match.re.groups == 3 else ""
+            return message.format(*got, detail.replace("|", ", "))
     return text
 
 

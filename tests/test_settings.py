@@ -104,6 +104,8 @@ def test_nan_in_any_float_of_a_config_file_is_refused(file, settings_class):
         config = get_config(variant)
         with config.unlocked():
             config.model = {k: v for k, v in config.model.items() if v is not None}
+            if "train" in config.get("data", {}):
+                config.data.train = "pairs.jsonl"
         config[group][name] = float("nan")
         with pytest.raises(ValueError, match=f"{name}=nan; expected a finite number"):
             read_all(settings_class, config)

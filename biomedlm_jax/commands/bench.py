@@ -1,4 +1,4 @@
-"""Measure this library beside its peers in alternating rounds; print medians and ratios.
+"""Time this library beside its peers in alternating rounds; print medians.
 
     biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
     biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
@@ -13,17 +13,14 @@ the extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
-from typing import Any
 
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags()
+FLAGS = Flags("json", "dtype")
 BY_POSITION = "what"
 KINDS = ["train", "decode", "tokens", "questions"]
 FLAGS.define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
 FLAGS.define("rounds", 5, "Alternating rounds.", least=1)
-FLAGS.define_json()
-FLAGS.define_dtype()
 for name, default, meaning in (
     ("layers", 6, "train, decode: layers of the model."),
     ("width", 384, "train, decode: width of the model."),
@@ -44,7 +41,7 @@ for name, default, meaning in (
 PEERS = ["torch sdpa", "torch sdpa fused"]
 FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'.")
 FLAGS.define("profile", None, "train: directory to write a trace of our steps to.")
-FLAGS.define("batch_sizes", ["1", "8", "16"], "decode: batch sizes of greedy decoding.")
+FLAGS.define_sizes("batch_sizes", (1, 8, 16), "decode: batch sizes of greedy decoding.")
 FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
 FLAGS.define("input", [], "tokens: files, directories or globs.")
 FLAGS.define("text_field", "text", "tokens: field of a JSON line with the text.")
@@ -52,7 +49,7 @@ FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer."
 FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
 FLAGS.define("path", None, "questions: file or directory of MedQA.")
 FLAGS.define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
-FLAGS.define("hf_batch_sizes", ["8"], "questions: batch sizes of the harness' hf backend.")
+FLAGS.define_sizes("hf_batch_sizes", (8,), "questions: batch sizes of the harness' hf backend.")
 
 # The flags of each benchmark, and the name of the argument where that is another.
 ARGUMENTS = {
@@ -69,37 +66,27 @@ def run(options: Flags) -> None:
     what, required = options.what, REQUIRED.get(options.what, ())
     if not all(options[name].value for name in required):
         raise ValueError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
-    arguments = {}
-    for pair in ARGUMENTS[what].split():
-        name, _, argument = pair.partition(":")
-        value: Any = options[name].value
-        arguments[argument or name] = _sizes(name, value) if "batch_sizes" in name else value
     benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
+    pairs = [pair.partition(":") for pair in ARGUMENTS[what].split()]
+    arguments = {argument or name: options[name].value for name, _, argument in pairs}
     if what in ("train", "decode"):
         arguments["config"] = _config(options)
 
     from biomedlm_jax.benchmarks.rounds import print_result
-    from biomedlm_jax.files import write_json
 
     result = benchmark.measure(**arguments)
     print_result(result)
-    if options.json:
-        write_json(options.json, result)
-
-
-def _sizes(name: str, values: list[str]) -> tuple[int, ...]:
-    if not all(value.isdigit() and int(value) for value in values):
-        raise ValueError(f"got --{name}={','.join(values)}; expected whole numbers above 0")
-    return tuple(map(int, values))
+    options.write_json(result)
 
 
 def _config(options: Flags):
     from biomedlm_jax.benchmarks.rounds import NO_DROPOUT
     from biomedlm_jax.model.families import make_config
 
-    decode = options.what == "decode"
-    shape = options.pick("layers", "width", "heads", "vocab_size")
-    shape["context_length"] = options.prompt + options.new_tokens if decode else options.length
-    unroll = {} if decode else {"unroll": options.unroll}
-    execution = {"compute_dtype": options.dtype, **unroll, **NO_DROPOUT}
-    return make_config({"model_type": "gpt2", **shape, **execution})
+    fields = options.pick("layers", "width", "heads", "vocab_size")
+    if options.what == "decode":
+        fields["context_length"] = options.prompt + options.new_tokens
+    else:
+        fields |= {"context_length": options.length, "unroll": options.unroll}
+    fields |= {"model_type": "gpt2", "compute_dtype": options.dtype}
+    return make_config({**fields, **NO_DROPOUT})

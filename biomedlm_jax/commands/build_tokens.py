@@ -1,4 +1,4 @@
-"""Tokenise documents and pack them into rows of token ids, ready for pre-training.
+"""Tokenise documents and pack them into rows of token ids for pre-training.
 
     biomedlm build-tokens --input=corpus/ --tokenizer=tokenizer/ --out=tokens/
 
@@ -10,20 +10,15 @@ import time
 
 from rich.console import Console
 
-from biomedlm_jax.commands import inputs
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import documents, tokenizer, tokens
-from biomedlm_jax.files import write_json
 
-FLAGS = Flags()
-inputs.define_flags(FLAGS)
+FLAGS = Flags("input", "out", "json")
 FLAGS.define("tokenizer", None, "Directory of a tokenizer, or a tokenizer.json.", required=True)
-FLAGS.define_out("the token rows")
 FLAGS.define("length", 1024, "Token ids in a row: the model's context length.")
 FLAGS.define("validation_fraction", 0.005, "Fraction of the documents for validation.")
 separator = "<|endoftext|> or nothing after each document."
 FLAGS.define("separator", "eos", separator, choices=tokens.SEPARATORS)
-FLAGS.define_json("the manifest")
 LINE = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows"
 
 
@@ -44,16 +39,15 @@ def run(options: Flags) -> None:
 
     with console.status("starting") as status:
         manifest = tokens.build_tokens(
-            inputs.read_input(options, skipped),
+            options.read_input(skipped),
             tokenizer.load_tokenizer(options.tokenizer),
             options.out,
-            inputs=inputs.input_paths(options),
+            inputs=options.input_paths(),
             skipped=skipped,
             progress=report,
             **options.pick("length", "separator", "validation_fraction", "overwrite"),
         )
-    if options.json:
-        write_json(options.json, manifest)
+    options.write_json(manifest)
     for name, split in manifest["splits"].items():
         print(f"{name:10}  {LINE.format(**split)}")
     print(f"skipped     {skipped}")

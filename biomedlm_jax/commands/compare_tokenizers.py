@@ -1,4 +1,4 @@
-"""Compare tokenizers on the same text: how many tokens they need, which terms are one token.
+"""Compare tokenizers on the same text: bytes per token and whole terms.
 
     biomedlm compare-tokenizers --tokenizer=ours=tokenizer/ --tokenizer=gpt2=gpt2/ --input=test/
 
@@ -12,24 +12,15 @@ import itertools
 from rich.console import Console
 from rich.table import Table
 
-from biomedlm_jax.commands import inputs
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
-from biomedlm_jax.files import write_json
 
-FLAGS = Flags()
-inputs.define_flags(FLAGS)
-FLAGS.define(
-    "tokenizer",
-    None,
-    "Name in the tables and path of a tokenizer, NAME=PATH",
-    repeated=True,
-    required=True,
-)
+FLAGS = Flags("input", "json")
+NAMED = "Name in the tables and path of a tokenizer, NAME=PATH"
+FLAGS.define("tokenizer", None, NAMED, repeated=True, required=True)
 FLAGS.define("max_documents", None, "Documents to read at most.", kind=int, least=1)
 FLAGS.define("terms", list(comparison.TERMS), "Terms to tokenise, separated by commas.")
-FLAGS.define_json()
 
 
 def run(options: Flags) -> None:
@@ -39,7 +30,7 @@ def run(options: Flags) -> None:
         got = " ".join(f"--tokenizer={value}" for value in options.tokenizer)
         raise ValueError(f"got {got}; give each tokenizer as NAME=PATH with a different name")
     tokenizers = {name: load_tokenizer(path) for name, path in named.items()}
-    documents = itertools.islice(inputs.read_input(options), options.max_documents)
+    documents = itertools.islice(options.read_input(), options.max_documents)
     texts = (document.text for document in documents)
     reports = comparison.compare_tokenizers(tokenizers, texts, options.terms)
     sizes = Table("tokenizer", "entries", "tokens", "of the first", "bytes/token", "whole terms")
@@ -51,5 +42,4 @@ def run(options: Flags) -> None:
     for term in options.terms:
         terms.add_row(term, *("/".join(r.terms[term]) for r in reports))
     Console(markup=False, emoji=False).print(sizes, terms)
-    if options.json:
-        write_json(options.json, [dataclasses.asdict(r) for r in reports])
+    options.write_json([dataclasses.asdict(r) for r in reports])

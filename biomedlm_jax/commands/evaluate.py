@@ -11,8 +11,7 @@ several processes are started as for `biomedlm pretrain`.
 
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags()
-FLAGS.define_model(repeated=True)
+FLAGS = Flags("models", "out")
 FLAGS.define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH.")
 FLAGS.define("path", None, "File of the task, or directory of its files.")
 FLAGS.define("format", "", "Format of the files; default: the one that their names decide.")
@@ -26,9 +25,7 @@ FLAGS.define("baseline", None, "Report of another model on the same questions, f
 FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
 FLAGS.define("harness_tasks", [], "Tasks of lm-evaluation-harness instead, comma-separated.")
 FLAGS.define("harness_directory", None, "Directory of the YAML files of --harness_tasks.")
-FLAGS.define_out("the report")
-FLAGS.define_mesh()
-FLAGS.define_processes()
+FLAGS.add("mesh", "dtype", "processes")
 
 
 def run(options: Flags) -> None:
@@ -41,7 +38,7 @@ def run(options: Flags) -> None:
     from biomedlm_jax.qa.evaluation import evaluate
 
     with options.joined():
-        common = {**options.pick("batch_tokens", "overwrite"), "mesh": options.make_mesh()}
+        common = {**options.pick("batch_tokens", "overwrite"), **options.loading()}
         if options.harness_tasks:
             from biomedlm_jax.qa.harness import evaluate_tasks
 

@@ -1,4 +1,4 @@
-"""Fine-tune a model on questions or on texts; the same command resumes an interrupted run.
+"""Fine-tune a model on questions or on texts; the same command resumes a run.
 
     biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
         --workdir=FINETUNED
@@ -13,11 +13,7 @@ processes are started as for `biomedlm pretrain`.
 
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags()
-FLAGS.define_config()
-FLAGS.define_model()
-FLAGS.define_workdir()
-FLAGS.define_processes()
+FLAGS = Flags("config", "model", "workdir", "processes")
 
 
 def run(options: Flags) -> None:

@@ -13,9 +13,7 @@ command. All devices work: each answers its share of the prompts with a copy of 
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.generation.options import Options
 
-FLAGS = Flags()
-SETTINGS = {"cls": Options, "exclude": ("ends",)}
-FLAGS.define_model()
+FLAGS = Flags("model")
 FLAGS.define("prompt", None, "Text to continue; default: prompts are read as typed.")
 FLAGS.define("prompts", None, "File of prompts: JSON lines, or .txt with one prompt a line.")
 FLAGS.define("out", None, "File to append the answers to --prompts to, as JSON lines.")
@@ -27,9 +25,8 @@ FLAGS.define("truncate", "error", TRUNCATE, choices=("error", "left"))
 FLAGS.define("batch_size", 16, "Prompts decoded at once.", least=1)
 FLAGS.define("stats", False, "Print the speed; the answer is not streamed.")
 FLAGS.define("notice", True, "Print that this is not medical advice.")
-FLAGS.define_dtype()
-FLAGS.define_mesh()
-FLAGS.define_settings(**SETTINGS)
+FLAGS.add("dtype", "mesh")
+FLAGS.define_settings(Options, exclude=("ends",))
 
 
 def run(options: Flags) -> None:
@@ -40,4 +37,4 @@ def run(options: Flags) -> None:
     if options.score is not None:
         terminal.print_scores(options)
     else:
-        terminal.answer(options, options.given_settings(**SETTINGS))
+        terminal.answer(options, options.given_settings(Options))

@@ -10,10 +10,9 @@ fine-tuned directory.
 
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags()
+FLAGS = Flags("out")
 SOURCE = "Directory with config.json, weights and tokenizer, or hf://OWNER/NAME to download."
 FLAGS.define("source", None, SOURCE, required=True)
-FLAGS.define_out("the run")
 
 
 def run(options: Flags) -> None:

@@ -1,4 +1,4 @@
-"""Compile a run's step for a TPU pod on a machine without one; print its memory, time, collectives.
+"""Compile a run's step for a TPU pod without one: memory, time, collectives.
 
     biomedlm plan --config=configs/pretrain.py:biomedlm_2_7b --topology=v5e:16x16 --out=plan
 
@@ -9,20 +9,16 @@ or with --search every sensible one, ranked. All times are estimates.
 
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags()
-FLAGS.define_config()
+FLAGS = Flags("config", "json")
 TOPOLOGY = "TPU slice, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: these devices."
 FLAGS.define("topology", "local", TOPOLOGY)
 FLAGS.define("search", False, "Compile every sensible mesh (some 20 for 256 chips) and rank them.")
-FLAGS.define("tensor", ["1", "2", "4"], "Sizes of the tensor axis that --search tries, in devices.")
-STEP = (
-    "Step to compile: train (one update), score (the loss of one batch), or decode (one token for "
-    "each row of the batch, with a full cache)."
-)
+FLAGS.define_sizes("tensor", (1, 2, 4), "Sizes of the tensor axis that --search tries, in devices.")
+STEP = "train: one update; score: the loss of one batch; decode: one token for each of its rows, "
+STEP += "with a full cache."
 FLAGS.define("step", "train", STEP, choices=("train", "score", "decode"))
 FLAGS.define("out", None, "Directory to write plan.json, plan.md and plan.png to.")
 FLAGS.define("hlo", None, "Directory to write the optimised HLO to, one text file for each mesh.")
-FLAGS.define_json("the plan")
 
 
 def run(options: Flags) -> None:
@@ -34,23 +30,18 @@ def run(options: Flags) -> None:
         # Nothing runs: no TPU or GPU is needed. jax reads this when it is imported.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-    if not all(size.isdigit() and int(size) for size in options.tensor):
-        raise ValueError(f"got --tensor={','.join(options.tensor)}; expected sizes such as 1,2,4")
-
     from biomedlm_jax import plan
-    from biomedlm_jax.files import write_json
     from biomedlm_jax.planning.report import as_dict, markdown, write_report
 
     result = plan(
         options.config,
         options.topology,
-        tensor=tuple(map(int, options.tensor)),
-        **options.pick("search", "step", "hlo"),
+        **options.pick("search", "tensor", "step", "hlo"),
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(markdown(result))
     if options.out:
         print("wrote", ", ".join(map(str, write_report(result, options.out))))
+    options.write_json(as_dict(result))
     if options.json:
-        write_json(options.json, as_dict(result))
         print("wrote", options.json)

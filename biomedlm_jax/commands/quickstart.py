@@ -1,4 +1,4 @@
-"""Run every step on a small invented world, offline, in about two minutes on two CPU cores.
+"""Run every step on a small invented world, offline, in minutes on two cores.
 
     biomedlm quickstart --out=quickstart
 

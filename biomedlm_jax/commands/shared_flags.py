@@ -1,25 +1,49 @@
 """Flags: the flags of one command; those that several commands have are declared here, once.
 
-Nothing here imports jax: `biomedlm plan` chooses jax's platform before that.
+Nothing here imports jax before a command runs: `biomedlm plan` chooses jax's platform before that.
 """
 
 import contextlib
 import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
+from biomedlm_jax.corpus import documents
+from biomedlm_jax.files import write_json
 
+MODEL = "Run directory or Hugging Face directory of the model."
 KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
+class SizesParser(flags.ArgumentParser):
+    """Read whole numbers above 0, separated by commas."""
+
+    def parse(self, argument) -> tuple[int, ...]:
+        """Return the numbers of a text; raises ValueError for others. A default stays as it is."""
+        if not isinstance(argument, str):
+            return argument
+        sizes = argument.split(",") if argument else []
+        if not all(size.isdecimal() and int(size) for size in sizes):
+            raise ValueError("expected whole numbers above 0, such as 1,2,4")
+        return tuple(map(int, sizes))
+
+
 class Flags(flags.FlagValues):
-    """The flags of one command."""
+    """The flags of one command, in the order of its help."""
+
+    def __init__(self, *groups: str):
+        super().__init__()
+        self.add(*groups)
+
+    def add(self, *groups: str) -> None:
+        """Add groups of flags by name: "config" stands for `define_config`."""
+        for group in groups:
+            getattr(self, f"define_{group}")()
 
     def define(
         self,
@@ -50,7 +74,15 @@ class Flags(flags.FlagValues):
                 name, default, meaning, flag_values=self
             )
         if required:
-            flags.mark_flag_as_required(name, flag_values=self)
+            self.require(name)
+
+    def require(self, name: str) -> None:
+        """Make a flag required, and not empty."""
+        flags.register_validator(name, bool, "is required", flag_values=self)
+
+    def define_sizes(self, name: str, default: tuple[int, ...], meaning: str) -> None:
+        """Add a flag that lists whole numbers above 0, separated by commas."""
+        flags.DEFINE(SizesParser(), name, default, meaning, self, flags.CsvListSerializer(","))
 
     def pick(self, *names: str) -> dict[str, Any]:
         """Return the values of some flags by name."""
@@ -60,27 +92,55 @@ class Flags(flags.FlagValues):
         """Add --config, required; --config.GROUP.NAME=VALUE changes one of its settings."""
         meaning = "Config file of the run, FILE.py or FILE.py:VARIANT."
         config_flags.DEFINE_config_file("config", None, meaning, flag_values=self)
-        flags.mark_flag_as_required("config", flag_values=self)
+        self.require("config")
 
-    def define_model(self, *, repeated: bool = False) -> None:
+    def define_model(self) -> None:
         """Add --model, required."""
-        meaning = "Run directory or Hugging Face directory of the model."
-        meaning += " Several are one model with several seeds" if repeated else ""
-        self.define("model", None, meaning, repeated=repeated, required=True)
+        self.define("model", None, MODEL, required=True)
+
+    def define_models(self) -> None:
+        """Add --model, required and repeatable."""
+        seeds = f"{MODEL} Several are one model with several seeds."
+        self.define("model", None, seeds, repeated=True, required=True)
 
     def define_workdir(self) -> None:
         """Add --workdir, required."""
         meaning = "Directory of the run; a run that it contains is resumed."
         self.define("workdir", None, meaning, required=True)
 
-    def define_out(self, what: str) -> None:
-        """Add --out, required, and --overwrite; `what` is written."""
-        self.define("out", None, f"Directory to write {what} to.", required=True)
-        self.define("overwrite", False, f"Replace {what} in --out.")
+    def define_out(self) -> None:
+        """Add --out, required, and --overwrite."""
+        self.define("out", None, "Directory to write.", required=True)
+        self.define("overwrite", False, "Replace what this command wrote to --out before.")
 
-    def define_json(self, what: str = "the figures") -> None:
+    def define_json(self) -> None:
         """Add --json."""
-        self.define("json", None, f"File to write {what} to, as JSON.")
+        self.define("json", None, "File to write the figures to, as JSON.")
+
+    def write_json(self, value: Any) -> None:
+        """Write `value` to the file of --json, if that is given."""
+        if self.json:
+            write_json(self.json, value)
+
+    def define_input(self) -> None:
+        """Add the flags of a corpus; --input is required."""
+        what = f"Files, directories or globs, separated by commas. {documents.KNOWN}"
+        self.define("input", None, what, repeated=True, required=True)
+        text = "Field of a JSON line with the text; meta.text is nested, title,abstract are joined."
+        self.define("text_field", "text", text)
+        self.define("subsets", [], "Keep only JSON lines of these subsets, separated by commas.")
+        self.define("subset_field", "meta.pile_set_name", "Field of a JSON line with its subset.")
+        bad = "Stop at a bad line, or skip it."
+        self.define("on_error", "raise", bad, choices=documents.ON_ERROR)
+
+    def input_paths(self) -> list[Path]:
+        """List the files of --input."""
+        return documents.input_files([p for paths in self.input for p in paths.split(",")])
+
+    def read_input(self, skipped: documents.Skipped | None = None) -> Iterator[documents.Document]:
+        """Return the documents of `define_input`'s flags; `skipped` counts what is left out."""
+        given = self.pick("text_field", "subsets", "subset_field", "on_error")
+        return documents.read_documents(self.input_paths(), skipped=skipped, **given)
 
     def define_dtype(self) -> None:
         """Add --dtype."""
@@ -96,11 +156,15 @@ class Flags(flags.FlagValues):
         ):
             self.define(name, size, meaning)
 
-    def make_mesh(self) -> "Mesh":
-        """Return the mesh of `define_mesh`'s flags; raises ValueError if it is not all devices."""
-        from biomedlm_jax import mesh
+    def loading(self) -> dict[str, Any]:
+        """Return --data, --fsdp, --tensor and --dtype as arguments of functions that load a model.
 
-        return mesh.make_mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
+        Raises ValueError if the mesh does not have exactly the devices there are.
+        """
+        from biomedlm_jax.mesh import make_mesh
+
+        dtype = {"compute_dtype": self.dtype} if "dtype" in self else {}
+        return {"mesh": make_mesh(**self.pick("data", "fsdp", "tensor")), **dtype}
 
     def define_processes(self) -> None:
         """Add the flags of a run in several processes."""
@@ -117,7 +181,9 @@ class Flags(flags.FlagValues):
     def define_settings(self, cls: type, *, exclude: tuple[str, ...] = ()) -> None:
         """Add one flag, None by default, for each field of a Settings class, with its help."""
         hints = typing.get_type_hints(cls)
-        for field in _fields(cls, exclude):
+        for field in dataclasses.fields(cls):
+            if field.name in exclude:
+                continue
             kinds = [hints[field.name], *typing.get_args(hints[field.name])]
             kind = next((kind for kind in kinds if kind in KINDS), str)
             number = isinstance(field.default, int | float) and not isinstance(field.default, bool)
@@ -126,11 +192,11 @@ class Flags(flags.FlagValues):
             choices = [str(choice).lower() for choice in field.metadata["choices"] or ()]
             self.define(field.name, None, meaning, kind=kind, choices=choices, repeated=repeated)
 
-    def given_settings(self, cls: type, *, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
+    def given_settings(self, cls: type) -> dict[str, Any]:
         """Return the values of `define_settings`'s flags that were given."""
         given = {}
-        for field in _fields(cls, exclude):
-            value = self[field.name].value
+        for field in dataclasses.fields(cls):
+            value = self[field.name].value if field.name in self else None
             by_name = {str(choice).lower(): choice for choice in field.metadata["choices"] or ()}
             if isinstance(value, list):
                 given[field.name] = tuple(value)
@@ -146,16 +212,7 @@ class Flags(flags.FlagValues):
         if self.process_count > 1 and not self.coordinator:
             raise ValueError("--process_count needs --coordinator=HOST:PORT of process 0")
         if self.coordinator or self.distributed:
-            distributed.start_processes(
-                self.coordinator,
-                process_id=self.process_id,
-                process_count=self.process_count,
-                start_timeout=self.start_timeout,
-                silence_timeout=self.silence_timeout,
-            )
+            numbers = self.pick("process_id", "process_count", "start_timeout", "silence_timeout")
+            distributed.start_processes(self.coordinator, **numbers)
         with distributed.leaving_together(silence_timeout=self.silence_timeout):
             yield
-
-
-def _fields(cls: type, exclude: tuple[str, ...]) -> list[dataclasses.Field]:
-    return [field for field in dataclasses.fields(cls) if field.name not in exclude]

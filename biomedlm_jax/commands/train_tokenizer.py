@@ -8,23 +8,20 @@ The directory --out loads in transformers (AutoTokenizer) and in every later com
 import sys
 import time
 
-from biomedlm_jax.commands import inputs
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison, documents, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.files import atomic_directory
 
-FLAGS = Flags()
-inputs.define_flags(FLAGS)
+FLAGS = Flags("input", "out")
 FLAGS.define("vocab_size", 28_896, "Entries; the last one is <|endoftext|>.")
-FLAGS.define_out("the tokenizer")
 
 
 def run(options: Flags) -> None:
     """Train, save and print a summary; report progress on standard error."""
     start, terminal = time.monotonic(), sys.stderr.isatty()
     skipped, count, size, phase = documents.Skipped(), 0, 0, "reading"
-    corpus = inputs.read_input(options, skipped)
+    corpus = options.read_input(skipped)
 
     def texts():
         nonlocal count, size, phase
@@ -40,13 +37,11 @@ def run(options: Flags) -> None:
         clear = "\r\x1b[K" if terminal else ""  # the progress bar of `tokenizers` is on this line
         print(f"{clear}{line}", file=sys.stderr, flush=True)
 
-    with atomic_directory(
-        options.out, replaceable=tokenizer.holds_tokenizer, overwrite=options.overwrite
-    ) as new:
+    output = {"replaceable": tokenizer.holds_tokenizer, "overwrite": options.overwrite}
+    with atomic_directory(options.out, **output) as new:
         with report_regularly(report):
-            trained = tokenizer.train_tokenizer(
-                texts(), vocab_size=options.vocab_size, show_progress=terminal
-            )
+            settings = {"vocab_size": options.vocab_size, "show_progress": terminal}
+            trained = tokenizer.train_tokenizer(texts(), **settings)
         tokenizer.save_tokenizer(trained, new)
     whole = [term for term in comparison.TERMS if len(comparison.pieces(trained, term)) == 1]
     terms = f"{len(whole)} of {len(comparison.TERMS)} are one token"

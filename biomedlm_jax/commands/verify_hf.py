@@ -1,10 +1,10 @@
-"""Compare the outputs of a Hugging Face directory here and in transformers, in float32.
+"""Compare a Hugging Face directory's outputs here and in transformers.
 
     biomedlm verify-hf --model=release/ --run=run/ --json=verify.json
 
-Outputs are logits, or the scores of a fine-tuned model. Fails (exit code 2) above --tolerance, and
-warns if the installed transformers computes another function by default. Needs torch and
-transformers: pip install 'biomedlm-jax[hf]'.
+Outputs are logits, or the scores of a fine-tuned model, in float32. Fails (exit code 2) above
+--tolerance, and warns if the installed transformers computes another function by default. Needs
+torch and transformers: pip install 'biomedlm-jax[hf]'.
 """
 
 import sys
@@ -19,22 +19,17 @@ FLAGS.define("batch", 2, "Rows of random tokens.", least=1)
 FLAGS.define("length", None, "Tokens of a row; default 64, or all positions.", kind=int, least=1)
 FLAGS.define("seed", 0, "Seed of the random tokens.")
 FLAGS.define("tolerance", 1e-4, "Largest allowed absolute difference of two outputs.", least=0)
-FLAGS.define_mesh()
-FLAGS.define_json()
+FLAGS.add("mesh", "json")
 
 
 def run(options: Flags) -> None:
     """Verify the directory and print the largest differences."""
     from biomedlm_jax import verify_hf
-    from biomedlm_jax.files import write_json
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", RuntimeWarning)
-        report = verify_hf(
-            options.model,
-            mesh=options.make_mesh(),
-            **options.pick("run", "batch", "length", "seed", "tolerance"),
-        )
+        given = options.pick("run", "batch", "length", "seed", "tolerance")
+        report = verify_hf(options.model, **given, **options.loading())
     for name in ("eager", "default", "run"):
         if name in report:
             other = f"the run {options.run}" if name == "run" else f"transformers, {name} attention"
@@ -42,5 +37,4 @@ def run(options: Flags) -> None:
     for warning in warned:
         if warning.category is RuntimeWarning:
             print(f"WARNING: {warning.message}", file=sys.stderr)
-    if options.json:
-        write_json(options.json, report)
+    options.write_json(report)

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
@@ -21,7 +20,6 @@ from biomedlm_jax.generation.options import (
 from biomedlm_jax.generation.prompt_files import answer_file
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.model.families import abstract_model
 
 
 def check_flags(flags) -> None:
@@ -76,12 +74,9 @@ def print_scores(flags) -> None:
 
 
 def _load(flags):
-    """Return the model, on the mesh of the flags, and its tokenizer."""
+    """Return the model, loaded as the flags state, and its tokenizer."""
     keep_freed_memory()
-    mesh = meshes.make_mesh(data=flags.data, fsdp=flags.fsdp, tensor=flags.tensor)
-    model = abstract_model(model_config(flags.model))
-    meshes.check_fits(mesh, batch_size=meshes.batch_shards(mesh), model=model)
-    return load(flags.model, mesh=mesh, compute_dtype=flags.dtype)
+    return load(flags.model, **flags.loading())
 
 
 def _print_answer(generator, prompt: str, options: Options, flags, *, show=True) -> None:

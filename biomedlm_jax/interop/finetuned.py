@@ -22,9 +22,9 @@ from biomedlm_jax.files import atomic_directory, recover_directory, write_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import check_tensors, read_model
-from biomedlm_jax.mesh import abstract_sharded, one_device
+from biomedlm_jax.mesh import abstract_sharded, check_fits, one_device
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import make_model
+from biomedlm_jax.model.families import abstract_model, make_model
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, Scorer, score_layer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.settings import Settings, check_names, setting
@@ -93,6 +93,16 @@ def abstract_finetuned(config: ModelConfig, head: Head, mesh: Mesh) -> Scorer:
     return abstract_sharded(lambda: with_head(make_model(config, key=key), head, key=key), mesh)
 
 
+def abstract_on(config: ModelConfig, head: Head | None, mesh: Mesh | None) -> Any:
+    """Return the shapes, dtypes and shardings of a model, with its head if any, on `mesh`.
+
+    Without a mesh it is on one device. Raises ValueError if the mesh does not divide the model.
+    """
+    mesh = one_device() if mesh is None else mesh
+    check_fits(mesh, model=abstract_model(config))
+    return abstract_finetuned(config, head, mesh) if head else abstract_model(config, mesh)
+
+
 def load_finetuned(
     path: str | Path, *, mesh: Mesh | None = None, **execution
 ) -> tuple[Scorer, Tokenizer, Head]:
@@ -109,8 +119,7 @@ def load_finetuned(
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config, required=True)
     assert tokenizer is not None
-    abstract = abstract_finetuned(config, head, one_device() if mesh is None else mesh)
-    return read_weights(path, abstract), tokenizer, head
+    return read_weights(path, abstract_on(config, head, mesh)), tokenizer, head
 
 
 def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) -> Any:

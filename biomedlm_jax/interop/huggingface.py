@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.files import atomic_directory, check_output, read_json, write_json, write_text
-from biomedlm_jax.interop import directories, finetuned, hub, weights
+from biomedlm_jax.interop import directories, finetuned, hub, modelcard, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
 from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.interop.modelcard import Facts, model_card, source_facts
 from biomedlm_jax.interop.shards import parse_size, write_tensors
 from biomedlm_jax.interop.tensorfiles import TensorFiles
-from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import abstract_model, config_to_hf, family
+from biomedlm_jax.model.families import config_to_hf, family
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.training.checkpoint import latest_step
 
 PAD = "[PAD]"  # transformers needs a padding token to classify a batch
 
@@ -36,7 +37,7 @@ def load(
     directories.refuse_heads(path)
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config)
-    abstract = abstract_model(config, one_device() if mesh is None else mesh)
+    abstract = finetuned.abstract_on(config, None, mesh)
     return finetuned.read_weights(path, abstract, step=step), tokenizer
 
 
@@ -60,12 +61,10 @@ def import_hf(
     if directories.kind_of(source) != directories.HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)
-    config, head, mesh = directories.model_config(source), finetuned.read_head(source), one_device()
+    config, head = directories.model_config(source), finetuned.read_head(source)
     if head is None:
         directories.refuse_heads(source)
-        abstract = abstract_model(config, mesh)
-    else:
-        abstract = finetuned.abstract_finetuned(config, head, mesh)
+    abstract = finetuned.abstract_on(config, head, None)
     tokenizer = directories.read_tokenizer(source, config, required=head is not None)
     files = TensorFiles(source, config)
     weights.check_tensors(files.shapes, abstract, where=str(source))
@@ -83,6 +82,45 @@ def import_hf(
         replaceable=is_run,
         overwrite=overwrite,
     )
+
+
+def export_directory(
+    source: str | Path,
+    path: str | Path,
+    *,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    notify: Callable[[str], None] = print,
+    **options: Any,
+) -> Path:
+    """Write the run or Hugging Face directory `source` as the Hugging Face directory `path`.
+
+    `step` is a run's checkpoint, the newest by default; the model is loaded onto `mesh`, by default
+    one device. A fine-tuned model keeps its head, any other its generation settings. `options` are
+    `export_hf`'s, with its errors, raised before the model is read where they can be. `notify` gets
+    a warning if other engines compute another function from the export.
+    """
+    overwrite = options.get("overwrite", False)
+    check_output(path, replaceable=is_hugging_face, overwrite=overwrite)
+    parse_size(options.get("max_shard_size", 0))
+    directories.read_config(source)  # that it is a directory of a model
+    source = directories.model_directory(source)
+    if finetuned.read_head(source) is None:
+        generation = source / directories.GENERATION_CONFIG
+        options["generation"] = read_json(generation) if generation.exists() else None
+        model, tokenizer = load(source, step=step, mesh=mesh)
+    elif step is not None:
+        raise ValueError(f"got step={step}; {source} has one checkpoint, leave out --step")
+    else:
+        model, tokenizer, options["head"] = finetuned.load_finetuned(source, mesh=mesh)
+    if is_run(source):
+        step = latest_step(source) if step is None else step
+        options["training_facts"] = modelcard.training_facts(source, step=step)
+    export_hf(model, tokenizer, path, **options)
+    warning = family(model.config.model_type).export_warning(model.config, folded=False)
+    if warning and not options.get("fold_attention_scale"):
+        notify(warning)
+    return Path(path)
 
 
 def export_hf(

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import check_output
 from biomedlm_jax.interop.directories import model_config, read_tokenizer
 from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.mesh import check_fits
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.qa import report, statistics
 from biomedlm_jax.qa.formats import CLASSIFICATION
@@ -116,8 +116,7 @@ def check_model(path: str | Path, mesh: Mesh | None) -> Head | None:
     if read_tokenizer(path, config) is None:
         raise ValueError(f"{path} has no tokenizer, and questions are text; add its tokenizer.json")
     if mesh is not None:
-        shards = meshes.batch_shards(mesh)
-        meshes.check_fits(mesh, batch_size=shards, model=abstract_model(config))
+        check_fits(mesh, model=abstract_model(config))
     return head
 
 

@@ -150,12 +150,13 @@ def evaluate_tasks(
     overwrite: bool = False,
     mesh: Mesh | None = None,
     notify: Callable[[str], None] = print,
+    **execution: Any,
 ) -> dict:
     """Run tasks on a run or Hugging Face directory; write results and samples into `out`.
 
     The tasks' YAML files are in `task_directory`. `limit` is the number of questions of each task;
-    `notify` gets the harness's table. Call it in every process; process 0 writes. Returns the
-    harness's results.
+    `notify` gets the harness's table, `execution` are fields of the model's config. Call it in
+    every process; process 0 writes. Returns the harness's results.
     """
     from lm_eval import simple_evaluate  # slow to import, as all metrics and data sets come along
     from lm_eval.tasks import TaskManager
@@ -177,7 +178,7 @@ def evaluate_tasks(
     writes = jax.process_index() == 0
     if writes:
         check_output(out, **output)
-    model, tokenizer = load(models[0], mesh=mesh)
+    model, tokenizer = load(models[0], mesh=mesh, **execution)
     assert tokenizer is not None  # checked above
     run: Any = simple_evaluate  # its decorator hides its parameters from type checkers
     harness = Harness(model, tokenizer, batch_tokens=batch_tokens)

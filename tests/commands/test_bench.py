@@ -65,7 +65,10 @@ def test_the_kind_is_given_by_position(calls):
     [
         (["tokens"], "bench tokens needs --input and --tokenizer"),
         (["questions"], "bench questions needs --path"),
-        (["decode", "--batch_sizes=1,two"], "got --batch_sizes=1,two; expected whole numbers"),
+        (
+            ["decode", "--batch_sizes=1,two"],
+            "got --batch_sizes=1,two; expected whole numbers above 0",
+        ),
         (["train", "--rounds=0"], "--rounds=0"),
     ],
 )

@@ -44,6 +44,10 @@ def test_bad_input_is_refused_before_the_model_is_read(run, tmp_path, capsys):
         ([f"--model={run}", "--max_shard_size=big"], "big"),
         ([f"--model={tmp_path / 'none'}"], "none"),
         ([f"--model={run}", "--data=3"], "data=3"),
+        (
+            [f"--model={run}", "--tensor=4"],
+            "mesh.tensor=4, which does not divide the model's heads",
+        ),
     ):
         assert main(["export-hf", out, *flags]) == 2
         assert message in capsys.readouterr().err

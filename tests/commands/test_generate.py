@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.cli import main
-from biomedlm_jax.commands.generate import FLAGS
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.generator import NOTICE, generate
 from biomedlm_jax.generation.surprisal import score_text
@@ -37,8 +36,6 @@ def release(world, tmp_path_factory):
 
 
 def call(release, *flags: str) -> int:
-    for name in FLAGS:
-        FLAGS[name].unparse()  # what an earlier call in this process gave
     return main(["generate", f"--model={release}", *flags])
 
 

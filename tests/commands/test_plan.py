@@ -62,7 +62,9 @@ def test_a_config_without_sizes_names_the_flags(run, capsys):
 
 def test_sizes_that_are_none(run, capsys):
     assert run("tiny", "--tensor=1,x") == 2
-    assert "got --tensor=1,x; expected sizes such as 1,2,4" in capsys.readouterr().err
+    assert (
+        "got --tensor=1,x; expected whole numbers above 0, such as 1,2,4" in capsys.readouterr().err
+    )
 
 
 def test_the_plan_is_printed_and_written(monkeypatch, tmp_path, capsys):

@@ -1,4 +1,6 @@
 import dataclasses
+import importlib
+import json
 from collections.abc import Callable
 
 import pytest
@@ -6,6 +8,7 @@ from absl import flags
 
 from biomedlm_jax import distributed
 from biomedlm_jax.commands.shared_flags import Flags
+from biomedlm_jax.corpus.documents import Skipped
 from biomedlm_jax.settings import Settings, setting
 
 
@@ -19,9 +22,10 @@ class Example(Settings):
     hidden: int = setting(1, help="not a flag")
 
 
-def parsed(define: Callable[[Flags], None], *arguments: str) -> Flags:
-    values = Flags()
-    define(values)
+def parsed(groups: str, *arguments: str, define: Callable[[Flags], None] | None = None) -> Flags:
+    values = Flags(*groups.split())
+    if define:
+        define(values)
     values(["", *arguments])
     return values
 
@@ -30,24 +34,64 @@ def test_settings_become_flags_with_their_help_and_back():
     def define(values):
         values.define_settings(Example, exclude=("hidden",))
 
-    values = parsed(define)
+    values = parsed("", define=define)
     assert values["rate"].help == "rate in percent (default 0.5)"
     assert values["words"].help == "word to avoid; repeatable."
     assert "hidden" not in values
-    assert values.given_settings(Example, exclude=("hidden",)) == {}
+    assert values.given_settings(Example) == {}
     arguments = ["--rate=2", "--count=3", "--stop=true", "--words=a", "--words=b", "--name=x"]
-    given = parsed(define, *arguments).given_settings(Example, exclude=("hidden",))
+    given = parsed("", *arguments, define=define).given_settings(Example)
     assert given == {"rate": 2.0, "count": 3, "stop": True, "words": ("a", "b"), "name": "x"}
     assert Example(**given).stop is True
-    values = parsed(define, "--stop=never")
-    assert values.given_settings(Example, exclude=("hidden",)) == {"stop": "never"}
+    values = parsed("", "--stop=never", define=define)
+    assert values.given_settings(Example) == {"stop": "never"}
 
 
-def test_the_mesh_flags_make_a_mesh():
-    mesh = parsed(Flags.define_mesh, "--fsdp=2", "--tensor=2").make_mesh()
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+def test_the_loading_flags_are_arguments_of_a_loader():
+    loading = parsed("mesh dtype", "--fsdp=2", "--tensor=2", "--dtype=bfloat16").loading()
+    assert dict(loading["mesh"].shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert loading["compute_dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="data=3"):
-        parsed(Flags.define_mesh, "--data=3").make_mesh()
+        parsed("mesh", "--data=3").loading()
+    assert set(parsed("mesh").loading()) == {"mesh"}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate", "export_hf", "verify_hf"])
+def test_commands_that_load_a_model_have_the_same_flags(name):
+    command = importlib.import_module(f"biomedlm_jax.commands.{name}")
+    loading = parsed("mesh" if name.endswith("_hf") else "mesh dtype")  # those are in float32
+    for flag in {*loading} - {"flagfile", "undefok"}:
+        assert command.FLAGS[flag].help == loading[flag].help
+    assert ("dtype" in command.FLAGS) == ("dtype" in loading)
+
+
+def test_sizes_are_whole_numbers_above_0():
+    def define(values):
+        values.define_sizes("sizes", (1, 8), "sizes")
+
+    assert parsed("", define=define).sizes == (1, 8)
+    assert parsed("", define=define)["sizes"].default_as_str == "'1,8'"
+    assert parsed("", "--sizes=2", define=define).sizes == (2,)
+    assert parsed("", "--sizes=", define=define).sizes == ()
+    for bad in ("1,0", "-1", "1.5", "two", "1,,2"):
+        with pytest.raises(flags.IllegalFlagValueError, match="whole numbers above 0"):
+            parsed("", f"--sizes={bad}", define=define)
+
+
+def test_the_flags_of_a_corpus_select_documents(tmp_path):
+    for name, subset in (("a", "Github"), ("b", "PubMed Central"), ("c", "PubMed Abstracts")):
+        record = {"title": name, "meta": {"body": "x"}, "kind": {"name": subset}}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(record) + "\n{\n")
+    values = Flags("input")
+    paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    arguments = [f"--input={paths[0]},{paths[1]}", f"--input={paths[2]}", "--on_error=skip"]
+    arguments += ["--text_field=title,meta.body", "--subset_field=kind.name"]
+    values(["", *arguments, "--subsets=PubMed Central,PubMed Abstracts"])
+    skipped = Skipped()
+    assert values.input_paths() == paths
+    texts = [document.text for document in values.read_input(skipped)]
+    assert texts == ["b\n\nx", "c\n\nx"]
+    assert (skipped.bad, skipped.subsets) == (3, {"Github": 1})
 
 
 @pytest.mark.parametrize(
@@ -66,23 +110,18 @@ def test_processes_start_when_the_flags_name_them(arguments, expected, monkeypat
         started.append((coordinator, process_id, process_count))
 
     monkeypatch.setattr(distributed, "start_processes", start)
-    with parsed(Flags.define_processes, *arguments).joined():
+    with parsed("processes", *arguments).joined():
         assert started == ([expected] if expected else [])
 
 
 def test_a_process_count_needs_a_coordinator():
-    values = parsed(Flags.define_processes, "--process_count=2")
+    values = parsed("processes", "--process_count=2")
     with pytest.raises(ValueError, match="--coordinator=HOST:PORT"), values.joined():
         pass
 
 
 def test_required_flags_and_outputs():
-    values = Flags()
-    values.define_config()
-    values.define_model(repeated=True)
-    values.define_out("the report")
-    values.define_dtype()
-    values.define_json()
+    values = Flags("config", "models", "out", "dtype", "json")
     values.define("sizes", ["1"], "sizes")
     values.define("count", None, "number", kind=int, least=1)
     with pytest.raises(flags.IllegalFlagValueError, match="--config"):
@@ -91,4 +130,5 @@ def test_required_flags_and_outputs():
     values(["", config, "--model=a", "--model=b", "--out=o", "--sizes=2,3", "--count=4"])
     assert (values.model, values.out, values.overwrite) == (["a", "b"], "o", False)
     assert values.pick("sizes", "count") == {"sizes": ["2", "3"], "count": 4}
-    assert values["overwrite"].help == "Replace the report in --out."
+    assert values["overwrite"].help == "Replace what this command wrote to --out before."
+    assert values["model"].help.endswith("several seeds; repeatable.")

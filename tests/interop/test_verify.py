@@ -134,6 +134,8 @@ def test_command(release, tmp_path, capsys, old_transformers):
     assert json.loads(figures.read_text())["length"] == 8
     assert cli.main([*arguments, "--tolerance=1e-12"]) == 2
     assert "expected at most 1e-12" in capsys.readouterr().err
+    assert cli.main([*arguments, "--tensor=8"]) == 2
+    assert "mesh.tensor=8, which does not divide the model's heads of 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["choice", "classification"])
