@@ -299,3 +299,58 @@ def get_config(variant):
     assert (written.vocab_size, written.heads) == (96, 2)
     logits = load_model(tmp_path / "run", written)(jnp.zeros((1, 4), int))
     assert jnp.isfinite(logits).all()
+
+
+# A fake `biomedlm bench` that writes figures in the layout of its revision, and its calls.
+BENCH = """
+import json, sys
+from pathlib import Path
+
+what = sys.argv[2]
+*flags, output = sys.argv[3:]
+with open("../calls", "a") as calls:
+    print(Path.cwd().name, what, *flags, file=calls)
+ours = {"biomedlm_jax": {"median_seconds": SECONDS, "ratio": 1.0}}
+cases = {"batch 1": ours, "5 beams": ours}
+FIGURES = {"decode": DECODE, "train": TRAIN}
+if SECONDS < 0:
+    sys.exit("expected seconds, got fewer")
+Path(output.removeprefix("--json=")).write_text(json.dumps({"shape": "a", **FIGURES[what]}))
+"""
+
+
+def write_checkout(path: Path, seconds: float, decode: str, train: str) -> None:
+    body = BENCH.replace("SECONDS", str(seconds)).replace("DECODE", decode)
+    write_program(path / "biomedlm_jax" / "cli.py", body.replace("TRAIN", train))
+    (path / "biomedlm_jax" / "__init__.py").touch()
+
+
+def test_two_revisions_are_measured_in_alternating_processes(tmp_path, monkeypatch, capsys):
+    write_checkout(tmp_path / "a", 2.0, '{"cases": cases}', '{"sides": ours}')
+    write_checkout(tmp_path / "b", 1.0, '{"tables": cases}', '{"tables": {"train": ours}}')
+    arguments = [f"--old={tmp_path / 'a'}", f"--new={tmp_path / 'b'}", "--rounds=2", "--calls=3"]
+    run_tool("compare_revisions.py", *arguments, monkeypatch=monkeypatch)
+    rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    figures = ["2.0000", "1.0000", "0.500"]
+    assert rows[0] == ["seconds", "old", "new", "new / old"]
+    assert rows[1:] == [[case, *figures] for case in ("batch 1", "5 beams", "training step")]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[:2] for call in calls] == [
+        [side, what] for what in ("decode", "train") for side in "abba"
+    ]
+    peers = {"decode": "--hf=", "train": "--peers="}
+    for call in calls:
+        what, *flags = call.split()[1:]
+        assert flags == [peers[what], "--layers=8", "--width=384", "--heads=6", "--rounds=3"]
+
+
+def test_a_revision_that_cannot_be_measured_is_named(tmp_path, monkeypatch, capsys):
+    write_checkout(tmp_path / "a", -1.0, "{}", "{}")
+    write_checkout(tmp_path / "b", 1.0, "{}", "{}")
+    for old, message in (("a", "expected seconds, got fewer"), ("b", "no figures of biomedlm_jax")):
+        arguments = [f"--old={tmp_path / old}", f"--new={tmp_path / 'b'}", "--rounds=1"]
+        with pytest.raises(SystemExit, match=rf"bench decode of .*/{old}.*(\n.*)*{message}"):
+            run_tool("compare_revisions.py", *arguments, monkeypatch=monkeypatch)
+    with pytest.raises(SystemExit, match="2"):
+        run_tool("compare_revisions.py", "--old=/", "--new=/", monkeypatch=monkeypatch)
+    assert "expected a checkout with biomedlm_jax/cli.py, got /" in capsys.readouterr().err
