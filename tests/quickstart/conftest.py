@@ -28,4 +28,4 @@ def tour(tmp_path_factory) -> tuple[dict, Path]:
     from biomedlm_jax.quickstart.tour import take_tour  # imports jax, which most tests do not need
 
     out = tmp_path_factory.mktemp("tour") / "quickstart"
-    return take_tour(out, steps=80, documents=240, epochs=1), out
+    return take_tour(out, steps=20, documents=240, epochs=1), out

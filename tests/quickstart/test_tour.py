@@ -19,4 +19,4 @@ def test_the_tour_writes_what_it_lists_and_a_summary(tour):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(FileExistsError, match="not empty"):
-        take_tour(tmp_path, steps=80, documents=240)
+        take_tour(tmp_path, steps=20, documents=240)
