@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from biomedlm_jax.chips import chip
 from biomedlm_jax.files import write_text
@@ -106,6 +105,8 @@ class Recorder:
         self._began = self._printed = time.monotonic()
         self._board = self._progress = None
         if tensorboard:
+            from tensorboardX import SummaryWriter  # it imports torch if that is installed: 2 s
+
             purge = first_step + 1 if first_step else None
             self._board = SummaryWriter(str(run_directory), purge_step=purge)
         if sys.stderr.isatty():
