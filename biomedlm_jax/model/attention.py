@@ -84,7 +84,8 @@ def attend(
         y_BxHxLxK = y_BxLxHxK.swapaxes(1, 2)
     else:
         L, S = query_BxHxLxK.shape[2], key_BxGxSxK.shape[2]
-        causal_1xLxS = (jnp.arange(S)[None] <= jnp.arange(S - L, S)[:, None])[None]
+        keys_S, queries_Lx1 = jnp.arange(S), jnp.arange(S - L, S)[:, None]
+        causal_1xLxS = (keys_S[None] <= queries_Lx1)[None]
         visible_BxLxS = causal_1xLxS if mask is None else mask.visible()
         dropped = {"rate": dropout_rate, "key": dropout_key}
         y_BxHxLxK = softmax_attention(*arrays, visible_BxLxS, scale=scale, **dropped)

@@ -37,7 +37,7 @@ def apply_linear(equation: str, reduce_dtype: str, x: jax.Array, layer, *, shape
     y = product(equation, reduce_dtype, x, kernel.reshape(kernel.shape if shape is None else shape))
     # In float32, so that the bias's gradient is summed in float32 over rows and positions.
     bias = layer.bias[...].reshape(bias).astype(jnp.float32)
-    return (y + _of_rank(y.ndim, bias)).astype(y.dtype)
+    return (y.astype(jnp.float32) + _of_rank(y.ndim, bias)).astype(y.dtype)
 
 
 def _of_rank(rank: int, x: jax.Array) -> jax.Array:

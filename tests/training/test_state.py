@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +69,16 @@ def batch(step: int) -> np.ndarray:
     return np.random.default_rng(step % 2).integers(0, 300, (16, 32), dtype=np.int32)
 
 
+class Trained(NamedTuple):
+    """What twenty steps left: the losses, the models around the first step, and the shards."""
+
+    losses: np.ndarray
+    models: list
+    parts: list[int]  # that a kernel and its moment were cut into at the start
+
+
 @functools.cache
-def trained(sizes: tuple, *, loss_chunks=1, **options) -> tuple[list, np.ndarray]:
-    """Return the models before and after the first of twenty steps, and the steps' losses."""
+def trained(sizes: tuple, *, loss_chunks=1, **options) -> Trained:
     sizes = dict(sizes)
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     mesh, tx = meshes.make_mesh(**sizes, devices=devices), make_tx()
@@ -78,6 +86,9 @@ def trained(sizes: tuple, *, loss_chunks=1, **options) -> tuple[list, np.ndarray
     with jax.set_mesh(mesh):
         abstract = meshes.abstract_sharded(functools.partial(fresh, CONFIG, tx, 0), mesh)
         state = sharded(CONFIG, tx, mesh, 0)
+        kernel = state.model.h.mlp.c_fc.kernel[...]
+        moment = jax.tree.leaves(state.opt_state[1][0].mu.h.mlp.c_fc.kernel)[0]
+        parts = [array.size // array.addressable_shards[0].data.size for array in (kernel, moment)]
         options["loss_of"] = functools.partial(next_token_loss, chunks=loss_chunks)
         step = compile_step(train_step, abstract=abstract, tx=tx, seed=0, **options)
         for i in range(20):
@@ -87,11 +98,11 @@ def trained(sizes: tuple, *, loss_chunks=1, **options) -> tuple[list, np.ndarray
             state, metrics = step(state, tokens)
             values.append(float(metrics["loss"]))
         assert step._cache_size() == 1  # the second step reuses the first one's program
-    return models, np.array(values)
+    return Trained(np.array(values), models, parts)
 
 
 def losses(sizes: dict, **options) -> np.ndarray:
-    return trained(tuple(sizes.items()), **options)[1]
+    return trained(tuple(sizes.items()), **options).losses
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
@@ -106,7 +117,7 @@ def test_accumulation_and_chunks_change_no_loss(sizes):
 
 
 def test_the_first_step_has_learning_rate_zero():
-    (before, after), _ = trained(tuple(ONE.items()))
+    before, after = trained(tuple(ONE.items())).models
     for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -127,13 +138,7 @@ GOLDEN = [5.696166, 5.290965, 5.068613]
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_nothing_is_materialised_unsharded(sizes):
-    mesh, tx = meshes.make_mesh(**sizes), make_tx()
-    state = sharded(CONFIG, tx, mesh, 0)
-    kernel = state.model.h.mlp.c_fc.kernel[...]
-    moment = jax.tree.leaves(state.opt_state[1][0].mu.h.mlp.c_fc.kernel)[0]
-    parts = sizes["fsdp"] * sizes["tensor"]
-    for array in (kernel, moment):
-        assert array.addressable_shards[0].data.size == array.size // parts
+    assert trained(tuple(sizes.items())).parts == [sizes["fsdp"] * sizes["tensor"]] * 2
 
 
 def test_dropout_differs_each_step_and_follows_the_seed():
