@@ -30,7 +30,7 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_251,
-    ("training",): 1_328,
+    ("training",): 1_326,
     ("corpus",): 1_100,
     ("generation",): 1_700,
     ("interop",): 1_500,
