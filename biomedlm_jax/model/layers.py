@@ -28,7 +28,9 @@ def axes(*names: str | None) -> dict:
     return {"out_sharding": names, "eager_sharding": False}
 
 
-def apply_linear(equation: str, reduce_dtype: str, x: jax.Array, layer, *, shape=None, bias=-1):
+def apply_linear(
+    equation: str, reduce_dtype: str, x: jax.Array, layer, *, shape: Any = None, bias: Any = -1
+) -> jax.Array:
     """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`.
 
     The kernel is given `shape` and the bias the shape `bias` before.

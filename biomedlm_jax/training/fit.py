@@ -34,12 +34,15 @@ class Data(Protocol):
 
     def position(self) -> dict:
         """Return where the iterator stands."""
+        ...
 
     def restore(self, position: dict) -> None:
         """Continue after `position`; raises ValueError if it is of other data."""
+        ...
 
     def close(self) -> None:
         """End reading threads."""
+        ...
 
 
 class StepData:
