@@ -29,8 +29,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_260,
-    ("training",): 1_348,
+    ("model",): 1_253,
+    ("training",): 1_326,
     ("corpus",): 1_100,
     ("generation",): 1_700,
     ("interop",): 1_500,

@@ -14,8 +14,8 @@ import pytest
 from biomedlm_jax.cli import COMMANDS
 from biomedlm_jax.commands import bench, plan, pretrain
 from biomedlm_jax.files import read_json
+from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.families import make_config
-from biomedlm_jax.training.checkpoint import load_model
 
 PATH = "/usr/bin:/bin"
 ROOT = Path(__file__).parents[1]
@@ -297,7 +297,7 @@ def get_config(variant):
     run_tool("random_model.py", *arguments, monkeypatch=monkeypatch)
     written = make_config(read_json(tmp_path / "run" / "config.json")["model"])
     assert (written.vocab_size, written.heads) == (96, 2)
-    logits = load_model(tmp_path / "run", written)(jnp.zeros((1, 4), int))
+    logits = load(tmp_path / "run")[0](jnp.zeros((1, 4), int))
     assert jnp.isfinite(logits).all()
 
 

@@ -25,7 +25,7 @@ from biomedlm_jax.model.layers import dropout
 
 NAMES = ("auto", "xla", "splash", "cudnn")
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
-LOG = logging.getLogger("biomedlm_jax")
+_log_once = functools.cache(logging.getLogger("biomedlm_jax").info)
 SPLASH_BLOCKS = (512, 256, 128)  # positions of a tile: the largest that divides the length
 SPLASH_KEYS = 1_024  # the most keys of a backward tile
 
@@ -46,7 +46,7 @@ class Mask(NamedTuple):
         if branch_BxL is not None:
             same_BxLxL = branch_BxL[:, :, None] == branch_BxL[:, None, :]
             visible_BxLxL &= same_BxLxL | (branch_BxL[:, None, :] == 0)
-        return visible_BxLxL & jnp.tri(segment_BxL.shape[1], dtype=bool)
+        return visible_BxLxL & jax.lax.expand_dims(jnp.tri(segment_BxL.shape[1], dtype=bool), (0,))
 
 
 def attend(
@@ -66,22 +66,29 @@ def attend(
     positions. Raises ValueError if the named kernel cannot serve, with the reason.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
-    segments, branches = mask is not None, mask is not None and mask.branch_BxL is not None
-    features = {"segments": segments, "branches": branches}
+    segment_BxL, branch_BxL = mask or (None, None)
+    features = {"segments": segment_BxL is not None, "branches": branch_BxL is not None}
     features["dropping"] = dropout_key is not None and dropout_rate > 0
     chosen = choose_kernel(kernel, query_BxHxLxK, key_BxGxSxK, **features)
     arrays = query_BxHxLxK, key_BxGxSxK, value_BxGxSxK
     if chosen == "splash":
-        return _splash(*arrays, scale, mask.segment_BxL if mask else None)
+        return _splash(*arrays, scale, segment_BxL)
     if chosen == "cudnn":
-        y_BxHxLxK = _cudnn(*arrays, scale)
+        # cuDNN's layout is [B, L, H, K]; the transposes are of strides and cost no copy.
+        y_BxLxHxK = jax.nn.dot_product_attention(
+            *(array.swapaxes(1, 2) for array in arrays),
+            scale=scale,
+            is_causal=True,
+            implementation="cudnn",
+        )
+        y_BxHxLxK = y_BxLxHxK.swapaxes(1, 2)
     else:
         L, S = query_BxHxLxK.shape[2], key_BxGxSxK.shape[2]
-        causal_1xLxS = (jnp.arange(S) <= jnp.arange(S - L, S)[:, None])[None]
+        keys_S, queries_Lx1 = jnp.arange(S), jnp.arange(S - L, S)[:, None]
+        causal_1xLxS = (keys_S[None] <= queries_Lx1)[None]
         visible_BxLxS = causal_1xLxS if mask is None else mask.visible()
-        y_BxHxLxK = softmax_attention(
-            *arrays, visible_BxLxS, scale=scale, rate=dropout_rate, key=dropout_key
-        )
+        dropped = {"rate": dropout_rate, "key": dropout_key}
+        y_BxHxLxK = softmax_attention(*arrays, visible_BxLxS, scale=scale, **dropped)
     return checkpoint_name(y_BxHxLxK, "attention")
 
 
@@ -104,8 +111,7 @@ def softmax_attention(
     least = jnp.finfo(jnp.float32).min
     logits_BxHxLxS = jnp.where(visible_BxLxS[:, None], logits_BxHxLxS, least)
     weights_BxHxLxS = jax.nn.softmax(logits_BxHxLxS, axis=-1).astype(value_xSxK.dtype)
-    weights_BxHxLxS = dropout(weights_BxHxLxS, rate, key)
-    weights_xQxS = weights_BxHxLxS.reshape(logits_xQxS.shape)
+    weights_xQxS = dropout(weights_BxHxLxS, rate, key).reshape(logits_xQxS.shape)
     return jnp.einsum("...QS,...SK->...QK", weights_xQxS, value_xSxK).reshape(B, H, L, K)
 
 
@@ -115,7 +121,7 @@ def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> s
     Raises ValueError if a named kernel cannot serve.
     """
     platform = meshes.platform()
-    best = next((name for name, theirs in PLATFORMS.items() if theirs == platform), "xla")
+    best = {theirs: name for name, theirs in PLATFORMS.items()}.get(platform, "xla")
     wanted = best if kernel == "auto" else kernel
     (B, _, L, K), (G, S) = query_BxHxLxK.shape, key_BxGxSxK.shape[1:3]
     sizes = {"queries": L, "keys": S, "head_dim": K, "dtype": query_BxHxLxK.dtype.name}
@@ -128,7 +134,8 @@ def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> s
         if kernel != "auto":
             raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
         wanted = "xla"
-    _log_once(wanted, platform, f" ({reason})" if reason else "")
+    why = f" ({reason})" if reason else ""
+    _log_once("attention: %s on %s%s", wanted, platform, why)
     return wanted
 
 
@@ -186,28 +193,24 @@ def training_kernel(config, mesh, *, length: int | None = None, **features: bool
         return choose_kernel(config.attention, query, key, **features)
 
 
-@functools.cache
-def _log_once(chosen: str, platform: str, why: str) -> None:
-    LOG.info("attention: %s on %s%s", chosen, platform, why)
-
-
 def _splash(
     query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False
 ) -> Any:
     H, L = query_BxHxLxK.shape[1:3]
+    repeats, shared = H // key_BxGxSxK.shape[1], [key_BxGxSxK, value_BxGxSxK]
     query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
-    repeats = H // key_BxGxSxK.shape[1]
-    shared = [key_BxGxSxK, value_BxGxSxK]
     shared = [jnp.repeat(x, repeats, axis=1) for x in shared] if repeats > 1 else shared
-    arrays = [query_BxHxLxK, *shared, *([] if segment_BxL is None else [segment_BxL])]
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return _splash_kernel(H, L, interpret)(*arrays)
-    # XLA cannot partition a kernel: each device runs it on its own rows and heads.
     heads = meshes.spec("batch", "heads", None, None)
-    in_specs = (heads,) * 3 + (() if segment_BxL is None else (meshes.spec("batch", "length"),))
+    arrays, in_specs = [query_BxHxLxK, *shared], [heads] * 3
+    if segment_BxL is not None:
+        arrays, in_specs = [*arrays, segment_BxL], [*in_specs, meshes.spec("batch", "length")]
+    mesh = jax.sharding.get_abstract_mesh()
     kernel = _splash_kernel(H // meshes.axis_shards(mesh, "heads"), L, interpret)
-    return jax.shard_map(kernel, in_specs=in_specs, out_specs=heads, check_vma=False)(*arrays)
+    if not mesh.empty and mesh.size > 1:
+        # XLA cannot partition a kernel: each device runs it on its own rows and heads.
+        specs = {"in_specs": tuple(in_specs), "out_specs": heads}
+        kernel = jax.shard_map(kernel, **specs, check_vma=False)
+    return kernel(*arrays)
 
 
 def _splash_kernel(heads: int, length: int, interpret: bool):
@@ -218,12 +221,10 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
     keys = length if length <= SPLASH_KEYS else block
     mask = splash_attention.CausalMask((length, length))
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv_compute")
-    blocks: dict[str, Any] = dict.fromkeys(names, block)
+    blocks: dict[str, Any] = {**dict.fromkeys(names, block), "block_kv_dkv": keys}
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([mask] * heads),
-        block_sizes=splash_attention.BlockSizes(
-            **blocks, block_kv_dkv=keys, use_fused_bwd_kernel=True
-        ),
+        block_sizes=splash_attention.BlockSizes(**blocks, use_fused_bwd_kernel=True),
         residual_checkpoint_name="attention",  # of the output and its log-sum-exp
         interpret=interpret,
     )
@@ -233,12 +234,3 @@ def _splash_kernel(heads: int, length: int, interpret: bool):
         return kernel(query, key, value, segment_ids=ids)
 
     return jax.vmap(one_row)
-
-
-def _cudnn(query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale):
-    # cuDNN's layout is [B, L, H, K]; the transposes are of strides and cost no copy.
-    query, key, value = (a.swapaxes(1, 2) for a in (query_BxHxLxK, key_BxGxSxK, value_BxGxSxK))
-    y_BxLxHxK = jax.nn.dot_product_attention(
-        query, key, value, scale=scale, is_causal=True, implementation="cudnn"
-    )
-    return y_BxLxHxK.swapaxes(1, 2)

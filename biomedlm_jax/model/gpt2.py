@@ -159,15 +159,12 @@ class QueryKeyValue(nnx.Module):
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values, each [B, H, L, K]."""
         H, K = self.config.heads, self.config.head_dim
-        reduce_dtype, shapes = (
-            self.config.reduce_dtype,
-            {"shape": (-1, H, K), "bias_shape": (H, 1, K)},
+        arguments = "BLD,DHK->BHLK", self.config.reduce_dtype, x_BxLxD
+        query, key, value = (
+            layers.apply_linear(*arguments, layer, shape=(-1, H, K), bias=(H, 1, K))
+            for layer in (self.query, self.key, self.value)
         )
-
-        def heads(layer: nnx.Linear) -> jax.Array:
-            return layers.apply_linear("BLD,DHK->BHLK", reduce_dtype, x_BxLxD, layer, **shapes)
-
-        return heads(self.query), heads(self.key), heads(self.value)
+        return query, key, value
 
 
 class Attention(nnx.Module):

@@ -29,19 +29,22 @@ def axes(*names: str | None) -> dict:
 
 
 def apply_linear(
-    equation: str,
-    reduce_dtype: str,
-    x: jax.Array,
-    layer,
-    *,
-    shape: Any = None,
-    bias_shape: Any = -1,
+    equation: str, reduce_dtype: str, x: jax.Array, layer, *, shape: Any = None, bias: Any = -1
 ) -> jax.Array:
-    """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`, both reshaped before."""
+    """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`.
+
+    The kernel is given `shape` and the bias the shape `bias` before.
+    """
     kernel = layer.kernel[...]
     y = product(equation, reduce_dtype, x, kernel.reshape(kernel.shape if shape is None else shape))
     # In float32, so that the bias's gradient is summed in float32 over rows and positions.
-    return (y + layer.bias[...].reshape(bias_shape).astype(jnp.float32)).astype(y.dtype)
+    bias = layer.bias[...].reshape(bias).astype(jnp.float32)
+    return (y.astype(jnp.float32) + _of_rank(y.ndim, bias)).astype(y.dtype)
+
+
+def _of_rank(rank: int, x: jax.Array) -> jax.Array:
+    """Return `x` with axes of size 1 before its own, `rank` in all."""
+    return jax.lax.expand_dims(x, range(rank - x.ndim))
 
 
 @custom_vjp(0, 1)
@@ -105,7 +108,8 @@ def _norm_forward(epsilon, dtype, x_xD, scale_D, bias_D):
     variance_x1 = jnp.square(wide_xD - mean_x1).mean(-1, keepdims=True)
     mean_x1 = checkpoint_name(mean_x1, "norm")
     inverse_x1 = checkpoint_name(jax.lax.rsqrt(variance_x1 + epsilon), "norm")
-    y_xD = (wide_xD - mean_x1) * inverse_x1 * scale_D + bias_D
+    y_xD = (wide_xD - mean_x1) * inverse_x1 * _of_rank(x_xD.ndim, scale_D)
+    y_xD += _of_rank(x_xD.ndim, bias_D)
     return y_xD.astype(dtype), (x_xD, mean_x1, inverse_x1, scale_D)
 
 
@@ -115,7 +119,7 @@ def _norm_backward(epsilon, dtype, residuals, dy_xD):
     unit_xD = (x_xD.astype(jnp.float32) - mean_x1) * inverse_x1
     rows = tuple(range(x_xD.ndim - 1))
     dscale_D, dbias_D = (dy_xD * unit_xD).sum(rows), dy_xD.sum(rows)
-    dunit_xD = dy_xD * scale_D
+    dunit_xD = dy_xD * _of_rank(x_xD.ndim, scale_D)
     along_x1 = (dunit_xD * unit_xD).mean(-1, keepdims=True)
     dx_xD = (dunit_xD - dunit_xD.mean(-1, keepdims=True) - unit_xD * along_x1) * inverse_x1
     return dx_xD.astype(x_xD.dtype), dscale_D, dbias_D

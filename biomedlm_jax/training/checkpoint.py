@@ -13,10 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from biomedlm_jax.mesh import one_device
-from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import abstract_model
-from biomedlm_jax.model.language_model import LanguageModel, named_leaves
+from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -110,15 +107,6 @@ def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
     )
     with ocp.CheckpointManager(folder, options=options) as manager:
         manager.save(step, args=ocp.args.Composite(model=args))
-
-
-def load_model(
-    run_directory: str | Path, config: ModelConfig, *, step: int | None = None, mesh=None
-) -> LanguageModel:
-    """Read a run's model alone, sharded on `mesh`, by default on one device."""
-    return load_tree(
-        run_directory, abstract_model(config, one_device() if mesh is None else mesh), step=step
-    )
 
 
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):

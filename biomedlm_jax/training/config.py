@@ -1,6 +1,7 @@
 """The typed groups of a training run's config file, shared by every recipe."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,22 +109,15 @@ def differences(before: Mapping[str, Any], settings: Settings) -> list[str]:
     """
     differing = []
     for group, new in to_json(settings).items():
-        if not isinstance(getattr(settings, group), Settings):
-            continue
-        old, fixed = before.get(group, {}), new.keys() - getattr(settings, group).free_names()
+        typed, old = getattr(settings, group), before.get(group, {})
         differing += [
-            f"{group}.{name}={old.get(name)!r} (now {new[name]!r})"
-            for name in new
-            if name in fixed and old.get(name) != new[name]
+            f"{group}.{name}={old.get(name)!r} (now {value!r})"
+            for name, value in (new.items() if isinstance(typed, Settings) else ())
+            if name not in typed.free_names() and old.get(name) != value
         ]
     return differing
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """Return the settings as JSON has them: tuples become lists."""
-    return {
-        name: {k: list(v) if isinstance(v, tuple) else v for k, v in group.items()}
-        if isinstance(group, dict)
-        else group
-        for name, group in dataclasses.asdict(settings).items()
-    }
+    return json.loads(json.dumps(dataclasses.asdict(settings)))

@@ -125,14 +125,15 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         resources.callback(checkpointer.close)
 
         # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
-        restored = checkpointer.restore(abstract)
-        state, position = restored or (_sharded(make_state, abstract, recipe.base), None)
-        frozen = _sharded(make_frozen, abstract_frozen, recipe.base) if abstract_frozen else ()
-        recipe.base.clear()
         losses = {"sum": 0.0, "count": 0}  # since the last evaluation
-        if position is not None:
+        if restored := checkpointer.restore(abstract):
+            state, position = restored
             recipe.data.restore(position["data"])
             losses = position["losses"]
+        else:
+            state = _sharded(make_state, abstract, recipe.base)
+        frozen = _sharded(make_frozen, abstract_frozen, recipe.base) if abstract_frozen else ()
+        recipe.base.clear()
         step = begin = int(state.step)
         recorder = Silent()
         if jax.process_index() == 0:

@@ -181,11 +181,8 @@ def plot_losses(run_directory: Path) -> Path:
 
     lines, figure = read_metrics(run_directory), Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, label in (
-        ("loss", "training"),
-        ("validation_loss", "validation"),
-        ("dev_loss", "dev"),
-    ):
+    labels = {"loss": "training", "validation_loss": "validation", "dev_loss": "dev"}
+    for name, label in labels.items():
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             marker = "" if name == "loss" else "o"

@@ -99,10 +99,8 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         mesh, batch_size=batch_size, accumulation=training.accumulation, model=abstract
     )
     kernel = attention.training_kernel(model_config, mesh)
-    layout: dict[str, Any] = {
-        "batch_size": batch_size,
-        "sharding": meshes.sharding(mesh, "batch", "length"),
-    }
+    sharding = meshes.sharding(mesh, "batch", "length")
+    layout: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
     batches = Batches(path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
     limit = training.evaluate_batches if training.evaluate_batches > 0 else None
@@ -121,7 +119,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             write_json(workdir / "manifest.json", manifest)
             save_tokenizer(tokenizer, workdir)
 
-    tokens = training.batch_size * manifest["length"]
+    tokens = batch_size * manifest["length"]
     seen, there = training.steps * tokens, manifest["splits"]["train"]["tokens"]
     recipe = Recipe(
         name="pretrain",
@@ -143,7 +141,7 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         write=write,
         introduction=(
             introduce(model_config, parameter_count(abstract), mesh, kernel),
-            f"{training.steps:,} steps of {training.batch_size} x {manifest['length']} tokens: "
+            f"{training.steps:,} steps of {batch_size} x {manifest['length']} tokens: "
             f"{seen / there:.2f} passes over {there:,} tokens",
         ),
     )

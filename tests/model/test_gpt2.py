@@ -24,13 +24,13 @@ TINY = GPT2Config(
 )
 
 
-@functools.cache
-def tiny(**changes) -> GPT2:
-    return GPT2(dataclasses.replace(TINY, **changes), key=jax.random.key(0))
+@pytest.fixture
+def tiny(make_gpt2):
+    """The model of TINY, with changes if there are any."""
+    return lambda **changes: make_gpt2(dataclasses.replace(TINY, **changes))
 
 
-def logits(model: GPT2, *arguments, **options):
-    return jax.jit(GPT2.__call__)(model, *arguments, **options)
+logits = jax.jit(GPT2.__call__)
 
 
 def tokens(batch=2, length=32):
@@ -45,18 +45,15 @@ def test_biomedlm_has_exactly_its_published_number_of_parameters():
     assert count == parameter_count(model) == 2_594_247_680
 
 
-def test_the_inverse_layer_scale_changes_every_layer_but_the_first():
+def test_the_inverse_layer_scale_changes_every_layer_but_the_first(tiny):
     on, off = tiny(), tiny(scale_attn_by_inverse_layer_idx=False)
     assert jnp.abs(logits(on, tokens()) - logits(off, tokens())).max() > 0.1
-    one_on = GPT2(dataclasses.replace(TINY, layers=1), key=jax.random.key(0))
-    one_off = dataclasses.replace(TINY, layers=1, scale_attn_by_inverse_layer_idx=False)
-    np.testing.assert_array_equal(
-        logits(one_on, tokens()), logits(GPT2(one_off, key=jax.random.key(0)), tokens())
-    )
+    on, off = tiny(layers=1), tiny(layers=1, scale_attn_by_inverse_layer_idx=False)
+    np.testing.assert_array_equal(logits(on, tokens()), logits(off, tokens()))
 
 
-def test_initial_scales_are_gpt2s():
-    model = GPT2(GPT2Config(vocab_size=4096, width=256, heads=4, layers=8), key=jax.random.key(0))
+def test_initial_scales_are_gpt2s(make_gpt2):
+    model = make_gpt2(GPT2Config(vocab_size=4096, width=256, heads=4, layers=8))
     wide, narrow = 0.02, 0.02 / 4  # sqrt(2 * 8)
     for kernel, deviation in {
         "wte": (model.wte[...], wide),
@@ -72,17 +69,21 @@ def test_initial_scales_are_gpt2s():
     assert (first != second).any()  # every layer has its own
 
 
-def test_the_positions_gradient_is_summed_over_rows_in_float32():
+def test_the_positions_gradient_is_summed_over_rows_in_float32(tiny):
     # 512 equal rows: in bfloat16 a sum of equal numbers stops growing at 256 of them.
-    model = GPT2(dataclasses.replace(TINY, compute_dtype="bfloat16"), key=jax.random.key(0))
-    row = tokens()[:1]
-    weights = jax.random.normal(jax.random.key(1), (row.shape[1], TINY.width))
+    model = tiny(compute_dtype="bfloat16", layers=1)
+    row = tokens(1, 8)
+    weights = jax.random.normal(jax.random.key(1), (1, row.shape[1], TINY.width))
 
-    def loss(model, rows):
-        hidden = model.hidden(jnp.repeat(row, rows, axis=0)).astype(jnp.float32)
-        return (hidden * weights).sum() / rows
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(model, rows):
+        def loss(model):
+            hidden = model.hidden(jnp.repeat(row, rows, axis=0)).astype(jnp.float32)
+            return (hidden * weights).sum() / rows
 
-    one, many = (jax.grad(loss)(model, rows).wpe[...] for rows in (1, 512))
+        return jax.grad(loss)(model).wpe[...]
+
+    one, many = (gradient(model, rows) for rows in (1, 512))
     np.testing.assert_allclose(many, one, rtol=0.02, atol=0.02 * np.abs(one).max())
 
 

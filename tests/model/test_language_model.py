@@ -24,20 +24,20 @@ TINY = GPT2Config(
 )
 
 
-@functools.cache
-def tiny(**changes) -> GPT2:
-    return GPT2(dataclasses.replace(TINY, **changes), key=jax.random.key(0))
+@pytest.fixture
+def tiny(make_gpt2):
+    """The model of TINY, with changes if there are any."""
+    return lambda **changes: make_gpt2(dataclasses.replace(TINY, **changes))
 
 
-def logits(model: GPT2, *arguments, **options):
-    return jax.jit(GPT2.__call__)(model, *arguments, **options)
+logits = jax.jit(GPT2.__call__)
 
 
 def tokens(batch=2, length=32):
     return jax.random.randint(jax.random.key(1), (batch, length), 0, TINY.vocab_size)
 
 
-def test_padding_is_never_visible():
+def test_padding_is_never_visible(tiny):
     model = tiny()
     assert model.wte.shape[0] == 384
     assert not np.asarray(model.wte[300:]).any()
@@ -46,7 +46,7 @@ def test_padding_is_never_visible():
     assert visible.dtype == jnp.float32
 
 
-def test_no_position_sees_the_future_by_gradient():
+def test_no_position_sees_the_future_by_gradient(tiny):
     model = tiny()
 
     def last_logits(x_BxLxD, position):
@@ -63,30 +63,33 @@ def test_no_position_sees_the_future_by_gradient():
     assert reached.tolist() == [True] * 4 + [False] * 4
 
 
+@jax.jit
+@jax.value_and_grad
+def mean_square_and_grad(model, tokens_BxL):
+    return (model(tokens_BxL) ** 2).mean()
+
+
 @pytest.mark.parametrize(
     "changes", [{"remat": "full"}, {"remat": "query,attention"}, {"unroll": 3}]
 )
-def test_execution_choices_change_no_number(changes):
-    def loss(model):
-        return (model(tokens()) ** 2).mean()
-
-    plain, plain_grad = jax.jit(jax.value_and_grad(loss))(tiny())
-    other, other_grad = jax.jit(jax.value_and_grad(loss))(tiny(**changes))
+def test_execution_choices_change_no_number(tiny, changes):
+    plain, plain_grad = mean_square_and_grad(tiny(), tokens())
+    other, other_grad = mean_square_and_grad(tiny(**changes), tokens())
     np.testing.assert_allclose(plain, other, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(plain_grad), jax.tree.leaves(other_grad), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
-    model = GPT2(dataclasses.replace(TINY, compute_dtype="bfloat16"), key=jax.random.key(0))
-    assert model.hidden(tokens()).dtype == jnp.bfloat16
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(tiny):
+    model = tiny(compute_dtype="bfloat16")
+    assert jax.eval_shape(GPT2.hidden, model, tokens()).dtype == jnp.bfloat16
     assert logits(model, tokens()).dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype("float32")}
     error = jnp.abs(logits(model, tokens()) - logits(tiny(), tokens())).max()
     assert 0 < error < 0.05 * jnp.abs(logits(tiny(), tokens())).max()
 
 
-def test_dropout_needs_a_key_and_follows_it():
+def test_dropout_needs_a_key_and_follows_it(tiny):
     changes = {"attention_dropout": 0.1, "embedding_dropout": 0.1, "residual_dropout": 0.1}
     model = tiny(**changes)
     np.testing.assert_array_equal(logits(model, tokens()), logits(tiny(), tokens()))
@@ -98,14 +101,14 @@ def test_dropout_needs_a_key_and_follows_it():
     np.testing.assert_allclose(kept.mean(), 1, atol=0.01)
 
 
-def test_too_many_tokens():
+def test_too_many_tokens(tiny):
     with pytest.raises(
         ValueError, match="got 33 tokens; expected at most the model's 32 positions"
     ):
         tiny()(tokens(length=33))
 
 
-def test_two_texts_in_one_row_are_two_rows():
+def test_two_texts_in_one_row_are_two_rows(tiny):
     model = tiny()
     texts_BxL = tokens(2, 16)
     text_32 = jnp.repeat(jnp.arange(2), 16)
@@ -120,7 +123,7 @@ def test_two_texts_in_one_row_are_two_rows():
     np.testing.assert_allclose(together.reshape(apart.shape), apart, atol=1e-5)
 
 
-def test_unrolled_blocks_compute_what_the_scan_does():
+def test_unrolled_blocks_compute_what_the_scan_does(tiny):
     model = tiny()
     unstacked = jax.jit(lambda model: model.unstacked(jnp.float32))(model)
     assert named_leaves(unstacked)["h.2.mlp.c_fc.kernel"].shape == (64, 256)

@@ -30,8 +30,8 @@ KERNELS = {
 
 
 @pytest.fixture(scope="module")
-def gpt():
-    return GPT2(CONFIG, key=jax.random.key(0))
+def gpt(make_gpt2):
+    return make_gpt2(CONFIG)
 
 
 def adapter(gpt, *, trained: bool) -> Adapter:
@@ -151,8 +151,8 @@ def test_of_biomedlm_itself_a_hundredth_is_trained():
     assert trained < parameter_count(abstract) / 100
 
 
-def test_every_layer_and_kernel_has_its_own_factors():
-    lora = LoRA(GPT2(CONFIG, key=jax.random.key(0)), rank=RANK, alpha=ALPHA, key=jax.random.key(0))
+def test_every_layer_and_kernel_has_its_own_factors(gpt):
+    lora = LoRA(gpt, rank=RANK, alpha=ALPHA, key=jax.random.key(0))
     initial = [np.asarray(layer) for f in lora.factors.values() for layer in f["a"][...]]
     assert len({values.tobytes() for values in initial}) == len(KERNELS) * CONFIG.layers
     for values in initial:  # Kaiming's uniform bound, sqrt(6 / inputs), nearly reached

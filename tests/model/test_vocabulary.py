@@ -12,8 +12,8 @@ CONFIG = GPT2Config(vocab_size=300, context_length=32, layers=2, width=64, heads
 
 
 @pytest.fixture(scope="module")
-def model():
-    return GPT2(CONFIG, key=jax.random.key(0))
+def model(make_gpt2):
+    return make_gpt2(CONFIG)
 
 
 @pytest.mark.parametrize("count", [0, 3, 84, 85])  # up to the padding's end, and beyond
@@ -44,8 +44,8 @@ def test_old_texts_have_their_old_logits_and_padding_is_never_visible(model):
     assert jnp.abs(logits[..., 300:]).max() > 0  # of the rows' own, not of padding
 
 
-def test_rows_are_initialised_as_a_fresh_models_and_follow_the_key(model):
-    wide = GPT2(GPT2Config(vocab_size=8, layers=1, width=512, heads=4), key=jax.random.key(0))
+def test_rows_are_initialised_as_a_fresh_models_and_follow_the_key(model, make_gpt2):
+    wide = make_gpt2(GPT2Config(vocab_size=8, layers=1, width=512, heads=4))
     rows = grow_vocabulary(wide, 100, key=jax.random.key(1)).wte[8:108]
     np.testing.assert_allclose(np.std(rows), 0.02, rtol=0.02)
     np.testing.assert_allclose(np.mean(rows), 0, atol=1e-3)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from biomedlm_jax.interop.directories import model_config
+from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training import fit
-from biomedlm_jax.training.checkpoint import latest_step, load_model, steps
+from biomedlm_jax.training.checkpoint import latest_step, steps
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
 
@@ -20,7 +20,7 @@ def without_speed(run: Path) -> list[dict]:
 
 
 def parameters(run: Path) -> list[np.ndarray]:
-    return jax.tree.leaves(jax.tree.map(np.asarray, load_model(run, model_config(run))))
+    return jax.tree.leaves(jax.tree.map(np.asarray, load(run)[0]))
 
 
 def test_a_run_directory_is_self_contained(finished):
@@ -39,25 +39,26 @@ def test_a_run_directory_is_self_contained(finished):
     assert json.loads((finished / "run.json").read_text())["recipe"] == "pretrain"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, monkeypatch, number):
+def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, monkeypatch):
     original, calls = fit.compile_step, []
+    signals = {7: signal.SIGINT, 10: signal.SIGTERM}
 
     def interrupting(*arguments, **options):
         step = original(*arguments, **options)
 
         def stepping(*values):
             calls.append(None)
-            if len(calls) == 7:
-                signal.raise_signal(number)
+            if len(calls) in signals:
+                signal.raise_signal(signals[len(calls)])
             return step(*values)
 
         return stepping
 
     monkeypatch.setattr(fit, "compile_step", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(config, tmp_path / "run")
-    assert latest_step(tmp_path / "run") == 7
+    for step in signals:
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "run")
+        assert latest_step(tmp_path / "run") == step
     assert pretrain(config, tmp_path / "run")["step"] == 12
     for a, b in zip(parameters(finished), parameters(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -72,16 +73,17 @@ def test_lines_that_no_checkpoint_kept_are_dropped(config, finished, tmp_path):
     assert without_speed(run) == without_speed(finished)
 
 
-def test_a_run_resumes_on_another_mesh(config, finished, tmp_path):
+def test_a_run_resumes_on_another_mesh_with_the_same_validation_loss(config, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     for step in (8, 12):
         shutil.rmtree(run / "checkpoints" / str(step))
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
     pretrain(config, run)
-    one, two = (
-        [line["loss"] for line in read_metrics(path) if "loss" in line] for path in (finished, run)
-    )
-    np.testing.assert_allclose(one, two, atol=1e-4)
+    for name, tolerance in {"loss": 1e-4, "validation_loss": 1e-5}.items():
+        one, two = (
+            [line[name] for line in read_metrics(path) if name in line] for path in (finished, run)
+        )
+        np.testing.assert_allclose(one, two, atol=tolerance)
 
 
 def test_an_unfinished_checkpoint_is_passed_over(config, finished, tmp_path):
@@ -94,8 +96,9 @@ def test_an_unfinished_checkpoint_is_passed_over(config, finished, tmp_path):
 def test_a_loss_that_is_not_finite_is_never_saved(config, tmp_path):
     config.optimizer.learning_rate = 1e30
     config.optimizer.warmup_steps = 0
+    config.training.evaluate_every = 0
     with pytest.raises(ValueError, match=r"the last checkpoint in .* is intact"):
         pretrain(config, tmp_path / "run")
     for step in steps(tmp_path / "run"):
-        model = load_model(tmp_path / "run", model_config(tmp_path / "run"), step=step)
+        model, _ = load(tmp_path / "run", step=step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
