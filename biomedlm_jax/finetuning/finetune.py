@@ -8,13 +8,16 @@ import jax
 from ml_collections import ConfigDict
 
 from biomedlm_jax.files import write_json
-from biomedlm_jax.finetuning.config import SweepSettings
+from biomedlm_jax.finetuning.config import QuestionSettings, SweepSettings, TextSettings
 from biomedlm_jax.finetuning.question_recipe import finetune_questions
 from biomedlm_jax.finetuning.text_recipe import finetune_text
 from biomedlm_jax.qa.statistics import mean_and_deviation
 from biomedlm_jax.settings import read_settings
 
-RECIPES = {"questions": finetune_questions, "text": finetune_text}
+RECIPES = {
+    "questions": (QuestionSettings, finetune_questions),
+    "text": (TextSettings, finetune_text),
+}
 
 
 def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict:
@@ -27,7 +30,11 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
     recipe = config.get("recipe")
     if recipe not in RECIPES:
         raise ValueError(f"got config.recipe={recipe!r}; expected one of {', '.join(RECIPES)}")
-    return RECIPES[recipe](config, model, workdir)
+    kind, run = RECIPES[recipe]
+    settings = read_settings(kind, config)
+    mesh = settings.mesh.make()
+    with jax.set_mesh(mesh):
+        return run(settings, mesh, model, Path(workdir).absolute())
 
 
 def finetune_all(config: ConfigDict, model: str | Path, workdir: str | Path) -> list[dict]:

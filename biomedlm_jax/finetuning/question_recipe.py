@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.finetuning.config import QuestionSettings
@@ -21,82 +21,81 @@ from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS
 from biomedlm_jax.qa.questions import Skipped, counted
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.tasks import find_task, read_questions
-from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.fit import fit
 from biomedlm_jax.training.provenance import content_hash
 
 
-def finetune_questions(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict:
-    """Fine-tune `model` on the config's questions; resumes if `workdir` has the run.
+def finetune_questions(
+    settings: QuestionSettings, mesh: Mesh, model: str | Path, workdir: Path
+) -> dict:
+    """Fine-tune `model` on the settings' questions; resumes if `workdir` has the run.
 
     The dev split is answered after every epoch; `workdir/model` is the best model so far (by
     accuracy, the earliest of equals). A fine-tuned model of the same kind and classes continues
     with its head: MedMCQA and then MedQA are two calls. LoRA trains its factors, the head and the
     rows of added tokens. Returns the steps done, the best dev accuracy in percent and its epoch.
     """
-    workdir = Path(workdir).absolute()
-    folder, settings = workdir / MODEL_FOLDER, read_settings(QuestionSettings, config)
-    training, wanted, mesh = settings.training, settings.task, settings.mesh.make()
+    folder, training, wanted = workdir / MODEL_FOLDER, settings.training, settings.task
     task, skipped = find_task(wanted.name, format=wanted.format), Skipped()
     read = {"fold": wanted.fold, "on_error": wanted.on_error, "skipped": skipped, "labelled": True}
     train = read_questions(task, wanted.path, split=wanted.train_split, **read)
     dev = read_questions(task, wanted.path, split=wanted.dev_split, **read)
-    with jax.set_mesh(mesh):
-        tokens = ADDED_TOKENS[task.kind]
-        start = load_start(model, settings, mesh, added_tokens=tokens, heads=True)
-        rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
-        head = Head(kind=task.kind, task=task.name, classes=task.classes, **rows)
-        if start.head is not None:
-            check_head(start.head, task, where=model)
-        if head.max_length > start.config.context_length:
-            most = f"expected at most the model's {start.config.context_length} positions"
-            raise ValueError(f"got task.max_length={head.max_length}; {most}")
-        encoded = HEAD_PROMPTS[head.kind](start.tokenizer, train, **rows)
-        labels = [int(question.label) for question in train if question.label is not None]
-        data = ShuffledQuestions(
-            encoded.prompts,
-            labels,
-            batch_size=training.batch_size,
-            multiple=meshes.batch_shards(mesh) * training.accumulation,
-            parts=training.accumulation,
-            kind=head.kind,
-            seed=training.seed,
-        )
-        content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
-        started_from = {**start.started_from, "questions": content_hash(content)}
+    start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
+    rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
+    head = Head(kind=task.kind, task=task.name, classes=task.classes, **rows)
+    if start.head is not None:
+        check_head(start.head, task, where=model, fix="start from the pre-trained model")
+    if head.max_length > start.config.context_length:
+        most = f"expected at most the model's {start.config.context_length} positions"
+        raise ValueError(f"got task.max_length={head.max_length}; {most}")
+    encoded = HEAD_PROMPTS[head.kind](start.tokenizer, train, **rows)
+    labels = [int(question.label) for question in train if question.label is not None]
+    data = ShuffledQuestions(
+        encoded.prompts,
+        labels,
+        batch_size=training.batch_size,
+        multiple=meshes.batch_shards(mesh) * training.accumulation,
+        parts=training.accumulation,
+        kind=head.kind,
+        seed=training.seed,
+    )
+    content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
+    started_from = {**start.started_from, "questions": content_hash(content)}
 
-        def make_model(base) -> Scorer:
-            if isinstance(base, Scorer):
-                return base
-            grow_key, score_key = jax.random.split(jax.random.key(training.seed))
-            trunk = grow_vocabulary(base, start.new_tokens, key=grow_key)
-            return with_head(trunk, head, key=score_key)
+    def make_model(base) -> Scorer:
+        if isinstance(base, Scorer):
+            return base
+        grow_key, score_key = jax.random.split(jax.random.key(training.seed))
+        trunk = grow_vocabulary(base, start.new_tokens, key=grow_key)
+        return with_head(trunk, head, key=score_key)
 
-        def evaluate(finetuned: Scorer, step: int) -> dict[str, float]:
-            items = score(finetuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
-            right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
-            accuracy = 100 * float(np.mean(right))
-            figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy}
-            if accuracy > read_facts(folder).get("dev_accuracy", -1.0):
-                facts = {**figures, "task": task.name, "started_from": started_from}
-                save_finetuned(folder, finetuned, start.tokenizer, head, step=step, facts=facts)
-            return figures
+    def evaluate(finetuned: Scorer, step: int) -> dict[str, float]:
+        items = score(finetuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
+        right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
+        accuracy = 100 * float(np.mean(right))
+        figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy}
+        if accuracy > read_facts(folder).get("dev_accuracy", -1.0):
+            facts = {**figures, "task": task.name, "started_from": started_from}
+            save_finetuned(folder, finetuned, start.tokenizer, head, step=step, facts=facts)
+        return figures
 
-        recipe = make_recipe(
-            start,
-            settings,
-            mesh,
-            data,
-            make_model=make_model,
-            loss=question_loss,
-            evaluate=evaluate,
-            started_from=started_from,
-            line=f"{task.name}: {counted(len(train), 'training question')} "
-            f"({sum(encoded.truncated):,} cut to {head.max_length} tokens), "
-            f"{counted(len(dev), 'dev question')}; skipped: {skipped}",
-        )
-        _, done = fit(recipe, workdir, mesh)
-        best = read_facts(folder)
+    recipe = make_recipe(
+        start,
+        settings,
+        mesh,
+        data,
+        make_model=make_model,
+        loss=question_loss,
+        evaluate=evaluate,
+        started_from=started_from,
+        line=f"{task.name}: {counted(len(train), 'training question')}"
+        f"{task.unlike_official(wanted.train_split, len(train))} "
+        f"({sum(encoded.truncated):,} cut to {head.max_length} tokens), "
+        f"{counted(len(dev), 'dev question')}"
+        f"{task.unlike_official(wanted.dev_split, len(dev))}; skipped: {skipped}",
+    )
+    _, done = fit(recipe, workdir, mesh)
+    best = read_facts(folder)
     if "dev_accuracy" not in best:
         raise ValueError(f"{workdir} is finished, but {folder} is gone; choose another --workdir")
     return {"step": done["step"], "dev_accuracy": best["dev_accuracy"], "epoch": best["epoch"]}

@@ -16,13 +16,13 @@ from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
-from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
-from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.model.vocabulary import grown
+from biomedlm_jax.qa.evaluation import check_model, load_model
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.fit import Recipe, StepData
 from biomedlm_jax.training.metrics import flops_per_token
@@ -54,14 +54,9 @@ def load_start(
     """Load the model at `path`, if `heads` with its head, and add the `added_tokens` it lacks."""
     if jax.process_index() == 0:
         print(f"loading {path}", file=sys.stderr, flush=True)
+    head = check_model(path, mesh, **settings.model)
+    base, tokenizer = load_model(path, head if heads else None, mesh, **settings.model)
     config = model_config(path, **settings.model)
-    parts = meshes.batch_shards(mesh) * settings.training.accumulation
-    meshes.check_fits(mesh, batch_size=parts, model=abstract_model(config))
-    head = read_head(path) if heads else None
-    loader = load if head is None else load_finetuned
-    base, tokenizer, *_ = loader(path, mesh=mesh, **settings.model)
-    if tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer; add the one that it was trained with")
     known = [token for token in added_tokens if tokenizer.token_to_id(token) is not None]
     if heads and head is None and known:
         got = f"the tokenizer of {path} has {', '.join(known)} already"

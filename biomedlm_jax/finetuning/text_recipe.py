@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.files import read_json, write_json, write_text
@@ -24,98 +24,94 @@ from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.questions import counted
-from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.fit import StepData, fit
 from biomedlm_jax.training.provenance import check_run, content_hash
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 
 
-def finetune_text(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict:
-    """Fine-tune `model` on the config's pairs of texts; resumes if `workdir` has the run.
+def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir: Path) -> dict:
+    """Fine-tune `model` on the settings' pairs of texts; resumes if `workdir` has the run.
 
     Every epoch ends with the dev loss, ROUGE of some dev answers, and the model in
     `workdir/model`. At the end writes `predictions.jsonl` and `report.json`, which is returned: the
     figures of `text_report` and the dev loss. A finished run returns it again.
     """
-    workdir = Path(workdir).absolute()
-    settings = read_settings(TextSettings, config)
-    training, evaluation, mesh = settings.training, settings.evaluation, settings.mesh.make()
+    training, evaluation = settings.training, settings.evaluation
     options = make_options(**settings.generation)
     meshes.check_fits(mesh, batch_size=training.batch_size, accumulation=training.accumulation)
     train, dev = train_and_dev(settings.data)
-    with jax.set_mesh(mesh):
-        start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
-        settings.check_positions(options.max_new_tokens, start.config.context_length)
-        encode = functools.partial(
-            text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.eos_token_id
-        )
-        (prompts, cut), (dev_prompts, _) = encode(train), encode(dev)
-        rows = {"row_length": settings.data.row_tokens, "batch_size": training.batch_size}
-        data = ShuffledTexts(prompts, **rows, parts=training.accumulation, seed=training.seed)
-        dev_data, layout = ShuffledTexts(dev_prompts, **rows), meshes.sharding(mesh, "batch", None)
-        started_from = {**start.started_from, "texts": content_hash([prompts, dev_prompts])}
-        started_from |= {f"generation.{name}": v for name, v in settings.generation.items()}
-        if check_run(workdir, "text", settings, started_from) and (workdir / REPORT).exists():
-            if jax.process_index() == 0:
-                print(f"finished already: {workdir / REPORT}", file=sys.stderr)
-            return read_json(workdir / REPORT)
-        loss = functools.partial(target_loss, chunks=training.loss_chunks)
-        compiled_loss = jax.jit(loss)
-
-        def make_model(base) -> LanguageModel:
-            return grow_vocabulary(base, start.new_tokens, key=jax.random.key(training.seed))
-
-        def dev_loss(model: LanguageModel) -> float:
-            batches = StepData(dev_data.in_order, layout)
-            steps = range(dev_data.steps_per_epoch)
-            return sum(float(compiled_loss(model, next(batches))) for _ in steps) / dev_data.targets
-
-        def answer(finetuned: LanguageModel, count: int) -> tuple[list[str], dict]:
-            """Return the answers to the first dev sources, and the report on them."""
-            texts = generate_until(
-                Generator(finetuned, start.tokenizer),
-                [prompt.prefix for prompt in dev_prompts[:count]],
-                until=(),
-                batch_size=evaluation.batch_size,
-                **{"max_new_tokens": options.max_new_tokens, **settings.generation},
-            )
-            texts = [text.strip() for text in texts]
-            sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
-            return texts, text_report(sources, targets, texts, groups=groups)
-
-        def evaluate(finetuned: LanguageModel, step: int) -> dict[str, float]:
-            epoch, figures = step // data.steps_per_epoch, {"dev_loss": dev_loss(finetuned)}
-            if evaluation.examples and epoch < training.epochs:  # after the last one: the report
-                _, report = answer(finetuned, evaluation.examples)
-                figures |= {kind: report[kind]["mean"] for kind in KINDS}
-            figures = {"epoch": epoch, **figures}
-            facts = {**figures, "started_from": started_from}
-            records = {"facts": facts, "generation": options.to_hf(start.config, start.tokenizer)}
-            folder = workdir / MODEL_FOLDER
-            save_finetuned(folder, finetuned, start.tokenizer, step=step, **records)
-            return figures
-
-        full = data.tokens / (data.rows * data.row_length)
-        recipe = make_recipe(
-            start,
-            settings,
-            mesh,
-            data,
-            make_model=make_model,
-            loss=loss,
-            evaluate=evaluate,
-            started_from=started_from,
-            line=f"{counted(len(train), 'training text')} in {counted(data.rows, 'row')}, "
-            f"{full:.0%} full ({cut:,} cut to {settings.data.source_tokens} source or "
-            f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}",
-        )
-        finetuned, _ = fit(recipe, workdir, mesh)
-        count = min(evaluation.final_examples or len(dev), len(dev))
+    start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
+    settings.check_positions(options.max_new_tokens, start.config.context_length)
+    encode = functools.partial(
+        text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.eos_token_id
+    )
+    (prompts, cut), (dev_prompts, _) = encode(train), encode(dev)
+    rows = {"row_length": settings.data.row_tokens, "batch_size": training.batch_size}
+    data = ShuffledTexts(prompts, **rows, parts=training.accumulation, seed=training.seed)
+    dev_data, layout = ShuffledTexts(dev_prompts, **rows), meshes.sharding(mesh, "batch", None)
+    started_from = {**start.started_from, "texts": content_hash([prompts, dev_prompts])}
+    started_from |= {f"generation.{name}": v for name, v in settings.generation.items()}
+    if check_run(workdir, "text", settings, started_from) and (workdir / REPORT).exists():
         if jax.process_index() == 0:
-            print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)
-        texts, report = answer(finetuned, count)
-        report = {"dev_loss": dev_loss(finetuned), **report}
+            print(f"finished already: {workdir / REPORT}", file=sys.stderr)
+        return read_json(workdir / REPORT)
+    loss = functools.partial(target_loss, chunks=training.loss_chunks)
+    compiled_loss = jax.jit(loss)
+
+    def make_model(base) -> LanguageModel:
+        return grow_vocabulary(base, start.new_tokens, key=jax.random.key(training.seed))
+
+    def dev_loss(model: LanguageModel) -> float:
+        batches = StepData(dev_data.in_order, layout)
+        steps = range(dev_data.steps_per_epoch)
+        return sum(float(compiled_loss(model, next(batches))) for _ in steps) / dev_data.targets
+
+    def answer(finetuned: LanguageModel, count: int) -> tuple[list[str], dict]:
+        """Return the answers to the first dev sources, and the report on them."""
+        texts = generate_until(
+            Generator(finetuned, start.tokenizer),
+            [prompt.prefix for prompt in dev_prompts[:count]],
+            until=(),
+            batch_size=evaluation.batch_size,
+            **{"max_new_tokens": options.max_new_tokens, **settings.generation},
+        )
+        texts = [text.strip() for text in texts]
+        sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
+        return texts, text_report(sources, targets, texts, groups=groups)
+
+    def evaluate(finetuned: LanguageModel, step: int) -> dict[str, float]:
+        epoch, figures = step // data.steps_per_epoch, {"dev_loss": dev_loss(finetuned)}
+        if evaluation.examples and epoch < training.epochs:  # after the last one: the report
+            _, report = answer(finetuned, evaluation.examples)
+            figures |= {kind: report[kind]["mean"] for kind in KINDS}
+        figures = {"epoch": epoch, **figures}
+        facts = {**figures, "started_from": started_from}
+        records = {"facts": facts, "generation": options.to_hf(start.config, start.tokenizer)}
+        folder = workdir / MODEL_FOLDER
+        save_finetuned(folder, finetuned, start.tokenizer, step=step, **records)
+        return figures
+
+    full = data.tokens / (data.rows * data.row_length)
+    recipe = make_recipe(
+        start,
+        settings,
+        mesh,
+        data,
+        make_model=make_model,
+        loss=loss,
+        evaluate=evaluate,
+        started_from=started_from,
+        line=f"{counted(len(train), 'training text')} in {counted(data.rows, 'row')}, "
+        f"{full:.0%} full ({cut:,} cut to {settings.data.source_tokens} source or "
+        f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}",
+    )
+    finetuned, _ = fit(recipe, workdir, mesh)
+    count = min(evaluation.final_examples or len(dev), len(dev))
+    if jax.process_index() == 0:
+        print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)
+    texts, report = answer(finetuned, count)
+    report = {"dev_loss": dev_loss(finetuned), **report}
     if jax.process_index() == 0:
         lines = [
             {"source": pair.source, "target": pair.target, "answer": text}

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from tokenizers import Tokenizer
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import check_output
@@ -14,11 +15,14 @@ from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import check_fits
 from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.heads import Scorer
+from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import report, statistics
 from biomedlm_jax.qa.formats import CLASSIFICATION
 from biomedlm_jax.qa.questions import Question, Skipped, counted
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, WAYS, score
 from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions
+from biomedlm_jax.training.provenance import weights_hash
 
 AUTO = "auto"
 
@@ -66,6 +70,7 @@ def evaluate(
     name, skipped = f"{chosen.name}, {split}", Skipped()
     read = {"fold": fold, "on_error": on_error, "skipped": skipped}
     questions = read_questions(chosen, path, split=split, labelled=True, **read)
+    complete = chosen.sizes.get(split) == len(questions) + skipped.bad
     heads = [check_model(model, mesh) for model in models]
     modes = _modes(mode, models, heads, chosen)
     examples = _shots(shots, modes, chosen, questions, path, read)
@@ -76,13 +81,19 @@ def evaluate(
     writes = jax.process_index() == 0
     if writes:
         check_output(out, replaceable=report.is_report, overwrite=overwrite)
-        notify(f"{name}: {counted(len(questions), 'question')}; skipped: {skipped}")
+        unlike = chosen.unlike_official(split, len(questions))
+        notify(f"{name}: {counted(len(questions), 'question')}{unlike}; skipped: {skipped}")
+    seen: dict[str, str | Path] = {}
+    for directory, head in zip(models, heads, strict=True) if len(models) > 1 else ():
+        digest = weights_hash(load_model(directory, head, mesh)[0])
+        if digest in seen:
+            got = f"{directory} has the same weights as {seen[digest]}"
+            raise ValueError(f"{got}; fix: name each seed once")
+        seen[digest] = directory
     results: dict[str, list[list[dict]]] = {}
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
     for directory, head in zip(models, heads, strict=True):
-        loader = load if head is None else load_finetuned
-        model, tokenizer, *_ = loader(directory, mesh=mesh, **execution)
-        assert tokenizer is not None  # by check_model
+        model, tokenizer = load_model(directory, head, mesh, **execution)
         if head is not None:
             options |= {"row_format": head.row_format, "max_length": head.max_length}
         for one in modes:
@@ -95,7 +106,8 @@ def evaluate(
             seeds[0],
             name=name,
             what=f"{models[0]}, {way}" + (f", {shots} shots" if shots and way == LETTER else ""),
-            published=chosen.published,
+            official=chosen.sizes.get(split),
+            published=chosen.published if complete and split == chosen.published_split else {},
             published_split=chosen.published_split,
             with_macro_f1=chosen.kind == CLASSIFICATION,
             baseline=baselines.get(way),
@@ -110,22 +122,32 @@ def evaluate(
     return [summary for summary, _ in reports.values()]
 
 
-def check_model(path: str | Path, mesh: Mesh | None) -> Head | None:
+def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None:
     """Return the head of a directory (None: a language model); raise if it does not fit."""
-    head, config = read_head(path), model_config(path)
+    head, config = read_head(path), model_config(path, **execution)
     if read_tokenizer(path, config) is None:
-        raise ValueError(f"{path} has no tokenizer, and questions are text; add its tokenizer.json")
+        raise ValueError(f"{path} has no tokenizer; add the tokenizer.json it was trained with")
     if mesh is not None:
         check_fits(mesh, model=abstract_model(config))
     return head
 
 
-def check_head(head: Head, task: Task, *, where: str | Path) -> None:
+def load_model(
+    path: str | Path, head: Head | None, mesh: Mesh | None, **execution
+) -> tuple[LanguageModel | Scorer, Tokenizer]:
+    """Load a model that `check_model` returned the head of, and its tokenizer."""
+    loader = load if head is None else load_finetuned
+    model, tokenizer, *_ = loader(path, mesh=mesh, **execution)
+    assert tokenizer is not None  # by check_model
+    return model, tokenizer
+
+
+def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:
     """Raise ValueError if the head of the model at `where` is of another kind than the task."""
     if (head.kind, head.classes) != (task.kind, task.classes):
-        got = f"{where} has a {head.kind} head {list(head.classes) or ''} (of {head.task})"
+        got = f"{where} has a {head.kind} head {list(head.classes) or ''}"
         needed = f"{task.name} needs {task.kind} {list(task.classes) or ''}"
-        raise ValueError(f"{got}, and {needed}; choose another model")
+        raise ValueError(f"{got} (fine-tuned on {head.task}), and {needed}; {fix}")
 
 
 def _modes(
@@ -134,7 +156,7 @@ def _modes(
     """Return the modes to score in; raise ValueError if mode, models and task do not fit."""
     for path, head in zip(models, heads, strict=True):
         if head is not None:
-            check_head(head, task, where=path)
+            check_head(head, task, where=path, fix="choose another model")
     finetuned = [head is not None for head in heads]
     if any(finetuned) and not all(finetuned):
         one, other = models[finetuned.index(True)], models[finetuned.index(False)]

@@ -121,6 +121,7 @@ def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
         answer,
         "" if context is None else _text(context, "context", empty=True),
         None if group is None else _name(group, "group"),
+        str(row.fields.get("subject") or ""),
     )
 
 

@@ -101,10 +101,13 @@ def letter_prompts(
     """Return lm-evaluation-harness's prompt of the task, with letters (or classes) as branches."""
     answers = _options if task.kind == CLASSIFICATION else _letters
     before = [_letter_text(shot, task) + answers(shot)[shot.label or 0] for shot in shots]
-    if task.name.startswith("mmlu"):
-        about = f" about {task.subject.replace('_', ' ')}" if task.subject else ""
-        before.insert(0, f"The following are multiple choice questions (with answers){about}.")
-    texts = ["\n\n".join([*before, _letter_text(one, task)]) for one in questions]
+    texts = []
+    for one in questions:
+        subject = (one.subject or task.subject).replace("_", " ")
+        about = f" about {subject}" if subject else ""
+        description = f"The following are multiple choice questions (with answers){about}."
+        first = [description] if task.name.startswith("mmlu") else []
+        texts.append("\n\n".join([*first, *before, _letter_text(one, task)]))
     return _continued(tokenizer, questions, texts, map(answers, questions), max_length)
 
 

@@ -50,6 +50,7 @@ def summarise(
     *,
     name: str,
     what: str = "this model",
+    official: int | None = None,
     published: Mapping[str, float] | None = None,
     published_split: str = "",
     with_macro_f1: bool = False,
@@ -60,8 +61,9 @@ def summarise(
 ) -> dict:
     """Return everything that the report prints, as one dict that JSON can hold.
 
-    `name` is the task, `what` the model and mode; `published` are percentages on `published_split`;
-    `seeds` the results of every seed, `items` among them; `seed` is the bootstrap's.
+    `name` is the task, `what` the model and mode, `official` the number of questions of the split
+    as published; `published` are percentages on `published_split`; `seeds` the results of every
+    seed, `items` among them; `seed` is the bootstrap's.
     """
     answers = statistics.columns(items)
     bins = statistics.reliability(answers)
@@ -73,6 +75,7 @@ def summarise(
         "task": name,
         "what": what,
         "n": len(items),
+        "official_n": official,
         "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "truncated": sum(bool(item["truncated"]) for item in items),
         "accuracy": statistics.accuracy(answers, seed=seed)._asdict(),
@@ -212,6 +215,8 @@ def _conclusions(summary: Mapping) -> list[str]:
     ]
     if groups and groups < FEW_GROUPS:
         lines.append(f"With fewer than {FEW_GROUPS} groups these intervals are too narrow.")
+    if summary["official_n"] not in (None, summary["n"]):
+        lines.append(f"The official split has {summary['official_n']:,} questions.")
     if score["low"] == score["high"]:
         lines.append("The bootstrap has no uncertainty where all or no answers are right.")
     elif score["low"] <= summary["chance"] <= score["high"]:

@@ -29,11 +29,17 @@ class Task:
     files: Mapping[str, str] = field(hash=False)
     splits: tuple[str, ...] = SPLITS  # in the order of their use; the last one is reported
     classes: tuple[str, ...] = ()  # sorted class names; the labels of a classification index them
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)  # split -> official count
     published: Mapping[str, float] = field(default_factory=dict, hash=False)  # system -> percent
     published_split: str = "test"  # the split of the published scores
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
     folds: int = 1  # ways to divide train and dev
     path: Path | None = None  # where the questions are, if the name contains it
+
+    def unlike_official(self, split: str, n: int) -> str:
+        """Return a note for `n` questions if the official split has another number, else ""."""
+        official = self.sizes.get(split, n)
+        return "" if n == official else f" (the official {split} split has {official:,})"
 
 
 _MMLU_FILES = {"{split}.jsonl": "questions", "*.csv": "mmlu"}
@@ -41,10 +47,11 @@ _MMLU_SPLITS = ("dev", "val", "test")  # dev: five questions a subject, for prom
 _SENTENCES = {"{split}.jsonl": "sentences", "{split}.json": "sentences"}
 
 
-def _mmlu(subject: str, **scores: float) -> Task:
+def _mmlu(subject: str, size: int = 0, **scores: float) -> Task:
     names = (f"{{split}}/{subject}_{{split}}.csv", f"{subject}_{{split}}.csv")
     files = dict.fromkeys(names, "mmlu") | _MMLU_FILES
-    return Task(f"mmlu:{subject}", CHOICE, files, _MMLU_SPLITS, published=scores, subject=subject)
+    task = Task(f"mmlu:{subject}", CHOICE, files, _MMLU_SPLITS, subject=subject, published=scores)
+    return replace(task, sizes={"dev": 5, "test": size}) if size else task
 
 
 # The published scores are those of the tables in the BioMedLM paper (arXiv 2403.18421).
@@ -53,6 +60,7 @@ _TASKS = (
     Task("mmlu", CHOICE, _MMLU_FILES, _MMLU_SPLITS),
     Task(
         "medmcqa", CHOICE, {"{split}.jsonl": "questions", "{split}.json": "medmcqa"},
+        sizes={"train": 182_822, "dev": 4_183, "test": 6_150},  # the test answers are secret
         published={
             "BioMedLM": 57.3, "GPT-4": 72.4, "Flan-PaLM": 57.6, "Galactica-120B": 52.9,
             "GPT-3.5": 51.0,
@@ -65,6 +73,7 @@ _TASKS = (
             "{split}.jsonl": "questions", "phrases_no_exclude_{split}.jsonl": "questions",
             "{split}.json": "endings",
         },
+        sizes={"train": 10_178, "dev": 1_272, "test": 1_273},
         published={
             "BioMedLM": 50.3, "BioMedLM with MedMCQA data": 54.7, "Med-PaLM 2": 85.4, "GPT-4": 81.4,
             "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
@@ -78,7 +87,7 @@ _TASKS = (
             "pqal_fold{fold}/{split}_set.json": "pubmedqa_set", "{split}_set.json": "pubmedqa_set",
             **_SENTENCES,
         },
-        classes=("maybe", "no", "yes"), folds=FOLDS,
+        classes=("maybe", "no", "yes"), folds=FOLDS, sizes={"train": 450, "dev": 50, "test": 500},
         published={
             "BioMedLM": 74.4, "BioGPT with extra data": 81.0, "Flan-PaLM": 79.0, "Galactica": 77.6,
             "GPT-4": 75.2, "DRAGON": 73.4, "BioLinkBERT": 72.4, "GPT-Neo": 66.1,
@@ -88,18 +97,18 @@ _TASKS = (
         "bioasq", CLASSIFICATION,
         # BioASQ-training7b.json, 7B1_golden.json
         {"*[0-9]b*.json": "bioasq", "{split}.tsv": "blurb", **_SENTENCES},
-        classes=("no", "yes"),
+        classes=("no", "yes"), sizes={"train": 670, "dev": 75, "test": 140},
         published={
             "BioMedLM": 95.7, "DRAGON": 96.4, "BioLinkBERT": 94.9, "Galactica": 94.3,
             "GPT-Neo": 67.1,
         },
     ),
-    _mmlu("anatomy"),
-    _mmlu("clinical_knowledge", **{"BioMedLM": 59.6, "GPT-4": 86.4, "GPT-3.5": 69.8}),
-    _mmlu("college_biology", **{"BioMedLM": 60.7, "GPT-4": 93.8, "GPT-3.5": 72.2}),
-    _mmlu("college_medicine"),
-    _mmlu("medical_genetics", **{"BioMedLM": 69.0, "GPT-4": 92.0, "GPT-3.5": 70.0}),
-    _mmlu("professional_medicine", **{"BioMedLM": 63.1, "GPT-4": 93.8, "GPT-3.5": 70.2}),
+    _mmlu("anatomy", 135),
+    _mmlu("clinical_knowledge", 265, **{"BioMedLM": 59.6, "GPT-4": 86.4, "GPT-3.5": 69.8}),
+    _mmlu("college_biology", 144, **{"BioMedLM": 60.7, "GPT-4": 93.8, "GPT-3.5": 72.2}),
+    _mmlu("college_medicine", 173),
+    _mmlu("medical_genetics", 100, **{"BioMedLM": 69.0, "GPT-4": 92.0, "GPT-3.5": 70.0}),
+    _mmlu("professional_medicine", 272, **{"BioMedLM": 63.1, "GPT-4": 93.8, "GPT-3.5": 70.2}),
 )
 # fmt: on
 TASKS = {task.name: task for task in _TASKS}
@@ -162,7 +171,7 @@ def read_questions(
         message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
         if on_error == "raise":
             raise ValueError(message)
-        skipped.bad, skipped.error = skipped.bad + 1, skipped.error or message
+        skipped.add(problem, message)
 
     file, format = _file(task, Path(path), split=split, fold=fold)
     rows = list(FORMATS[format].read(file, refuse))
@@ -179,8 +188,8 @@ def read_questions(
     if not questions:
         raise ValueError(f"no questions of {task.name} in {file}; skipped: {skipped}")
     if labelled and (missing := sum(question.label is None for question in questions)):
-        got = f"{missing} of {counted(len(questions), 'question')} of {task.name}, {split},"
-        raise ValueError(f"{got} have no answer; fix: use a split that has every label")
+        got = f"{missing} of {counted(len(questions), 'question')} of {task.name}, {split}, have"
+        raise ValueError(f"{got} no label, so nothing can be reported; fix: choose another split")
     return questions
 
 

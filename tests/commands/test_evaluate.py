@@ -10,19 +10,20 @@ import jax
 import pytest
 
 from biomedlm_jax import cli
-from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, train_tokenizer
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.qa.report import read_items
 from biomedlm_jax.qa.scoring import WAYS
 
+CONFIG = GPT2Config(vocab_size=270, context_length=64, layers=1, width=32, heads=2)
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     tokenizer = train_tokenizer(["cardiology renin"] * 20, vocab_size=270)
-    config = GPT2Config(vocab_size=270, context_length=64, layers=1, width=32, heads=2)
     release = tmp_path_factory.mktemp("evaluate") / "release"
-    return export_hf(GPT2(config, key=jax.random.key(0)), tokenizer, release)
+    return export_hf(GPT2(CONFIG, key=jax.random.key(0)), tokenizer, release)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,12 @@ def test_it_prints_the_table_and_where_the_report_is(tmp_path, model, questions,
 
 
 def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys):
-    out = tmp_path / "out"
+    out, other = tmp_path / "out", tmp_path / "other"
+    export_hf(GPT2(CONFIG, key=jax.random.key(1)), load_tokenizer(model), other)
     where = ["--task=medqa", f"--path={questions}", "--format=questions", f"--out={out}"]
-    assert run(f"--model={model}", f"--model={model}", "--mode=letter", *where) == 0
+    assert run(f"--model={model}", f"--model={model}", "--mode=letter", *where) == 2
+    assert "has the same weights as" in capsys.readouterr().err
+    assert run(f"--model={model}", f"--model={other}", "--mode=letter", *where) == 0
     assert (out / "report.md").read_text().strip() in capsys.readouterr().out
     assert json.loads((out / "report.json").read_text())["seeds"]["n"] == 2
 

@@ -133,8 +133,16 @@ def test_a_head_of_something_else_is_refused(
             finetune(config, model, tmp_path / "run")
 
     choice, classes = question_config("choice"), question_config("classes")
-    refused(r"has a choice head .*needs classification \['no', 'yes", classes, question_run[0])
-    refused(r"has a classification head \['no', 'yes'\] .*, and .* needs", choice, class_run[0])
+    refused(
+        r"has a choice head .*needs classification \['no', 'yes'\]; start from",
+        classes,
+        question_run[0],
+    )
+    refused(
+        r"has a classification head \['no', 'yes'\] \(fine-tuned on .*\), and .* needs",
+        choice,
+        class_run[0],
+    )
     write_classes(tmp_path / "three", ("maybe", "no", "yes"))
     classes.task.name = f"jsonl:{tmp_path / 'three'}"
     refused(r"needs classification \['maybe', 'no', 'yes'\]", classes, class_run[0])
@@ -182,7 +190,7 @@ def test_questions_without_an_answer(world, question_config, tmp_path):
     line = '{"question": "what treats the liver", "options": ["aspirin", "ether"]}\n'
     (tmp_path / "secret" / "dev.jsonl").write_text(line * 2)
     config = question_config(task__name=f"jsonl:{tmp_path / 'secret'}")
-    with pytest.raises(ValueError, match=r"2 of 2 questions of .*, dev, have no answer"):
+    with pytest.raises(ValueError, match=r"2 of 2 questions of .*, dev, have no label"):
         finetune(config, world / "base", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

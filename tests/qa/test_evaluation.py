@@ -1,6 +1,8 @@
 """evaluation.py: the reports of every kind of model, and what is refused before any work."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -141,7 +143,8 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
         for way, summary in zip(ways, summaries, strict=True)
     ]
     assert summaries[0]["truncated"] == 12
-    assert lines == ["medqa, dev: 12 questions; skipped: nothing", *cut]
+    official = "12 questions (the official dev split has 1,272)"
+    assert lines == [f"medqa, dev: {official}; skipped: nothing", *cut]
     for way, summary in zip(ways, summaries, strict=True):
         folder = out / way.replace(" ", "_")
         assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
@@ -153,8 +156,24 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
         assert summary["what"].endswith(f"release, {way}")
         assert (summary["n"], summary["task"]) == (12, "medqa, dev")
         assert summary["truncated"] == sum(item["truncated"] for item in items)
-        assert summary["published_percent"]["BioMedLM"] == 50.3
+        assert (summary["official_n"], summary["published_percent"]) == (1_272, {})
         assert (summary["baseline"], summary["seeds"]) == (None, None)
+
+
+@pytest.mark.parametrize(("split", "n", "shown"), [("test", 3, 1), ("test", 4, 0), ("dev", 3, 0)])
+def test_published_scores_stand_beside_the_complete_official_split(
+    split, n, shown, tmp_path, release, monkeypatch
+):
+    """Rows of it that cannot be used do not count as missing."""
+    good = {"question": "q?", "options": ["x", "y"], "label": 0}
+    file = write(tmp_path / f"{split}.jsonl", [*[good] * (n - 1), {**good, "label": 2}])
+    task = dataclasses.replace(find_task("medqa"), sizes={"test": 3, "dev": 3})
+    monkeypatch.setattr(evaluation, "find_task", lambda *_, **__: task)
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    read = {"task": "medqa", "path": file, "mode": "letter", "on_error": "skip"}
+    (summary,) = evaluate(release, tmp_path / "out", notify=silent, **read)
+    assert (summary["n"], summary["official_n"]) == (n - 1, 3)
+    assert summary["published_percent"] == (task.published if shown else {})
 
 
 def test_a_report_of_several_ways_can_be_written_again(reported, release, medqa, monkeypatch):
@@ -375,10 +394,12 @@ def places(root, release, seeds, classifier, medqa, pubmedqa, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
+    shutil.copytree(seeds[0], tmp_path / "copy")
     mute = export_hf(GPT2(CONFIG, key=jax.random.key(0)), None, tmp_path / "mute")
     return {
         "lm": release,
         "seed": seeds[0],
+        "copy": tmp_path / "copy",
         "classifier": classifier,
         "medqa": medqa,
         "pubmedqa": pubmedqa,
@@ -412,13 +433,18 @@ REFUSED = {
     "no such model": ({"models": ["nowhere"]}, "nowhere"),
     "second model missing": ({"models": ["{lm}", "nowhere"]}, "nowhere"),
     "second seed missing": ({"models": ["{seed}", "nowhere"]}, "nowhere"),
+    "a seed twice": ({"models": ["{seed}", "{seed}"]}, "has the same weights as"),
+    "a seed and its copy": ({"models": ["{seed}", "{copy}"]}, "copy has the same weights as"),
     "fine-tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
     "no head for mode=classifier": ({"mode": "classifier"}, "mode=classifier does not fit"),
     "head without letters or options": (
         {"models": ["{seed}"], "mode": "option"},
         "mode=option does not",
     ),
-    "head of another kind": ({"models": ["{classifier}"]}, "has a classification head"),
+    "head of another kind": (
+        {"models": ["{classifier}"]},
+        "has a classification head ['maybe', 'no', 'yes'] (fine-tuned on medqa), and medqa needs",
+    ),
     "second head of another kind": (
         {"models": ["{seed}", "{classifier}"]},
         "has a classification head",
@@ -426,7 +452,10 @@ REFUSED = {
     "mesh that does not divide the model": ({"mesh": {"fsdp": 1, "tensor": 8}}, "mesh.tensor=8"),
     "unknown format": ({"format": "csv"}, "got 'csv'"),
     "no tokenizer": ({"models": ["{mute}"]}, "has no tokenizer"),
-    "no labels": ({"split": "test"}, "label"),
+    "no labels": (
+        {"split": "test"},
+        "12 of 12 questions of medqa, test, have no label, so nothing can be reported; fix: choose",
+    ),
     "too many shots": ({"shots": 9}, "got shots=9; train has 3 with answers"),
     "shots without letters": ({"shots": 1, "mode": "option"}, "shots=1"),
     "negative shots": ({"shots": -1}, "shots=-1"),

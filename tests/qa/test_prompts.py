@@ -1,5 +1,6 @@
 """prompts.py: every format, token by token, against strings written by hand; and what is cut."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -193,6 +194,11 @@ def test_letters_of_mmlu(tokenizer):
     general = description.replace(" about college biology", "")
     made = letter_prompts(tokenizer, [Q], find_task("mmlu"), max_length=999)
     assert only_prompt(made) == [ids(tokenizer, general + prefix + f" {c}") for c in "AB"]
+    # Of a file with all subjects each question has its own.
+    both = [dataclasses.replace(Q, subject=name) for name in ("college_biology", "anatomy")]
+    made = letter_prompts(tokenizer, both, find_task("mmlu"), max_length=999)
+    texts = [description + prefix, description.replace("college biology", "anatomy") + prefix]
+    assert [prompt.prefix for prompt in made.prompts] == [ids(tokenizer, text) for text in texts]
 
 
 def test_the_classes_of_pubmedqa(tokenizer):

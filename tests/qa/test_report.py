@@ -122,6 +122,14 @@ def test_markdown_of_a_full_summary():
     assert {line.replace(r"\|", "").count("|") for line in rows} == {3}
 
 
+def test_the_size_of_the_official_split_stands_beside_another_one():
+    for official, shown in ((1_273, True), (60, False), (None, False)):
+        summary = report.summarise(questions(), name="medqa", official=official)
+        assert summary["official_n"] == official
+        assert ("The official split has 1,273 questions" in report.markdown(summary)) == shown
+        assert ("official" in report.markdown(summary)) == shown
+
+
 def test_groups_are_counted_and_resampled():
     items, baseline = questions(groups=8), questions(share=0.4, seed=9)
     summary = report.summarise(items, name="small world", baseline=baseline)
@@ -202,6 +210,8 @@ def test_nothing_else_is_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match="holds something else, which is never overwritten"):
         report.write_reports(tmp_path, {"": (full_summary(), questions())}, overwrite=True)
     assert not report.is_report(tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a file; name a directory"):
+        report.write_reports(tmp_path / "config.json", {"": (full_summary(), questions())})
 
 
 def test_neither_jax_nor_matplotlib_is_imported():

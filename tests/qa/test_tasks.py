@@ -31,6 +31,8 @@ def test_the_table_is_consistent(name):
     assert bool(task.classes) == (task.kind == "classification")
     assert list(task.classes) == sorted(set(task.classes))
     assert task.published_split in task.splits
+    assert set(task.sizes) <= set(task.splits)
+    assert task.published_split in task.sizes or not task.published
     assert all(25 < score < 100 for score in task.published.values())
     hash(task)
 
@@ -40,6 +42,13 @@ def test_published_scores():
     assert TASKS["mmlu:medical_genetics"].published["BioMedLM"] == 69.0
     assert TASKS["mmlu:anatomy"].published == {}
     assert (TASKS["medmcqa"].published_split, TASKS["pubmedqa"].published_split) == ("dev", "test")
+
+
+def test_another_number_of_questions_than_the_official_one_is_noted():
+    task = TASKS["medqa"]
+    assert task.unlike_official("dev", 1_272) == ""
+    assert task.unlike_official("dev", 12) == " (the official dev split has 1,272)"
+    assert TASKS["mmlu"].unlike_official("dev", 12) == ""
 
 
 def test_any_subject_of_mmlu_is_a_task():
@@ -129,7 +138,8 @@ def test_the_rows_of_the_original_are_of_one_fold(tmp_path):
 def test_all_subjects_of_mmlu_may_be_in_one_file(tmp_path):
     rows = [{**CHOICE, "subject": s} for s in ("anatomy", "virology")]
     file, task = write(tmp_path / "dev.jsonl", *rows), find_task("mmlu")
-    assert len(read_questions(task, file, split="dev")) == 2
+    subjects = [question.subject for question in read_questions(task, file, split="dev")]
+    assert subjects == ["anatomy", "virology"]
     assert read_questions(task, tmp_path, split="dev") == read_questions(task, file, split="dev")
 
 
@@ -250,6 +260,10 @@ def test_bad_rows_stop_the_reading_or_are_counted(tmp_path):
     found = read_questions(task, path, split="dev", on_error="skip", skipped=skipped)
     assert [question.id for question in found] == ["dev.jsonl:1", "last"]
     assert (skipped.bad, skipped.error) == (9, str(error.value))
+    twice, empty = skipped.places.values()
+    assert twice == ["dev.jsonl:2"]
+    assert empty == [f"dev.jsonl:{line}" for line in range(3, 11)]
+    assert "8 format questions needs the fields" in str(skipped)
     write(path, bad)
     with pytest.raises(ValueError, match=r"no questions of medqa in .*; skipped: 1 bad row, the f"):
         read_questions(task, path, split="dev", on_error="skip")
@@ -277,11 +291,7 @@ def test_arguments_are_checked(tmp_path):
 def test_the_real_pubmedqa_has_its_splits(real_data):
     task = find_task("pubmedqa")
     parts = {s: read_questions(task, real_data / "pubmedqa", split=s) for s in task.splits}
-    assert {split: len(part) for split, part in parts.items()} == {
-        "train": 450,
-        "dev": 50,
-        "test": 500,
-    }
+    assert {split: len(part) for split, part in parts.items()} == task.sizes
     counts = Counter(task.classes[question.label] for question in parts["test"])
     assert counts == {"yes": 276, "no": 169, "maybe": 55}
     official = json.loads((real_data / "pubmedqa" / "test_ground_truth.json").read_text())
@@ -292,7 +302,8 @@ def test_the_real_pubmedqa_has_its_splits(real_data):
 
 
 def test_the_real_choices_have_their_sizes(real_data):
-    assert len(read_questions(TASKS["medqa"], real_data / "medqa", split="dev")) == 1272
+    dev = read_questions(TASKS["medqa"], real_data / "medqa", split="dev")
+    assert len(dev) == TASKS["medqa"].sizes["dev"]
     partial = real_data / "medqa" / "train_partial_4opt.jsonl"
     assert len(read_questions(TASKS["medqa"], partial, split="train")) == 796
     skipped, file = Skipped(), real_data / "medmcqa" / "dev_first2000.jsonl"
@@ -302,5 +313,5 @@ def test_the_real_choices_have_their_sizes(real_data):
     assert (len(found), skipped.bad) == (1987, 13)
     subjects = [task for task in TASKS.values() if task.subject]
     shots = [read_questions(t, real_data / "mmlu_medical", split="dev") for t in subjects]
-    assert [len(part) for part in shots] == [5] * 6
+    assert [len(part) for part in shots] == [task.sizes["dev"] for task in subjects] == [5] * 6
     assert len(read_questions(TASKS["mmlu"], real_data / "mmlu_medical", split="dev")) == 30
