@@ -56,7 +56,7 @@ def changes(recipe, world):
         }
     lengths = {"source_tokens": 18, "target_tokens": 12, "row_tokens": 48}
     data = {f"data.{name}": value for name, value in lengths.items()}
-    decoding = {"generation.max_new_tokens": 14, "evaluation.examples": 0}
+    decoding = {"generation.max_new_tokens": 14, "generation.beams": 2, "evaluation.examples": 0}
     return "meqsum", {**small, **data, **decoding, "data.train": str(world / "texts.jsonl")}
 
 
@@ -97,8 +97,8 @@ def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
         port = free.getsockname()[1]
     words = command(recipe, world, runs[1])
     words += [f"--coordinator=localhost:{port}", "--process_count=2"]
-    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    processes = [start([*words, f"--process_id={i}"], **four) for i in range(2)]
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    processes = [start([*words, f"--process_id={i}"], XLA_FLAGS=flags) for i in range(2)]
     variant, values = changes(recipe, world)
     config = runpy.run_path(str(ROOT / "configs" / "finetune.py"))["get_config"](variant)
     config.update_from_flattened_dict(values)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -52,9 +53,10 @@ def test_every_rate_and_seed_runs_once_and_rates_have_means(
     assert [m["learning_rate"] for m in written["learning_rates"]] == [1e-5, 3e-5]
 
 
-def test_a_stopped_sweep_resumes(world, question_config, interrupt, tmp_path):
+def test_a_stopped_sweep_resumes(world, question_config, question_run, interrupt, tmp_path):
     config = question_config(sweep__seeds=(1, 2))
-    interrupt(25)  # in the second run's first step
+    shutil.copytree(question_run[0], tmp_path / "lr0.003-seed1")  # the sweep's first run, finished
+    interrupt(1)  # in the second run's first step
     with pytest.raises(KeyboardInterrupt):
         finetune_all(config, world / "base", tmp_path)
     assert not (tmp_path / "sweep.json").exists()
