@@ -3,24 +3,35 @@
 Everything here is the only implementation in the package.
 """
 
+import bz2
 import contextlib
+import fcntl
 import glob
 import gzip
+import io
 import json
+import lzma
 import os
 import re
 import shutil
+import signal
+import sys
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
-COMPRESSIONS = (".gz", ".zst")
-_STREAM_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+MAX_LINE_BYTES = 1 << 28  # of a line, decompressed: 19 kB can inflate to 600 MB
+_BLOCK, _BUFFER = 1 << 20, 1 << 17  # of `read_blocks`, of decompressors
+# Bytes of input in a call of a decompressor. zstandard has no limit on the output of a call, and a
+# block of 4 bytes can hold 128 KiB: 512 bytes of input give at most 16 MiB.
+_PIECE = 1 << 9
 
 
 class BrokenStreamError(ValueError):
@@ -69,23 +80,50 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, parse_object(line.strip(), where)
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line with its newline) of a plain, .gz or .zst file.
+def read_lines(
+    path: str | Path,
+    *,
+    limit: int = MAX_LINE_BYTES,
+    on_long: Callable[[str], None] | None = None,
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line with its newline) of a plain or compressed file.
 
     Lines end at "\\n" only: `str.splitlines` would also cut at U+2028 and others, which JSON
-    allows inside a string. Memory is constant.
+    allows inside a string. Time is linear and memory constant, but for one line.
+
+    Args:
+      limit: the largest line in bytes.
+      on_long: called with a message that names a longer line, which is then omitted.
+
+    Raises FileNotFoundError, BrokenStreamError if the compressed data are damaged or truncated,
+    or, without `on_long`, ValueError for a line beyond the limit.
+    """
+    path, number = Path(path), 0
+    with _open(path) as file, _named_errors(lambda: f"{path}:{number + 1}"):
+        text = _decompressed(file, path)
+        while line := text.readline(limit + 1):
+            if len(line) > limit:
+                message = f"{path}:{number + 1}: the line is longer than {limit:,} bytes"
+                if on_long is None:
+                    raise ValueError(message)
+                on_long(message)
+                while line and not line.endswith(b"\n"):
+                    line = text.readline(_BLOCK)
+                number += 1
+                continue
+            number += 1
+            yield number, line
+
+
+def read_blocks(path: str | Path) -> Iterator[bytes]:
+    """Yield the bytes of a plain or compressed file in blocks of at most 1 MiB.
 
     Raises FileNotFoundError, or BrokenStreamError if the compressed data are damaged or truncated.
     """
-    path, number = Path(path), 0
-    with _open(path) as file:
-        try:
-            for number, line in enumerate(_lines(file, path.suffix.lower()), 1):
-                yield number, line
-        except _STREAM_ERRORS as error:
-            where = f"{path}:{number + 1}"
-            message = f"{where}: the compressed stream is damaged or truncated ({error})"
-            raise BrokenStreamError(message) from error
+    with _open(Path(path)) as file, _named_errors(lambda: str(path)):
+        text = _decompressed(file, Path(path))
+        while block := text.read(_BLOCK):
+            yield block
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -148,19 +186,19 @@ def atomic_directory(
 ) -> Iterator[Path]:
     """Yield a new, empty directory that takes the place of `path` when the block succeeds.
 
-    After an error in the block, or Ctrl-C, `path` is as it was before. A symbolic link stays; the
-    directory it points to is replaced.
+    After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. A symbolic link
+    stays; the directory it points to is replaced. What a killed process left behind is removed.
 
     Raises what `check_output` raises, before the block and again after it: another process may
     have written `path` in the meantime.
     """
+    _remove_leftovers(Path(os.path.realpath(path)))
     check_output(path, replaceable=replaceable, overwrite=overwrite)
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
+    with _exit_on_sigterm(), _scratch_directory(new):
         yield new
         check_output(path, replaceable=replaceable, overwrite=overwrite)
         try:
@@ -172,8 +210,76 @@ def atomic_directory(
                 old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _scratch_directory(path: Path) -> Iterator[None]:
+    """Make a directory, lock it so that no other machine takes it for a leftover, and remove it."""
+    path.mkdir()
+    lock = _lock(path)
+    try:
+        yield
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit(143) in the block, unless the program handles it otherwise."""
+    default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed calls of `atomic_directory` left beside `path`, and restore `path`.
+
+    A leftover belongs to no living process of this machine, and its lock is free: on a shared file
+    system, a process of another machine may hold it.
+    """
+    for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.*")):
+        process, _, state = left.name.removeprefix(f".{path.name}.").partition(".")
+        if not (process.isdecimal() and state in ("new", "old") and left.is_dir()):
+            continue
+        if left.is_symlink() or _alive(int(process)) or (lock := _lock(left)) is None:
+            continue
+        if state == "old" and not path.exists():
+            left.rename(path)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def _lock(directory: Path) -> int | None:
+    """Lock a directory until the descriptor is closed; None if it is locked or cannot be."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # of another user, or removed
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def recover_directory(path: str | Path) -> None:
@@ -201,30 +307,68 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _lines(file: BufferedReader, suffix: str) -> Iterator[bytes]:
+@contextlib.contextmanager
+def _named_errors(where: Callable[[], str]) -> Iterator[None]:
+    """Raise the errors of decompressors as BrokenStreamError at the place `where()`."""
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; those of gzip and bz2 have no number
+        message = f"{where()}: the compressed stream is damaged or truncated ({error})"
+        raise BrokenStreamError(message) from error
+
+
+def _decompressed(file: BufferedReader, path: Path) -> BinaryIO:
+    suffix = path.suffix.lower()
     if suffix not in COMPRESSIONS:
-        yield from file
-    elif not file.peek(1):  # not even a header; gzip would read it as an empty text
+        return file
+    if not file.peek(1):  # not even a header; gzip would read it as an empty text
         raise EOFError("the file has no bytes")
-    elif suffix == ".gz":
-        with gzip.open(file) as text:
-            yield from text
-    else:
-        yield from _zstd_lines(file)
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(file))
+    return cast(BinaryIO, io.BufferedReader(_Stream(_inflated(file, suffix)), _BUFFER))
 
 
-def _zstd_lines(file: BufferedReader) -> Iterator[bytes]:
-    # zstandard's own stream_reader does not report a truncated file, so frames are tracked here.
+class _Stream(io.RawIOBase):
+    """A file whose bytes are those of the `blocks` in order."""
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks, self._rest = blocks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._rest = memoryview(block)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+
+def _inflated(file: BufferedReader, suffix: str) -> Iterator[bytes]:
+    # The streams of a file are tracked here: zstandard's own stream_reader does not report a
+    # truncated file, and BZ2File and LZMAFile ignore a damaged stream that follows a good one.
     # The window is the largest that zstd can use (`zstd --long=31`).
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    frame, unfinished = None, b""
-    while data := file.read(zstandard.DECOMPRESSION_RECOMMENDED_INPUT_SIZE):
+    start: Any = {
+        ".zst": zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj,
+        ".bz2": bz2.BZ2Decompressor,
+        ".xz": lzma.LZMADecompressor,
+    }[suffix]
+    most = {} if suffix == ".zst" else {"max_length": _BUFFER}
+    stream = None
+    while data := file.read(_PIECE):
         while data:
-            frame = frame or decompressor.decompressobj()
-            *lines, unfinished = (unfinished + frame.decompress(data)).split(b"\n")
-            yield from (line + b"\n" for line in lines)
-            data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame:
+            if suffix == ".xz" and not stream and not (data := data.lstrip(b"\0")):
+                break  # padding between two streams
+            stream = stream or start()
+            yield stream.decompress(data, **most)
+            while not (stream.eof or suffix == ".zst" or stream.needs_input):
+                yield stream.decompress(b"", **most)
+            data, stream = (stream.unused_data, None) if stream.eof else (b"", stream)
+    if stream:
         raise EOFError("the file ends inside a frame")
-    if unfinished:
-        yield unfinished

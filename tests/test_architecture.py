@@ -30,13 +30,13 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_253,
-    ("training",): 1_326,
-    ("corpus",): 1_100,
+    ("training",): 1_340,
+    ("corpus",): 1_420,
     ("generation",): 1_700,
     ("interop",): 1_500,
     ("qa", "finetuning"): 3_069,
     ("planning",): 1_000,
-    ("cli", "commands"): 941,
+    ("cli", "commands"): 952,
 }
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asked", "said", "told"}

@@ -1,8 +1,14 @@
 """files.py: what is written reads back, errors name the place, and no failure loses data."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +27,13 @@ from biomedlm_jax.files import (
     write_text,
 )
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 def names(directory: Path) -> list[str]:
@@ -141,7 +153,7 @@ def test_the_line_with_the_error_is_named(tmp_path):
         list(read_jsonl(path))
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", list(COMPRESS)[1:])
 def test_a_damaged_stream_names_the_line_after_the_last_good_one(tmp_path, suffix):
     whole = b"".join(b"%d %s\n" % (i, os.urandom(40).hex().encode()) for i in range(5000))
     path = tmp_path / f"a{suffix}"
@@ -249,3 +261,57 @@ def test_an_empty_directory_and_the_target_of_a_link_are_filled(tmp_path):
         (new / "file").write_text("x")
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path / "empty") == ["file"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from biomedlm_jax.files import atomic_directory
+with atomic_directory(sys.argv[1], replaceable=lambda path: True, overwrite=True) as new:
+    (new / "half").write_text("x")
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+def killed(path, name: str) -> int:
+    return subprocess.run([sys.executable, "-c", KILLED, path, name], check=False).returncode
+
+
+def test_sigterm_cleans_up_and_the_next_build_removes_what_sigkill_left(tmp_path):
+    path = fill(tmp_path / "old")
+    assert killed(path, "SIGTERM") == 128 + 15
+    assert names(tmp_path) == ["old"]
+    assert killed(path, "SIGKILL") == -9
+    assert len(list(tmp_path.iterdir())) == 2
+    mine = tmp_path / ".old.1.new"  # of a process that lives
+    mine.mkdir()
+    (tmp_path / ".old.x.new").mkdir()  # not one of ours
+    with atomic_directory(path, replaceable=replaceable, overwrite=True) as new:
+        (new / "file").write_text("new")
+    assert sorted(names(tmp_path)) == [".old.1.new", ".old.x.new", "old"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_build_killed_between_its_renames_is_restored_by_the_next(tmp_path):
+    path = fill(tmp_path / "rows")
+    child = subprocess.Popen(["true"])
+    child.wait()  # a process that lives no more
+    path.rename(tmp_path / f".rows.{child.pid}.old")
+    (tmp_path / f".rows.{child.pid}.new").mkdir()
+    build = atomic_directory(path, replaceable=replaceable, overwrite=False)
+    with pytest.raises(FileExistsError, match="pass --overwrite"), build:
+        pass
+    assert names(tmp_path) == ["rows"]
+    assert (path / "file").read_text() == "old"
+
+
+def test_a_long_line_takes_linear_time_and_one_beyond_the_limit_is_named(tmp_path):
+    path = tmp_path / "a.zst"
+    path.write_bytes(COMPRESS[".zst"](b"a\n" + b"x" * 50_000_000 + b"\nb\n"))
+    start = time.process_time()
+    assert [len(line) for _, line in read_lines(path)] == [2, 50_000_001, 2]
+    assert time.process_time() - start < 3  # copying it at every block took 5 s
+    with pytest.raises(ValueError, match=r"a\.zst:2: the line is longer than 1,000 bytes"):
+        list(read_lines(path, limit=1000))
+    messages = []
+    kept = list(read_lines(path, limit=1000, on_long=messages.append))
+    assert (kept, len(messages)) == ([(1, b"a\n"), (3, b"b\n")], 1)

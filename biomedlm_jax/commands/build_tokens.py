@@ -51,4 +51,9 @@ def run(options: Flags) -> None:
     for name, split in manifest["splits"].items():
         print(f"{name:10}  {LINE.format(**split)}")
     print(f"skipped     {skipped}")
+    for file in manifest["inputs"]:
+        if "copy_of" in file:
+            print(f"copy        {file['path']} is identical to {file['copy_of']}, and in the rows")
+    for token, count in manifest["special_text"].items():
+        print(f"special     {count:,} times the text spells {token}; encoded as plain text")
     print(f"wrote       {options.out} in {time.monotonic() - start:.0f} s")

@@ -130,17 +130,22 @@ class Flags(flags.FlagValues):
         self.define("text_field", "text", text)
         self.define("subsets", [], "Keep only JSON lines of these subsets, separated by commas.")
         self.define("subset_field", "meta.pile_set_name", "Field of a JSON line with its subset.")
+        largest = "A larger line, JSON object or text file is bad; bounds the memory."
+        self.define("max_document_bytes", documents.MAX_LINE_BYTES, largest)
         bad = "Stop at a bad line, or skip it."
         self.define("on_error", "raise", bad, choices=documents.ON_ERROR)
 
     def input_paths(self) -> list[Path]:
         """List the files of --input."""
-        return documents.input_files([p for paths in self.input for p in paths.split(",")])
+        return documents.input_files(self._paths())
+
+    def _paths(self) -> list[str]:
+        return [path for paths in self.input for path in paths.split(",")]
 
     def read_input(self, skipped: documents.Skipped | None = None) -> Iterator[documents.Document]:
         """Return the documents of `define_input`'s flags; `skipped` counts what is left out."""
-        given = self.pick("text_field", "subsets", "subset_field", "on_error")
-        return documents.read_documents(self.input_paths(), skipped=skipped, **given)
+        names = ("text_field", "subsets", "subset_field", "on_error", "max_document_bytes")
+        return documents.read_documents(self._paths(), skipped=skipped, **self.pick(*names))
 
     def define_dtype(self) -> None:
         """Add --dtype."""

@@ -128,11 +128,12 @@ def validation_batches(
     limit: int | None = None,
     split: str = "validation",
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Return every row of a split once, in order: (tokens [B, L] int32, weights [B] float32).
+    """Return the rows of a split once, in order: (tokens [B, L] int32, weights [B] float32).
 
     The last batch is padded with rows of zeros of weight 0; all other weights are 1, so that
     weighted sums are exact. `weights` has the batch axis of `sharding`. `limit` is the largest
-    number of batches.
+    number of batches: their rows are spread evenly over the split, whose first documents may be of
+    another kind than its last.
 
     Raises ValueError before the first batch, as `Batches` does, or if the split has no rows.
     """
@@ -143,16 +144,18 @@ def validation_batches(
             f"{path} has no {split} rows; build them with a larger validation_fraction"
         )
 
+    total = len(rows) if limit is None else min(len(rows), limit * batch_size)
+
     def load(step: int) -> tuple[jax.Array, jax.Array]:
         indices = step * batch_size + layout.rows
-        real = indices < len(rows)
+        real = indices < total
         tokens = np.zeros((len(indices), layout.length), np.int32)
         if real.any():
-            tokens[real] = rows.__getitems__(indices[real].tolist())
+            spread = indices[real] * len(rows) // total
+            tokens[real] = rows.__getitems__(spread.tolist())
         return layout.place(tokens), layout.place(real.astype(np.float32))
 
-    steps = -(-len(rows) // batch_size)
-    return _closing(_read_ahead(load, 0, steps if limit is None else min(limit, steps)))
+    return _closing(_read_ahead(load, 0, -(-total // batch_size)))
 
 
 class _Layout:

@@ -6,6 +6,7 @@ from itertools import islice
 
 from tokenizers import Tokenizer
 
+from biomedlm_jax.corpus.packer import plain_text_tokenizer
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 
 BATCH = 256  # texts in a call of a tokenizer
@@ -43,11 +44,12 @@ def compare_tokenizers(
 
     The texts are read once. Raises ValueError if there is no tokenizer or no text.
     """
+    encoders = {name: plain_text_tokenizer(tokenizer) for name, tokenizer in tokenizers.items()}
     tokens, size, texts = dict.fromkeys(tokenizers, 0), 0, iter(texts)
     while batch := list(islice(texts, BATCH)):
         size += sum(len(text.encode("utf-8")) for text in batch)
-        for name, tokenizer in tokenizers.items():
-            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        for name, encoder in encoders.items():
+            encodings = encoder.encode_batch_fast(batch, add_special_tokens=False)
             tokens[name] += sum(map(len, encodings))
     if not tokens or not size:
         raise ValueError(f"got {len(tokens)} tokenizers and {size} bytes; expected some of both")

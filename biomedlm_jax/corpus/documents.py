@@ -1,9 +1,11 @@
 """Documents: stream texts out of files, directories and globs in constant memory.
 
     .txt      the whole file is one document
-    .jsonl    one JSON object a line, with its text in `text_field` (also .json-lines)
+    .jsonl    one JSON object a line, with its text in `text_field` (also .json-lines, .ndjson)
+    .json     an array of objects, one object, or one object a line
+    .parquet  one document a row
 
-Either may be compressed (`.gz`, `.zst`). The lines of The Pile,
+All but parquet may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`). The lines of The Pile,
 `{"text": ..., "meta": {"pile_set_name": "PubMed Central"}}`, are read with the defaults and
 `subsets=["PubMed Abstracts", "PubMed Central"]`.
 """
@@ -14,11 +16,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from biomedlm_jax.files import COMPRESSIONS, BrokenStreamError, parse_object, read_lines
+from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
+from biomedlm_jax.files import COMPRESSIONS, MAX_LINE_BYTES, parse_object, read_lines
 
-FORMATS = (".txt", ".jsonl", ".json-lines")
-KNOWN = f"the known formats are {', '.join(FORMATS)}, each also with {' or '.join(COMPRESSIONS)}"
+LINES = (".jsonl", ".json-lines", ".ndjson")
+FORMATS = (".txt", *LINES, ".json", ".parquet")
+KNOWN = (
+    f"the known formats are {', '.join(FORMATS)}, each but the last also with "
+    f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
+)
 ON_ERROR = ("raise", "skip")
 # Fields that hold the text of articles, in reading order; an error suggests those of its record.
 ARTICLE_FIELDS = ("title", "abstract", "body", "article", "full_text", "content", "contents")
@@ -40,6 +48,7 @@ class Skipped:
     empty: int = 0  # texts that are empty or white space
     subsets: Counter[str] = field(default_factory=Counter)  # lines of subsets not selected
     examples: list[str] = field(default_factory=list)  # errors of the first five bad lines
+    files: list[str] = field(default_factory=list)  # hidden or of unknown format, in directories
 
     def __str__(self) -> str:
         """Return one line, "nothing" if all counts are zero."""
@@ -47,6 +56,7 @@ class Skipped:
             (self.bad, f"bad lines, the first: {next(iter(self.examples), '')}"),
             (self.empty, "empty texts"),
             (self.subsets.total(), f"of other subsets: {', '.join(sorted(self.subsets)[:30])}"),
+            (len(self.files), f"files, hidden or of unknown format: {', '.join(self.files[:30])}"),
         ]
         return "; ".join(f"{count:,} {what}" for count, what in parts if count) or "nothing"
 
@@ -58,63 +68,78 @@ def read_documents(
     subsets: Iterable[str] = (),
     subset_field: str = "meta.pile_set_name",
     on_error: str = "raise",
+    max_document_bytes: int = MAX_LINE_BYTES,
     skipped: Skipped | None = None,
 ) -> Iterator[Document]:
     """Return the documents of `input_files(paths)`, file by file and line by line.
+
+    A null field is an empty one. A list of strings is a text of that many paragraphs, which are
+    joined by a blank line.
 
     Args:
       text_field: field of a JSON object that holds its text. "meta.text" is the field "text"
         inside "meta"; "title,abstract,body" joins fields by a blank line and omits empty ones.
       subsets: keep only lines whose `subset_field` is one of these; empty keeps all lines.
       on_error: "raise" stops at the first bad line; "skip" counts it in `skipped` and continues.
-        A damaged compressed stream ends its file.
+        A damaged compressed stream or JSON array ends its file.
+      max_document_bytes: a larger line, JSON object or text file is bad. It bounds the memory.
       skipped: counts what is left out. Empty texts always are.
 
     Raises:
       ValueError, FileNotFoundError: immediately for bad arguments and paths.
       ValueError: while reading, with file and line, for invalid UTF-8 or JSON, a field that is
-        missing or not a string, or a damaged compressed stream; and if there is no document.
+        missing or not a text, or a damaged compressed stream; and if there is no document.
     """
     if on_error not in ON_ERROR:
         raise ValueError(f"got on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
+    if max_document_bytes < 1:
+        raise ValueError(f"got max_document_bytes={max_document_bytes}; expected at least 1")
+    skipped = Skipped() if skipped is None else skipped
     reader = _Reader(
         text_fields=[_keys(name) for name in text_field.split(",")],
         subsets=frozenset([subsets] if isinstance(subsets, str) else subsets),
         subset_field=_keys(subset_field),
         raises=on_error == "raise",
-        skipped=Skipped() if skipped is None else skipped,
+        limit=max_document_bytes,
+        skipped=skipped,
     )
-    files = input_files(paths)
+    files = input_files(paths, skipped)
     plain = [file for file in files if _format(file) == ".txt"]
     if reader.subsets and plain:
         raise ValueError(f"{plain[0]} is plain text, which has no subsets; give JSON lines only")
     return reader.documents(files)
 
 
-def input_files(paths: Iterable[str | Path]) -> list[Path]:
+def input_files(paths: Iterable[str | Path], skipped: Skipped | None = None) -> list[Path]:
     """List the files of `paths`, each once, in the given order, sorted within each path.
 
-    A directory is searched recursively for files of a known format; hidden ones are ignored.
+    A directory is searched recursively, linked directories too, for files of a known format; the
+    others, and hidden files and directories, are listed in `skipped.files`.
 
     Raises ValueError for no paths, a file of unknown format, or a directory or glob without files,
-    and FileNotFoundError for a path that does not exist.
+    and FileNotFoundError for a path that does not exist or a link to one.
     """
     files: dict[Path, Path] = {}
+    omitted: dict[str, None] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        for file in _expand(Path(path)):
+        for file in _expand(Path(path), omitted):
             files.setdefault(file.resolve(), file)
     if not files:
         raise ValueError("no input; name at least one file, directory or glob")
+    if skipped is not None:
+        skipped.files += omitted
     return list(files.values())
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path, omitted: dict[str, None]) -> list[Path]:
     if path.is_dir():
-        files = [file for file in _walk(path) if _format(file)]
+        files = _walk(path, omitted)
     elif path.exists():
         files = [path]
     elif glob.has_magic(str(path)):
-        files = [file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file()]
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        files = [match for match in matches if not match.is_dir()]
+        files += [file for match in matches if match.is_dir() for file in _walk(match, omitted)]
     else:
         raise FileNotFoundError(f"no such file or directory: {path}")
     if not files:
@@ -122,23 +147,45 @@ def _expand(path: Path) -> list[Path]:
     for file in files:
         if not _format(file):
             raise ValueError(f"{file} has a name of unknown format; {KNOWN}")
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is a broken symbolic link; remove or repair it")
     return sorted(files)
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def _walk(directory: Path, omitted: dict[str, None]) -> list[Path]:
     def fail(error: OSError) -> None:  # by default os.walk omits a directory it cannot list
         raise error
 
-    for folder, folders, names in os.walk(directory, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+    files, visited = [], set()
+    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
+        visited.add(os.path.realpath(folder))
+        hidden = sorted(name for name in folders if name.startswith("."))
+        omitted.update((os.path.join(folder, name, ""), None) for name in hidden)
+        # A link to a directory that was visited would repeat its files, or never end.
+        folders[:] = sorted(
+            name
+            for name in set(folders).difference(hidden)
+            if os.path.realpath(os.path.join(folder, name)) not in visited
+        )
+        for file in (Path(folder, name) for name in sorted(names)):
+            special = file.exists() and not file.is_file()  # a pipe would block the reader
+            if file.name.startswith(".") or special or not _format(file):
+                omitted[str(file)] = None
+            else:
+                files.append(file)
+    return files
 
 
 def _format(path: Path) -> str | None:
     name = path.name.lower()
-    for suffix in COMPRESSIONS:
-        name = name.removesuffix(suffix)
-    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+    compressed = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    name = name.removesuffix(compressed)
+    known = next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+    return None if known == ".parquet" and compressed else known
+
+
+class _BadFileError(ValueError):
+    """The rest of a file cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +194,7 @@ class _Reader:
     subsets: frozenset[str]  # empty: all
     subset_field: list[str]
     raises: bool
+    limit: int  # bytes of a record or a text file
     skipped: Skipped
 
     def documents(self, files: list[Path]) -> Iterator[Document]:
@@ -160,12 +208,15 @@ class _Reader:
         yield from documents
 
     def read(self, path: Path) -> Iterator[Document]:
-        lines, plain = read_lines(path), _format(path) == ".txt"
+        plain = _format(path) == ".txt"
         try:
-            for number, line in [(1, b"".join(line for _, line in lines))] if plain else lines:
+            for number, record in self.records(path):
                 where = f"{path}:{number}"
                 try:
-                    text = line.decode("utf-8-sig") if plain else self.parse(line, where)
+                    if isinstance(record, bytes) and plain:
+                        text = record.decode("utf-8-sig")
+                    else:
+                        text = self.parse(record, where)
                 except UnicodeError as error:
                     self.refuse(f"{where}: {error}")
                     continue
@@ -176,20 +227,42 @@ class _Reader:
                     yield Document(text, where)
                 elif text is not None:
                     self.skipped.empty += 1
-        except BrokenStreamError as error:
+        except _BadFileError as error:
             self.refuse(str(error))
 
-    def parse(self, line: bytes, where: str) -> str | None:
-        """Return the text of a line, or None if the line is blank or of another subset."""
-        if not line.strip():
-            return None
-        record = parse_object(line.strip(), where)
-        if self.subsets:
-            subset = _lookup(record, self.subset_field, f"{where}: --subset_field")
-            if subset not in self.subsets:
-                self.skipped.subsets[subset] += 1
+    def records(self, path: Path) -> Iterator[tuple[int, bytes | dict]]:
+        """Yield (line or row, text or JSON object or row); raises _BadFileError."""
+        kind = _format(path)
+        try:
+            if kind == ".txt":
+                yield 1, read_whole(path, limit=self.limit)
+            elif kind == ".parquet":
+                subset = [self.subset_field] if self.subsets else []
+                columns = {keys[0] for keys in [*self.text_fields, *subset]}
+                yield from read_parquet_records(path, columns=columns)
+            else:
+                read = read_json_records if kind == ".json" else read_lines
+                on_long = None if self.raises else self.refuse
+                yield from read(path, limit=self.limit, on_long=on_long)
+        except ValueError as error:
+            raise _BadFileError(error) from error
+
+    def parse(self, record: bytes | dict, where: str) -> str | None:
+        """Return the text of a record, or None if it is blank or of another subset."""
+        if isinstance(record, bytes):
+            if not record.strip():
                 return None
-        parts = [_lookup(record, keys, f"{where}: --text_field") for keys in self.text_fields]
+            record = parse_object(record.strip(), where)
+        if self.subsets:
+            names = _lookup(record, self.subset_field, f"{where}: --subset_field")
+            if not self.subsets.intersection(names):
+                self.skipped.subsets[", ".join(names) or "(null)"] += 1
+                return None
+        parts = [
+            paragraph
+            for keys in self.text_fields
+            for paragraph in _lookup(record, keys, f"{where}: --text_field")
+        ]
         return "\n\n".join(part for part in parts if part.strip())
 
     def refuse(self, error: str) -> None:
@@ -207,16 +280,23 @@ def _keys(name: str) -> list[str]:
     return keys
 
 
-def _lookup(record: dict, keys: list[str], flag: str) -> str:
+def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
+    """Return the texts of a field: one, those of a list, or "" for null."""
     value, name = record, ".".join(keys)
     for key in keys:
+        if value is None:
+            break
         if not (isinstance(value, dict) and key in value):
-            texts = [name for name in ARTICLE_FIELDS if isinstance(record.get(name), str)]
+            texts = [name for name in ARTICLE_FIELDS if isinstance(record.get(name), str | list)]
             fits = texts and flag.endswith("--text_field")
             advice = f"; use --text_field={','.join(texts)}" if fits else ""
             raise ValueError(f"{flag}={name} is not among the fields {sorted(record)}{advice}")
         value = value[key]
-    if not isinstance(value, str):
-        raise ValueError(f"{flag}={name} is {type(value).__name__}; expected a string")
-    value.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
-    return value
+    values: list[Any] = value if isinstance(value, list) else [value]
+    texts = ["" if text is None else text for text in values]
+    for text in texts:
+        if not isinstance(text, str):
+            kind = f"{'a list with ' * isinstance(value, list)}{type(text).__name__}"
+            raise ValueError(f"{flag}={name} is {kind}; expected a string or a list of strings")
+        text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
+    return texts

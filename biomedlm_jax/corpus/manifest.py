@@ -26,8 +26,9 @@ class Manifest(TypedDict):
     validation_fraction: float
     splits: dict[str, dict[str, Any]]  # counts of `Packer`, SHA-256 of the rows
     skipped: dict[str, Any]  # counts of `read_documents`
-    inputs: list[dict[str, Any]]  # path, bytes and SHA-256 of each file
-    fingerprint: str  # identifies the rows; `skipped` and `inputs` are not part of it
+    inputs: list[dict[str, Any]]  # path, bytes, SHA-256 of each file; `copy_of` an identical one
+    special_text: dict[str, int]  # special tokens that texts spell, encoded as plain text
+    fingerprint: str  # identifies the rows; the three entries before it are not part of it
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -56,7 +57,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def fingerprint(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 (hexadecimal) of every entry that determines the rows."""
-    circumstances = ("skipped", "inputs", "fingerprint")
+    circumstances = ("skipped", "inputs", "special_text", "fingerprint")
     facts = {key: value for key, value in manifest.items() if key not in circumstances}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
 

@@ -7,14 +7,14 @@ split before it is tokenised: words at the cuts could get other tokens.
 """
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from biomedlm_jax.corpus.documents import Document
 
@@ -31,6 +31,28 @@ def split_of(text: bytes, *, validation_fraction: float) -> str:
     return "validation" if number < validation_fraction * 2**64 else "train"
 
 
+def plain_text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that encodes text that spells a special token, `<|endoftext|>`, as plain text.
+
+    All other text has the same ids. transformers does so with `split_special_tokens=True`; its
+    default, and the published script, would turn the author's text into the end of a document.
+    """
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = True
+    return copy
+
+
+def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the bytes of text of each token id, int32 [V]; special tokens have none."""
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())  # a character for each byte
+    lengths = np.zeros(1 + max(tokenizer.get_vocab().values()), np.int32)
+    for token, i in tokenizer.get_vocab().items():
+        lengths[i] = len(token) if alphabet.issuperset(token) else len(token.encode("utf-8"))
+    for i, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[i] = 0 if added.special else len(added.content.encode("utf-8"))
+    return lengths
+
+
 class _Batch(NamedTuple):
     split: str
     texts: list[str]
@@ -41,7 +63,8 @@ class Packer:
     """Packs documents into rows of `length` token ids of `dtype`.
 
     `counts` has the totals of each split so far: `COUNTS`, where the dropped tokens are those of
-    the incomplete row.
+    the incomplete row. `special_text` counts the special tokens that the texts spell, which are
+    encoded as plain text.
 
     Args:
       separator: the id after each document, or None.
@@ -57,7 +80,11 @@ class Packer:
         dtype: str,
         validation_fraction: float,
     ):
-        self._tokenizer, self._length, self._dtype = tokenizer, length, dtype
+        self._tokenizer = plain_text_tokenizer(tokenizer)
+        self._length, self._dtype = length, dtype
+        added = tokenizer.get_added_tokens_decoder().values()
+        self._special = [token.content for token in added if token.special]
+        self.special_text: Counter[str] = Counter()
         self._separator = () if separator is None else (separator,)
         self._validation_fraction = validation_fraction
         self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
@@ -82,6 +109,9 @@ class Packer:
         sizes = dict.fromkeys(SPLITS, 0)
         for document in documents:
             text = document.text.encode("utf-8")
+            for token in self._special:
+                if token in document.text:
+                    self.special_text[token] += document.text.count(token)
             split = split_of(text, validation_fraction=self._validation_fraction)
             texts[split].append(document.text)
             sizes[split] += len(text)

@@ -28,6 +28,7 @@ from biomedlm_jax.files import atomic_directory, write_json
 
 SEPARATORS = ("eos", "none")
 SHARD_BYTES = 1 << 28
+MAX_NAMES = 1000  # of files that were left out, in the manifest
 
 
 def build_tokens(
@@ -47,14 +48,15 @@ def build_tokens(
 
     Each split is the concatenation of its documents' token ids in the given order, cut every
     `length` ids; the incomplete last row is dropped and counted. A document's split depends on its
-    text only, so equal texts are never in both. The same documents give the same bytes on any
-    number of cores.
+    text only, so equal texts are never in both. Text that spells a special token is plain text. The
+    same documents give the same bytes on any number of cores.
 
     Args:
       length: token ids in a row, the model's context length.
       separator: "eos" puts `<|endoftext|>` after each document, "none" nothing.
       validation_fraction: probability that a text is in the validation split.
-      inputs: the files of the documents, for the manifest (path, bytes, SHA-256).
+      inputs: the files of the documents, for the manifest (path, bytes, SHA-256, and `copy_of`
+        for a file with the bytes of an earlier one, whose documents are in the rows twice).
       skipped: counts of the reader, for the manifest.
       overwrite: replace earlier token rows; any other non-empty directory is never replaced.
       progress: called every few seconds, from another thread, with the counts of each split.
@@ -62,7 +64,7 @@ def build_tokens(
     Raises:
       FileExistsError, NotADirectoryError: `out` cannot be written.
       ValueError: an argument is out of range, the tokenizer is not a GPT-2's, or the text does not
-        fill one row. After any error, or Ctrl-C, `out` is as it was before.
+        fill one row. After any error, Ctrl-C or SIGTERM, `out` is as it was before.
     """
     skipped = skipped or Skipped()
     with atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new:
@@ -77,7 +79,7 @@ def build_tokens(
         )
         report = (lambda: progress(packer.counts)) if progress else (lambda: None)
         with report_regularly(report):
-            files = [_identify(Path(file)) for file in inputs]
+            files = _identify(map(Path, inputs))
             hashes = _write(packer.rows(documents), new / ROWS, length, np.dtype(recipe["dtype"]))
         splits = {split: {**packer.counts[split], "sha256": hashes[split]} for split in SPLITS}
         if not splits["train"]["rows"]:
@@ -85,8 +87,15 @@ def build_tokens(
                 f"the corpus has {splits['train']['tokens']} training tokens, not enough for one "
                 f"row of {length}; give more text or a smaller length"
             )
-        counts = {"bad": skipped.bad, "empty": skipped.empty, "subsets": dict(skipped.subsets)}
+        counts: dict[str, Any] = {
+            "bad": skipped.bad,
+            "empty": skipped.empty,
+            "subsets": dict(skipped.subsets),
+        }
+        counts["files"] = {"count": len(skipped.files), "names": skipped.files[:MAX_NAMES]}
+        spelled = dict(packer.special_text)
         manifest = {**recipe, "splits": splits, "skipped": counts, "inputs": files}
+        manifest["special_text"] = spelled
         manifest["fingerprint"] = fingerprint(manifest)
         write_json(new / MANIFEST, manifest)
     return cast(Manifest, manifest)
@@ -153,7 +162,14 @@ def _write(
     return {split: digest.hexdigest() for split, digest in hashes.items()}
 
 
-def _identify(file: Path) -> dict[str, Any]:
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"path": str(file), "bytes": file.stat().st_size, "sha256": digest}
+def _identify(files: Iterable[Path]) -> list[dict[str, Any]]:
+    first: dict[str, str] = {}  # the path of each content
+    entries = []
+    for file in files:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        entry = {"path": str(file), "bytes": file.stat().st_size, "sha256": digest}
+        if first.setdefault(digest, str(file)) != str(file):
+            entry["copy_of"] = first[digest]
+        entries.append(entry)
+    return entries

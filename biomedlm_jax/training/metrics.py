@@ -38,7 +38,8 @@ def peak_flops(device_kind: str) -> float | None:
 def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str, float]:
     """Return loss in nats per token, perplexity and bits per byte.
 
-    `tokens` (separators included) and `text_bytes` are of the whole validation split.
+    `tokens` (separators included) are those that `loss` is the mean of, and `text_bytes` is the
+    length of their text.
     """
     return {
         "validation_loss": loss,

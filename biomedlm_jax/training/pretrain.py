@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
+from biomedlm_jax.corpus.packer import token_bytes
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.files import write_json
 from biomedlm_jax.model import attention
@@ -42,7 +44,7 @@ class PretrainSteps(StepSettings):
 
     steps: int = setting(least=1)
     evaluate_every: int = setting(least=0, free=True)  # steps; 0: never
-    evaluate_batches: int = setting(-1, free=True)  # -1: the whole validation split
+    evaluate_batches: int = setting(-1, free=True)  # spread over the validation split; -1: all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,15 +105,21 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     layout: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
     batches = Batches(path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
+    lengths_V = jnp.asarray(token_bytes(tokenizer))
+
+    @jax.jit
+    def byte_sum(tokens_BxL, weights_B):  # of the tokens that the loss is over
+        return (lengths_V[tokens_BxL[:, 1:]] * (weights_B[:, None] > 0)).sum()
+
     limit = training.evaluate_batches if training.evaluate_batches > 0 else None
 
     def evaluate(model, step: int) -> dict[str, float]:
-        total = count = 0.0
+        total, count, text_bytes = 0.0, 0.0, 0
         for tokens, weights in validation_batches(path, **layout, limit=limit):
             sums = loss_sums(model, tokens, weights_B=weights)
             total, count = total + float(sums[0]), count + float(sums[1])
-        sizes = {name: split[name] for name in ("tokens", "text_bytes")}
-        return validation_metrics(total / count, **sizes)
+            text_bytes += int(byte_sum(tokens, weights))
+        return validation_metrics(total / count, tokens=round(count), text_bytes=text_bytes)
 
     def write(first_time: bool) -> None:
         write_json(workdir / "config.json", {"model": model_config.to_json()})

@@ -31,3 +31,22 @@ def test_the_command(tmp_path, capsys, report_at_both_ends):
     assert " MB/s" in captured.err
     assert cli.main(["build-tokens", *flags]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_summary_accounts_for_every_file(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    lines = "".join(json.dumps({"text": f"{text} <|endoftext|>"}) + "\n" for text in TEXTS)
+    for name in ("a.json", "b.jsonl", "c.csv"):
+        (corpus / name).write_text(lines)
+    (corpus / "d.jsonl").write_text(json.dumps({"text": "x" * 2000}))
+    save_tokenizer(train_tokenizer(TEXTS, vocab_size=280), tmp_path / "tokenizer")
+    flags = [f"--input={corpus}", f"--tokenizer={tmp_path / 'tokenizer'}"]
+    flags += [f"--out={tmp_path / 'tokens'}", "--length=32", "--max_document_bytes=1000"]
+    assert cli.main(["build-tokens", *flags]) == 2
+    assert "d.jsonl:1: the line is longer than 1,000 bytes" in capsys.readouterr().err
+    assert cli.main(["build-tokens", *flags, "--on_error=skip"]) == 0
+    out = capsys.readouterr().out
+    assert f"1 files, hidden or of unknown format: {corpus / 'c.csv'}" in out
+    assert f"{corpus / 'b.jsonl'} is identical to {corpus / 'a.json'}" in out
+    assert "special     200 times the text spells <|endoftext|>" in out

@@ -158,8 +158,14 @@ def test_validation_is_every_row_once(data, sharding):
             axes = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
             assert weight.sharding == axes
     limited = validation_batches(data, batch_size=BATCH, sharding=sharding, limit=1)
-    assert np.array_equal(next(limited)[0], batches[0][0])
+    spread = [i * len(rows) // BATCH for i in range(BATCH)]  # even, not the first rows
+    sample, weights = next(limited)
+    assert np.array_equal(sample, rows[spread])
+    assert np.asarray(weights).all()
+    assert spread[-1] >= len(rows) - -(-len(rows) // BATCH)
     assert next(limited, None) is None
+    every = list(validation_batches(data, batch_size=BATCH, sharding=sharding, limit=1000))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(every, batches, strict=True))
 
 
 def test_bad_data_is_refused_at_once(make, data, tokenizer, tmp_path):

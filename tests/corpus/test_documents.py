@@ -1,13 +1,17 @@
 """documents.py: every format yields the same texts, and nothing that is wrong passes silently."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import random
 import re
 import tracemalloc
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -28,8 +32,14 @@ def zstd_frames(data: bytes) -> bytes:
     return compress(data[:50]) + skippable + compress(data[50:777]) + compress(data[777:])
 
 
+def small_xz(data: bytes) -> bytes:
+    return lzma.compress(data, preset=0)  # a window of 256 KiB; the default's is 8 MiB
+
+
 COMPRESS = {
     "": bytes,
+    ".bz2": lambda data: bz2.compress(data[:50]) + bz2.compress(data[50:], 1),
+    ".xz": lambda data: small_xz(data[:50]) + bytes(8) + small_xz(data[50:]),
     ".gz": gzip.compress,
     ".zst": zstandard.ZstdCompressor().compress,
     ".GZ": lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:]),
@@ -97,7 +107,8 @@ BAD = {
     b'{"text": "abc': r"expected a JSON object, got '{.text.: .abc' \(Unterminated",
     b"[1]": "expected a JSON object, got JSON of type list",
     b'{"body2": "b", "id": 1}': r"--text_field=text is not among the fields \['body2', 'id'\]; fix",
-    b'{"text": null}': "--text_field=text is NoneType; expected a string",
+    b'{"text": 1}': "--text_field=text is int; expected a string or a list of strings",
+    b'{"text": ["a", {}]}': "--text_field=text is a list with dict; expected a string",
     b'{"text": "\xff"}': "can't decode byte 0xff",
     b'{"text": "\\ud83e"}': "surrogates not allowed",
     b'{"text": "a", "text": "b"}': "got the key 'text' twice",
@@ -176,7 +187,7 @@ def test_a_stream_that_was_cut_off_never_passes_for_a_short_one(tmp_path, suffix
         assert (head, last, skipped.bad) == (texts[: len(head)], "next file", 1)
         kept[cut] = len(head)
     assert kept[0] == kept[1] == 0
-    assert 100 < kept[len(whole) // 2] < 200
+    assert 100 < kept[len(whole) // 2] < 200 or suffix in (".bz2", ".xz")  # in large blocks
     path.write_bytes(lines(texts))
     with pytest.raises(ValueError, match=":1: the compressed stream is damaged or truncated"):
         texts_of(path)
@@ -240,3 +251,144 @@ def test_arguments_are_checked_before_reading(tmp_path):
         read_documents([tmp_path], text_field="a.")
     with pytest.raises(ValueError, match=r"a\.txt is plain text, which has no subsets"):
         read_documents([tmp_path], subsets=["PubMed Central"])
+
+
+def test_null_is_empty_and_a_list_is_paragraphs(tmp_path):
+    path = tmp_path / "a.jsonl"
+    records = [
+        {"title": None, "abstract": "A", "meta": None},
+        {"title": "T", "abstract": ["one", None, " ", "two"], "meta": {"x": "M"}},
+        {"title": None, "abstract": [], "meta": {"x": None}},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    skipped = Skipped()
+    texts = texts_of(path, text_field="title,abstract,meta.x", skipped=skipped)
+    assert texts == ["A", "T\n\none\n\ntwo\n\nM"]
+    assert skipped == Skipped(empty=1)
+    path.write_text('{"text": "a", "kind": null}\n{"text": "b", "kind": ["x", "y"]}')
+    assert texts_of(path, subsets="y", subset_field="kind", skipped=skipped) == ["b"]
+    assert skipped.subsets == {"(null)": 1}
+
+
+RECORDS = [{"text": text, "n": [{"a": ']}\\"'}, 1.5]} for text in TEXTS]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("dump", ["array", "indented", "lines"])
+def test_json_holds_an_array_or_lines(tmp_path, dump, suffix):
+    text = {
+        "array": json.dumps(RECORDS, ensure_ascii=False),
+        "indented": "\ufeff \n" + json.dumps(RECORDS, indent=2) + "\n",
+        "lines": "\n".join(map(json.dumps, RECORDS)),
+    }[dump]
+    path = tmp_path / f"a.json{suffix}"
+    path.write_bytes(COMPRESS[suffix](text.encode()))
+    documents = list(read_documents([path]))
+    assert [document.text for document in documents] == TEXTS
+    first = text.splitlines().index("  {") + 1 if dump == "indented" else 1
+    assert documents[0].source == f"{path}:{first}"
+
+
+def test_json_holds_one_object(tmp_path):
+    path = tmp_path / "a.json"
+    for indent in (None, 1):
+        path.write_text(json.dumps(RECORDS[1], indent=indent))
+        assert texts_of(path) == TEXTS[1:2]
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="no documents"):
+        texts_of(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept", "message"),
+    [
+        ('[{"text": "a"},\n{"text": "b"', ["a"], r":2: Expecting ',' .* in the JSON array"),
+        ('[{"text": "a"}', ["a"], r":1: the file ends in the JSON array"),
+        ('[{"text": "a"}] x', ["a"], "expected 'end', got 'x' in the JSON array"),
+        ('[{"text": "a"} {"text": "b"}]', ["a"], "expected ',', got '{'"),
+        ('[{"text": "a"}, 12, {"text": "b"}]', ["a", "b"], "expected a JSON object, got JSON of"),
+        ('[{"text": "a"}, {"text": 1}, {"text": "b"}]', ["a", "b"], "is int; expected"),
+    ],
+)
+def test_a_damaged_array_is_refused_or_counted(tmp_path, raw, kept, message):
+    path = tmp_path / "a.json"
+    path.write_text(raw)
+    with pytest.raises(ValueError, match=message):
+        texts_of(path)
+    skipped = Skipped()
+    assert texts_of(path, on_error="skip", skipped=skipped) == kept
+    assert skipped.bad == 1
+
+
+def test_an_array_larger_than_the_limit_is_read_item_by_item(tmp_path):
+    path = tmp_path / "a.json.xz"
+    items = [{"text": f"{i}" * 50_000} for i in range(9)]
+    path.write_bytes(lzma.compress(json.dumps(items).encode()))
+    options = {"max_document_bytes": 60_000}
+    assert len(texts_of(path, **options)) == 9
+    path.write_bytes(lzma.compress(json.dumps([{"text": "x" * 70_000}, {"text": "y"}]).encode()))
+    with pytest.raises(ValueError, match=r":1: .* longer than 60,000 bytes"):
+        texts_of(path, **options)
+    assert texts_of(path, **options, on_error="skip") == ["y"]
+
+
+def test_parquet_rows(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = {"id": list(range(200)), "text": [f"text {i}" for i in range(199)] + [None]}
+    columns["parts"] = [["p", f"{i}"] for i in range(200)]
+    columns["meta"] = [{"kind": "x" if i % 2 else "y"} for i in range(200)]
+    pq.write_table(pa.table(columns), path, row_group_size=70)
+    skipped = Skipped()
+    documents = list(read_documents([path], skipped=skipped))
+    assert [document.text for document in documents] == columns["text"][:-1]
+    assert documents[150].source == f"{path}:151"
+    assert skipped.empty == 1
+    assert texts_of(path, text_field="parts")[7] == "p\n\n7"
+    assert len(texts_of(path, text_field="parts", subsets="x", subset_field="meta.kind")) == 100
+    with pytest.raises(ValueError, match=r"body is not among the fields \['id', 'meta', 'parts'"):
+        texts_of(path, text_field="body")
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"a\.parquet:1: not a parquet file"):
+        texts_of(path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_small_file_that_inflates_is_refused_in_little_memory(tmp_path, suffix):
+    (tmp_path / "b.jsonl").write_bytes(lines(["b"]))
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(COMPRESS[suffix](lines(["a", "x" * 80_000_000, "c"])))
+    text = tmp_path / f"c.txt{suffix}"
+    text.write_bytes(path.read_bytes())
+    options = {"max_document_bytes": 1_000_000}
+    for name in (path, text):
+        with pytest.raises(ValueError, match=r"longer than 1,000,000 bytes; fix the file, or"):
+            texts_of(name, **options)
+    skipped = Skipped()
+    tracemalloc.start()
+    texts = texts_of(tmp_path, **options, on_error="skip", skipped=skipped)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert texts == ["a", "c", "b"]
+    assert skipped.bad == 2
+    assert peak < 45_000_000  # one call of zstandard; 3 MB for the others
+
+
+def test_every_file_of_a_directory_is_accounted_for(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    names = ("a.txt", "b.pdf", ".c.txt", ".git/d.txt", "e.parquet.gz", "sub/f.ndjson", "sub/g.csv")
+    for name in (*(f"corpus/{name}" for name in names), "elsewhere/h.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text('{"text": "x"}')
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "sub" / "loop").symlink_to(corpus)
+    (elsewhere / "back").symlink_to(elsewhere)
+    for pattern in (corpus, tmp_path / "corp*"):  # a directory, and one that a glob matches
+        skipped = Skipped()
+        files = [os.path.relpath(path, corpus) for path in input_files([pattern], skipped)]
+        assert files == ["a.txt", "linked/h.txt", "sub/f.ndjson"]
+        omitted = sorted(os.path.relpath(path, corpus) for path in skipped.files)
+        assert omitted == [".c.txt", ".git", "b.pdf", "e.parquet.gz", "sub/g.csv"]
+    assert "5 files, hidden or of unknown format: " in str(skipped)
+    (corpus / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt is a broken symbolic link"):
+        input_files([corpus])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from biomedlm_jax.corpus.documents import Skipped, read_documents
+from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 
@@ -22,12 +22,34 @@ def test_the_manifest_has_the_inputs_and_the_values_of_the_model(build, document
     assert manifest["inputs"] == [
         {"path": str(file), "bytes": file.stat().st_size, "sha256": sha256}
     ]
-    assert manifest["skipped"] == {"bad": 1, "empty": 0, "subsets": {}}
+    assert manifest["skipped"] == {
+        "bad": 1,
+        "empty": 0,
+        "subsets": {},
+        "files": {"count": 0, "names": []},
+    }
     assert (manifest["vocab_size"], manifest["eos_id"], manifest["length"]) == (300, 299, 16)
     assert manifest["dtype"] == "uint16"
     assert manifest["tokenizer_hash"] == tokenizer_hash(load_tokenizer(out))
     # The files and the skipped lines do not change the identity of the rows.
     assert build(tmp_path / "again")["fingerprint"] == manifest["fingerprint"]
+
+
+def test_the_manifest_lists_copies_and_files_left_out(build, documents, out, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    text = "".join(json.dumps({"text": d.text}) + "\n" for d in documents)
+    (corpus / "a.jsonl").write_text(text)
+    (corpus / "b.jsonl").write_text(text)
+    (corpus / "c.pdf").write_text("x")
+    skipped = Skipped()
+    texts = read_documents([corpus], skipped=skipped)
+    manifest = build(texts=texts, inputs=input_files([corpus]), skipped=skipped)
+    assert manifest["skipped"]["files"] == {"count": 1, "names": [str(corpus / "c.pdf")]}
+    copies = [entry.get("copy_of") for entry in manifest["inputs"]]
+    assert copies == [None, str(corpus / "a.jsonl")]
+    counts = [split["documents"] for split in manifest["splits"].values()]
+    assert sum(counts) == 2 * len(documents)
 
 
 def test_bad_directories(build, out, tmp_path):

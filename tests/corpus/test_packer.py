@@ -5,7 +5,15 @@ import pytest
 
 from biomedlm_jax.corpus import packer
 from biomedlm_jax.corpus.documents import Document
-from biomedlm_jax.corpus.packer import COUNTS, SPLITS, Packer, split_of
+from biomedlm_jax.corpus.packer import (
+    COUNTS,
+    SPLITS,
+    Packer,
+    plain_text_tokenizer,
+    split_of,
+    token_bytes,
+)
+from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, save_tokenizer
 
 LENGTH, END = 16, 299
 
@@ -87,3 +95,30 @@ def test_the_split_is_a_stable_fraction_of_the_texts():
     larger = [split_of(text, validation_fraction=0.3) for text in texts]  # only adds to validation
     assert all(b == "validation" for a, b in zip(split, larger, strict=True) if a == "validation")
     assert {split_of(text, validation_fraction=0) for text in texts} == {"train"}
+
+
+def test_text_that_spells_a_special_token_is_plain_text(small_tokenizer, documents, tmp_path):
+    from transformers import AutoTokenizer
+
+    save_tokenizer(small_tokenizer, tmp_path / "hf")
+    reference = AutoTokenizer.from_pretrained(tmp_path / "hf", split_special_tokens=True)
+    texts = [f"the {END_OF_TEXT} dose{END_OF_TEXT}", *(d.text for d in documents[:20])]
+    packing, rows = pack(
+        small_tokenizer, [Document(t, "") for t in texts], validation_fraction=0, separator=None
+    )
+    stream = [i for text in texts for i in reference(text)["input_ids"]]
+    assert END not in stream
+    assert rows["train"].ravel().tolist() == stream[: rows["train"].size]
+    assert packing.special_text == {END_OF_TEXT: 2}
+    assert small_tokenizer.encode(END_OF_TEXT).ids == [END]  # the caller's is unchanged
+    for document in documents:  # ordinary text has the same ids
+        ids = plain_text_tokenizer(small_tokenizer).encode(document.text).ids
+        assert ids == small_tokenizer.encode(document.text).ids
+
+
+def test_the_bytes_of_tokens_are_those_of_their_text(small_tokenizer, documents):
+    lengths = token_bytes(small_tokenizer)
+    assert (lengths.shape, lengths[END]) == ((300,), 0)
+    for document in documents:
+        ids = small_tokenizer.encode(document.text).ids
+        assert lengths[ids].sum() == len(document.text.encode())

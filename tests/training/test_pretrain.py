@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from biomedlm_jax.corpus.documents import Document
+from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.training.pretrain import pretrain
@@ -84,3 +85,15 @@ def test_rows_of_another_tokenizer_do_not_touch_the_run(config, finished, tmp_pa
     with pytest.raises(ValueError, match="the token rows have tokenizer_hash="):
         pretrain(config, run)
     assert (run / "config.json").read_text() == before
+
+
+def test_bits_per_byte_are_of_the_rows_that_were_evaluated(config, tokenizer, tmp_path):
+    config.training.evaluate_batches = 1
+    metrics = pretrain(config, tmp_path / "run")
+    rows = np.stack(list(Rows(config.data.path, "validation")))
+    size = min(len(rows), config.training.batch_size)
+    chosen = rows[[i * len(rows) // size for i in range(size)]]
+    end, symbols = tokenizer.token_to_id("<|endoftext|>"), tokenizer.id_to_token
+    text_bytes = sum(len(symbols(i)) for i in chosen[:, 1:].ravel().tolist() if i != end)
+    bits = metrics["validation_loss"] / np.log(2) * chosen[:, 1:].size
+    assert metrics["bits_per_byte"] == pytest.approx(bits / text_bytes, rel=1e-6)
