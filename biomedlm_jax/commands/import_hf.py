@@ -13,10 +13,14 @@ from biomedlm_jax.commands.shared_flags import Flags
 FLAGS = Flags("out")
 SOURCE = "Directory with config.json, weights and tokenizer, or hf://OWNER/NAME to download."
 FLAGS.define("source", None, SOURCE, required=True)
+FLAGS.define("eos_token_id", None, "End of text in place of config.json's.", kind=int, least=0)
+FLAGS.define("bos_token_id", None, "Begin of text in place of config.json's.", kind=int, least=0)
 
 
 def run(options: Flags) -> None:
     """Import the directory and print the licence of the weights."""
     from biomedlm_jax import import_hf
 
-    print(f"wrote {import_hf(options.source, options.out, overwrite=options.overwrite)}")
+    ids = options.pick("eos_token_id", "bos_token_id")
+    given = {name: value for name, value in ids.items() if value is not None}
+    print(f"wrote {import_hf(options.source, options.out, overwrite=options.overwrite, **given)}")

@@ -1,4 +1,4 @@
-"""Compare a Hugging Face directory's outputs here and in transformers.
+"""Compare a Hugging Face directory's token ids and outputs here and in transformers.
 
     biomedlm verify-hf --model=release/ --run=run/ --json=verify.json
 
@@ -19,6 +19,7 @@ FLAGS.define("batch", 2, "Rows of random tokens.", least=1)
 FLAGS.define("length", None, "Tokens of a row; default 64, or all positions.", kind=int, least=1)
 FLAGS.define("seed", 0, "Seed of the random tokens.")
 FLAGS.define("tolerance", 1e-4, "Largest allowed absolute difference of two outputs.", least=0)
+FLAGS.define("eos_token_id", None, "End of text in place of config.json's.", kind=int, least=0)
 FLAGS.add("mesh", "json")
 
 
@@ -29,7 +30,10 @@ def run(options: Flags) -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", RuntimeWarning)
         given = options.pick("run", "batch", "length", "seed", "tolerance")
+        if options.eos_token_id is not None:
+            given["eos_token_id"] = options.eos_token_id
         report = verify_hf(options.model, **given, **options.loading())
+    print(f"{report['texts_with_equal_ids']} texts have the token ids of transformers")
     for name in ("eager", "default", "run"):
         if name in report:
             other = f"the run {options.run}" if name == "run" else f"transformers, {name} attention"

@@ -6,20 +6,34 @@ The recipe is that of the published script (stanford-crfm/BioMedLM, `tokenize/tr
 `vocab_size` entries, as in the released tokenizer.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from biomedlm_jax.files import write_json, write_text
+from biomedlm_jax.corpus.huggingface_tokenizer import build_tokenizer, byte_level
+from biomedlm_jax.files import write_json
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, GPT-2's
-# What `save_tokenizer` writes.
+# What `save_tokenizer` writes of a tokenizer that was not read from a directory.
 FILES = ("tokenizer.json", *_PAIRS[0], "tokenizer_config.json", "special_tokens_map.json")
+# What transformers reads; `Source` keeps all of them.
+SOURCE_FILES = (*FILES, "added_tokens.json", "chat_template.jinja", "chat_template.json")
+TEMPLATES = "additional_chat_templates"  # a folder of *.jinja
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a tokenizer that was read from a directory remembers of it."""
+
+    files: Mapping[str, bytes]
+    special: Mapping[str, str]  # tokens by name, such as eos_token
+    state: str  # the tokenizer's JSON when it was read
 
 
 def train_tokenizer(
@@ -60,12 +74,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Load a tokenizer from a directory or from a tokenizer.json.
 
     A directory holds tokenizer.json (any kind of tokenizer), or the vocabulary and merges of a
-    GPT-2: vocab.json and merges.txt, or encoder.json and vocab.bpe. Truncation and padding of a
-    tokenizer.json are disabled.
+    GPT-2: vocab.json and merges.txt, or encoder.json and vocab.bpe. It gives the ids of
+    transformers' AutoTokenizer, added tokens included. A file is read as it is. Truncation and
+    padding of a tokenizer.json are disabled. `save_tokenizer` writes the files of a directory as
+    they are, `special_id` returns the ids of its bos, eos and pad tokens.
 
     Raises:
       FileNotFoundError: there is no such path.
-      ValueError: the directory has no tokenizer, or a file cannot be read.
+      ValueError: the directory has no tokenizer, a file cannot be read, or transformers would build
+        a tokenizer that cannot be built here.
     """
     path = Path(path)
     if not path.exists():
@@ -83,49 +100,142 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ValueError(f"cannot read the tokenizer in {path}: {error}") from error
+    special = None
+    if path.is_dir() and (whole.exists() or pair == pairs[0]):  # transformers reads no other
+        tokenizer, special = build_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if special is not None:
+        vars(tokenizer)["source"] = Source(_source_files(path), special, tokenizer.to_str())
     return tokenizer
+
+
+def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that can get more tokens; it remembers the directory of the original."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    vars(copy).update(vars(tokenizer))
+    return copy
+
+
+def special_id(tokenizer: Tokenizer, name: str) -> int | None:
+    """Return the id of the token `name`, such as "bos_token"; None if there is none.
+
+    A tokenizer that was not read from a directory has `<|endoftext|>` as bos and eos.
+    """
+    source: Source | None = vars(tokenizer).get("source")
+    default = END_OF_TEXT if name in ("bos_token", "eos_token") else None
+    token = source.special.get(name) if source else default
+    return None if token is None else tokenizer.token_to_id(token)
+
+
+def start_id(tokenizer: Tokenizer, default: int) -> int:
+    """Return the id that precedes a text: of the bos token, else eos token, else `default`."""
+    ids = (special_id(tokenizer, name) for name in ("bos_token", "eos_token"))
+    return next((i for i in ids if i is not None), default)
 
 
 def save_tokenizer(
     tokenizer: Tokenizer, directory: str | Path, *, model_max_length: int | None = None
 ) -> list[Path]:
-    """Write the files that transformers reads as a GPT-2 tokenizer, and return their paths.
+    """Write the files that transformers reads, and return their paths.
 
+    Files that the tokenizer was read from are written as they were, and tokenizer.json if there
+    was none; tokens added since are added to the files that list them. For any other tokenizer
     `<|endoftext|>` is the beginning, end and unknown token; there is no padding token, as in
     BioMedLM. The directory is created if need be, and its other files are unchanged.
 
     Raises:
-      FileExistsError, NotADirectoryError: one of `FILES` exists, or `directory` is a file.
-      ValueError: the tokenizer is not a byte-level BPE, or lacks `<|endoftext|>`.
+      FileExistsError, NotADirectoryError: one of the files exists, or `directory` is a file.
+      ValueError: the tokenizer is not a byte-level BPE, or lacks `<|endoftext|>`; or transformers
+        would read another tokenizer from the files.
     """
-    paths, vocabulary = [Path(directory, name) for name in FILES], tokenizer.get_vocab()
+    source: Source | None = vars(tokenizer).get("source")
+    if source:
+        contents = _changed_files(source, tokenizer)
+    else:
+        contents = _new_files(tokenizer, model_max_length)
+    paths = [Path(directory, name) for name in contents]
     for path in paths:
-        if path.parent.is_file():
+        if Path(directory).is_file():
             raise NotADirectoryError(f"{directory} is a file; name a directory")
         if path.exists():
             raise FileExistsError(f"{path} exists; name another directory")
-    byte_level = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+    for path, content in zip(paths, contents.values(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    if source and _identity(load_tokenizer(directory)) != _identity(tokenizer):
+        # The class was that of the model's config.json, which is not here.
+        file = Path(directory, "tokenizer_config.json")
+        write_json(file, {**_json(contents.get(file.name)), "tokenizer_class": "GPT2Tokenizer"})
+        if _identity(load_tokenizer(directory)) != _identity(tokenizer):
+            problem = "transformers would read another tokenizer from its files"
+            raise ValueError(f"{problem}; save it with transformers, and load that directory")
+    return paths
+
+
+def _source_files(directory: Path) -> dict[str, bytes]:
+    paths = [directory / name for name in SOURCE_FILES]
+    paths += sorted((directory / TEMPLATES).glob("*.jinja"))
+    return {str(p.relative_to(directory)): p.read_bytes() for p in paths if p.is_file()}
+
+
+def _json(content: bytes | None) -> dict:
+    return json.loads(content) if content else {}
+
+
+def _dump(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _changed_files(source: Source, tokenizer: Tokenizer) -> dict[str, bytes]:
+    """Return the files of the source, with the tokens that were added since."""
+    files = dict(source.files)
+    changed = tokenizer.to_str() != source.state
+    if changed or "tokenizer.json" not in files:
+        before = _json(files.get("tokenizer.json"))
+        kept = {name: before[name] for name in ("truncation", "padding") if name in before}
+        files["tokenizer.json"] = _dump({**json.loads(tokenizer.to_str()), **kept})
+    if not changed:
+        return files
+    tokens = json.loads(tokenizer.to_str())["added_tokens"]
+    config = _json(files.get("tokenizer_config.json"))
+    if "added_tokens_decoder" in config:
+        listed = {str(t.pop("id")): t for t in map(dict, tokens)}
+        config["added_tokens_decoder"] = {**config["added_tokens_decoder"], **listed}
+        files["tokenizer_config.json"] = _dump(config)
+    if "added_tokens.json" in files:
+        ids = {token["content"]: token["id"] for token in tokens}
+        files["added_tokens.json"] = _dump({**_json(files["added_tokens.json"]), **ids})
+    return files
+
+
+def _new_files(tokenizer: Tokenizer, model_max_length: int | None) -> dict[str, bytes]:
+    """Return the contents of `FILES`."""
+    vocabulary, words = tokenizer.get_vocab(), tokenizer.pre_tokenizer
+    byte_level = isinstance(words, pre_tokenizers.ByteLevel)
     if not (isinstance(tokenizer.model, models.BPE) and byte_level and END_OF_TEXT in vocabulary):
-        kind = f"{type(tokenizer.model).__name__} with {type(tokenizer.pre_tokenizer).__name__}"
+        kind = f"{type(tokenizer.model).__name__} with {type(words).__name__}"
         raise ValueError(f"expected a byte-level BPE with {END_OF_TEXT}, got {kind}")
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    # transformers takes tokenizer.json as it is only for the second class.
+    plain = tokenizer.normalizer is None and words.use_regex
     config = {
-        "add_prefix_space": False,
+        "add_prefix_space": words.add_prefix_space,
         "clean_up_tokenization_spaces": False,  # it would make decoding lossy
         **({"model_max_length": model_max_length} if model_max_length else {}),
-        "tokenizer_class": "GPT2Tokenizer",
+        "tokenizer_class": "GPT2Tokenizer" if plain else "PreTrainedTokenizerFast",
         **special,
     }
     ordered = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
     merges = (f"{left} {right}\n" for left, right in _merges(tokenizer))
-    write_text(paths[0], tokenizer.to_str(pretty=True))
-    write_text(paths[1], json.dumps(ordered, ensure_ascii=False))
-    write_text(paths[2], "".join(["#version: 0.2\n", *merges]))
-    write_json(paths[3], config)
-    write_json(paths[4], special)
-    return paths
+    contents = (
+        tokenizer.to_str(pretty=True).encode("utf-8"),
+        json.dumps(ordered, ensure_ascii=False).encode("utf-8"),
+        "".join(["#version: 0.2\n", *merges]).encode("utf-8"),
+        _dump(config),
+        _dump(special),
+    )
+    return dict(zip(FILES, contents, strict=True))
 
 
 def holds_tokenizer(directory: Path) -> bool:
@@ -137,19 +247,26 @@ def holds_tokenizer(directory: Path) -> bool:
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 (hexadecimal) of a tokenizer's entries, merges and added tokens.
 
-    It does not depend on the layout of the files, nor, for a GPT-2, on whether the tokenizer was
-    read from tokenizer.json or from vocabulary and merges.
+    So are a normalizer and a pre-tokenizer that are not GPT-2's. It does not depend on the layout
+    of the files, nor, for a GPT-2, on whether the tokenizer was read from tokenizer.json or from
+    vocabulary and merges.
     """
+    return hashlib.sha256(_identity(tokenizer)).hexdigest()
+
+
+def _identity(tokenizer: Tokenizer) -> bytes:
     added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
     parts = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer), sorted(added.items())]
-    return hashlib.sha256(json.dumps(parts).encode("ascii")).hexdigest()
+    words, standard = tokenizer.pre_tokenizer, tokenizer.normalizer is None
+    standard = standard and isinstance(words, pre_tokenizers.ByteLevel)
+    if not (standard and words.use_regex and not words.add_prefix_space):
+        state = json.loads(tokenizer.to_str())
+        parts.append([state["normalizer"], state["pre_tokenizer"]])
+    return json.dumps(parts).encode("ascii")
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer = byte_level(model)
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         tokenizer.add_special_tokens([END_OF_TEXT])
     return tokenizer

@@ -23,7 +23,7 @@ from biomedlm_jax.corpus.documents import Document, Skipped
 from biomedlm_jax.corpus.manifest import FORMAT, MANIFEST, ROWS, Manifest, fingerprint
 from biomedlm_jax.corpus.packer import SPLITS, Packer
 from biomedlm_jax.corpus.progress import report_regularly
-from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, save_tokenizer, tokenizer_hash
+from biomedlm_jax.corpus.tokenizer import save_tokenizer, special_id, tokenizer_hash
 from biomedlm_jax.files import atomic_directory, write_json
 
 SEPARATORS = ("eos", "none")
@@ -53,7 +53,7 @@ def build_tokens(
 
     Args:
       length: token ids in a row, the model's context length.
-      separator: "eos" puts `<|endoftext|>` after each document, "none" nothing.
+      separator: "eos" puts the tokenizer's end of text after each document, "none" nothing.
       validation_fraction: probability that a text is in the validation split.
       inputs: the files of the documents, for the manifest (path, bytes, SHA-256, and `copy_of`
         for a file with the bytes of an earlier one, whose documents are in the rows twice).
@@ -123,7 +123,7 @@ def _recipe(
         **FORMAT,
         "length": length,
         "vocab_size": vocab_size,
-        "eos_id": tokenizer.token_to_id(END_OF_TEXT),
+        "eos_id": special_id(tokenizer, "eos_token"),
         "separator": separator,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "int32",
         "tokenizer_hash": tokenizer_hash(tokenizer),

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.tokenizer import tokenizer_hash
+from biomedlm_jax.corpus.tokenizer import copy_tokenizer, tokenizer_hash
 from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
@@ -62,7 +62,7 @@ def load_start(
         got = f"the tokenizer of {path} has {', '.join(known)} already"
         raise ValueError(f"{got}; start from a pre-trained model, or continue with its head")
     weights, entries = weights_hash(base), 1 + max(tokenizer.get_vocab().values())
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer = copy_tokenizer(tokenizer)
     new = tokenizer.add_special_tokens(list(added_tokens)) if head is None else 0
     if new and entries != config.vocab_size:
         got = f"{path} has {config.vocab_size} vocabulary rows and its tokenizer {entries} entries"

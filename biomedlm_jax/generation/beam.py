@@ -78,7 +78,7 @@ def search(
     `strategy` applies to log-probabilities here, as in transformers, and cannot sample. `numbers`
     and errors are those of `decode`.
     """
-    strategy = strategy or Strategy(ends=(decoder.config.eos_token_id,))
+    strategy = strategy or Strategy(ends=decoder.config.end_ids)
     if strategy.temperature:
         got = f"temperature={strategy.temperature} with beams={beams.beams}"
         raise ValueError(f"got {got}; beam search does not sample: use temperature=0, or one beam")

@@ -92,7 +92,7 @@ def decode(
     Raises ValueError if a prompt is empty, has unknown ids, or does not fit the model's positions
     with its new tokens, or if logits are NaN.
     """
-    strategy = strategy or Strategy(ends=(decoder.config.eos_token_id,))
+    strategy = strategy or Strategy(ends=decoder.config.end_ids)
     check_prompts(decoder.config, prompts, max_new_tokens)
     rows = len(prompts) * samples
     prompts = [prompt for prompt in prompts for _ in range(samples)]
@@ -136,8 +136,8 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new
         raise ValueError(f"got {got}; expected at least one of each")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            end = f"the end of text, {config.eos_token_id}"
-            raise ValueError(f"prompt {number} has no tokens; begin it with {end}")
+            start = f"the start of text, {config.bos_token_id}"
+            raise ValueError(f"prompt {number} has no tokens; begin it with {start}")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             wanted = f"0 to {config.vocab_size - 1}: use the model's own tokenizer"
             ids = f"ids from {min(prompt)} to {max(prompt)}"

@@ -35,15 +35,18 @@ class Answer:
 class Generator:
     """A model laid out for decoding, with its tokenizer (else ValueError) and speed statistics."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer | None):
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer | None, *, begin: int | None = None
+    ):
         self.config, self.tokenizer = model.config, require_tokenizer(tokenizer, model.config)
+        self.begin = self.config.bos_token_id if begin is None else begin
         self.decoder = make_decoder(model)
         self.stats = Stats(self.decoder)
 
     def encode(
         self, prompts: Sequence[str], *, new: int, truncate: str = "error"
     ) -> list[list[int]]:
-        """Return the ids of prompts; an empty one is the end of text, which begins every text.
+        """Return the ids of prompts; an empty one is `begin`, by default the model's bos_token_id.
 
         Raises ValueError for one that does not fit with `new` tokens; `truncate="left"` drops its
         beginning instead.
@@ -51,7 +54,7 @@ class Generator:
         if truncate not in TRUNCATE:
             raise ValueError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
         texts = (self.tokenizer.encode(text, add_special_tokens=False) for text in prompts)
-        rows = [text.ids or [self.config.eos_token_id] for text in texts]
+        rows = [text.ids or [self.begin] for text in texts]
         room = self.config.context_length - new
         if truncate == "left" and room > 0:
             rows = [ids[-room:] for ids in rows]
@@ -120,7 +123,7 @@ class Generator:
         yield result.result()[len(shown) :]
 
     def _answer(self, tokens: list[int], score: float | None, options: Options) -> Answer:
-        ends = options.ends or (self.config.eos_token_id,)
+        ends = options.ends or self.config.end_ids
         text = self._text(tokens, ends)
         places = [text.find(stop) for stop in options.stop if stop in text]
         if places:
@@ -187,7 +190,7 @@ def generate_until(
     if room < 1:
         limit = f"the model has {config.context_length} positions, and a prompt needs one"
         raise ValueError(f"got max_new_tokens={max_new_tokens}; {limit}: lower it")
-    cut = [list(p[-room:]) or [config.eos_token_id] for p in prompts]
+    cut = [list(p[-room:]) or [config.bos_token_id] for p in prompts]
     texts = [""] * len(cut)
     for number, (answer, *_) in _batched(generator, cut, settings, batch_size):
         texts[number] = answer.text

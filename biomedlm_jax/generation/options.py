@@ -4,6 +4,8 @@ A model's `generation_config.json` has the defaults; keyword arguments or flags 
 """
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +15,13 @@ from tokenizers import Tokenizer
 from biomedlm_jax.files import read_json
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.sampling import LARGEST, Strategy
-from biomedlm_jax.interop.directories import GENERATION_CONFIG, model_directory
+from biomedlm_jax.interop.directories import (
+    GENERATION_CONFIG,
+    RUN,
+    kind_of,
+    model_directory,
+    read_config,
+)
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.settings import Settings, check_names, setting
 
@@ -21,15 +29,29 @@ S = TypeVar("S", bound=Settings)
 
 # Entries that change nothing here. max_new_tokens takes precedence over max_length.
 IGNORED = (
-    "_from_model_config", "bos_token_id", "pad_token_id", "max_length", "transformers_version",
-    "use_cache", "cache_implementation", "return_dict_in_generate", "output_scores",
-    "output_attentions", "output_hidden_states",
+    "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id", "max_length",
+    "transformers_version", "use_cache", "cache_implementation", "return_dict_in_generate",
+    "output_scores", "output_attentions", "output_hidden_states",
 )  # fmt: skip
 # transformers' name -> ours, where they differ.
 RENAMED = {
     "num_beams": "beams", "num_return_sequences": "samples", "stop_strings": "stop",
     "bad_words_ids": "bad_words", "eos_token_id": "ends",
 }  # fmt: skip
+# Other entries, at the values with which transformers computes the same without them.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "num_beam_groups": (1,), "diversity_penalty": (0,), "typical_p": (1,), "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,), "encoder_repetition_penalty": (1,), "encoder_no_repeat_ngram_size": (0,),
+    "renormalize_logits": (False,), "remove_invalid_values": (False,),
+    "guidance_scale": (1,), "penalty_alpha": (0,), "token_healing": (False,),
+    "suppress_tokens": ([],), "begin_suppress_tokens": ([],), "sequence_bias": ({}, []),
+    "force_words_ids": ([],), "constraints": ([],), "low_memory": (False, True),
+    "is_assistant": (False,), "output_logits": (False, True), "use_mtp": (False,),
+}  # fmt: skip
+# Entries that state how to compute the same faster.
+FASTER = r"compile_config|disable_compile|cache_config|max_cache_len|prefill_chunk_size|" + (
+    r"(num_)?assistant_\w+|\w+_lookbehind|max_matching_ngram_size|continuous_batching_config"
+)
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # only with a temperature above 0
 COMPARING = ("length_penalty", "early_stopping")  # only with several beams
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}  # of transformers, with do_sample
@@ -94,7 +116,7 @@ class Options(Strategy, Beams):
                 words += [tuple(spelling.ids) for spelling in both]
             else:
                 words.append(word)
-        ends = self.ends or (config.eos_token_id,)
+        ends = self.ends or config.end_ids
         return self.part(Strategy, bad_words=tuple(words), ends=ends)
 
     def to_hf(self, config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -104,10 +126,11 @@ class Options(Strategy, Beams):
             values["bad_words"] = self.strategy(config, tokenizer).bad_words
         if self.temperature:
             values["top_k"] = self.top_k  # transformers' default differs
+        ends = config.end_ids
         theirs = {ours: name for name, ours in RENAMED.items()}
         return {
-            "bos_token_id": config.eos_token_id,
-            "eos_token_id": config.eos_token_id,
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": list(ends) if config.more_eos_token_ids else config.eos_token_id,
             "do_sample": self.temperature > 0,
             "max_new_tokens": self.max_new_tokens,
             **{theirs.get(name, name): values[name] for name in sorted(values)},
@@ -126,6 +149,8 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
     for name, value in config.items():
         ours = RENAMED.get(name, name)
         if name in IGNORED or name == "do_sample" or value is None:
+            continue
+        if value in NEUTRAL.get(name, ()) or re.fullmatch(FASTER, name):
             continue
         if ours not in known:
             got = f"{name}={value!r} in {GENERATION_CONFIG}, which this decoder does not have"
@@ -151,12 +176,19 @@ def default_new_tokens(config: ModelConfig) -> int:
 
 
 def read_generation_config(path: str | Path) -> dict[str, Any]:
-    """Read `generation_config.json` of a model's directory; an absent file is empty.
+    """Read `generation_config.json` of a model's directory; a fine-tuning run has it in RUN/model.
 
-    A fine-tuning run has it in RUN/model.
+    Without that file its entries in config.json have a meaning, as in transformers.
     """
     file = model_directory(path) / GENERATION_CONFIG
-    return read_json(file) if file.exists() else {}
+    if file.exists():
+        return read_json(file)
+    config = read_config(path)
+    if kind_of(path) == RUN:
+        config = json.loads(config["model"].get("hf_entries", "{}"))
+    known = {field.name for field in dataclasses.fields(Options)} | {"do_sample", *NEUTRAL}
+    known = (known | {*RENAMED}) - {"bos_token_id", "eos_token_id"}
+    return {name: value for name, value in config.items() if name in known}
 
 
 def as_texts(value: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.corpus.tokenizer import start_id
 from biomedlm_jax.generation.decoding import bucket, on_mesh
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.training.loss import token_log_probabilities
@@ -41,12 +42,13 @@ class ScoredText:
 
 
 def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredText:
-    """Score a text after the end-of-text token, which begins every text in training.
+    """Score a text after the tokenizer's bos token, or its eos token if it has none.
 
     Raises ValueError for an empty text, or ids or a length that the model does not have.
     """
     config = model.config
-    ids = [config.eos_token_id, *tokenizer.encode(text, add_special_tokens=False).ids]
+    ids = [start_id(tokenizer, config.bos_token_id)]
+    ids += tokenizer.encode(text, add_special_tokens=False).ids
     size, room = len(ids) - 1, config.context_length - 1
     if not size:
         raise ValueError("got an empty text; expected at least one token to score")

@@ -40,7 +40,9 @@ def answer(flags, given: Mapping[str, Any]) -> None:
     if config.get("max_new_tokens") is None:
         config["max_new_tokens"] = default_new_tokens(model_config(flags.model))
     options = make_options(config, **given)
-    generator = Generator(*_load(flags))  # which has its own copy of the model
+    generator = Generator(
+        *_load(flags), begin=config.get("bos_token_id")
+    )  # which has its own copy of the model
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if flags.notice:
         console.print(f"[dim]{NOTICE} (--nonotice omits this line)[/dim]")

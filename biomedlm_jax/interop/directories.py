@@ -7,11 +7,13 @@ fine-tuning run every function here reads `RUN/model/`, a run directory of its o
 import contextlib
 import dataclasses
 import functools
+import warnings
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
-from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, load_tokenizer
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
 from biomedlm_jax.files import read_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import config_from_hf, family, make_config
@@ -22,6 +24,7 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"  # how a model decodes, by transformers' names
 HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's is `head`
 MODEL_FOLDER = "model"  # of a fine-tuning run
+IDS = ("bos_token_id", "eos_token_id")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
@@ -75,7 +78,8 @@ is_hugging_face = functools.partial(_is_kind, kind=HUGGING_FACE)
 def model_config(path: str | Path, **execution) -> ModelConfig:
     """Return the model config of a run or Hugging Face directory.
 
-    `execution` sets kernel, dtype and dropout rates: those of the run suit its own machine. Raises
+    `execution` sets kernel, dtype and dropout rates: those of the run suit its own machine. It may
+    also set `eos_token_id` and `bos_token_id` in place of a Hugging Face directory's. Raises
     ValueError for any other name.
     """
     config, run = read_config(path), kind_of(path) == RUN
@@ -83,16 +87,47 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     cls = family(fields.get("model_type")).Config
     names = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
+    allowed += [] if run else IDS
     unknown = sorted(set(execution) - set(allowed))
     if unknown:
         raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
     try:
         if not run:
-            return config_from_hf(config, **execution)
+            return config_from_hf(config, **{**_ids(path, config, execution), **execution})
         kept = {name: v for name, v in fields.items() if name not in cls.free_names()}
         return make_config(kept, **execution)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
+    """Return bos and eos where config.json has none or they are given; ValueError if out of range.
+
+    Without eos_token_id in config.json it is that of the tokenizer, if there is one.
+    """
+    size, result = config.get("vocab_size"), {}
+    if type(size) is not int:
+        return {}
+    file, given = Path(path) / CONFIG, {k: v for k, v in given.items() if k in IDS}
+    bad = {name: config[name] for name in IDS if not _in_range(config.get(name), size)}
+    ends = special_id(tokenizer, "eos_token") if (tokenizer := _tokenizer(path)) else None
+    if "eos_token_id" in given:
+        result["more_eos_token_ids"] = ()
+        result |= {"bos_token_id": given["eos_token_id"]} if "bos_token_id" in bad else {}
+    elif config.get("eos_token_id") in (None, []) and ends is not None and ends < size:
+        result["eos_token_id"] = ends
+    wrong = [name for name in bad if name not in {**result, **given}]
+    if wrong:
+        name = wrong[-1]
+        advice = f", such as that of the tokenizer, {ends}" if ends is not None else ""
+        fix = f"pass --{name}=ID, or {name}=ID in Python{advice}"
+        raise ValueError(f"{file} has {name}={bad[name]!r} and vocab_size={size}; {fix}")
+    return result
+
+
+def _in_range(ids: Any, size: int) -> bool:
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    return all(type(i) is int and 0 <= i < size for i in ids)
 
 
 def head_entry(path: str | Path) -> object | None:
@@ -123,26 +158,38 @@ def read_tokenizer(
 
     Raises ValueError if it does not fit the model, or is `required` and absent.
     """
-    path = model_directory(path)
-    if not any((path / name).exists() for name in TOKENIZER_FILES):
+    tokenizer = _tokenizer(path)
+    if tokenizer is None:
         if required:
             raise ValueError(f"{path} has no tokenizer; add the one that it was fine-tuned with")
         return None
-    tokenizer = load_tokenizer(path)
     check_tokenizer(tokenizer, config)
     return tokenizer
 
 
+def _tokenizer(path: str | Path) -> Tokenizer | None:
+    path = model_directory(path)
+    there = any((path / name).exists() for name in TOKENIZER_FILES)
+    return load_tokenizer(path) if there else None
+
+
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Raise ValueError unless the tokenizer's ids, and its end of text, are the model's."""
-    largest, end = max(tokenizer.get_vocab().values()), tokenizer.token_to_id(END_OF_TEXT)
-    if largest >= config.vocab_size:
-        problem = f"id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}"
-    elif end not in (None, config.eos_token_id):
-        problem = (
-            f"{END_OF_TEXT} as id {end}, and the model's eos_token_id is {config.eos_token_id}"
-        )
-    else:
-        return
+    """Raise ValueError unless the tokenizer's ids are the model's.
+
+    A padding token may have an id after the vocabulary: texts that spell it are refused later. The
+    end of text of a tokenizer that was read from a directory may differ from the model's, as in
+    transformers: the model's ends an answer, the tokenizer's precedes a text. That is a warning.
+    """
+    padding, end = (special_id(tokenizer, name) for name in ("pad_token", "eos_token"))
+    largest = max((i for i in tokenizer.get_vocab().values() if i != padding), default=0)
     fix = "use the tokenizer that the model was trained with"
-    raise ValueError(f"the tokenizer has {problem}; {fix}")
+    if largest >= config.vocab_size:
+        limit = f"the model's vocabulary ends at {config.vocab_size - 1}"
+        raise ValueError(f"the tokenizer has id {largest}, and {limit}; {fix}")
+    if end in (None, *config.end_ids):
+        return
+    name = tokenizer.id_to_token(end)
+    got = f"the tokenizer has {name} as id {end}, and the model's eos_token_id is"
+    if "source" not in vars(tokenizer):
+        raise ValueError(f"{got} {config.eos_token_id}; {fix}")
+    warnings.warn(f"{got} {config.eos_token_id}: answers end at that", stacklevel=2)

@@ -7,6 +7,7 @@ A fine-tuned directory is a run directory whose config.json has `facts`, how it 
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) ->
         raise ValueError(f"got step={step}; {path} is a Hugging Face directory, without steps")
     files = TensorFiles(path, abstract.config)
     check_tensors(files.shapes, abstract, where=str(path))
+    if files.heads:
+        warnings.warn(f"{path}: left out {', '.join(files.heads)} of another head", stacklevel=3)
     return read_model(abstract, files.read)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 SCHEME = "hf://"
-PATTERNS = ["*.json", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
+PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
 
 
 def local(source: str | Path) -> Path:

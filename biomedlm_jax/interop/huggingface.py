@@ -47,21 +47,23 @@ def import_hf(
     *,
     overwrite: bool = False,
     notify: Callable[[str], None] = print,
+    **ids: int,
 ) -> Path:
     """Turn the Hugging Face directory `source` into the run directory `path`, and return it.
 
     A source of `hf://owner/name` is downloaded first; nothing else uses the network. `TensorFiles`
     states the formats; other float dtypes become float32. A head that `export_hf` wrote and
     generation_config.json are kept. `notify` gets a line about the licence of the weights, and one
-    about anything converted or left out. Raises FileExistsError if `path` may not be overwritten,
-    and FileNotFoundError or ValueError if `source` does not hold exactly a model of its config;
-    `path` is unchanged then.
+    about anything converted or left out. The tokenizer's files stay as they are. `ids` are
+    `eos_token_id` and `bos_token_id` in place of those of config.json. Raises FileExistsError if
+    `path` may not be overwritten, and FileNotFoundError or ValueError if `source` does not hold
+    exactly a model of its config; `path` is unchanged then.
     """
     source = hub.local(source)
     if directories.kind_of(source) != directories.HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)
-    config, head = directories.model_config(source), finetuned.read_head(source)
+    config, head = directories.model_config(source, **ids), finetuned.read_head(source)
     if head is None:
         directories.refuse_heads(source)
     abstract = finetuned.abstract_on(config, head, None)
@@ -162,11 +164,14 @@ def export_hf(
         if tokenizer is not None:
             save_tokenizer(tokenizer, new, model_max_length=config.context_length)
         if head is None:
-            ends = {"bos_token_id": config.eos_token_id, "eos_token_id": config.eos_token_id}
-            write_json(new / directories.GENERATION_CONFIG, {**ends, **(generation or {})})
+            ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+            ends = {name: fields[name] for name in ids if fields[name] is not None}
+            entries = ends if generation is None else dict(generation)
+            write_json(new / directories.GENERATION_CONFIG, entries)
         else:
-            for name in ("tokenizer_config.json", "special_tokens_map.json"):
-                write_json(new / name, {**read_json(new / name), "pad_token": PAD})
+            for file in (new / "tokenizer_config.json", new / "special_tokens_map.json"):
+                entries = read_json(file) if file.exists() else {}
+                write_json(file, {**entries, "pad_token": PAD})
         states = {"folded": fold is not None, "has_tokenizer": tokenizer is not None}
         card = model_card(config, name=Path(path).name, facts=training_facts, head=head, **states)
         write_text(new / "README.md", card)

@@ -18,6 +18,8 @@ from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.training.provenance import RUN_FILE
 
 BIOMEDLM, BIOMEDLM_LICENCE = GPT2Config(), "bigscience-bloom-rail-1.0"
+# A path inside a text, up to its last part; not the one of a URL.
+ABSOLUTE = re.compile(r"(?<![\w.:/~-])~?/(?:[^/\s,;:'\"=]+/)*([^/\s,;:'\"=]+)/?")
 Facts = Mapping[str, Mapping[str, object]]
 # Groups of run.json that the card has as sections.
 GROUPS = (("data", "Data"), ("task", "Data"), ("training", "Steps"), ("optimizer", "Optimizer"))
@@ -155,6 +157,8 @@ def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str]
     """Return what a run directory records of the files it was made from; notify of it as well."""
     licence = stated_licence(files.directory)
     notify(licence_line(licence, config))
+    if files.heads:
+        notify(f"left out {', '.join(files.heads)} of another head")
     if files.dropped:
         notify(f"left out {len(files.dropped)} unused tensors, such as {files.dropped[0]}")
     if files.dtypes != ["float32"]:
@@ -187,7 +191,9 @@ def _show(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return ", ".join(map(_show, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_show, value))
+    return ABSOLUTE.sub(r"\1", str(value))
 
 
 def _validation(metrics: Path, step: int | None) -> dict[str, object]:

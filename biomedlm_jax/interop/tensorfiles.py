@@ -1,6 +1,7 @@
 """Read tensors of safetensors and torch files, whole or in shards with an index, one at a time."""
 
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,27 +32,36 @@ class TensorFiles:
     """The tensors of a Hugging Face directory: names and shapes at once, values on demand.
 
     Names lose the family's prefix. `dropped` are constant buffers, and a tensor that equals the one
-    it is tied to. Raises FileNotFoundError if a file is missing, and ValueError if one is damaged,
-    an index does not fit its files, a tensor occurs twice or is not float, or a tied one differs.
+    it is tied to; if only that is there, it has both names. `heads` are tensors of other known
+    heads, left out too. Raises FileNotFoundError if a file is missing, and ValueError if one is
+    damaged, an index does not fit its files, a tensor occurs twice or is not float, or a tied one
+    differs.
     """
 
     def __init__(self, directory: str | Path, config: ModelConfig):
         self.directory, self._family = Path(directory), family(config.model_type)
         self.entries: dict[str, Entry] = {}
         self.dropped: list[str] = []
+        self.heads: list[str] = []
+        self._legacy: dict[Path, dict[str, Any]] = {}  # torch files that cannot be mapped
         self.files, index = _find(self.directory)
         keys = {}
         for file in self.files:
-            for key, (shape, dtype) in _headers(file).items():
+            for key, (shape, dtype) in self._headers(file).items():
                 self._add(Entry(file, key, tuple(shape), dtype))
                 keys[key] = file.name
-        if index is not None and keys != index:
-            key = next(k for k in sorted({*keys, *index}) if keys.get(k) != index.get(k))
+        wrong = {k for k in {*keys, *(index or {})} if index and keys.get(k) != index.get(k)}
+        # An index may still list a head that was saved once, with the embedding, and buffers.
+        if wrong := {k for k in wrong if k in keys or not self._unneeded(k)}:
+            assert index is not None
+            key = min(wrong)
             places = index.get(key, "no file"), keys.get(key, "none of them")
             problem = "puts tensor {} into {}, and the files have it in {}".format(key, *places)
             raise ValueError(f"{self.directory}: the index {problem}")
         for name, original in self._family.TIED.items():
-            if name in self.entries:
+            if name in self.entries and original not in self.entries:
+                self.entries[original] = self.entries.pop(name)
+            elif name in self.entries:
                 self._drop_tied(name, original)
         self.shapes = {name: entry.shape for name, entry in self.entries.items()}
         self.dtypes = sorted({entry.dtype for entry in self.entries.values()})
@@ -59,7 +69,7 @@ class TensorFiles:
     def read(self, name: str) -> np.ndarray:
         """Return one tensor as float32; raises ValueError if any of its numbers is not finite."""
         entry = self.entries[name]
-        tensor = np.asarray(_read(entry), np.float32)
+        tensor = np.asarray(self._read(entry), np.float32)
         finite = np.isfinite(tensor)
         if not finite.all():
             where = [int(i) for i in np.argwhere(~finite)[0]]
@@ -73,6 +83,9 @@ class TensorFiles:
         if re.fullmatch(self._family.BUFFERS, name):
             self.dropped.append(name)
             return
+        if re.fullmatch(self._family.OTHER_HEADS, name):
+            self.heads.append(name)
+            return
         if entry.dtype not in FLOATS.values():
             got, wanted = f"{name} of dtype {entry.dtype}", ", ".join(FLOATS.values())
             raise ValueError(f"{entry.file} has tensor {got}; expected one of {wanted}")
@@ -80,6 +93,10 @@ class TensorFiles:
             both = [f"as {one.key} in {one.file.name}" for one in (before, entry)]
             raise ValueError(f"tensor {name} occurs twice: {' and '.join(both)}")
         self.entries[name] = entry
+
+    def _unneeded(self, key: str) -> bool:
+        name = key.removeprefix(self._family.PREFIX)
+        return name in self._family.TIED or bool(re.fullmatch(self._family.BUFFERS, name))
 
     def _drop_tied(self, name: str, original: str) -> None:
         same = original in self.entries and np.array_equal(self.read(name), self.read(original))
@@ -90,40 +107,47 @@ class TensorFiles:
         del self.entries[name]
         self.dropped.append(name)
 
+    def _headers(self, file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
+        """Shape and dtype of every tensor of a file."""
+        if file.suffix == ".bin":
+            tensors = self._torch_open(file)
+            return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}
+        try:
+            with safe_open(file, "np") as opened:
+                parts = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
+                kinds = {key: part.get_dtype() for key, part in parts.items()}
+                dtypes = {key: FLOATS.get(kind, kind) for key, kind in kinds.items()}
+                return {key: (part.get_shape(), dtypes[key]) for key, part in parts.items()}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
 
-def _headers(file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
-    """Shape and dtype of every tensor of a file."""
-    if file.suffix == ".bin":
-        tensors = _torch_open(file)
-        return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}
-    try:
-        with safe_open(file, "np") as opened:
-            parts = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
-            dtypes = {key: part.get_dtype() for key, part in parts.items()}
-            return {k: (p.get_shape(), FLOATS.get(dtypes[k], dtypes[k])) for k, p in parts.items()}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
+    def _read(self, entry: Entry) -> np.ndarray:
+        if entry.file.suffix == ".bin":
+            # `copy`: the tensor must not keep the file's pages in memory.
+            return self._torch_open(entry.file)[entry.key].detach().float().numpy().copy()
+        # Opened anew for each tensor: pages of the file that were read count as memory until then.
+        with safe_open(entry.file, "np") as opened:
+            return opened.get_tensor(entry.key)
+
+    def _torch_open(self, file: Path) -> dict[str, Any]:
+        """Map a torch file; one of the format before torch 1.6 is read whole, and kept."""
+        if file in self._legacy:
+            return self._legacy[file]
+        if zipfile.is_zipfile(file):
+            return _torch_load(file, mmap=True)
+        return self._legacy.setdefault(file, _torch_load(file, mmap=False))
 
 
-def _read(entry: Entry) -> np.ndarray:
-    if entry.file.suffix == ".bin":
-        # `copy`: the tensor must not keep the file's pages in memory.
-        return _torch_open(entry.file)[entry.key].float().numpy().copy()
-    # Opened anew for each tensor: pages of the file that were read count as memory until then.
-    with safe_open(entry.file, "np") as opened:
-        return opened.get_tensor(entry.key)
-
-
-def _torch_open(file: Path) -> dict[str, Any]:
+def _torch_load(file: Path, *, mmap: bool) -> dict[str, Any]:
     try:
         import torch
     except ModuleNotFoundError:
         fix = "pip install 'biomedlm-jax[hf]', or convert it elsewhere to model.safetensors"
         raise ValueError(f"reading {file} needs torch; {fix}") from None
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zip and torch each raise their own
-        how, reason = "weights_only=True and mmap=True", str(error).strip().splitlines()[0]
+        how, reason = f"weights_only=True and mmap={mmap}", str(error).strip().splitlines()[0]
         raise ValueError(f"{file} cannot be loaded by torch with {how}: {reason}") from None
     values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     other = [value for value in values if not isinstance(value, torch.Tensor)]

@@ -9,7 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config
+from biomedlm_jax.corpus.tokenizer import special_id
+from biomedlm_jax.interop.directories import (
+    HUGGING_FACE,
+    kind_of,
+    model_config,
+    read_tokenizer,
+)
 from biomedlm_jax.interop.finetuned import CHOICE, CLASSIFICATION, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import PAD, load
 from biomedlm_jax.interop.tensorfiles import TensorFiles
@@ -17,6 +23,18 @@ from biomedlm_jax.model.families import config_to_hf, family
 from biomedlm_jax.model.heads import Scorer
 
 TOLERANCE = 1e-4
+# One text of each kind, encoded here and by transformers.
+PROBE = (
+    "",
+    "We measured β₂-microglobulin and IL-10 in 24 mice (p < 0.05): 3.14e-2 µg/ml, 1,234.5.",
+    " one leading space", "   three, and two at the end  ", "tab\tand\r\n\r\nnew lines\n",
+    "it's, we'll, CAN'T, McDonald's; HbA1c ≥ 7.0 %, Ca²⁺, ½, Ⅳ, ﬁ",
+    "naïve Überdosis: éčß, but e\u0301 and c\u030c", "Ελληνικά, русский, українська",
+    "漢字かな交じり文、한국어", "עברית, العربية, हिन्दी, ไทย, বাংলা",
+    "🧬👩‍🔬🇩🇪👍🏽 and \U0010ffff", "\x00\x01\x1b\x7f\x85\xa0\xad\u200b\u2028\ufeff\ufffd",
+    "<s> </s> <unk> <pad> [PAD] [SEP] <|endoftext|><|startoftext|> <EOS> Ġ Ċ ▁",
+)  # fmt: skip
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 TEXT = "We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and report every ECG."
 
 
@@ -29,6 +47,7 @@ def verify_hf(
     seed: int = 0,
     tolerance: float = TOLERANCE,
     mesh: Mesh | None = None,
+    **ids: int,
 ) -> dict:
     """Compare the outputs of a Hugging Face directory here and in transformers, in float32.
 
@@ -36,19 +55,23 @@ def verify_hf(
     rows of random tokens, and one of text if there is a tokenizer, each of `length` tokens
     (default: 64, or all positions of a smaller model). They are compared with transformers' eager
     attention, with its default one (warning if it computes another function), and with those of
-    the run directory `run`. Models of this library go onto `mesh`, by default one device. Returns
-    figures, ready for JSON. Raises ValueError if an absolute difference (except the default
-    attention's) exceeds `tolerance`, or torch and transformers are not installed.
+    the run directory `run`. Before that the ids of `PROBE` and of the special tokens are compared
+    with those of AutoTokenizer. Models of this library go onto `mesh`, by default one device. `ids`
+    are those of `import_hf`. Returns figures, ready for JSON. Raises ValueError if an absolute
+    difference (except the default attention's) exceeds `tolerance`, a token id differs, or torch
+    and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
         raise ValueError(f"{path} is a run directory; export it first, then pass it as --run")
-    config = model_config(path)
+    config = model_config(path, **ids)
+    tokenizer = read_tokenizer(path, config)
+    texts = 0 if tokenizer is None else compare_ids(tokenizer, path)
     length = min(64, config.context_length) if length is None else length
     if batch < 1 or not 1 <= length <= config.context_length:
         most = f"the model's {config.context_length} positions"
         raise ValueError(f"got batch={batch}, length={length}; expected at least 1, at most {most}")
-    model, tokenizer = _load(path, mesh)
+    model, _ = _load(path, mesh, **ids)
     tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
     here = _outputs(model, tokens)
     del model
@@ -61,6 +84,7 @@ def verify_hf(
         "torch": torch.__version__,
         "jax": jax.__version__,
         "foldable_settings": foldable,
+        "texts_with_equal_ids": texts,
         "rows": tokens.shape[0],
         "length": tokens.shape[1],
         "tolerance": tolerance,
@@ -86,8 +110,39 @@ def verify_hf(
     return report
 
 
-def _load(path: str | Path, mesh: Mesh | None) -> tuple[Any, Tokenizer | None]:
-    execution: dict[str, Any] = {"compute_dtype": "float32", "attention": "xla"}
+def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
+    """Return how many texts have the ids of transformers' AutoTokenizer of the directory `path`.
+
+    They are `PROBE` and texts with each added token. Raises ValueError for the first that differs.
+    """
+    _, transformers = _peers()
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # of many kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"transformers cannot read the tokenizer of {path}: {reason}") from None
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    texts = [*PROBE, *(f"a{token}b {token} c{token} " for token in added[:1000])]
+    for text in texts:
+        for special in (True, False):
+            got = tokenizer.encode(text, add_special_tokens=special).ids
+            _check_ids(path, repr(text), got, theirs(text, add_special_tokens=special)["input_ids"])
+    for name in SPECIAL:
+        _check_ids(path, name, special_id(tokenizer, name), getattr(theirs, f"{name}_id"))
+    return len(texts)
+
+
+def _check_ids(path: str | Path, what: str, got: Any, expected: Any) -> None:
+    if got != expected:
+        cause = "its tokenizer files contradict one another, or need another library version"
+        raise ValueError(
+            f"{path}: {what} is {got} here and {expected} in transformers; {cause}: save the "
+            "tokenizer again with transformers"
+        )
+
+
+def _load(path: str | Path, mesh: Mesh | None, **ids: int) -> tuple[Any, Tokenizer | None]:
+    execution: dict[str, Any] = {"compute_dtype": "float32", "attention": "xla", **ids}
     return (load if read_head(path) is None else load_finetuned)(path, mesh=mesh, **execution)[:2]
 
 

@@ -28,7 +28,11 @@ class ModelConfig(Settings):
     heads: int = setting(least=1)
     mlp_width: int = setting(None, least=1)  # None: 4 * width
     initializer_range: float = setting(0.02, least=0)  # standard deviation
-    eos_token_id: int = setting(None, least=0)  # None: the last id; begins and separates texts
+    eos_token_id: int = setting(None, least=0)  # None: the last id; separates texts
+    bos_token_id: int = setting(None, least=0)  # None: eos_token_id; begins texts
+    more_eos_token_ids: tuple[int, ...] = setting(())  # that end an answer, too
+    pad_token_id: int | None = setting(None)  # kept for exports
+    hf_entries: str = setting("{}")  # JSON of entries of config.json that are kept for exports
     embedding_dropout: float = setting(0.0, least=0, below=1)
     attention_dropout: float = setting(0.0, least=0, below=1)  # > 0 needs attention=xla
     residual_dropout: float = setting(0.0, least=0, below=1)
@@ -48,6 +52,10 @@ class ModelConfig(Settings):
             object.__setattr__(self, "mlp_width", 4 * self.width)
         if self.eos_token_id is None and type(self.vocab_size) is int:
             object.__setattr__(self, "eos_token_id", self.vocab_size - 1)
+        if self.bos_token_id is None:
+            object.__setattr__(self, "bos_token_id", self.eos_token_id)
+        if isinstance(self.more_eos_token_ids, list):  # from JSON
+            object.__setattr__(self, "more_eos_token_ids", tuple(self.more_eos_token_ids))
         super().__post_init__()
         if self.width % self.heads:
             divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
@@ -55,12 +63,13 @@ class ModelConfig(Settings):
                 f"got model.heads={self.heads}, which does not divide model.width={self.width}; "
                 f"choose one of {divisors}"
             )
-        if self.eos_token_id >= self.vocab_size:
-            raise ValueError(
-                f"got model.eos_token_id={self.eos_token_id}, which is not below "
-                f"model.vocab_size={self.vocab_size}; tokenizers made here end with it, at "
-                f"{self.vocab_size - 1}"
-            )
+        for name in ("eos_token_id", "bos_token_id"):
+            if getattr(self, name) >= self.vocab_size:
+                raise ValueError(
+                    f"got model.{name}={getattr(self, name)}, which is not below "
+                    f"model.vocab_size={self.vocab_size}; tokenizers made here end with it, at "
+                    f"{self.vocab_size - 1}"
+                )
         kernel = self.attention
         reason = attention.unsupported_reason(
             kernel, head_dim=self.head_dim, dtype=self.compute_dtype
@@ -85,6 +94,11 @@ class ModelConfig(Settings):
         return self.heads
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer, eos_token_id first."""
+        return (self.eos_token_id, *self.more_eos_token_ids)
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding inside the model: `vocab_size` rounded up."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
@@ -98,7 +112,8 @@ class ModelConfig(Settings):
 
     def architecture(self) -> dict[str, Any]:
         """The settings that decide what is computed from given parameters, dropout excluded."""
-        left_out = {*self.free_names(), "initializer_range", "vocab_multiple"}
+        left_out = {*self.free_names(), "initializer_range", "vocab_multiple", "bos_token_id"}
+        left_out |= {"more_eos_token_ids", "pad_token_id", "hf_entries"}
         fields = dataclasses.asdict(self)
         kept = {k: v for k, v in fields.items() if k not in left_out and "dropout" not in k}
         return {"model_type": self.model_type, **kept}

@@ -1,6 +1,7 @@
 """Model families: one row each, looked up by the `model_type` of a config."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.settings import check_names
 
 FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
+
+EXPORTED = ("eos_token_id", "n_inner", "n_ctx")  # entries of config.json beside a family's FIELDS
 
 
 def family(model_type: object) -> ModuleType:
@@ -51,30 +54,57 @@ def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageMod
 def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     """Read a Hugging Face `config.json`; ValueError if its family does not compute the model.
 
-    `execution` sets fields such as `compute_dtype`.
+    `execution` sets fields such as `compute_dtype`. Entries without a meaning here are kept in
+    `hf_entries`, so that an export has them again.
     """
     module = family(config.get("model_type"))
+    config = _renamed(config, module.ALIASES)
     for name, only in module.FIXED.items():
-        if config.get(name, only) != only:
-            raise ValueError(
-                f"config.json has {name}={config[name]!r}; this library computes {name}={only!r}"
-            )
+        got = config.get(name, only)
+        if got != only and got not in module.EQUIVALENT.get(name, ()):
+            reason = f"({module.REASONS[name]})" if name in module.REASONS else ""
+            got = f"config.json has {name}={got!r} {reason}".rstrip()
+            raise ValueError(f"{got}; this library computes {name}={only!r}")
     missing = [name for name in module.REQUIRED if name not in config]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}, which a model of its type needs")
     values = {ours: config[theirs] for ours, theirs in module.FIELDS.items() if theirs in config}
+    ids = {}
+    for name in ("bos_token_id", "eos_token_id"):
+        default = module.ABSENT_ID if module.ABSENT_ID < config["vocab_size"] else None
+        ids[name] = config.get(name, default)
+    ends = ids["eos_token_id"]
+    if isinstance(ends, list):
+        ids["eos_token_id"], values["more_eos_token_ids"] = (ends or [None])[0], tuple(ends[1:])
+    known = {"architectures", "model_type", "torch_dtype", "dtype", "use_cache", *module.FIXED}
+    known |= {*module.FIELDS.values(), *EXPORTED} - {n for n, i in ids.items() if i is None}
+    kept = {name: value for name, value in config.items() if name not in known}
+    values |= {**ids, "hf_entries": json.dumps(kept, sort_keys=True)}
     return module.Config(**{**module.ABSENT, **values, **execution})
+
+
+def _renamed(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """Return the config with each entry under its own name; ValueError if two names contradict."""
+    result = {name: value for name, value in config.items() if name not in aliases}
+    for alias, name in aliases.items():
+        if alias in config and result.setdefault(name, config[alias]) != config[alias]:
+            both = f"{alias}={config[alias]!r} and {name}={result[name]!r}"
+            raise ValueError(f"config.json has {both}, names of one setting; remove one of them")
+    return result
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """Return the Hugging Face `config.json` of the same function in transformers."""
     module = family(config.model_type)
+    ends = config.end_ids
     return {
         "architectures": [module.ARCHITECTURES["language_model"]],
         "model_type": config.model_type,
-        **module.FIXED,
+        **{name: value for name, value in module.FIXED.items() if value is not None},
         **{theirs: getattr(config, ours) for ours, theirs in module.FIELDS.items()},
+        "eos_token_id": list(ends) if config.more_eos_token_ids else config.eos_token_id,
         **module.more_fields(config),
         "torch_dtype": "float32",
         "use_cache": True,
+        **json.loads(config.hf_entries),
     }

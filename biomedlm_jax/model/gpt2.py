@@ -34,17 +34,32 @@ FIELDS = {
     "embedding_dropout": "embd_pdrop",
     "attention_dropout": "attn_pdrop",
     "residual_dropout": "resid_pdrop",
-    "eos_token_id": "eos_token_id",
+    "bos_token_id": "bos_token_id",
+    "pad_token_id": "pad_token_id",
+}
+# transformers' other names for entries of GPT2Config.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
 }
 REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
 # What transformers assumes where config.json leaves a field out, if not our default.
-ABSENT = {"scale_attn_by_inverse_layer_idx": False, "eos_token_id": None}
+ABSENT = {"scale_attn_by_inverse_layer_idx": False}
+ABSENT_ID = 50_256  # bos and eos; where the vocabulary lacks it, neither exists
 # Settings of GPT2Config that this model has one value of, and what transformers assumes.
 FIXED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
+    "quantization_config": None,
+}
+REASONS = {"tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here"}
+# Other names of the same function.
+EQUIVALENT = {
+    "activation_function": ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
 }
 ARCHITECTURES = {
     "language_model": "GPT2LMHeadModel",
@@ -53,6 +68,8 @@ ARCHITECTURES = {
 }
 PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
 TIED = {"lm_head.weight": "wte.weight"}  # old files repeat the embedding under another name
+# Heads of other tasks (trl's value model, transformers' own), which a language model drops.
+OTHER_HEADS = r"(v_head|multiple_choice_head|classifier|qa_outputs)\..+"
 BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"  # constants of old files: causal mask, masked logit
 PARTS = ("query", "key", "value")
 # Hugging Face's tensor -> the leaves that are its parts. Both sides store kernels as [in, out].
@@ -94,7 +111,6 @@ def more_fields(config: "GPT2Config") -> dict[str, Any]:
     return {
         "n_ctx": config.context_length,
         "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
-        "bos_token_id": config.eos_token_id,
         "reorder_and_upcast_attn": False,
     }
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.corpus.tokenizer import special_id, start_id
 from biomedlm_jax.files import atomic_directory, check_output, write_text
 from biomedlm_jax.generation.generator import Generator, generate_until
 from biomedlm_jax.generation.options import as_texts
@@ -46,8 +47,14 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """Id of the end-of-text token, which also precedes a text without a context."""
-        return self._model.config.eos_token_id
+        """Id of the tokenizer's end of text, by default the model's."""
+        end = special_id(self._tokens, "eos_token")
+        return self._model.config.eos_token_id if end is None else end
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Id that precedes a text without a context: the tokenizer's bos, else its eos."""
+        return start_id(self._tokens, self.eot_token_id)
 
     @property
     def max_length(self) -> int:

@@ -3,8 +3,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from biomedlm_jax import cli
+from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.verify import verify_hf
@@ -175,3 +177,263 @@ def test_transformers_classifies_a_padded_batch_alike(make_finetuned, tmp_path):
     for row, scores in zip(rows, logits, strict=True):
         ours = model(model.trunk.hidden(np.array([row], np.int32))[:, -1])
         np.testing.assert_allclose(scores, ours[0], rtol=0, atol=5e-5)
+
+
+SIZES = {"n_positions": 20, "n_layer": 3, "n_embd": 24, "n_head": 2, "initializer_range": 0.2}
+
+
+def save_theirs(directory, cls=transformers.GPT2LMHeadModel, **fields):
+    """A tiny random model as transformers saves it."""
+    ids = {"bos_token_id": 130, "eos_token_id": 130}
+    config = transformers.GPT2Config(**{"vocab_size": 131, **SIZES, **ids, **fields})
+    torch.manual_seed(0)
+    theirs = cls(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    theirs.save_pretrained(directory)
+
+
+def change_tensors(directory, change) -> dict:
+    """Apply `change(tensors)` to model.safetensors and return the tensors."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file, {"format": "pt"})
+    return tensors
+
+
+def change_config(directory, change) -> None:
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+def to_bin(directory, *, parameters=False, **options) -> None:
+    tensors = change_tensors(directory, lambda tensors: None)
+    (directory / "model.safetensors").unlink()
+    if parameters:
+        tensors = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+    torch.save(tensors, directory / "pytorch_model.bin", **options)
+
+
+def shard(directory) -> None:
+    """Two shards and an index that still lists the tied head and a mask."""
+    tensors = change_tensors(directory, lambda tensors: None)
+    (directory / "model.safetensors").unlink()
+    weight_map = {name: f"s{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in ("s0.safetensors", "s1.safetensors"):
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        save_file(part, directory / file, {"format": "pt"})
+    weight_map |= {
+        "lm_head.weight": "s0.safetensors",
+        "transformer.h.0.attn.bias": "s1.safetensors",
+    }
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def rename_sizes(config) -> None:
+    for name, alias in (
+        ("n_embd", "hidden_size"),
+        ("n_layer", "num_hidden_layers"),
+        ("n_head", "num_attention_heads"),
+        ("n_positions", "max_position_embeddings"),
+    ):
+        config[alias] = config.pop(name)
+
+
+def only_the_head(tensors) -> None:
+    tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
+
+
+def add_masks(tensors) -> None:
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 20, 20)
+    tensors["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+
+
+def add_value_head(tensors) -> None:
+    tensors["v_head.summary.weight"] = torch.randn(1, 24)
+    tensors["v_head.summary.bias"] = torch.randn(1)
+
+
+CHECKPOINTS = {
+    "as saved": save_theirs,
+    "scale by layer, narrow MLP": lambda d: save_theirs(
+        d, scale_attn_by_inverse_layer_idx=True, n_inner=40
+    ),
+    "embedding stored as lm_head only": lambda d: (
+        save_theirs(d),
+        change_tensors(d, only_the_head),
+    ),
+    "torch file": lambda d: (save_theirs(d), to_bin(d)),
+    "torch file of the old format": lambda d: (
+        save_theirs(d),
+        to_bin(d, _use_new_zipfile_serialization=False),
+    ),
+    "torch file of parameters": lambda d: (save_theirs(d), to_bin(d, parameters=True)),
+    "index that lists more": lambda d: (save_theirs(d), shard(d)),
+    "value head": lambda d: (save_theirs(d), change_tensors(d, add_value_head)),
+    "double heads": lambda d: save_theirs(d, transformers.GPT2DoubleHeadsModel),
+    "token classification": lambda d: save_theirs(d, transformers.GPT2ForTokenClassification),
+    "without a prefix": lambda d: save_theirs(d, transformers.GPT2Model),
+    "masks": lambda d: (save_theirs(d), change_tensors(d, add_masks)),
+    "gelu_pytorch_tanh": lambda d: save_theirs(d, activation_function="gelu_pytorch_tanh"),
+    "gelu_fast": lambda d: save_theirs(d, activation_function="gelu_fast"),
+    "other names of sizes": lambda d: (save_theirs(d), change_config(d, rename_sizes)),
+    "float16": lambda d: (
+        save_theirs(d),
+        change_tensors(d, lambda t: t.update({k: v.half() for k, v in t.items()})),
+    ),
+    "several ends, padding, other entries": lambda d: (
+        save_theirs(d, eos_token_id=[7, 9], bos_token_id=5, pad_token_id=200),
+        change_config(d, lambda c: c.update(task_specific_params={"a": [1]}, my_note="kept")),
+    ),
+    "ids that are null": lambda d: (
+        save_theirs(d),
+        change_config(d, lambda c: c.update(eos_token_id=None, bos_token_id=None)),
+    ),
+    "no ids": lambda d: (
+        save_theirs(d),
+        change_config(d, lambda c: (c.pop("eos_token_id"), c.pop("bos_token_id"))),
+    ),
+}
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.filterwarnings("ignore:.*of another head")
+def test_checkpoints_compute_what_transformers_computes(name, tmp_path):
+    source = tmp_path / "source"
+    CHECKPOINTS[name](source)
+    report = verify_hf(source, length=20)
+    assert report["eager"]["max"] <= 1e-4
+    assert report["largest_output"] > 0.5
+    run = import_hf(source, tmp_path / "run", notify=lambda line: None)
+    code = cli.main(["export-hf", f"--model={run}", f"--out={tmp_path / 'out'}"])
+    assert code == 0
+    assert verify_hf(tmp_path / "out", length=20, run=run)["eager"]["max"] <= 1e-4
+    before, after = (
+        json.loads((d / "config.json").read_text()) for d in (source, tmp_path / "out")
+    )
+    ours = {"architectures", "dtype", "torch_dtype", "activation_function"}
+    ours |= {"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"}
+    kept = {key: value for key, value in before.items() if key not in ours}
+    assert {key: after[key] for key in kept} == kept
+    first = source / "generation_config.json"
+    if first.exists() and name != "no ids":
+        last = tmp_path / "out" / "generation_config.json"
+        assert json.loads(last.read_text()) == json.loads(first.read_text())
+    theirs = [transformers.AutoConfig.from_pretrained(d) for d in (source, tmp_path / "out")]
+    if name != "no ids":
+        for key in IDS:
+            assert getattr(theirs[0], key) == getattr(theirs[1], key), key
+
+
+def test_what_is_left_out_is_named(tmp_path):
+    CHECKPOINTS["value head"](tmp_path / "source")
+    with pytest.warns(UserWarning, match="left out v_head.summary.bias, v_head.summary.weight"):
+        load(tmp_path / "source")
+    lines = []
+    import_hf(tmp_path / "source", tmp_path / "run", notify=lines.append)
+    assert "left out v_head.summary.bias, v_head.summary.weight of another head" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tie_word_embeddings": False},
+            "an output head of its own; GPT-2's is the embedding here",
+        ),
+        ({"quantization_config": {"bits": 4}}, "config.json has quantization_config={'bits': 4}"),
+        ({"hidden_size": 32}, "hidden_size=32 and n_embd=24, names of one setting"),
+        (
+            {"eos_token_id": 50256},
+            "config.json has eos_token_id=50256 and vocab_size=131; pass --eos",
+        ),
+        ({"eos_token_id": [7, 131]}, "has eos_token_id=[7, 131] and vocab_size=131"),
+        ({"bos_token_id": -1}, "has bos_token_id=-1 and vocab_size=131; pass --bos_token_id=ID"),
+    ],
+)
+def test_other_functions_and_ids_are_refused(tmp_path, changes, message):
+    save_theirs(tmp_path / "source")
+    change_config(tmp_path / "source", lambda config: config.update(changes))
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        load(tmp_path / "source")
+    assert message in str(caught.value)
+
+
+def test_an_end_out_of_range_can_be_given(tmp_path, command):
+    save_theirs(tmp_path / "source", eos_token_id=50256, bos_token_id=50256)
+    model, _ = load(tmp_path / "source", eos_token_id=7)
+    assert (model.config.eos_token_id, model.config.bos_token_id) == (7, 7)
+    assert verify_hf(tmp_path / "source", length=20, eos_token_id=7)["eager"]["max"] <= 1e-4
+    arguments = ("import-hf", f"--source={tmp_path / 'source'}", f"--out={tmp_path / 'run'}")
+    refused = command(*arguments)
+    assert (refused.code, refused.error.count("\n")) == (2, 1)
+    assert str(tmp_path / "source" / "config.json") in refused.error
+    assert command(*arguments, "--eos_token_id=7", "--bos_token_id=5").code == 0
+    config = load(tmp_path / "run")[0].config
+    assert (config.eos_token_id, config.bos_token_id) == (7, 5)
+
+
+@pytest.fixture
+def started(release, tokenizer):
+    """A release whose texts begin with <|startoftext|> and end with </s>, and a padding token."""
+    for file in release.glob("*token*"):
+        file.unlink()
+    vocabulary = tokenizer.get_vocab()
+    names = {299: "<|startoftext|>", 298: "</s>"}
+    by_id = {i: names.get(i, token) for token, i in vocabulary.items()}
+    (release / "vocab.json").write_text(json.dumps({by_id[i]: i for i in sorted(by_id)}))
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    kept = [" ".join(pair) for pair in merges if vocabulary["".join(pair)] < 298]
+    (release / "merges.txt").write_text("\n".join(["#version: 0.2", *kept]) + "\n")
+    special = {"bos_token": "<|startoftext|>", "eos_token": "</s>", "pad_token": "[PAD]"}
+    (release / "special_tokens_map.json").write_text(json.dumps({**special, "unk_token": "</s>"}))
+    (release / "added_tokens.json").write_text(json.dumps({"[PAD]": 300}))
+    ids = {"bos_token_id": 299, "eos_token_id": 298, "pad_token_id": 300}
+    (release / "generation_config.json").write_text(json.dumps({**ids, "num_beam_groups": 1}))
+    change_config(release, lambda config: config.update(ids))
+    return release
+
+
+def test_begin_end_and_padding_are_three_things(started, tmp_path):
+    from biomedlm_jax.generation.surprisal import score_text
+
+    assert verify_hf(started)["texts_with_equal_ids"] > 12
+    run = import_hf(started, tmp_path / "run", notify=lambda line: None)
+    for path in (started, run):
+        model, tokenizer = load(path)
+        assert (model.config.bos_token_id, model.config.eos_token_id) == (299, 298)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            started, attn_implementation="eager"
+        ).eval()
+        scored = score_text(model, tokenizer, "neuropathy")
+        ids = torch.tensor([[299, *scored.tokens]])
+        with torch.no_grad():
+            expected = theirs(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])
+        np.testing.assert_allclose(scored.log_probabilities, expected[:, 0], atol=1e-4)
+    out = tmp_path / "out"
+    assert cli.main(["export-hf", f"--model={run}", f"--out={out}"]) == 0
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"):
+        assert (out / name).read_bytes() == (started / name).read_bytes()
+    assert json.loads((out / "generation_config.json").read_text()) == json.loads(
+        (started / "generation_config.json").read_text()
+    )
+    assert verify_hf(out, run=run)["run"]["max"] == 0
+    text = "[PAD]neuropathy"
+    assert load_tokenizer(out).encode(text).ids == load_tokenizer(started).encode(text).ids
+
+
+def test_other_ids_than_transformers_are_an_error(release, monkeypatch):
+    from biomedlm_jax.interop import verify
+
+    changed = load_tokenizer(release)
+    changed.add_tokens(["IL-10"])
+    monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: changed)
+    with pytest.raises(ValueError, match=r"IL-10.* is \[.*\] here and \[.*\] in transformers"):
+        verify_hf(release)

@@ -1,0 +1,285 @@
+"""huggingface_tokenizer.py: the token ids of transformers' AutoTokenizer, layout by layout."""
+
+import json
+import random
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
+
+from biomedlm_jax.corpus.tokenizer import (
+    END_OF_TEXT,
+    copy_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    special_id,
+    train_tokenizer,
+)
+
+transformers = pytest.importorskip("transformers", reason="parity is with transformers")
+
+SIZE = 400
+TEXTS = [
+    "",
+    "Hepatology of 24 mice (p < 0.05), TNF-β and IL-10: 3.14e-2 µg/ml.",
+    "  leading spaces\tand a tab\r\n\r\nnew lines \n",
+    "naïve Überdosis, 漢字かな交じり文, עברית, العربية, हिन्दी, ไทย, Ελληνικά",
+    "e\u0301 is not \u00e9, ﬁ is not fi, Ⅳ is not IV, ½",
+    "🧬👩‍🔬🇩🇪 and \U0010ffff",
+    "\x00\x01\x1b\x7f\x85\xa0\xad\u200b\u2028\ufeff\ufffd",
+    "can't, WON'T, it's 1234567890 2,500",
+    " <|x|> a<|x|>b<|x|> <|endoftext|>x <|startoftext|> </s> <s> [PAD] [SEP] <EOS> wide word",
+]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    rng = random.Random(0)
+    parts = ["cardi", "neur", "osis", "itis", "ology", "gen", "ase", "hyper", "wide ", "é", "<|x"]
+    words = ["".join(rng.choices(parts, k=3)) for _ in range(100)]
+    corpus = [" ".join(rng.choices(words, k=30)) + "." for _ in range(50)]
+    return train_tokenizer(corpus, vocab_size=SIZE)
+
+
+def write(directory, **files) -> None:
+    for name, value in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(value))
+
+
+def tables(trained, directory) -> None:
+    """vocab.json and merges.txt, as older releases have them."""
+    save_tokenizer(trained, directory)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (directory / name).unlink()
+
+
+def whole(trained, directory, **changes) -> None:
+    """tokenizer.json alone, with other parts."""
+    state = json.loads(trained.to_str())
+    for name, part in changes.items():
+        state[name] = part if isinstance(part, dict) else json.loads(part.__getstate__())
+    write(directory, tokenizer=state)
+
+
+def saved(trained, directory, *, added=(), **settings) -> None:
+    """What transformers 5 saves of a GPT2Tokenizer."""
+    vocabulary = trained.get_vocab(with_added_tokens=False)
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    theirs = transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges, **settings)
+    theirs.add_tokens(list(added))
+    theirs.save_pretrained(directory)
+
+
+X = AddedToken("<|x|>", normalized=False)
+MARKER = {"content": "<|x|>", "lstrip": True, "rstrip": True, "normalized": False, "special": True}
+END = {"content": END_OF_TEXT, "lstrip": False, "rstrip": False, "normalized": False}
+NFC, WORDS = normalizers.NFC(), pre_tokenizers.ByteLevel(add_prefix_space=True)
+SPLIT = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(use_regex=False)]
+)
+FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
+SLOW = {"tokenizer_class": "GPT2Tokenizer"}
+BOS = processors.TemplateProcessing(
+    single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, SIZE - 1)]
+)
+LAYOUTS = {
+    "tables": lambda t, d: tables(t, d),
+    "tables, added token": lambda t, d: (tables(t, d), write(d, added_tokens={"<|x|>": SIZE})),
+    "tables, added tokens that strip": lambda t, d: (
+        tables(t, d),
+        write(
+            d,
+            tokenizer_config={
+                **SLOW,
+                "added_tokens_decoder": {
+                    str(SIZE - 1): {**END, "special": True},
+                    str(SIZE): MARKER,
+                },
+            },
+        ),
+    ),
+    "tables, special tokens map": lambda t, d: (
+        tables(t, d),
+        write(
+            d,
+            added_tokens={"<|startoftext|>": SIZE, "[PAD]": SIZE + 1, "wide word": SIZE + 2},
+            special_tokens_map={"bos_token": "<|startoftext|>", "pad_token": "[PAD]"},
+        ),
+    ),
+    "tables, special tokens with flags": lambda t, d: (
+        tables(t, d),
+        write(
+            d,
+            special_tokens_map={
+                "bos_token": END,
+                "eos_token": {**END, "content": "</s>", "lstrip": True},
+                "additional_special_tokens": ["<|x|>", "[SEP]"],
+            },
+        ),
+    ),
+    "tables, prefix space": lambda t, d: (
+        tables(t, d),
+        write(d, tokenizer_config={**SLOW, "add_prefix_space": True}),
+    ),
+    "tables, adds bos and eos": lambda t, d: (
+        tables(t, d),
+        write(
+            d,
+            tokenizer_config={
+                **SLOW,
+                "add_bos_token": True,
+                "add_eos_token": True,
+                "bos_token": "<s>",
+            },
+        ),
+    ),
+    "tables, other names of tokens": lambda t, d: (
+        tables(t, d),
+        write(d, tokenizer_config={**SLOW, "image_token": "<|x|>", "sep_token": "[SEP]"}),
+    ),
+    "whole, of the fast class": lambda t, d: (whole(t, d), write(d, tokenizer_config=FAST)),
+    "whole, without a class": lambda t, d: whole(t, d),
+    "whole, normalizer, fast class": lambda t, d: (
+        whole(t, d, normalizer=NFC),
+        write(d, tokenizer_config=FAST),
+    ),
+    "whole, normalizer, GPT2Tokenizer": lambda t, d: (
+        whole(t, d, normalizer=NFC),
+        write(d, tokenizer_config=SLOW),
+    ),
+    "whole, prefix space, fast class": lambda t, d: (
+        whole(t, d, pre_tokenizer=WORDS),
+        write(d, tokenizer_config=FAST),
+    ),
+    "whole, prefix space, GPT2Tokenizer": lambda t, d: (
+        whole(t, d, pre_tokenizer=WORDS),
+        write(d, tokenizer_config=SLOW),
+    ),
+    "whole, digits one by one": lambda t, d: (
+        whole(t, d, pre_tokenizer=SPLIT),
+        write(d, tokenizer_config={**FAST, "eos_token": "<EOS>", "pad_token": "[PAD]"}),
+    ),
+    "whole, template with bos": lambda t, d: (
+        whole(t, d, post_processor=BOS),
+        write(d, tokenizer_config={**SLOW, "add_bos_token": False}),
+    ),
+    "whole, list of added tokens elsewhere": lambda t, d: (
+        saved(t, d, added=[X, AddedToken("wide word", normalized=True)]),
+        write(d, tokenizer_config={**SLOW, "added_tokens_decoder": {"399": END, "400": MARKER}}),
+    ),
+    "whole, padding": lambda t, d: (
+        whole(t, d, padding=padding()),
+        write(d, tokenizer_config=FAST),
+    ),
+    "saved": lambda t, d: saved(t, d),
+    "saved, added tokens": lambda t, d: saved(t, d, added=[X, "wide word"]),
+    "saved, start, end and padding": lambda t, d: saved(
+        t, d, bos_token="<|startoftext|>", eos_token="</s>", pad_token="[PAD]"
+    ),
+    "saved, extra special tokens": lambda t, d: saved(
+        t, d, extra_special_tokens=["<|x|>", "<EOS>"], add_prefix_space=True
+    ),
+    "saved, adds bos": lambda t, d: saved(t, d, add_bos_token=True, bos_token="<s>"),
+    "of a Llama class": lambda t, d: (
+        whole(t, d, pre_tokenizer=SPLIT),
+        write(d, tokenizer_config={"tokenizer_class": "LlamaTokenizerFast"}),
+    ),
+}
+
+
+def padding() -> dict:
+    side = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None}
+    return {**side, "pad_id": SIZE, "pad_type_id": 0, "pad_token": "[PAD]"}
+
+
+def assert_alike(ours: Tokenizer, directory) -> None:
+    """The ids of AutoTokenizer, with special tokens and without, and its special tokens."""
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    for text in TEXTS:
+        for special in (True, False):
+            expected = theirs(text, add_special_tokens=special)["input_ids"]
+            assert ours.encode(text, add_special_tokens=special).ids == expected, text
+        ids = theirs(text)["input_ids"]
+        for skip in (True, False):
+            text_again = theirs.decode(ids, skip_special_tokens=skip)
+            assert ours.decode(ids, skip_special_tokens=skip) == text_again
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        assert special_id(ours, name) == getattr(theirs, f"{name}_id"), name
+    assert ours.get_vocab() == theirs.get_vocab()
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request, trained, tmp_path):
+    directory = tmp_path / "source"
+    directory.mkdir()
+    LAYOUTS[request.param](trained, directory)
+    write(directory, config={"model_type": "gpt2"})
+    return directory
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out of a GPT2Tokenizer")
+def test_ids_are_those_of_transformers_and_files_stay_as_they_are(layout, tmp_path):
+    tokenizer = load_tokenizer(layout)
+    assert_alike(tokenizer, layout)
+    files = {
+        path.name: path.read_bytes() for path in layout.iterdir() if path.name != "config.json"
+    }
+    copy = tmp_path / "copy"
+    save_tokenizer(tokenizer, copy)
+    written = {path.name: path.read_bytes() for path in copy.iterdir()}
+    assert {name: written[name] for name in files} == files
+    assert set(written) - set(files) <= {"tokenizer.json", "tokenizer_config.json"}
+    write(copy, config={"model_type": "gpt2"})
+    assert_alike(load_tokenizer(copy), copy)
+    # Read and written once more without the config of a model.
+    (copy / "config.json").unlink()
+    save_tokenizer(load_tokenizer(copy), tmp_path / "rows")
+    write(tmp_path / "rows", config={"model_type": "gpt2"})
+    assert_alike(tokenizer, tmp_path / "rows")
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out of a GPT2Tokenizer")
+def test_tokens_of_a_head_are_added_to_the_files(layout, tmp_path):
+    grown = copy_tokenizer(load_tokenizer(layout))
+    grown.add_special_tokens(["[CLS]", "<|ANSWER|>"])
+    save_tokenizer(grown, tmp_path / "grown")
+    write(tmp_path / "grown", config={"model_type": "gpt2"})
+    assert_alike(grown, tmp_path / "grown")
+    loaded = load_tokenizer(tmp_path / "grown")
+    assert grown.encode("a <|ANSWER|>b[CLS]").ids == loaded.encode("a <|ANSWER|>b[CLS]").ids
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"added_tokens": {"<|x|>": SIZE + 5}}, "'<|x|>' as id 405, where transformers gives it"),
+        ({"tokenizer_config": {"tokenizer_class": "RobertaTokenizer"}}, "class RobertaTokenizer"),
+        ({"tokenizer_config": FAST}, "which needs tokenizer.json"),
+        ({"tokenizer_config": {"split_special_tokens": True}}, "split_special_tokens=True"),
+        ({"tokenizer_config": {"auto_map": {"AutoTokenizer": ["a.B", None]}}}, "has auto_map="),
+    ],
+)
+def test_what_cannot_be_built_is_refused(trained, tmp_path, files, message):
+    tables(trained, tmp_path)
+    write(tmp_path, config={"model_type": "gpt2"}, **files)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        load_tokenizer(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_parts_that_transformers_leaves_out_are_named(trained, tmp_path):
+    whole(trained, tmp_path, normalizer=NFC, pre_tokenizer=WORDS)
+    write(tmp_path, config={"model_type": "gpt2"})
+    parts = "normalizer NFC, pre_tokenizer ByteLevel.add_prefix_space=True, use_regex=True., which"
+    with pytest.warns(UserWarning, match=parts):
+        load_tokenizer(tmp_path)
+
+
+def test_a_file_is_read_as_it_is_and_saved_for_every_version(trained, tmp_path):
+    whole(trained, tmp_path, normalizer=NFC)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.normalizer is not None
+    save_tokenizer(tokenizer, tmp_path / "copy")
+    write(tmp_path / "copy", config={"model_type": "gpt2"})
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
+    for text in TEXTS:
+        assert theirs(text)["input_ids"] == tokenizer.encode(text).ids
