@@ -36,7 +36,7 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
     settings = _read(directory / "tokenizer_config.json")
     whole = _read(directory / "tokenizer.json")
     name = _class_name(directory, settings, whole)
-    for entry in ("auto_map", "split_special_tokens"):
+    for entry in ("auto_map", "split_special_tokens", "fast_tokenizer_files"):
         if settings.get(entry):
             got = f"{directory / 'tokenizer_config.json'} has {entry}={settings[entry]!r}"
             fix = f"remove {entry}, and compare the ids with biomedlm verify-hf"

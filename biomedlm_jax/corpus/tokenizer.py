@@ -255,13 +255,16 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 
 def _identity(tokenizer: Tokenizer) -> bytes:
-    added = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items()}
+    tokens = sorted(tokenizer.get_added_tokens_decoder().items())
+    added = {i: token.content for i, token in tokens}
     parts = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer), sorted(added.items())]
     words, standard = tokenizer.pre_tokenizer, tokenizer.normalizer is None
     standard = standard and isinstance(words, pre_tokenizers.ByteLevel)
     if not (standard and words.use_regex and not words.add_prefix_space):
         state = json.loads(tokenizer.to_str())
         parts.append([state["normalizer"], state["pre_tokenizer"]])
+    stripping = [(i, t.lstrip, t.rstrip, t.single_word) for i, t in tokens]
+    parts += [stripping] if any(any(flags[1:]) for flags in stripping) else []
     return json.dumps(parts).encode("ascii")
 
 

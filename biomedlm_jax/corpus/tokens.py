@@ -118,12 +118,15 @@ def _recipe(
         raise ValueError(f"got validation_fraction={validation_fraction}; expected [0, 1)")
     if tokenizer.truncation or tokenizer.padding:
         raise ValueError("the tokenizer truncates or pads; call no_truncation() and no_padding()")
+    eos_id = special_id(tokenizer, "eos_token")
+    if eos_id is None:
+        raise ValueError("the tokenizer has no end of text; set eos_token in tokenizer_config.json")
     vocab_size = 1 + max(tokenizer.get_vocab().values())  # a vocabulary may have gaps
     return {
         **FORMAT,
         "length": length,
         "vocab_size": vocab_size,
-        "eos_id": special_id(tokenizer, "eos_token"),
+        "eos_id": eos_id,
         "separator": separator,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "int32",
         "tokenizer_hash": tokenizer_hash(tokenizer),

@@ -16,6 +16,7 @@ from biomedlm_jax.files import read_json
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.sampling import LARGEST, Strategy
 from biomedlm_jax.interop.directories import (
+    CONFIG,
     GENERATION_CONFIG,
     RUN,
     kind_of,
@@ -183,6 +184,8 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     file = model_directory(path) / GENERATION_CONFIG
     if file.exists():
         return read_json(file)
+    if not (model_directory(path) / CONFIG).exists():
+        return {}
     config = read_config(path)
     if kind_of(path) == RUN:
         config = json.loads(config["model"].get("hf_entries", "{}"))

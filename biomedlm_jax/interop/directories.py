@@ -108,21 +108,25 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
     size, result = config.get("vocab_size"), {}
     if type(size) is not int:
         return {}
-    file, given = Path(path) / CONFIG, {k: v for k, v in given.items() if k in IDS}
+    given = {name: value for name, value in given.items() if name in IDS}
     bad = {name: config[name] for name in IDS if not _in_range(config.get(name), size)}
-    ends = special_id(tokenizer, "eos_token") if (tokenizer := _tokenizer(path)) else None
     if "eos_token_id" in given:
         result["more_eos_token_ids"] = ()
         result |= {"bos_token_id": given["eos_token_id"]} if "bos_token_id" in bad else {}
-    elif config.get("eos_token_id") in (None, []) and ends is not None and ends < size:
-        result["eos_token_id"] = ends
+    absent = "eos_token_id" not in config and family(config["model_type"]).ABSENT_ID < size
+    missing = config.get("eos_token_id") in (None, []) and not absent
     wrong = [name for name in bad if name not in {**result, **given}]
+    if not (missing or wrong):
+        return result
+    tokenizer = _tokenizer(path)
+    end = None if tokenizer is None else special_id(tokenizer, "eos_token")
     if wrong:
         name = wrong[-1]
-        advice = f", such as that of the tokenizer, {ends}" if ends is not None else ""
+        advice = "" if end is None else f", such as that of the tokenizer, {end}"
         fix = f"pass --{name}=ID, or {name}=ID in Python{advice}"
-        raise ValueError(f"{file} has {name}={bad[name]!r} and vocab_size={size}; {fix}")
-    return result
+        got = f"{Path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
+        raise ValueError(f"{got}; {fix}")
+    return result | ({"eos_token_id": end} if end is not None and end < size else {})
 
 
 def _in_range(ids: Any, size: int) -> bool:

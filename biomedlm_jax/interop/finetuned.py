@@ -159,13 +159,13 @@ def save_finetuned(
     """
     with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
         if jax.process_index() == 0:
+            entry = {} if head is None else {"head": head.to_json()}
+            fields = {"model": model.config.to_json(), **entry, "facts": dict(facts or {})}
+            write_json(new / directories.CONFIG, fields)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, new, model_max_length=model.config.context_length)
             if generation is not None:
                 write_json(new / directories.GENERATION_CONFIG, dict(generation))
-            entry = {} if head is None else {"head": head.to_json()}
-            fields = {"model": model.config.to_json(), **entry, "facts": dict(facts or {})}
-            write_json(new / directories.CONFIG, fields)
         save_model(new, model, step=step)
     wait_for_all("replaced")
     return Path(path)

@@ -71,13 +71,15 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     values = {ours: config[theirs] for ours, theirs in module.FIELDS.items() if theirs in config}
     ids = {}
     for name in ("bos_token_id", "eos_token_id"):
-        default = module.ABSENT_ID if module.ABSENT_ID < config["vocab_size"] else None
+        size = config["vocab_size"]
+        default = module.ABSENT_ID if type(size) is int and module.ABSENT_ID < size else None
         ids[name] = config.get(name, default)
     ends = ids["eos_token_id"]
     if isinstance(ends, list):
         ids["eos_token_id"], values["more_eos_token_ids"] = (ends or [None])[0], tuple(ends[1:])
     known = {"architectures", "model_type", "torch_dtype", "dtype", "use_cache", *module.FIXED}
     known |= {*module.FIELDS.values(), *EXPORTED} - {n for n, i in ids.items() if i is None}
+    known |= {name for name, value in module.STATED.items() if config.get(name) == value}
     kept = {name: value for name, value in config.items() if name not in known}
     values |= {**ids, "hf_entries": json.dumps(kept, sort_keys=True)}
     return module.Config(**{**module.ABSENT, **values, **execution})
@@ -104,6 +106,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         **{theirs: getattr(config, ours) for ours, theirs in module.FIELDS.items()},
         "eos_token_id": list(ends) if config.more_eos_token_ids else config.eos_token_id,
         **module.more_fields(config),
+        **module.STATED,
         "torch_dtype": "float32",
         "use_cache": True,
         **json.loads(config.hf_entries),

@@ -56,6 +56,8 @@ FIXED = {
     "tie_word_embeddings": True,
     "quantization_config": None,
 }
+# What an export states; another value computes the same in float32.
+STATED = {"reorder_and_upcast_attn": False}
 REASONS = {"tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here"}
 # Other names of the same function.
 EQUIVALENT = {
@@ -111,7 +113,6 @@ def more_fields(config: "GPT2Config") -> dict[str, Any]:
     return {
         "n_ctx": config.context_length,
         "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
-        "reorder_and_upcast_attn": False,
     }
 
 

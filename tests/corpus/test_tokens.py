@@ -1,6 +1,7 @@
 """tokens.py: the same documents give the same rows, and a directory is whole or not there."""
 
 import hashlib
+import json
 from itertools import islice
 
 import numpy as np
@@ -10,7 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from biomedlm_jax.corpus import packer, tokens
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.rows import Rows
-from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, train_tokenizer
+from biomedlm_jax.corpus.tokenizer import (
+    END_OF_TEXT,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 from biomedlm_jax.corpus.tokens import build_tokens
 
 
@@ -140,3 +146,19 @@ def test_real_abstracts_come_back_from_their_rows(out, real_data):
     back = trained.decode(read(out).ravel().tolist(), skip_special_tokens=False)
     assert joined.startswith(back[:-10])  # the cut may be inside a character
     assert len(back) > len(joined) - 3000
+
+
+def test_any_end_token_separates_documents(build, out, small_tokenizer, tmp_path):
+    save_tokenizer(small_tokenizer, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": "</s>"}))
+    (tmp_path / "other" / "special_tokens_map.json").unlink()
+    tokenizer = load_tokenizer(tmp_path / "other")
+    manifest = build(tokenizer=tokenizer)
+    assert manifest["eos_id"] == tokenizer.token_to_id("</s>") == small_tokenizer.get_vocab_size()
+    assert (read(out) == manifest["eos_id"]).any()
+    assert load_tokenizer(out).to_str() == tokenizer.to_str()
+    assert (out / "tokenizer_config.json").read_bytes() == file.read_bytes()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None}))
+    with pytest.raises(ValueError, match="no end of text; set eos_token in tokenizer_config"):
+        build(tmp_path / "none", tokenizer=load_tokenizer(tmp_path / "other"))

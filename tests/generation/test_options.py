@@ -136,6 +136,36 @@ def test_settings_that_are_unknown_or_no_json(tmp_path):
         read_generation_config(tmp_path)
 
 
+def test_entries_that_change_nothing_pass_and_others_are_named():
+    defaults = GenerationConfig._get_default_generation_params()
+    neutral = {"num_beam_groups": 1, "typical_p": 1.0, "guidance_scale": 1.0, "epsilon_cutoff": 0.0}
+    neutral |= {"renormalize_logits": False, "disable_compile": True, "suppress_tokens": []}
+    settings = {name: value for name, value in defaults.items() if name != "max_length"} | neutral
+    assert make_options(settings) == Options()
+    for name, value in (("typical_p", 0.9), ("num_beam_groups", 2), ("suppress_tokens", [5])):
+        with pytest.raises(ValueError, match=f"got {name}=.* in generation_config.json, which"):
+            make_options({name: value})
+
+
+def test_without_the_file_settings_are_those_of_config_json(tmp_path):
+    config = {"model_type": "gpt2", "do_sample": True, "temperature": 0.5, "n_embd": 8}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
+    options = make_options(read_generation_config(tmp_path))
+    assert options == Options(temperature=0.5, top_k=50)
+    kept = json.dumps({"do_sample": True, "temperature": 0.5})
+    run = {"model": {"model_type": "gpt2", "hf_entries": kept}}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    assert make_options(read_generation_config(tmp_path)) == options
+
+
+def test_several_ends_of_a_model_end_an_answer():
+    sizes = {"vocab_size": 262, "context_length": 8, "layers": 1, "width": 8, "heads": 1}
+    config = GPT2Config(**sizes, eos_token_id=5, more_eos_token_ids=(7,), bos_token_id=2)
+    assert Options().strategy(config, None).ends == (5, 7)
+    settings = Options().to_hf(config, None)
+    assert (settings["bos_token_id"], settings["eos_token_id"]) == (2, [5, 7])
+
+
 def test_a_finetuning_run_decodes_by_the_settings_of_its_model(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "run.json").write_text("{}")

@@ -65,6 +65,20 @@ def test_facts_of_a_run_come_from_its_files(tmp_path):
     assert "passes over the data" not in training_facts(tmp_path, step=50)["Steps"]
 
 
+def test_no_absolute_path_is_shown():
+    rows = {
+        "path": "/home/me/a model",
+        "command": "biomedlm x --data=/home/me/rows,/home/me/b.jsonl --out /tmp/run/",
+        "paths": ["/data/a.jsonl", "~/b.jsonl"],
+        "url": "https://example.org/a/b and 3/4 mg/ml",
+    }
+    text = card(facts={"Data": rows})
+    assert "| path | a model |" in text
+    assert "| command | biomedlm x --data=rows,b.jsonl --out run |" in text
+    assert "| paths | a.jsonl, b.jsonl |" in text
+    assert "| url | https://example.org/a/b and 3/4 mg/ml |" in text
+
+
 def test_licence_travels(tmp_path):
     assert stated_licence(tmp_path) is None
     facts = {"Source": {"licence": "bigscience-bloom-rail-1.0"}}

@@ -368,9 +368,6 @@ def test_other_functions_and_ids_are_refused(tmp_path, changes, message):
 
 def test_an_end_out_of_range_can_be_given(tmp_path, command):
     save_theirs(tmp_path / "source", eos_token_id=50256, bos_token_id=50256)
-    model, _ = load(tmp_path / "source", eos_token_id=7)
-    assert (model.config.eos_token_id, model.config.bos_token_id) == (7, 7)
-    assert verify_hf(tmp_path / "source", length=20, eos_token_id=7)["eager"]["max"] <= 1e-4
     arguments = ("import-hf", f"--source={tmp_path / 'source'}", f"--out={tmp_path / 'run'}")
     refused = command(*arguments)
     assert (refused.code, refused.error.count("\n")) == (2, 1)
@@ -378,6 +375,9 @@ def test_an_end_out_of_range_can_be_given(tmp_path, command):
     assert command(*arguments, "--eos_token_id=7", "--bos_token_id=5").code == 0
     config = load(tmp_path / "run")[0].config
     assert (config.eos_token_id, config.bos_token_id) == (7, 5)
+    model, _ = load(tmp_path / "source", eos_token_id=7)
+    assert (model.config.eos_token_id, model.config.bos_token_id) == (7, 7)
+    assert verify_hf(tmp_path / "source", length=20, eos_token_id=7)["eager"]["max"] <= 1e-4
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The harness plug-in beside the harness's own `hf` backend, on one exported random checkpoint."""
 
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -15,7 +16,7 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation import generator as generator_module
-from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.mesh import make_mesh
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.qa.harness import Harness, evaluate_tasks, shared_prefixes
@@ -189,6 +190,23 @@ def test_rolling_log_probabilities_are_equal(ours, theirs):
     np.testing.assert_allclose(
         ours.loglikelihood_rolling(sent), theirs.loglikelihood_rolling(sent), atol=1e-3
     )
+
+
+def test_a_text_begins_with_the_tokenizers_begin(ours, theirs, exported, tmp_path):
+    """bos and eos differ, in the tokenizer and in the model."""
+    changed = tmp_path / "changed"
+    shutil.copytree(exported, changed)
+    file = changed / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bos_token": "!"}))
+    (changed / "special_tokens_map.json").unlink()
+    ours = Harness(*load(changed))
+    settings = {"device": "cpu", "dtype": "float32", "attn_implementation": "eager"}
+    theirs = type(theirs)(pretrained=str(changed), **settings)
+    assert ours.prefix_token_id == theirs.prefix_token_id != ours.eot_token_id
+    assert ours.eot_token_id == theirs.eot_token_id
+    texts = requests("loglikelihood_rolling", [("fever",), ("the dose of heparin",)])
+    expected = theirs.loglikelihood_rolling(texts)
+    np.testing.assert_allclose(ours.loglikelihood_rolling(texts), expected, atol=1e-4)
 
 
 def test_generated_texts_are_equal(ours, theirs):
