@@ -33,12 +33,13 @@ def run(options: Flags) -> None:
         if options.eos_token_id is not None:
             given["eos_token_id"] = options.eos_token_id
         report = verify_hf(options.model, **given, **options.loading())
-    print(f"{report['texts_with_equal_ids']} texts have the token ids of transformers")
+    if texts := report.get("texts_with_equal_ids"):
+        print(f"{texts} texts have the token ids of transformers")
     for name in ("eager", "default", "run"):
         if name in report:
             other = f"the run {options.run}" if name == "run" else f"transformers, {name} attention"
             print(f"{other:30} max |difference| {report[name]['max']:.2e}")
-    for warning in warned:
-        if warning.category is RuntimeWarning:
-            print(f"WARNING: {warning.message}", file=sys.stderr)
+    messages = [str(one.message) for one in warned if one.category is RuntimeWarning]
+    for message in dict.fromkeys(messages):
+        print(f"WARNING: {message}", file=sys.stderr)
     options.write_json(report)

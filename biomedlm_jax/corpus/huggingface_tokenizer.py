@@ -198,7 +198,9 @@ def _warn_of_differences(directory: Path, tokenizer: Tokenizer, whole: Mapping) 
         file = directory / "tokenizer.json"
         rule = "transformers 5 leaves out of a GPT2Tokenizer (version 4 does not)"
         fix = "set tokenizer_class=PreTrainedTokenizerFast to have it in every version"
-        warnings.warn(f"{file} has {', '.join(left_out)}, which {rule}; {fix}", stacklevel=4)
+        warnings.warn(
+            f"{file} has {', '.join(left_out)}, which {rule}; {fix}", RuntimeWarning, stacklevel=4
+        )
 
 
 _MODEL_FLAGS = ("dropout", "byte_fallback", "ignore_merges")

@@ -6,6 +6,7 @@ A model's `generation_config.json` has the defaults; keyword arguments or flags 
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,7 +184,11 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     """
     file = model_directory(path) / GENERATION_CONFIG
     if file.exists():
-        return read_json(file)
+        settings = read_json(file)
+        if "eos_token_id" not in settings:
+            got = f"{file} has no eos_token_id: transformers does not stop at an end of text then"
+            warnings.warn(f"{got}, answers here do; add it", RuntimeWarning, stacklevel=2)
+        return settings
     if not (model_directory(path) / CONFIG).exists():
         return {}
     config = read_config(path)

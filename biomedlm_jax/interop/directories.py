@@ -196,4 +196,4 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     got = f"the tokenizer has {name} as id {end}, and the model's eos_token_id is"
     if "source" not in vars(tokenizer):
         raise ValueError(f"{got} {config.eos_token_id}; {fix}")
-    warnings.warn(f"{got} {config.eos_token_id}: answers end at that", stacklevel=2)
+    warnings.warn(f"{got} {config.eos_token_id}: answers end at that", RuntimeWarning, stacklevel=2)

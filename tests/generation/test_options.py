@@ -158,6 +158,12 @@ def test_without_the_file_settings_are_those_of_config_json(tmp_path):
     assert make_options(read_generation_config(tmp_path)) == options
 
 
+def test_a_file_without_an_end_is_named(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 2}')
+    with pytest.warns(RuntimeWarning, match="has no eos_token_id: transformers does not stop"):
+        read_generation_config(tmp_path)
+
+
 def test_several_ends_of_a_model_end_an_answer():
     sizes = {"vocab_size": 262, "context_length": 8, "layers": 1, "width": 8, "heads": 1}
     config = GPT2Config(**sizes, eos_token_id=5, more_eos_token_ids=(7,), bos_token_id=2)

@@ -334,7 +334,7 @@ def test_checkpoints_compute_what_transformers_computes(name, tmp_path):
 
 def test_what_is_left_out_is_named(tmp_path):
     CHECKPOINTS["value head"](tmp_path / "source")
-    with pytest.warns(UserWarning, match="left out v_head.summary.bias, v_head.summary.weight"):
+    with pytest.warns(RuntimeWarning, match="left out v_head.summary.bias, v_head.summary.weight"):
         load(tmp_path / "source")
     lines = []
     import_hf(tmp_path / "source", tmp_path / "run", notify=lines.append)
