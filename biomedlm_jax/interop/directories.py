@@ -180,12 +180,14 @@ def _tokenizer(path: str | Path) -> Tokenizer | None:
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise ValueError unless the tokenizer's ids are the model's.
 
-    A padding token may have an id after the vocabulary: texts that spell it are refused later. The
-    end of text of a tokenizer that was read from a directory may differ from the model's, as in
+    Special tokens of a tokenizer that was read from a directory, such as a padding token, may have
+    ids after the vocabulary: texts that spell them are refused later. The end of text of a tokenizer that was read from a directory may differ from the model's, as in
     transformers: the model's ends an answer, the tokenizer's precedes a text. That is a warning.
     """
-    padding, end = (special_id(tokenizer, name) for name in ("pad_token", "eos_token"))
-    largest = max((i for i in tokenizer.get_vocab().values() if i != padding), default=0)
+    source = vars(tokenizer).get("source")
+    special = {tokenizer.token_to_id(token) for token in source.special.values()} if source else ()
+    largest = max((i for i in tokenizer.get_vocab().values() if i not in special), default=0)
+    end = special_id(tokenizer, "eos_token")
     fix = "use the tokenizer that the model was trained with"
     if largest >= config.vocab_size:
         limit = f"the model's vocabulary ends at {config.vocab_size - 1}"
@@ -194,6 +196,6 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
         return
     name = tokenizer.id_to_token(end)
     got = f"the tokenizer has {name} as id {end}, and the model's eos_token_id is"
-    if "source" not in vars(tokenizer):
+    if source is None:
         raise ValueError(f"{got} {config.eos_token_id}; {fix}")
     warnings.warn(f"{got} {config.eos_token_id}: answers end at that", RuntimeWarning, stacklevel=2)

@@ -143,6 +143,12 @@ def _computed(
         per_shard = max(1, batch_tokens // bucket.length)
         batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
         for rows in batches(packed, bucket, batch_size=batch_size, read=read):
+            largest, size = int(np.max(rows.tokens_BxL)), model.config.vocab_size
+            if largest >= size:
+                got = (
+                    f"a text has token id {largest}, and the model's vocabulary ends at {size - 1}"
+                )
+                raise ValueError(f"{got}; remove the special token that it spells")
             placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
             with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
                 result = rows, compute(model, placed)

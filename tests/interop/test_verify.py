@@ -366,8 +366,9 @@ def test_other_functions_and_ids_are_refused(tmp_path, changes, message):
     assert message in str(caught.value)
 
 
-def test_an_end_out_of_range_can_be_given(tmp_path, command):
+def test_an_end_out_of_range_can_be_given(tmp_path, command, capsys):
     save_theirs(tmp_path / "source", eos_token_id=50256, bos_token_id=50256)
+    capsys.readouterr()  # transformers' progress
     arguments = ("import-hf", f"--source={tmp_path / 'source'}", f"--out={tmp_path / 'run'}")
     refused = command(*arguments)
     assert (refused.code, refused.error.count("\n")) == (2, 1)
@@ -425,6 +426,8 @@ def test_begin_end_and_padding_are_three_things(started, tmp_path):
         (started / "generation_config.json").read_text()
     )
     assert verify_hf(out, run=run)["run"]["max"] == 0
+    with pytest.raises(ValueError, match="got token id 300; expected 0 to 299"):
+        score_text(*load(out), "neuro[PAD]")
     text = "[PAD]neuropathy"
     assert load_tokenizer(out).encode(text).ids == load_tokenizer(started).encode(text).ids
 

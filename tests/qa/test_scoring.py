@@ -15,6 +15,7 @@ from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.language_model import axis_names, named_parameters
 from biomedlm_jax.model.vocabulary import grow_vocabulary
+from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, option_prompts
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.scoring import WAYS, branch_log_probabilities, score
@@ -431,3 +432,10 @@ def test_an_option_longer_than_the_model_is_named(model, tokenizer):
 def test_no_questions_at_all(model, tokenizer):
     with pytest.raises(ValueError, match=r"at least one question"):
         score(model, tokenizer, [], MEDQA)
+
+
+def test_a_text_that_spells_a_token_which_the_model_lacks_is_refused(model):
+    size = model.config.vocab_size
+    prompt = Prompt([1, size], [[2]], 0)
+    with pytest.raises(ValueError, match=f"token id {size}, and the model's vocabulary ends at"):
+        list(branch_log_probabilities(model, [prompt]))
