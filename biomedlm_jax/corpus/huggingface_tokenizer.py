@@ -64,15 +64,14 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 
 def _add(tokenizer: Tokenizer, special: Mapping, extra: Iterable, declared: Mapping) -> None:
-    """Add the tokens that the tokenizer does not have yet, in transformers' order."""
+    """Add the declared and the special tokens in transformers' order."""
     present = tokenizer.get_added_tokens_decoder().values()
-    same = {repr(token) for token in present}
-    adding = [declared[i] for i in sorted(declared) if repr(declared[i]) not in same]
+    adding = [declared[i] for i in sorted(declared)]
     known = {token.content for token in (*present, *adding)}
     for token in (*special.values(), *extra):
-        if _content(token) not in known:
+        # A text named twice, once with flags, is added twice: the flags of the last remain.
+        if _content(token) not in known and token not in adding:
             adding.append(token)
-            known.add(_content(token))
     names = {_content(token) for token in special.values()}
     for token in adding:
         if isinstance(token, str):
@@ -116,7 +115,7 @@ def _special_tokens(
     directory: Path, settings: Mapping, whole: Mapping
 ) -> tuple[dict[str, Any], list[Any], dict[int, AddedToken]]:
     """Return the named special tokens, the others, and all added tokens by their stated id."""
-    values, added = dict(settings), {}
+    values, added, by_content = dict(settings), {}, {}
     if values.get("additional_special_tokens") and not values.get("extra_special_tokens"):
         values["extra_special_tokens"] = values.pop("additional_special_tokens")
     listed = values.get("added_tokens_decoder")
@@ -131,23 +130,26 @@ def _special_tokens(
     more = extra if isinstance(extra, dict) else {}
     extra = [] if isinstance(extra, dict) else [_maybe_added(token) for token in extra]
     named = {key: _maybe_added(values[key]) for key in NAMED if key in values}
+    others = {key: _maybe_added(values[key]) for key in values if key.endswith("_token")}
     more |= {
-        key: value
-        for key, value in values.items()
-        if key.endswith("_token") and key not in NAMED and isinstance(value, str | AddedToken)
+        key: token
+        for key, token in others.items()
+        if key not in NAMED and isinstance(token, str | AddedToken)
     }
     if listed is None:
-        specials = {_content(token) for token in (*named.values(), *extra) if token is not None}
+        # transformers does not see those that tokenizer_config.json has with their flags.
+        plain = [values.get(key) for key in NAMED] + extra
+        specials = {_content(token) for token in plain if isinstance(token, str | AddedToken)}
         for content, index in _read(directory / "added_tokens.json").items():
             special = content in specials
             added[index] = AddedToken(content, normalized=not special, special=special)
+        by_content |= {token.content: token for token in added.values()}
         for token in whole.get("added_tokens", ()):
             added[token["id"]] = _added(token)
+    by_content |= {token.content: token for token in added.values()}
     # Only here, as in transformers: the flags of added_tokens.json do not depend on these.
-    extra = extra or [
-        _maybe_added(token) for token in values.get("additional_special_tokens") or ()
-    ]
-    by_content = {token.content: token for token in added.values()}
+    if "extra_special_tokens" not in values:
+        extra = [_maybe_added(token) for token in values.get("additional_special_tokens") or ()]
     named |= {key: _maybe_added(token) for key, token in more.items()}
     named = {
         key: token if token is None or key not in NAMED else by_content.get(_content(token), token)

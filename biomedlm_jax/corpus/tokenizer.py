@@ -163,14 +163,21 @@ def save_tokenizer(
     for path, content in zip(paths, contents.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    if source and _identity(load_tokenizer(directory)) != _identity(tokenizer):
+    if source and not _reads_as(directory, tokenizer):
         # The class was that of the model's config.json, which is not here.
         file = Path(directory, "tokenizer_config.json")
         write_json(file, {**_json(contents.get(file.name)), "tokenizer_class": "GPT2Tokenizer"})
-        if _identity(load_tokenizer(directory)) != _identity(tokenizer):
+        if not _reads_as(directory, tokenizer):
             problem = "transformers would read another tokenizer from its files"
             raise ValueError(f"{problem}; save it with transformers, and load that directory")
     return paths
+
+
+def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
+    try:
+        return _identity(load_tokenizer(directory)) == _identity(tokenizer)
+    except ValueError:
+        return False
 
 
 def _source_files(directory: Path) -> dict[str, bytes]:
@@ -199,7 +206,8 @@ def _changed_files(source: Source, tokenizer: Tokenizer) -> dict[str, bytes]:
         return files
     tokens = json.loads(tokenizer.to_str())["added_tokens"]
     config = _json(files.get("tokenizer_config.json"))
-    if "added_tokens_decoder" in config:
+    rebuilt = str(config.get("tokenizer_class", "GPT2Tokenizer")).startswith("GPT2Tokenizer")
+    if "added_tokens_decoder" in config and rebuilt:  # other classes read tokenizer.json
         listed = {str(t.pop("id")): t for t in map(dict, tokens)}
         config["added_tokens_decoder"] = {**config["added_tokens_decoder"], **listed}
         files["tokenizer_config.json"] = _dump(config)

@@ -180,14 +180,15 @@ def _tokenizer(path: str | Path) -> Tokenizer | None:
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise ValueError unless the tokenizer's ids are the model's.
 
-    Special tokens of a tokenizer that was read from a directory, such as a padding token, may have
-    ids after the vocabulary: texts that spell them are refused later. The end of text of a tokenizer that was read from a directory may differ from the model's, as in
-    transformers: the model's ends an answer, the tokenizer's precedes a text. That is a warning.
+    Two differences are as in transformers, for a tokenizer that was read from a directory. Special
+    tokens but the end of text may have ids after the vocabulary: texts that spell them are refused
+    later. The end of text may be another than the model's, which ends answers: a warning.
     """
-    source = vars(tokenizer).get("source")
+    source, end = vars(tokenizer).get("source"), special_id(tokenizer, "eos_token")
     special = {tokenizer.token_to_id(token) for token in source.special.values()} if source else ()
-    largest = max((i for i in tokenizer.get_vocab().values() if i not in special), default=0)
-    end = special_id(tokenizer, "eos_token")
+    largest = max(
+        (i for i in tokenizer.get_vocab().values() if i == end or i not in special), default=0
+    )
     fix = "use the tokenizer that the model was trained with"
     if largest >= config.vocab_size:
         limit = f"the model's vocabulary ends at {config.vocab_size - 1}"

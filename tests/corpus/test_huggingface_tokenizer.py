@@ -283,3 +283,52 @@ def test_a_file_is_read_as_it_is_and_saved_for_every_version(trained, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "copy")
     for text in TEXTS:
         assert theirs(text)["input_ids"] == tokenizer.encode(text).ids
+
+
+NAMES = ["<|x|>", "<s>", "</s>", "[PAD]", "<|startoftext|>", END_OF_TEXT, "<EOS>", "[SEP]"]
+
+
+def random_files(rng: random.Random) -> dict[str, dict]:
+    """The contents of three files that may contradict one another."""
+
+    def flags(content: str) -> dict:
+        names = ("lstrip", "rstrip", "single_word", "normalized", "special")
+        return {"content": content, **{name: rng.random() < 0.4 for name in names}}
+
+    def token() -> str | dict | None:
+        name = rng.choice(NAMES)
+        return rng.choice([name, name, None, {"__type": "AddedToken", **flags(name)}])
+
+    keys = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "image_token")
+    config: dict = {key: token() for key in keys if rng.random() < 0.3}
+    config |= rng.choice([{}, SLOW, {"add_prefix_space": True}, {"add_bos_token": True}])
+    others = [name for name in NAMES if name != END_OF_TEXT]
+    if rng.random() < 0.3:
+        listed = [END_OF_TEXT, *rng.sample(others, 3)]
+        config["added_tokens_decoder"] = {
+            str(SIZE - 1 + i): flags(name) for i, name in enumerate(listed)
+        }
+    special: dict = {key: rng.choice(NAMES) for key in keys[:4] if rng.random() < 0.3}
+    special |= rng.choice([{}, {"additional_special_tokens": rng.sample(NAMES, 2)}])
+    added = {name: SIZE + i for i, name in enumerate(rng.sample(others, 3))}
+    files = {"tokenizer_config": config, "special_tokens_map": special, "added_tokens": added}
+    return {name: value for name, value in files.items() if rng.random() < 0.7}
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out of a GPT2Tokenizer")
+@pytest.mark.parametrize("seed", range(40))
+def test_files_that_contradict_one_another_give_the_same_ids_or_an_error(trained, tmp_path, seed):
+    rng = random.Random(seed)
+    (whole if seed % 2 else tables)(trained, tmp_path)
+    write(tmp_path, config={"model_type": "gpt2"}, **random_files(rng))
+    try:
+        tokenizer = load_tokenizer(tmp_path)
+    except ValueError as error:
+        assert "where transformers gives it" in str(error)
+        return
+    assert_alike(tokenizer, tmp_path)
+    grown = copy_tokenizer(tokenizer)
+    grown.add_special_tokens(["[CLS]"])
+    save_tokenizer(grown, tmp_path / "grown")
+    write(tmp_path / "grown", config={"model_type": "gpt2"})
+    assert_alike(grown, tmp_path / "grown")
