@@ -102,6 +102,27 @@ def test_a_file_is_answered_with_the_models_settings(world, release, tmp_path, c
     settings.write_text(before)
 
 
+def test_an_empty_prompt_and_several_ends_are_those_of_transformers(world, release, capsys):
+    from transformers import AutoModelForCausalLM
+
+    settings, tokenizer = release / "generation_config.json", world[1]
+    before = settings.read_text()
+    written = []
+    for ends in ([279], [279, "third"]):
+        ends = [written[0][2] if end == "third" else end for end in ends]
+        settings.write_text(json.dumps({"bos_token_id": 70, "eos_token_id": ends}))
+        theirs = AutoModelForCausalLM.from_pretrained(release, attn_implementation="eager")
+        tokens = theirs.generate(max_new_tokens=6, do_sample=False, pad_token_id=0)[0].tolist()
+        assert tokens[0] == 70
+        written.append(tokens[1:])
+        capsys.readouterr()
+        assert call(release, "--prompt=", "--max_new_tokens=6", "--nonotice") == 0
+        kept = written[-1][:-1] if written[-1][-1] in ends else written[-1]
+        assert capsys.readouterr().out == tokenizer.decode(kept) + "\n"
+    assert len(written[1]) <= 3
+    settings.write_text(before)
+
+
 def test_ctrl_c_in_a_file_keeps_what_is_done(release, tmp_path, capsys, monkeypatch):
     from biomedlm_jax.generation.generator import Generator
 

@@ -321,10 +321,13 @@ def test_files_that_contradict_one_another_give_the_same_ids_or_an_error(trained
     rng = random.Random(seed)
     (whole if seed % 2 else tables)(trained, tmp_path)
     write(tmp_path, config={"model_type": "gpt2"}, **random_files(rng))
+    refused = ""
     try:
         tokenizer = load_tokenizer(tmp_path)
     except ValueError as error:
-        assert "where transformers gives it" in str(error)
+        refused = str(error)
+    if refused:
+        assert "where transformers gives it" in refused
         return
     assert_alike(tokenizer, tmp_path)
     grown = copy_tokenizer(tokenizer)

@@ -199,7 +199,9 @@ def test_a_text_begins_with_the_tokenizers_begin(ours, theirs, exported, tmp_pat
     file = changed / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "bos_token": "!"}))
     (changed / "special_tokens_map.json").unlink()
-    ours = Harness(*load(changed))
+    model, tokenizer = load(changed)
+    assert tokenizer is not None
+    ours = Harness(model, tokenizer)
     settings = {"device": "cpu", "dtype": "float32", "attn_implementation": "eager"}
     theirs = type(theirs)(pretrained=str(changed), **settings)
     assert ours.prefix_token_id == theirs.prefix_token_id != ours.eot_token_id
