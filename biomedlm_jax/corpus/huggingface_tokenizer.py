@@ -186,15 +186,17 @@ def _gpt2(directory: Path, settings: Mapping, whole: Mapping) -> Tokenizer:
 
 def _warn_of_differences(directory: Path, tokenizer: Tokenizer, whole: Mapping) -> None:
     """Warn of the parts of tokenizer.json that GPT2Tokenizer leaves out."""
-    state = json.loads(tokenizer.to_str())
+    words = tokenizer.pre_tokenizer
+    used = {"normalizer": None, "pre_tokenizer": words and json.loads(words.__getstate__())}
     left_out = [
         f"{part} {_kind(whole.get(part))}"
-        for part in ("normalizer", "pre_tokenizer")
-        if _kind(whole.get(part)) != _kind(state[part])
+        for part in used
+        if _kind(whole.get(part)) != _kind(used[part])
     ]
     left_out += [f"model.{key}" for key in _MODEL_FLAGS if whole["model"].get(key)]
     added = {token["content"] for token in whole.get("added_tokens", ())}
-    missing = sorted(added - {token["content"] for token in state["added_tokens"]})
+    present = tokenizer.get_added_tokens_decoder().values()
+    missing = sorted(added - {token.content for token in present})
     left_out += [f"added token {content!r}" for content in missing]
     if left_out:
         file = directory / "tokenizer.json"

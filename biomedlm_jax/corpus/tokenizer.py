@@ -6,9 +6,11 @@ The recipe is that of the published script (stanford-crfm/BioMedLM, `tokenize/tr
 `vocab_size` entries, as in the released tokenizer.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -163,21 +165,28 @@ def save_tokenizer(
     for path, content in zip(paths, contents.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    if source and not _reads_as(directory, tokenizer):
-        # The class was that of the model's config.json, which is not here.
-        file = Path(directory, "tokenizer_config.json")
-        write_json(file, {**_json(contents.get(file.name)), "tokenizer_class": "GPT2Tokenizer"})
-        if not _reads_as(directory, tokenizer):
-            problem = "transformers would read another tokenizer from its files"
-            raise ValueError(f"{problem}; save it with transformers, and load that directory")
-    return paths
+    if source is None or (contents == source.files and _class_stated(contents)):
+        return paths
+    # Without a class transformers takes that of the model's config.json, which may not be here.
+    file = Path(directory, "tokenizer_config.json")
+    for name in (None, "GPT2Tokenizer", "PreTrainedTokenizerFast"):
+        if name:
+            write_json(file, {**_json(contents.get(file.name)), "tokenizer_class": name})
+        if _reads_as(directory, tokenizer):
+            return paths
+    problem = "transformers would read another tokenizer from its files"
+    raise ValueError(f"{problem}; save it with transformers, and load that directory")
+
+
+def _class_stated(files: Mapping[str, bytes]) -> bool:
+    return "tokenizer_class" in _json(files.get("tokenizer_config.json"))
 
 
 def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
-    try:
+    with warnings.catch_warnings(), contextlib.suppress(ValueError):
+        warnings.simplefilter("ignore")  # that of the source was enough
         return _identity(load_tokenizer(directory)) == _identity(tokenizer)
-    except ValueError:
-        return False
+    return False
 
 
 def _source_files(directory: Path) -> dict[str, bytes]:

@@ -274,6 +274,17 @@ def test_parts_that_transformers_leaves_out_are_named(trained, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_the_model_of_another_directory_does_not_change_the_tokenizer(trained, tmp_path):
+    whole(trained, tmp_path, normalizer=NFC)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.normalizer is not None
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run, config={"model": {"model_type": "gpt2"}})
+    save_tokenizer(tokenizer, run)
+    assert load_tokenizer(run).to_str() == tokenizer.to_str()
+
+
 def test_a_file_is_read_as_it_is_and_saved_for_every_version(trained, tmp_path):
     whole(trained, tmp_path, normalizer=NFC)
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
