@@ -29,14 +29,14 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_253,
+    ("model",): 1_325,
     ("training",): 1_340,
-    ("corpus",): 1_420,
+    ("corpus",): 1_780,
     ("generation",): 1_700,
-    ("interop",): 1_500,
-    ("qa", "finetuning"): 3_069,
+    ("interop",): 1_655,
+    ("qa", "finetuning"): 3_090,
     ("planning",): 1_000,
-    ("cli", "commands"): 952,
+    ("cli", "commands"): 965,
 }
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asked", "said", "told"}

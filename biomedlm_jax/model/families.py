@@ -77,7 +77,7 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     ends = ids["eos_token_id"]
     if isinstance(ends, list):
         ids["eos_token_id"], values["more_eos_token_ids"] = (ends or [None])[0], tuple(ends[1:])
-    known = {"architectures", "model_type", "torch_dtype", "dtype", "use_cache", *module.FIXED}
+    known = {"architectures", "model_type", "torch_dtype", "dtype", *module.FIXED}
     known |= {*module.FIELDS.values(), *EXPORTED} - {n for n, i in ids.items() if i is None}
     known |= {name for name, value in module.STATED.items() if config.get(name) == value}
     kept = {name: value for name, value in config.items() if name not in known}
@@ -108,6 +108,5 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         **module.more_fields(config),
         **module.STATED,
         "torch_dtype": "float32",
-        "use_cache": True,
         **json.loads(config.hf_entries),
     }

@@ -57,7 +57,7 @@ FIXED = {
     "quantization_config": None,
 }
 # What an export states; another value computes the same in float32.
-STATED = {"reorder_and_upcast_attn": False}
+STATED = {"reorder_and_upcast_attn": False, "use_cache": True}
 REASONS = {"tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here"}
 # Other names of the same function.
 EQUIVALENT = {
