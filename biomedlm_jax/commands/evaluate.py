@@ -1,11 +1,12 @@
 """Score a model on biomedical questions and write a report with intervals.
 
     biomedlm evaluate --model=RUN --task=medqa --path=DIR --split=dev --out=REPORT
-    biomedlm evaluate --model=RUN --harness_tasks=NAME --harness_directory=DIR --out=RESULTS
+    biomedlm evaluate --model=RUN --harness_tasks=sciq --num_fewshot=5 --limit=100 --out=RESULTS
 
 A language model is scored by option letters and by option texts; a fine-tuned model by its head.
 REPORT gets items.jsonl, report.json, report.md and a plot for each way of scoring. The second form
-runs tasks of lm-evaluation-harness (extra `harness`) whose YAML files are in DIR. All devices work;
+runs tasks of lm-evaluation-harness (extra `harness`), its own or those of --harness_directory, and
+writes its results_*.json. Offline, its data sets come from the `datasets` cache. All devices work;
 several processes are started as for `biomedlm pretrain`.
 """
 
@@ -24,14 +25,26 @@ FLAGS.define("on_error", "raise", "Stop at a bad question, or skip it.", choices
 FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
 FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
 FLAGS.define("harness_tasks", [], "Tasks of lm-evaluation-harness instead, comma-separated.")
-FLAGS.define("harness_directory", None, "Directory of the YAML files of --harness_tasks.")
+FLAGS.define("harness_directory", None, "Directory of YAML files of more --harness_tasks.")
+SHOTS = "Answered questions before each question, in place of the harness task's."
+FLAGS.define("num_fewshot", None, SHOTS, kind=int, least=0)
+LIMIT = "Questions of each harness task, or below 1 a fraction of them."
+FLAGS.define("limit", None, LIMIT, kind=float, least=0)
+FLAGS.define(
+    "samples", None, 'Questions of harness tasks: JSON such as {"sciq": [0, 7]}, or a file.'
+)
+QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "baseline")
+HARNESS = ("harness_directory", "num_fewshot", "limit", "samples")
 FLAGS.add("mesh", "dtype", "processes")
 
 
 def run(options: Flags) -> None:
     """Evaluate and print the table of results."""
     if bool(options.task) == bool(options.harness_tasks):
-        raise ValueError("give either --task, or --harness_tasks and --harness_directory")
+        raise ValueError("give either --task, or --harness_tasks")
+    used, others = ("harness_tasks", QUESTIONS) if options.harness_tasks else ("task", HARNESS)
+    if given := [name for name in others if options[name].present]:
+        raise ValueError(f"got --{given[0]} with --{used}, where it has no effect; leave it out")
     import jax
 
     from biomedlm_jax.qa import report
@@ -42,7 +55,8 @@ def run(options: Flags) -> None:
         if options.harness_tasks:
             from biomedlm_jax.qa.harness import evaluate_tasks
 
-            tasks = {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
+            tasks = options.pick("num_fewshot", "limit", "samples")
+            tasks |= {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
             evaluate_tasks(options.model, options.out, **tasks, **common)
             text = ""
         else:

@@ -33,8 +33,9 @@ def run(options: Flags) -> None:
     """Continue the prompts, or score the text."""
     from biomedlm_jax.generation import terminal
 
-    terminal.check_flags(options)
+    settings = options.given_settings(Options)
+    terminal.check_flags(options, settings)
     if options.score is not None:
         terminal.print_scores(options)
     else:
-        terminal.answer(options, options.given_settings(Options))
+        terminal.answer(options, settings)

@@ -19,7 +19,7 @@ import numpy as np
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.decoder import Decoder
 from biomedlm_jax.generation.decoding import Decoded, Prefilled, spread, until_end
-from biomedlm_jax.generation.sampling import LARGEST, Strategy, process
+from biomedlm_jax.generation.sampling import LARGEST, Rules, Strategy, process
 from biomedlm_jax.settings import Settings, setting
 
 NEVER = -1e9  # the score of what does not exist; finite, as in transformers
@@ -62,6 +62,7 @@ class State(Prefilled):
     finished: jax.Array  # [B, G, N]
     finished_scores: jax.Array  # [B, G] log-probability / length ** length_penalty
     is_finished: jax.Array  # [B, G]
+    stop: jax.Array | None  # [B, G] states of the stop strings' automaton
 
 
 def search(
@@ -72,11 +73,13 @@ def search(
     max_new_tokens: int,
     strategy: Strategy | None = None,
     numbers: Sequence[int] | None = None,
+    stops: np.ndarray | None = None,
+    stops_span: bool = True,
 ) -> Decoded:
     """Return the best continuations of each prompt of token ids, best first, with their scores.
 
-    `strategy` applies to log-probabilities here, as in transformers, and cannot sample. `numbers`
-    and errors are those of `decode`.
+    `strategy` applies to log-probabilities here, as in transformers, and cannot sample. `numbers`,
+    `stops`, `stops_span` and errors are those of `decode`.
     """
     strategy = strategy or Strategy(ends=decoder.config.end_ids)
     if strategy.temperature:
@@ -88,14 +91,19 @@ def search(
         B, N = decoding.batch_bucket(rows, mesh), decoding.bucket(max_new_tokens)
         tokens_BxP1, lengths_B = decoding.align(prompts, rows=B)
         began = time.perf_counter()
-        state = _begin(decoder, tokens_BxP1, lengths_B, beams.beams, N)
+        stop_B = decoding.stop_states(stops, prompts if stops_span else (), B)
+        state = _begin(decoder, tokens_BxP1, lengths_B, stop_B, beams.beams, N)
         jax.block_until_ready(state.cache)
         ready = time.perf_counter()
         # In double precision, as Python computes it: one float32 for each length.
         lengths = np.maximum(np.arange(N + 2, dtype=np.float64), 1)
         penalties_N1 = (lengths**beams.length_penalty).astype(np.float32)
         real_B = np.arange(B) < rows
-        state = _loop(decoder, state, max_new_tokens, penalties_N1, real_B, beams, strategy)
+        rules = strategy.rules()
+        to_the_end = beams.early_stopping == "never" and beams.length_penalty > 0
+        ending = beams.early_stopping is True, to_the_end
+        inputs = max_new_tokens, penalties_N1, real_B, rules, stops
+        state = _loop(decoder, state, *inputs, ending)
         decoding.check_logits(state, range(rows) if numbers is None else numbers)
         best = (state.finished, state.finished_scores)
         tokens, scores = (decoding.fetch(x)[:rows, : beams.samples] for x in best)
@@ -109,8 +117,8 @@ def search(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _begin(decoder, tokens_BxP1, lengths_B, G: int, N: int) -> State:
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _begin(decoder, tokens_BxP1, lengths_B, stop_B, G: int, N: int) -> State:
     B, P1 = tokens_BxP1.shape
     decoding.compiles["beam prefill", B, P1 - 1, N, G] += 1
 
@@ -129,26 +137,28 @@ def _begin(decoder, tokens_BxP1, lengths_B, G: int, N: int) -> State:
         finished=full((B, G, N), -1),
         finished_scores=full((B, G), NEVER, jnp.float32),
         is_finished=full((B, G), False, bool),
+        stop=None if stop_B is None else spread(jnp.repeat(stop_B[:, None], G, axis=1)),
         **decoding.prefill(decoder, tokens_BxP1, lengths_B, slots=G * N),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)
-def _loop(decoder, state: State, steps, penalties_N1, real_B, beams: Beams, strategy: Strategy):
-    B, _, N = state.running.shape
-    decoding.compiles["beam loop", B, state.prompt, N, beams, strategy] += 1
+@functools.partial(jax.jit, static_argnums=7, donate_argnums=1)
+def _loop(decoder, state: State, steps, penalties_N1, real_B, rules: Rules, stops_SxV, ending):
+    B, G, N = state.running.shape
+    decoding.compiles["beam loop", B, state.prompt, N, G, ending, rules.compiled] += 1
 
     def unfinished(state: State) -> jax.Array:
         return (state.step < steps) & ~state.over & (state.nan_step < 0).all()
 
     def advance(state: State) -> State:
-        scores_BxGxV, state = _score(decoder, strategy, state)
-        return _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B)
+        scores_BxGxV, state = _score(decoder, rules, state)
+        limits = steps, penalties_N1, real_B
+        return _select(ending, rules, stops_SxV, state, scores_BxGxV, *limits)
 
     return jax.lax.while_loop(unfinished, advance, state)
 
 
-def _score(decoder: Decoder, strategy: Strategy, state: State) -> tuple[jax.Array, State]:
+def _score(decoder: Decoder, rules: Rules, state: State) -> tuple[jax.Array, State]:
     """Feed each beam's newest token; return processed log-probabilities [B, G, V] of the next."""
     (B, G, N), step, P = state.running.shape, state.step, state.prompt
     beams_G = jnp.arange(G)
@@ -167,23 +177,34 @@ def _score(decoder: Decoder, strategy: Strategy, state: State) -> tuple[jax.Arra
     prompts_BxGxP1 = jnp.broadcast_to(state.prompts[:, None], (B, G, P + 1))
     history_RxT = jnp.concatenate([prompts_BxGxP1, state.running], axis=-1).reshape(B * G, -1)
     scores_RxV, lengths_R = scores_BxGxV.reshape(B * G, -1), jnp.repeat(state.lengths + step, G)
-    scores_RxV = process(strategy, scores_RxV, history_RxT, P + 1 + step, lengths_R, step)
+    scores_RxV = process(rules, scores_RxV, history_RxT, P + 1 + step, lengths_R, step)
     state = dataclasses.replace(state, **changed, origins=origins_BxGxN)
     return scores_RxV.reshape(B, G, -1), state
 
 
-def _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B) -> State:
-    """Keep the best candidates: the running and the finished ones apart."""
+def _select(ending, rules, stops_SxV, state, scores_BxGxV, steps, penalties_N1, real_B) -> State:
+    """Keep the best candidates: the running and the finished ones apart.
+
+    `ending` is whether to end when all beams are finished, and whether only when no better one is
+    possible.
+    """
+    when_finished, to_the_end = ending
     B, G, V = scores_BxGxV.shape
     step = state.step
-    C = max(2, 1 + len(strategy.ends)) * G  # so that G of them run on, even if all others end
+    C = max(2, 1 + len(rules.ends)) * G  # so that G of them run on, even if all others end
     totals_BxGV = (scores_BxGxV + state.scores[:, :, None]).reshape(B, G * V)
     totals_BxC, chosen_BxC = jax.lax.top_k(totals_BxGV, C)
     parents_BxC, ids_BxC = chosen_BxC // V, (chosen_BxC % V).astype(jnp.int32)
     at_step_N = jnp.arange(state.running.shape[2]) == step
     candidates_BxCxN = _take(state.running, parents_BxC)
     candidates_BxCxN = jnp.where(at_step_N, ids_BxC[..., None], candidates_BxCxN)
-    ends_BxC = decoding.is_end(ids_BxC, strategy.ends) | (step + 1 >= steps)
+    ends_BxC = decoding.is_end(ids_BxC, rules.ends) | (step + 1 >= steps)
+
+    after_BxC = None
+    if state.stop is not None:
+        states_BxC = jnp.take_along_axis(state.stop, parents_BxC, axis=1)
+        after_BxC = stops_SxV[states_BxC, ids_BxC]
+        ends_BxC |= after_BxC & 1 == 1
 
     # A candidate that ends now does not run on.
     running_BxC = totals_BxC + ends_BxC * NEVER
@@ -192,7 +213,7 @@ def _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B) -
 
     # Only the best G candidates may join the finished ones, and only while they can exceed them.
     joins_BxC = ends_BxC & (jnp.arange(C) < G)
-    full_Bx1 = state.is_finished.all(-1, keepdims=True) & (beams.early_stopping is True)
+    full_Bx1 = state.is_finished.all(-1, keepdims=True) & when_finished
     joining_BxC = totals_BxC / penalties_N1[step + 1]
     joining_BxC += (full_Bx1 + state.hopeless[:, None] + ~joins_BxC) * NEVER
     merged_BxM = jnp.concatenate([state.finished_scores, joining_BxC], axis=1)
@@ -202,14 +223,13 @@ def _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B) -
     is_finished_BxG = jnp.take_along_axis(is_finished_BxM, best_BxG, axis=1)
 
     # Can the best running beam still exceed the worst finished one?
-    to_the_end = beams.early_stopping == "never" and beams.length_penalty > 0
     length = steps if to_the_end else step + 1
     possible_Bx1 = scores_BxG[:, :1] / penalties_N1[length]
     worst_Bx1 = finished_scores_BxG.min(-1, keepdims=True)
     worst_BxG = jnp.where(is_finished_BxG, worst_Bx1, NEVER)
     hopeless_B = state.hopeless | ~(possible_Bx1 > worst_BxG).any(-1)
     over = (hopeless_B | ~real_B).all() | (ends_BxC.all(-1) | ~real_B).all()
-    if beams.early_stopping is True:
+    if when_finished:
         over |= (is_finished_BxG.all(-1) | ~real_B).all()
     return dataclasses.replace(
         state,
@@ -222,6 +242,7 @@ def _select(beams, strategy, state, scores_BxGxV, steps, penalties_N1, real_B) -
         finished=_take(finished_BxMxN, best_BxG),
         finished_scores=finished_scores_BxG,
         is_finished=is_finished_BxG,
+        stop=None if after_BxC is None else jnp.take_along_axis(after_BxC >> 1, kept_BxG, axis=1),
     )
 
 

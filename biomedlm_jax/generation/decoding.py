@@ -24,11 +24,12 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.generation import decoder as decoders
 from biomedlm_jax.generation.decoder import Cache, Decoder, mesh_of
-from biomedlm_jax.generation.sampling import Strategy, choose, process, row_keys
+from biomedlm_jax.generation.sampling import Rules, Strategy, choose, process, row_keys
+from biomedlm_jax.generation.stops import state_after
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
 
-# (name, shapes and strategy) -> how often it was traced, which is how often it was compiled.
+# (name, shapes and rules) -> how often it was traced, which is how often it was compiled.
 compiles: Counter = Counter()
 
 
@@ -51,6 +52,7 @@ class State(Prefilled):
     history: jax.Array  # [B, T] ids, -1 where there is none (yet)
     done: jax.Array  # [B]
     keys: jax.Array  # [B]
+    stop: jax.Array | None  # [B] states of the stop strings' automaton
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,8 @@ def decode(
     samples: int = 1,
     every: int | None = None,
     watch: Callable[[list[list[int]]], Sequence[bool]] | None = None,
+    stops: np.ndarray | None = None,
+    stops_span: bool = True,
 ) -> Decoded:
     """Continue each of `prompts` (token ids) by up to `max_new_tokens`.
 
@@ -88,6 +92,8 @@ def decode(
       strategy: how tokens are chosen; greedy by default, up to the model's end of text.
       numbers: a number for each prompt, 0, 1, .. by default; it and `seed` decide its `samples`.
       watch: called with all rows' new tokens after `every` steps; returns which rows to stop.
+      stops: the `stop_table` of strings that end an answer.
+      stops_span: whether a stop string may begin in the prompt, as in transformers.
 
     Raises ValueError if a prompt is empty, has unknown ids, or does not fit the model's positions
     with its new tokens, or if logits are NaN.
@@ -102,24 +108,25 @@ def decode(
         keys_B = row_keys(seed, np.resize(np.asarray(numbers, np.uint32), B), samples)[:B]
         tokens_BxP1, lengths_B = align(prompts, rows=B)
         began = time.perf_counter()
-        state = _begin(decoder, tokens_BxP1, lengths_B, np.arange(B) >= rows, keys_B, N)
+        stop_B = stop_states(stops, prompts if stops_span else (), B)
+        state = _begin(decoder, tokens_BxP1, lengths_B, np.arange(B) >= rows, keys_B, stop_B, N)
         jax.block_until_ready(state.cache)
         ready, step, tokens = time.perf_counter(), 0, []
         every = max_new_tokens if watch is None or every is None else every
         while step < max_new_tokens:
             step = min(step + every, max_new_tokens)
-            state = _loop(decoder, state, step, strategy)
+            state = _loop(decoder, state, step, strategy.rules(), stops)
             check_logits(state, np.repeat(numbers, samples).tolist())
             history, done_B = fetch(state.history)[:rows, state.prompt + 1 :], fetch(state.done)
             tokens = [until_end(row, strategy.ends) for row in history.tolist()]
             if watch is None or done_B.all():
                 break
-            stop_B = np.zeros(B, bool)
-            stop_B[:rows] = watch(tokens)
-            if (stop_B | done_B).all():
+            halted_B = np.zeros(B, bool)
+            halted_B[:rows] = watch(tokens)
+            if (halted_B | done_B).all():
                 break
-            if stop_B.any():
-                state = dataclasses.replace(state, done=state.done | stop_B)
+            if halted_B.any():
+                state = dataclasses.replace(state, done=state.done | halted_B)
     return Decoded(
         [tokens[first : first + samples] for first in range(0, rows, samples)],
         prefill_seconds=ready - began,
@@ -175,6 +182,17 @@ def align(prompts: Sequence[Sequence[int]], *, rows: int) -> tuple[np.ndarray, n
     return tokens_BxP1, lengths_B
 
 
+def stop_states(
+    table: np.ndarray | None, prompts: Sequence[Sequence[int]], rows: int
+) -> np.ndarray | None:
+    """Return the states of the stop strings' automaton after the prompts, 0 without one."""
+    if table is None:
+        return None
+    states_B = np.zeros(rows, np.int32)
+    states_B[: len(prompts)] = [state_after(table, prompt) for prompt in prompts]
+    return states_B
+
+
 def check_logits(state: Prefilled, numbers: Sequence[int]) -> None:
     """Raise ValueError if the logits of a row were NaN; `numbers` name the rows' prompts."""
     for number, step in zip(numbers, fetch(state.nan_step).tolist(), strict=False):
@@ -215,8 +233,8 @@ def spread(x: jax.Array) -> jax.Array:
     return meshes.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def _begin(decoder, tokens_BxP1, lengths_B, done_B, keys_B, N: int) -> State:
+@functools.partial(jax.jit, static_argnums=6)
+def _begin(decoder, tokens_BxP1, lengths_B, done_B, keys_B, stop_B, N: int) -> State:
     B, P1 = tokens_BxP1.shape
     compiles["prefill", B, P1 - 1, N] += 1
     unknown_BxN = jnp.full((B, N), -1, jnp.int32)
@@ -224,6 +242,7 @@ def _begin(decoder, tokens_BxP1, lengths_B, done_B, keys_B, N: int) -> State:
         history=spread(jnp.concatenate([spread(tokens_BxP1), unknown_BxN], axis=1)),
         done=spread(done_B),
         keys=spread(keys_B),
+        stop=None if stop_B is None else spread(stop_B),
         **prefill(decoder, tokens_BxP1, lengths_B, slots=N),
     )
 
@@ -260,18 +279,19 @@ def feed(
     return spread(logits_BxGxV), {"cache": cache, "nan_step": nan_step_B}
 
 
-@functools.partial(jax.jit, static_argnums=3, donate_argnums=1)
-def _loop(decoder: Decoder, state: State, until: jax.Array, strategy: Strategy) -> State:
+@functools.partial(jax.jit, donate_argnums=1)
+def _loop(decoder: Decoder, state: State, until, rules: Rules, stops_SxV) -> State:
     P, B, S = state.prompt, state.done.shape[0], state.history.shape[1] - 1
-    compiles["loop", B, P, S - P, strategy] += 1
+    compiles["loop", B, P, S - P, rules.compiled] += 1
 
     def unfinished(state: State) -> jax.Array:
         return (state.step < until) & ~state.done.all() & (state.nan_step < 0).all()
 
-    return jax.lax.while_loop(unfinished, functools.partial(_advance, decoder, strategy), state)
+    advance = functools.partial(_advance, decoder, rules, stops_SxV)
+    return jax.lax.while_loop(unfinished, advance, state)
 
 
-def _advance(decoder: Decoder, strategy: Strategy, state: State) -> State:
+def _advance(decoder: Decoder, rules: Rules, stops_SxV, state: State) -> State:
     """Feed each row's newest token, and choose the next."""
     P, S, step = state.prompt, state.history.shape[1] - 1, state.step
     end = P + 1 + step
@@ -281,13 +301,12 @@ def _advance(decoder: Decoder, strategy: Strategy, state: State) -> State:
     visible_BxS = (slots_S >= P + 1 - state.lengths[:, None]) & (slots_S < end)
     logits_Bx1xV, changed = feed(decoder, state, tokens_Bx1, visible_BxS[:, None], ~state.done)
     lengths_B = state.lengths + step
-    scores_BxV = process(strategy, logits_Bx1xV[:, 0], state.history, end, lengths_B, step)
-    chosen_B = choose(strategy, scores_BxV, state.keys, step).astype(jnp.int32)
+    scores_BxV = process(rules, logits_Bx1xV[:, 0], state.history, end, lengths_B, step)
+    chosen_B = choose(rules, scores_BxV, state.keys, step).astype(jnp.int32)
     chosen_B = jnp.where(state.done, -1, chosen_B)
-    return dataclasses.replace(
-        state,
-        **changed,
-        history=jax.lax.dynamic_update_slice_in_dim(state.history, chosen_B[:, None], end, axis=1),
-        step=step + 1,
-        done=state.done | is_end(chosen_B, strategy.ends),
-    )
+    history = jax.lax.dynamic_update_slice_in_dim(state.history, chosen_B[:, None], end, axis=1)
+    done_B = state.done | is_end(chosen_B, rules.ends)
+    if state.stop is not None:
+        after_B = stops_SxV[state.stop, jnp.maximum(chosen_B, 0)]
+        changed["stop"], done_B = after_B >> 1, done_B | (after_B & 1 == 1)
+    return dataclasses.replace(state, **changed, history=history, step=step + 1, done=done_B)

@@ -1,11 +1,13 @@
 """generate(): continue prompts that are text, in batches, streamed or whole."""
 
 import dataclasses
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.generation import beam, decoding
@@ -13,13 +15,13 @@ from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.decoder import make_decoder
 from biomedlm_jax.generation.options import Options, default_new_tokens, make_options
 from biomedlm_jax.generation.stats import Stats
+from biomedlm_jax.generation.stops import stop_table, token_bytes
 from biomedlm_jax.interop.huggingface import check_tokenizer
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
 
 NOTICE = "BioMedLM's answers are not medical advice: they may be wrong, numbers above all."
 TRUNCATE = ("error", "left")
-STOP_EVERY = 8  # steps between two searches for stop strings, which run on the host
 UNFINISHED = "\ufffd"  # how a byte-level tokenizer shows the first bytes of a character
 
 
@@ -27,7 +29,7 @@ UNFINISHED = "\ufffd"  # how a byte-level tokenizer shows the first bytes of a c
 class Answer:
     """A continuation of a prompt, without the prompt."""
 
-    text: str  # up to the end of text or a stop string, without either
+    text: str  # up to the end of text or a stop string, without either and special tokens
     tokens: list[int]  # with the end, or the tokens of the stop string
     score: float | None = None  # of a beam: log-probability / length ** length_penalty
 
@@ -42,6 +44,7 @@ class Generator:
         self.begin = self.config.bos_token_id if begin is None else begin
         self.decoder = make_decoder(model)
         self.stats = Stats(self.decoder)
+        self._tables: dict[tuple[str, ...], np.ndarray] = {}
 
     def encode(
         self, prompts: Sequence[str], *, new: int, truncate: str = "error"
@@ -68,33 +71,37 @@ class Generator:
         *,
         numbers: Sequence[int] | None = None,
         watch: Callable[[list[str]], None] | None = None,
+        stops_span: bool = True,
     ) -> list[list[Answer]]:
         """Answer one batch of prompts of token ids: return `options.samples` answers to each.
 
         `numbers` are the prompts', see `decode`; `watch` is called after every step with the texts
-        so far, one for each answer.
+        so far, one for each answer. A stop string may begin in the prompt if `stops_span`, as in
+        transformers; only one inside the answer is cut off.
         """
         strategy = options.strategy(self.config, self.tokenizer)
 
-        def stopped(rows: list[list[int]]) -> list[bool]:
-            texts = [self._text(row, strategy.ends) for row in rows]
+        def show(rows: list[list[int]]) -> list[bool]:
             if watch:
-                watch([self._settled(text, options.stop) for text in texts])
-            return [any(stop in text for stop in options.stop) for text in texts]
+                watch([self._settled_text(row, strategy.ends, options.stop) for row in rows])
+            return [False] * len(rows)
 
-        new = options.max_new_tokens
-        common = {"max_new_tokens": new, "strategy": strategy, "numbers": numbers}
+        common = {"max_new_tokens": options.max_new_tokens, "strategy": strategy}
+        common |= {"numbers": numbers, "stops": self._stops(options.stop), "stops_span": stops_span}
         if options.beams > 1:
             decoded = beam.search(self.decoder, prompts, beams=options.part(Beams), **common)
         else:
             common |= {"seed": options.seed, "samples": options.samples}
-            if watch or options.stop:
-                common |= {"watch": stopped, "every": 1 if watch else STOP_EVERY}
+            if watch:
+                common |= {"watch": show, "every": 1}
             decoded = decoding.decode(self.decoder, prompts, **common)
         self.stats.add(decoded, prompts, beams=options.beams)
         scores = decoded.scores or [[None] * len(rows) for rows in decoded.tokens]
         return [
-            [self._answer(*one, options) for one in zip(*of_prompt, strict=True)]
+            [
+                Answer(self._text(tokens, strategy.ends, options.stop), tokens, score)
+                for tokens, score in zip(*of_prompt, strict=True)
+            ]
             for of_prompt in zip(decoded.tokens, scores, strict=True)
         ]
 
@@ -122,29 +129,58 @@ class Generator:
                 shown = text
         yield result.result()[len(shown) :]
 
-    def _answer(self, tokens: list[int], score: float | None, options: Options) -> Answer:
-        ends = options.ends or self.config.end_ids
-        text = self._text(tokens, ends)
-        places = [text.find(stop) for stop in options.stop if stop in text]
-        if places:
-            kept = 1
-            while not any(stop in self._text(tokens[:kept], ends) for stop in options.stop):
-                kept += 1
-            tokens, text = tokens[:kept], text[: min(places)]
-        return Answer(text, tokens, score)
+    def _stops(self, strings: tuple[str, ...]) -> np.ndarray | None:
+        if strings and strings not in self._tables:
+            self._tables[strings] = stop_table(strings, self._token_bytes)
+        return self._tables.get(strings)
 
-    def _text(self, tokens: list[int], ends: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
+    @functools.cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return token_bytes(self.tokenizer, self.config.vocab_size)
+
+    def _text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str]) -> str:
+        """Return the text up to the first stop string."""
+        whole = self._whole(tokens, ends)
+        return self._without_special(tokens, whole, len(before_stops(whole, stops)))
+
+    def _settled_text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str]) -> str:
+        """Return the part of the text that further tokens do not change."""
+        whole = self._whole(tokens, ends)
+        return self._without_special(tokens, whole, len(self._settled(whole, stops)))
+
+    def _whole(self, tokens: list[int], ends: Sequence[int]) -> str:
+        """Return the text with special tokens, but without the end."""
+        tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
+
+    def _without_special(self, tokens: list[int], whole: str, size: int) -> str:
+        """Return the first `size` characters of the tokens' text `whole`, less special tokens."""
+        special = self.tokenizer.get_added_tokens_decoder()
+        special = {i for i, token in special.items() if token.special}
+        if special.isdisjoint(tokens):
+            return whole[:size]
+        count, begun = len(tokens), whole
+        while not (len(begun) <= size and whole.startswith(begun)):
+            count -= 1
+            begun = self.tokenizer.decode(tokens[:count], skip_special_tokens=False)
+        rest = "" if count < len(tokens) and tokens[count] in special else whole[len(begun) : size]
+        return self.tokenizer.decode(tokens[:count]) + rest
 
     @staticmethod
     def _settled(text: str, stops: Sequence[str]) -> str:
         """Return the text without an end that may still change or become a stop string."""
-        text = text.rstrip(UNFINISHED)
+        text = before_stops(text.rstrip(UNFINISHED), stops)
         for stop in stops:
-            text = text.partition(stop)[0]
             prefixes = (stop[:size] for size in range(len(stop) - 1, 0, -1))
             text = text.removesuffix(next((p for p in prefixes if text.endswith(p)), ""))
         return text
+
+
+def before_stops(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the stop strings, cut at one after the other, as lm-eval does."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def generate(
@@ -166,7 +202,7 @@ def generate(
     settings = make_options(**{"max_new_tokens": default_new_tokens(model.config), **options})
     generator, new = Generator(model, tokenizer), settings.max_new_tokens
     ids = generator.encode(prompts, new=new, truncate=truncate)
-    answers = dict(_batched(generator, ids, settings, batch_size))
+    answers = dict(answer_batches(generator, ids, settings, batch_size=batch_size))
     return [answer.text for number in range(len(ids)) for answer in answers[number]]
 
 
@@ -192,20 +228,31 @@ def generate_until(
         raise ValueError(f"got max_new_tokens={max_new_tokens}; {limit}: lower it")
     cut = [list(p[-room:]) or [config.bos_token_id] for p in prompts]
     texts = [""] * len(cut)
-    for number, (answer, *_) in _batched(generator, cut, settings, batch_size):
+    for number, (answer, *_) in answer_batches(generator, cut, settings, batch_size=batch_size):
         texts[number] = answer.text
         notify(number, answer.text)
     return texts
 
 
-def _batched(
-    generator: Generator, prompts: Sequence[Sequence[int]], options: Options, batch_size: int
+def answer_batches(
+    generator: Generator,
+    prompts: Sequence[Sequence[int]],
+    options: Options,
+    *,
+    batch_size: int,
+    numbers: Sequence[int] | None = None,
+    stops_span: bool = True,
 ) -> Iterator[tuple[int, list[Answer]]]:
-    """Yield each prompt's number and answers; batches of similar lengths need little padding."""
+    """Yield each prompt's index and answers; batches of similar lengths need little padding.
+
+    `numbers` are those of `Generator.answers`, by default the indices.
+    """
+    numbers = range(len(prompts)) if numbers is None else numbers
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        answers = generator.answers([prompts[i] for i in batch], options, numbers=batch)
+        named = {"numbers": [numbers[i] for i in batch], "stops_span": stops_span}
+        answers = generator.answers([prompts[i] for i in batch], options, **named)
         yield from zip(batch, answers, strict=True)
 
 

@@ -91,10 +91,9 @@ class Options(Strategy, Beams):
                 name, value = unused[0], getattr(self, switch)
                 got = f"{name}={getattr(self, name)} with {switch}={value}"
                 raise ValueError(f"got {got}, where it has no effect; it needs {needed}")
-        if self.beams > 1 and (self.temperature or self.stop):
-            got = f"stop={self.stop!r}" if self.stop else f"temperature={self.temperature!r}"
-            fix = "beam search does not sample and ends at token ids only: leave out one of them"
-            raise ValueError(f"got beams={self.beams} with {got}; {fix}")
+        if self.beams > 1 and self.temperature:
+            got = f"beams={self.beams} with temperature={self.temperature!r}"
+            raise ValueError(f"got {got}; beam search does not sample: leave out one of them")
         if self.samples > 1 and self.beams == 1 and not self.temperature:
             got = f"samples={self.samples} with temperature=0.0, where all would be equal"
             raise ValueError(f"got {got}; set a temperature above 0, or beams")

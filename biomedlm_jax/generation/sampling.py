@@ -7,20 +7,23 @@ where there is none: padding never counts as text.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from biomedlm_jax.settings import Settings, setting
 
 BANNED = -jnp.inf
 LARGEST = 2**31 - 1  # of the devices' whole numbers
+FEW = 128  # a top_k up to it is found without sorting the vocabulary
 _count = functools.partial(setting, 0, least=0, most=LARGEST)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strategy(Settings):
-    """What decides the next token. It is hashable: each strategy has its own compiled loop."""
+    """What decides the next token."""
 
     temperature: float = setting(0.0, least=0, help="divide logits by it; 0: no sampling")
     top_k: int = _count(help="sample from so many likeliest tokens; 0: from all")
@@ -37,9 +40,47 @@ class Strategy(Settings):
     )
     ends: tuple[int, ...] = setting((), help="token ids that end an answer")
 
+    def rules(self) -> "Rules":
+        """Return the strategy for a compiled loop.
+
+        As in transformers, a bad word that is an end token has no effect.
+        """
+        values: dict[str, Any] = {}
+        if self.temperature:
+            values["temperature"] = np.float32(self.temperature)
+            if self.top_k:
+                values["top_k" if self.top_k <= FEW else "large_top_k"] = np.int32(self.top_k)
+            if self.top_p < 1:  # subtracted in double precision, as in transformers
+                values["dropped_p"] = np.float32(1 - self.top_p)
+            if self.min_p:
+                values["min_p"] = np.float32(self.min_p)
+        if self.repetition_penalty != 1:
+            values["repetition_penalty"] = np.float32(self.repetition_penalty)
+        if self.min_length or self.min_new_tokens:
+            values["min_length"] = np.int32(self.min_length)
+            values["min_new_tokens"] = np.int32(self.min_new_tokens)
+        words = tuple(word for word in self.bad_words if word not in [(end,) for end in self.ends])
+        return Rules(values, self.no_repeat_ngram_size, words, self.ends)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """A strategy as an argument of a compiled loop: other values do not compile it again."""
+
+    values: dict[str, Any]  # scalars; a rule without a value here is off
+    no_repeat_ngram_size: int = dataclasses.field(metadata={"static": True})
+    bad_words: tuple = dataclasses.field(metadata={"static": True})
+    ends: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def compiled(self) -> tuple:
+        """What a loop is compiled for."""
+        return *sorted(self.values), self.no_repeat_ngram_size, self.bad_words, self.ends
+
 
 def process(
-    strategy: Strategy,
+    rules: Rules,
     scores_RxV: jax.Array,
     history_RxT: jax.Array,
     end: jax.Array,
@@ -50,48 +91,49 @@ def process(
 
     `lengths_R` counts each row's tokens so far, prompt included; `step` counts the new ones.
     """
-    if strategy.repetition_penalty != 1:
-        scores_RxV = _penalise(scores_RxV, history_RxT, end, strategy.repetition_penalty)
-    if strategy.no_repeat_ngram_size:
-        scores_RxV = _ban_ngrams(scores_RxV, history_RxT, end, strategy.no_repeat_ngram_size)
-    for word in strategy.bad_words:
+    values = rules.values
+    if "repetition_penalty" in values:
+        scores_RxV = _penalise(scores_RxV, history_RxT, end, values["repetition_penalty"])
+    if rules.no_repeat_ngram_size:
+        scores_RxV = _ban_ngrams(scores_RxV, history_RxT, end, rules.no_repeat_ngram_size)
+    for word in rules.bad_words:
         scores_RxV = _ban_word(scores_RxV, history_RxT, end, word)
-    if strategy.min_length or strategy.min_new_tokens:
-        early_R = (lengths_R < strategy.min_length) | (step < strategy.min_new_tokens)
-        for token in strategy.ends:
+    if "min_length" in values:
+        early_R = (lengths_R < values["min_length"]) | (step < values["min_new_tokens"])
+        for token in rules.ends:
             banned_R = jnp.where(early_R, BANNED, scores_RxV[:, token])
             scores_RxV = scores_RxV.at[:, token].set(banned_R)
     return scores_RxV
 
 
-def choose(
-    strategy: Strategy, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array
-) -> jax.Array:
+def choose(rules: Rules, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array) -> jax.Array:
     """Return the next token of each row [R]: the likeliest, or a sample by its key and `step`."""
-    if not strategy.temperature:
+    if "temperature" not in rules.values:
         return scores_RxV.argmax(-1)
-    scores_RxV = warp(strategy, scores_RxV)
+    scores_RxV = warp(rules, scores_RxV)
     keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
     return jax.vmap(jax.random.categorical)(keys_R, scores_RxV)
 
 
-def warp(strategy: Strategy, scores_RxV: jax.Array) -> jax.Array:
+def warp(rules: Rules, scores_RxV: jax.Array) -> jax.Array:
     """Apply temperature, then top-k, top-p and min-p, in transformers' order."""
-    scores_RxV = scores_RxV / strategy.temperature
-    V = scores_RxV.shape[-1]
-    if 0 < strategy.top_k < V:
-        least_Rx1 = jax.lax.top_k(scores_RxV, strategy.top_k)[0][:, -1:]
-        scores_RxV = jnp.where(scores_RxV < least_Rx1, BANNED, scores_RxV)
-    if strategy.top_p < 1:
+    V, values = scores_RxV.shape[-1], rules.values
+    scores_RxV = scores_RxV / values["temperature"]
+    for name, count in (("top_k", min(FEW, V)), ("large_top_k", V)):
+        if name in values:
+            largest_RxK, last = jax.lax.top_k(scores_RxV, count)[0], jnp.minimum(values[name], V)
+            least_Rx1 = jax.lax.dynamic_slice_in_dim(largest_RxK, last - 1, 1, axis=1)
+            scores_RxV = jnp.where(scores_RxV < least_Rx1, BANNED, scores_RxV)
+    if "dropped_p" in values:
         ascending_RxV = jnp.sort(scores_RxV, axis=-1)
         below_RxV = jnp.cumsum(jax.nn.softmax(ascending_RxV, axis=-1), axis=-1)
-        dropped_R = (below_RxV <= 1 - strategy.top_p).sum(-1)
+        dropped_R = (below_RxV <= values["dropped_p"]).sum(-1)
         first_Rx1 = jnp.minimum(dropped_R, V - 1)[:, None]  # the likeliest always stays
         least_Rx1 = jnp.take_along_axis(ascending_RxV, first_Rx1, axis=-1)
         scores_RxV = jnp.where(scores_RxV < least_Rx1, BANNED, scores_RxV)
-    if strategy.min_p:
+    if "min_p" in values:
         weights_RxV = jax.nn.softmax(scores_RxV, axis=-1)
-        least_Rx1 = strategy.min_p * weights_RxV.max(-1, keepdims=True)
+        least_Rx1 = values["min_p"] * weights_RxV.max(-1, keepdims=True)
         scores_RxV = jnp.where(weights_RxV < least_Rx1, BANNED, scores_RxV)
     return scores_RxV
 

@@ -22,14 +22,23 @@ from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
 
 
-def check_flags(flags) -> None:
-    """Raise ValueError for flags that contradict one another, before the model is read."""
+def check_flags(flags, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for flags that contradict one another, before the model is read.
+
+    `settings` are the given options of decoding.
+    """
     given = [n for n in ("prompt", "prompts", "score") if getattr(flags, n) is not None]
     if len(given) > 1:
         raise ValueError(f"got --{given[0]} and --{given[1]}; expected only one of them")
     for name, needed in (("out", "prompts"), ("prompts", "out"), ("html", "score")):
         if getattr(flags, name) is not None and getattr(flags, needed) is None:
             raise ValueError(f"got --{name} without --{needed}; expected both")
+    for name in ("field", "batch_size"):
+        if flags[name].present and flags.prompts is None:
+            raise ValueError(f"got --{name} without --prompts; expected both")
+    if flags.score is not None:
+        for name in [*settings, *(n for n in ("stats", "truncate") if flags[n].present)]:
+            raise ValueError(f"got --{name} with --score, which does not decode; leave it out")
     if flags.prompts is not None and not Path(flags.prompts).is_file():
         raise FileNotFoundError(f"no such file: {flags.prompts}")
 

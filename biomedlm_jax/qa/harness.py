@@ -1,8 +1,15 @@
-"""A model behind lm-evaluation-harness's interface (extra `harness`); tasks from local files."""
+"""A model behind lm-evaluation-harness's interface (extra `harness`).
 
+Importing this module registers the model name `biomedlm`. lm-eval looks for no plug-ins, so its own
+command line is called through this module:
+
+    python -m biomedlm_jax.qa.harness --model biomedlm --model_args path=RUN --tasks NAME
+"""
+
+import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +18,32 @@ import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
+import biomedlm_jax
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.corpus.tokenizer import special_id, start_id
-from biomedlm_jax.files import atomic_directory, check_output, write_text
-from biomedlm_jax.generation.generator import Generator, generate_until
-from biomedlm_jax.generation.options import as_texts
+from biomedlm_jax.corpus.tokenizer import special_id, start_id, tokenizer_hash
+from biomedlm_jax.files import atomic_directory, check_output, parse_object, write_text
+from biomedlm_jax.generation.generator import Generator, answer_batches
+from biomedlm_jax.generation.options import (
+    RENAMED,
+    Options,
+    as_texts,
+    make_options,
+    read_generation_config,
+)
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.mesh import make_mesh, platform
+from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 from biomedlm_jax.qa.evaluation import check_model
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import continuation_prompts
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, branch_log_probabilities
+from biomedlm_jax.training.provenance import weights_hash
 
 try:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 except ModuleNotFoundError as error:
     advice = "pip install 'biomedlm-jax[harness]'"
     raise ValueError(f"harness tasks need {error.name}, not installed; {advice}") from None
@@ -33,17 +51,94 @@ except ModuleNotFoundError as error:
 NEW_TOKENS = 256  # where a task has no limit, as in the `hf` backend
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 ROWS = 8  # prompts that are continued together
-RESULTS, SAMPLES = "harness.json", "samples_{}.jsonl"
+MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+RESULTS = "harness.json"
+WRITTEN = (RESULTS, "results_*.json", "samples_*.jsonl")
+# What `lm_eval --model_args` may set; lm-eval adds the last three.
+ARGUMENTS = (
+    "path", "dtype", "data", "fsdp", "tensor", "seed", "batch_tokens",
+    "batch_size", "max_batch_size", "device",
+)  # fmt: skip
+# Names of generation_kwargs: the options by transformers' names, less those that a task sets here.
+NAMES = {field.name for field in dataclasses.fields(Options)}
+KNOWN = {"do_sample", *RENAMED, *NAMES - {*RENAMED.values()}}
+KNOWN -= {"num_return_sequences", "stop_strings", "max_new_tokens", "seed"}
 
 
+@register_model("biomedlm")
 class Harness(TemplateLM):
-    """For `lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)`, as the `hf` backend."""
+    """For `lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)`, as the `hf` backend.
+
+    `batch_tokens` bound a batch that is scored, `batch_size` prompts are continued together; no
+    answer depends on them. `seed` and a request's place decide its samples. `generation_config`
+    are the entries of the model's generation_config.json, which a task's generation_kwargs
+    override.
+    """
 
     def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, *, batch_tokens: int = BATCH_TOKENS
+        self,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        *,
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int = ROWS,
+        seed: int = 0,
+        generation_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self._model, self._tokens, self._batch_tokens = model, tokenizer, batch_tokens
+        self._batch_size, self._seed = batch_size, seed
+        self._generation_config = dict(generation_config or {})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string, additional_config=None) -> "Harness":
+        """Load a model for `lm_eval --model biomedlm --model_args path=DIR,dtype=float32`."""
+        arguments = utils.simple_parse_args_string(arg_string)
+        return cls.create_from_arg_obj(arguments, additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict, additional_config=None) -> "Harness":
+        """Load the model at `path`; ValueError for an argument that is unknown.
+
+        lm-eval's default batch_size of 1, and auto, stand for the default here.
+        """
+        given = {**arg_dict, **(additional_config or {})}
+        given = {name: value for name, value in given.items() if value is not None}
+        unknown = sorted({*given} - {*ARGUMENTS})
+        if unknown or "path" not in given:
+            got = f"got model_args {unknown[0]}" if unknown else "got model_args without path"
+            raise ValueError(f"{got}; expected path and any of {', '.join(ARGUMENTS[1:])}")
+        if "device" in given and str(given["device"]).split(":")[0] not in (platform(), "cuda"):
+            raise ValueError(f"got device={given['device']}; JAX uses {platform()}: leave it out")
+        path, execution = str(given["path"]), {}
+        if "dtype" in given:
+            execution["compute_dtype"] = given["dtype"]
+        keep_freed_memory()
+        mesh = make_mesh(**{name: int(given.get(name, n)) for name, n in MESH.items()})
+        if check_model(path, mesh) is not None:
+            raise ValueError(f"{path} has a classification head; harness tasks need none")
+        model, tokenizer = load(path, mesh=mesh, **execution)
+        assert tokenizer is not None  # checked above
+        rows = str(given.get("batch_size", 1)).split(":")[0]
+        return cls(
+            model,
+            tokenizer,
+            batch_tokens=int(given.get("batch_tokens", BATCH_TOKENS)),
+            batch_size=ROWS if rows in ("1", "auto") else int(rows),
+            seed=int(given.get("seed", 0)),
+            generation_config=read_generation_config(path),
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the results are of; lm-eval adds it to their `config`."""
+        return {
+            "model_num_parameters": parameter_count(self._model),
+            "model_dtype": str(self._model.config.dtype),
+            "model_sha": weights_hash(self._model),
+            "tokenizer_sha": tokenizer_hash(self._tokens),
+            "max_length": self.max_length,
+            "biomedlm_jax": biomedlm_jax.__version__,
+        }
 
     @property
     def eot_token_id(self) -> int:
@@ -62,10 +157,18 @@ class Harness(TemplateLM):
         return self._model.config.context_length
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
-        """Return token ids, by default without special tokens."""
-        return self._tokens.encode(string, add_special_tokens=bool(add_special_tokens)).ids
+        """Return token ids, by default with those that the tokenizer adds to a text.
+
+        A text that begins with the prefix token gets none.
+        """
+        if add_special_tokens is None:
+            prefix = self._tokens.decode([self.prefix_token_id], skip_special_tokens=False)
+            add_special_tokens = not string.startswith(prefix)
+        return self._tokens.encode(string, add_special_tokens=add_special_tokens).ids
 
     def _loglikelihood_tokens(self, requests, **_) -> list[tuple[float, bool]]:
+        if not requests:
+            return []
         prompts, groups = shared_prefixes([request[1:] for request in requests], self.max_length)
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for group, branch, summed, greedy in branch_log_probabilities(
@@ -94,33 +197,61 @@ class Harness(TemplateLM):
         return totals
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Return the greedy continuations, each up to its first stop sequence."""
-        alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for number, request in enumerate(requests):
-            alike.setdefault(self._limits(request.args[1]), []).append(number)
-        answers = [""] * len(requests)
-        for (new_tokens, stops), numbers in alike.items():
+        """Return the continuations, each up to its first stop sequence.
 
-            def keep(place: int, text: str, numbers: list[int] = numbers) -> None:
+        Raises ValueError for generation_kwargs that the decoder does not have.
+        """
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        plans = [(self._plan(requests[numbers[0]]), numbers) for numbers in alike.values()]
+        answers = [""] * len(requests)
+        for (options, stops, room), numbers in plans:
+            prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
+            prompts = [prompt or [self.prefix_token_id] for prompt in prompts]
+            named = {"batch_size": self._batch_size, "numbers": numbers, "stops_span": False}
+            for place, (answer, *_) in answer_batches(self._generator, prompts, options, **named):
+                text = postprocess_generated_text(self._tokens.decode(answer.tokens), stops, None)
                 answers[numbers[place]] = text
                 self.cache_hook.add_partial("generate_until", requests[numbers[place]].args, text)
-
-            prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
-            limits = {"until": stops, "max_new_tokens": new_tokens, "batch_size": ROWS}
-            generate_until(self._generator, prompts, **limits, notify=keep)
         return answers
 
-    def _limits(self, settings: dict) -> tuple[int, tuple[str, ...]]:
-        """Return the new tokens and stop sequences of a task's generation_kwargs."""
-        if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-            got = f"a task has generation_kwargs {settings}"
-            raise ValueError(f"{got}, and this plug-in decodes greedily; set do_sample: false")
-        limits = [int(settings[name]) for name in LIMITS if settings.get(name) is not None]
+    def _plan(self, request) -> tuple[Options, list[str], int]:
+        """Return the options of a request, its stop sequences, and the most tokens of its prompt.
+
+        The checkpoint's generation_config.json applies as in the `hf` backend: below the task's
+        generation_kwargs, but its max_new_tokens above their max_gen_toks.
+        """
+        settings = {name: value for name, value in request.args[1].items() if value is not None}
+        task = f"task {request.task_name}" if request.task_name else "a task"
+        limits = [int(settings.pop(name)) for name in LIMITS if name in settings]
         new_tokens = next(iter(limits), NEW_TOKENS)
         if new_tokens >= self.max_length:
-            got = f"a task has {new_tokens} new tokens, the model {self.max_length} positions"
+            got = f"{task} has {new_tokens} new tokens, the model {self.max_length} positions"
             raise ValueError(f"{got}; lower max_gen_toks in its generation_kwargs")
-        return new_tokens, tuple(stop for stop in as_texts(settings.get("until") or ()) if stop)
+        end = self._tokens.decode([self.eot_token_id], skip_special_tokens=False)
+        stops = handle_stop_sequences(list(as_texts(settings.pop("until", ()))), eos=end)
+        where = f"{task} has generation_kwargs"
+        if unknown := sorted({*settings} - KNOWN):
+            known = ", ".join(["until", *LIMITS, *sorted(KNOWN)])
+            raise ValueError(f"{where} {unknown[0]}, which is unknown here; known: {known}")
+        temperature = float(settings.get("temperature", 0))
+        sampled = settings.setdefault("do_sample", temperature > 0)
+        if sampled and not temperature:
+            got = "do_sample: true without a temperature above 0"
+            raise ValueError(f"{where} {got}; set temperature, or do_sample: false")
+        config = {**self._generation_config, **settings}
+        stops += as_texts(config.pop("stop_strings", None) or ())
+        if (config.get("num_return_sequences") or 1) > 1:
+            got = f"num_return_sequences={config['num_return_sequences']}"
+            raise ValueError(f"generation_config.json has {got}, and a request has one answer")
+        new = config.pop("max_new_tokens", None) or new_tokens
+        given = {"max_new_tokens": new, "stop": [stop for stop in stops if stop]}
+        try:
+            options = make_options(config, **given, seed=self._seed)
+        except ValueError as error:
+            raise ValueError(f"{where} {request.args[1]}: {error}") from None
+        return options, stops, self.max_length - new_tokens
 
     @functools.cached_property
     def _generator(self) -> Generator:
@@ -151,8 +282,10 @@ def evaluate_tasks(
     out: str | Path,
     *,
     tasks: Sequence[str],
-    task_directory: str | Path,
-    limit: int | None = None,
+    task_directory: str | Path | None = None,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    samples: Mapping[str, Sequence[int]] | str | Path | None = None,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -161,45 +294,129 @@ def evaluate_tasks(
 ) -> dict:
     """Run tasks on a run or Hugging Face directory; write results and samples into `out`.
 
-    The tasks' YAML files are in `task_directory`. `limit` is the number of questions of each task;
-    `notify` gets the harness's table, `execution` are fields of the model's config. Call it in
-    every process; process 0 writes. Returns the harness's results.
+    Args:
+      tasks: names of tasks, groups or tags in `task_directory`, else of lm-eval's own, whose data
+        sets are downloaded, or read from the `datasets` cache if HF_HUB_OFFLINE is set.
+      task_directory: holds the YAML files of tasks.
+      num_fewshot: answered questions before each question, in place of the task's.
+      limit: questions of each task, or below 1 a fraction of them.
+      samples: the numbers of each task's questions; or JSON, or a JSON file, of them.
+      notify: gets the harness's tables.
+      execution: fields of the model's config.
+
+    `out` gets lm-eval's results_*.json and samples_*.jsonl in a folder named after the model, and
+    the results as harness.json. Call it in every process; process 0 writes. Returns the harness's
+    results. Raises ValueError or FileNotFoundError for tasks, samples or a model that do not fit.
     """
     from lm_eval import simple_evaluate  # slow to import, as all metrics and data sets come along
-    from lm_eval.tasks import TaskManager
+    from lm_eval.loggers import EvaluationTracker
 
     keep_freed_memory()
-    if not task_directory or not Path(task_directory).is_dir():
-        raise FileNotFoundError(f"no directory with the tasks' YAML files: {task_directory}")
-    manager = TaskManager(include_path=str(task_directory), include_defaults=False)
-    if not tasks or {*tasks} - {*manager.all_tasks}:
-        known = ", ".join(manager.all_tasks) or "none"
-        raise ValueError(f"got the harness tasks {list(tasks)}; {task_directory} has {known}")
+    manager = _task_manager(tasks, task_directory)
     if len(models) != 1 or check_model(models[0], mesh) is not None:
         raise ValueError(f"got {list(models)}; harness tasks take one model, without a head")
-
-    def replaceable(path: Path) -> bool:
-        return all(p.name == RESULTS or p.match(SAMPLES.format("*")) for p in path.iterdir())
-
-    output = {"replaceable": replaceable, "overwrite": overwrite}
+    if limit is not None and samples is not None:
+        raise ValueError("got both a limit and samples; expected only one of them")
+    output = {"replaceable": _is_written, "overwrite": overwrite}
     writes = jax.process_index() == 0
     if writes:
         check_output(out, **output)
-    model, tokenizer = load(models[0], mesh=mesh, **execution)
-    assert tokenizer is not None  # checked above
-    run: Any = simple_evaluate  # its decorator hides its parameters from type checkers
-    harness = Harness(model, tokenizer, batch_tokens=batch_tokens)
-    options = {"limit": limit, "task_manager": manager, "torch_random_seed": None}
-    results = run(harness, tasks=list(tasks), **options)
+    options = {"num_fewshot": num_fewshot, "task_manager": manager, "torch_random_seed": None}
+    options["limit"] = int(limit) if limit is not None and limit >= 1 else limit
+    try:
+        options["samples"] = _check_samples(samples, manager, tasks)
+        model, tokenizer = load(models[0], mesh=mesh, **execution)
+        assert tokenizer is not None  # checked above
+        run: Any = simple_evaluate  # its decorator hides its parameters from type checkers
+        config = read_generation_config(models[0])
+        harness = Harness(model, tokenizer, batch_tokens=batch_tokens, generation_config=config)
+        tracker = EvaluationTracker()
+        options |= {"model_args": {"path": str(models[0])}, "evaluation_tracker": tracker}
+        results = run(harness, tasks=list(tasks), **options)
+    except ConnectionError as error:
+        problem = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"a data set of {list(tasks)} is not available: {problem}"
+        ) from None
+    results["config"]["model"] = tracker.general_config_tracker.model_source = "biomedlm"
+    tracker.general_config_tracker.model_name_sanitized = Path(models[0]).resolve().name
     if writes:
         table = {name: value for name, value in results.items() if name != "samples"}
         with atomic_directory(out, **output) as new:
-            for name, rows in results["samples"].items():
-                write_text(new / SAMPLES.format(name), "".join(_json(row) + "\n" for row in rows))
-            write_text(new / RESULTS, _json(table, indent=2) + "\n")
+            _save(tracker, table, results["samples"], new)
+        for name, shots in results["n-shot"].items():
+            if num_fewshot not in (None, shots):
+                notify(f"{name} has num_fewshot: {shots} in its file, which --num_fewshot keeps")
         notify(utils.make_table(results))
+        if results.get("groups"):
+            notify(utils.make_table(results, "groups"))
     return results
 
 
-def _json(value, **options) -> str:
-    return json.dumps(value, default=utils.handle_non_serializable, **options)
+def _task_manager(tasks: Sequence[str], directory: str | Path | None):
+    """Return lm-eval's manager of the tasks in a directory, and of its own if they are asked for.
+
+    Raises FileNotFoundError without the directory, ValueError for an unknown task.
+    """
+    from lm_eval.tasks import TaskManager
+
+    here: list[str] = []
+    if directory:
+        if not Path(directory).is_dir():
+            raise FileNotFoundError(f"no directory with the tasks' YAML files: {directory}")
+        manager = TaskManager(include_path=str(directory), include_defaults=False)
+        here = manager.all_tasks
+        if tasks and {*tasks} <= {*here}:
+            return manager
+    manager = TaskManager(include_path=str(directory) if directory else None)
+    unknown = sorted({*tasks} - {*manager.all_tasks})
+    if not tasks or unknown:
+        where = f"{directory} has {', '.join(here) or 'none'}, and " if directory else ""
+        fix = "`lm_eval ls tasks` lists them, --harness_directory adds your own"
+        raise ValueError(f"got the harness tasks {unknown}; {where}lm-eval has no such task: {fix}")
+    return manager
+
+
+def _check_samples(samples, manager, tasks: Sequence[str]) -> dict[str, list[int]] | None:
+    """Return the numbers of each task's questions; ValueError for a task or number not there."""
+    if samples is None:
+        return None
+    if not isinstance(samples, Mapping):
+        file = Path(samples)
+        is_text = str(samples).lstrip().startswith("{")
+        raw = str(samples).encode("utf-8") if is_text else file.read_bytes()
+        samples = parse_object(raw, "samples" if is_text else str(file))
+    loaded = manager.load(list(tasks))["tasks"]
+    for name, numbers in samples.items():
+        if name not in loaded:
+            raise ValueError(f"got samples of {name}; expected some of {', '.join(loaded)}")
+        count = len(loaded[name].eval_docs)
+        whole = isinstance(numbers, Sequence) and all(type(n) is int for n in numbers)
+        if not numbers or not whole or not all(0 <= n < count for n in numbers):
+            expected = f"a list of numbers from 0 to {count - 1}"
+            raise ValueError(f"got samples {numbers!r} of {name}; expected {expected}")
+    return {name: list(numbers) for name, numbers in samples.items()}
+
+
+def _is_written(path: Path) -> bool:
+    """Whether all files of a directory are names that `evaluate_tasks` writes."""
+    files = [file for file in path.rglob("*") if not file.is_dir()]
+    return all(any(file.match(name) for name in WRITTEN) for file in files)
+
+
+def _save(tracker, table: dict, samples: dict[str, list[dict]], folder: Path) -> None:
+    """Write lm-eval's files and harness.json; OSError if lm-eval wrote less, which it only logs."""
+    tracker.output_path = str(folder)
+    tracker.save_results_aggregated(results=table, samples=samples)
+    for name, rows in samples.items():  # copies, as the tracker changes them
+        tracker.save_results_samples(task_name=name, samples=[dict(row) for row in rows])
+    if len(list(folder.glob("*/*"))) != 1 + len(samples):
+        raise OSError(f"lm-eval did not write all its results below {folder}; check the disk")
+    text = json.dumps(table, indent=2, default=utils.handle_non_serializable)
+    write_text(folder / RESULTS, text + "\n")
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.generation import decoding
+from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.beam import Beams, search
 from biomedlm_jax.generation.decoder import make_decoder
 from biomedlm_jax.generation.sampling import Strategy
@@ -67,6 +67,17 @@ def test_tokens_and_scores_are_those_of_transformers(pairs, prompts_of, name, op
     assert [row[0] for row in ours.tokens] == tokens
     if scores is not None:
         np.testing.assert_allclose([row[0] for row in ours.scores], scores, rtol=2e-5, atol=2e-5)
+
+
+def test_new_penalties_do_not_compile_the_loop_again(pairs, prompts_of):
+    decoding.compiles.clear()
+    beam._loop.clear_cache()
+    for penalty, repeated in ((0.5, 1.1), (2.0, 1.7)):
+        strategy = Strategy(ends=(60,), repetition_penalty=repeated)
+        beams = Beams(beams=3, length_penalty=penalty)
+        options = {"beams": beams, "strategy": strategy, "max_new_tokens": 8}
+        search(pairs["plain"][1], prompts_of(9), **options)
+    assert sum(n for key, n in decoding.compiles.items() if key[0] == "beam loop") == 1
 
 
 def test_all_hypotheses_are_returned_with_their_scores(pairs, prompts_of):

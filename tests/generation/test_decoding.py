@@ -82,6 +82,19 @@ def test_one_prefill_and_one_loop_for_a_bucket(pairs, prompts_of):
     assert sum(counted.values()) == 4
 
 
+def test_new_values_do_not_compile_the_loop_again(pairs, prompts_of):
+    _, decoder, _ = pairs["plain"]
+    decoding.compiles.clear()
+    decoding._loop.clear_cache()
+    one = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1}
+    two = {"temperature": 0.3, "top_k": 50, "top_p": 0.5, "min_p": 0.2, "repetition_penalty": 2.0}
+    one["min_new_tokens"], two["min_length"] = 3, 12
+    for strategy in (one, two):
+        decode(decoder, prompts_of(9), max_new_tokens=8, strategy=Strategy(ends=(60,), **strategy))
+    assert sum(n for key, n in decoding.compiles.items() if key[0] == "loop") == 1
+    assert decoding._loop._cache_size() == 1
+
+
 def test_rows_stop_at_their_own_end_and_the_loop_with_the_last(pairs, prompts_of):
     _, decoder, _ = pairs["scaled"]
     prompts = prompts_of(9, 23, 14, 12, 5)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -91,24 +92,119 @@ def test_stop_strings_end_an_answer_and_are_cut_off(generator, tokenizer):
     assert stop not in tokenizer.decode(cut.tokens[:-1])
 
 
-def test_stop_strings_end_where_they_do_in_transformers(generator, model, tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def peer(model, tokenizer, tmp_path_factory):
+    """transformers' `generate` of the same model: new tokens, and the beams' scores."""
     import torch
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     from biomedlm_jax.interop.huggingface import export_hf
 
-    export_hf(model, tokenizer, tmp_path / "hf")
-    peer = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
-    words = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    folder = export_hf(model, tokenizer, tmp_path_factory.mktemp("peer") / "hf")
+    theirs = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+    words = AutoTokenizer.from_pretrained(folder)
+
+    def answer(prompt, stops, **options):
+        out = theirs.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, stop_strings=list(stops),
+            tokenizer=words, pad_token_id=0, return_dict_in_generate=True, output_scores=True,
+            **options,
+        )  # fmt: skip
+        scores = getattr(out, "sequences_scores", None)
+        rows = [row[len(prompt) :] for row in out.sequences.tolist()]
+        return rows, None if scores is None else scores.tolist()
+
+    return answer
+
+
+def test_stop_strings_end_where_they_do_in_transformers(generator, tokenizer, peer):
     prompt = tokenizer.encode(TEXTS[1]).ids
     (whole,) = generator.answers([prompt], Options(max_new_tokens=20))[0]
     for stop in (whole.text[3:5], whole.text[6:10]):
-        out = peer.generate(
-            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, stop_strings=[stop],
-            tokenizer=words, pad_token_id=0,
-        )  # fmt: skip
         (ours,) = generator.answers([prompt], Options(max_new_tokens=20, stop=(stop,)))[0]
-        assert ours.tokens == out[0, len(prompt) :].tolist()
+        assert ours.tokens == peer(prompt, [stop])[0][0]
+
+
+def test_a_stop_string_may_begin_in_the_prompt_as_in_transformers(generator, tokenizer, peer):
+    prompt = tokenizer.encode(TEXTS[1]).ids
+    (whole,) = generator.answers([prompt], Options(max_new_tokens=20))[0]
+    stop = TEXTS[1][-2:] + whole.text[:2]
+    options = Options(max_new_tokens=20, stop=(stop,))
+    (ours,) = generator.answers([prompt], options)[0]
+    assert ours.tokens == peer(prompt, [stop])[0][0]
+    assert ours.text == whole.text[: len(ours.text)]
+    (inside,) = generator.answers([prompt], options, stops_span=False)[0]
+    assert inside.tokens == whole.tokens
+
+
+def test_beams_end_at_stop_strings_as_in_transformers(generator, tokenizer, peer):
+    prompt = tokenizer.encode(TEXTS[1]).ids
+    (whole,) = generator.answers([prompt], Options(max_new_tokens=20, beams=3))[0]
+    ended = 0
+    for stops in ((whole.text[3:5],), (whole.text[6:8], "e"), ("a",)):
+        for more in ({}, {"length_penalty": -0.5}, {"early_stopping": True, "samples": 3}):
+            options = Options(max_new_tokens=20, beams=3, stop=stops, **more)
+            (ours,) = generator.answers([prompt], options)
+            theirs = {**more, "num_return_sequences": more.get("samples", 1), "num_beams": 3}
+            theirs.pop("samples", None)
+            rows, scores = peer(prompt, stops, **theirs)
+            for one, row, score in zip(ours, rows, scores, strict=True):
+                assert row[: len(one.tokens)] == one.tokens
+                assert set(row[len(one.tokens) :]) <= {0, 279}  # their padding
+                assert one.score == pytest.approx(score, rel=2e-5)
+                ended += len(one.tokens) < 20
+    assert ended > 5
+
+
+def forced(generator, monkeypatch, rows):
+    """Let the decoder return these rows."""
+    from biomedlm_jax.generation import decoding
+
+    decoded = decoding.Decoded([[row] for row in rows], 1.0, 1.0, 1, (len(rows), 16, 16))
+    monkeypatch.setattr(decoding, "decode", lambda *arguments, **options: decoded)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "expected"),
+    [
+        ("the drug<|sep|>", ("<|sep|>",), "the drug"),
+        ("the<|sep|> drug<|sep|>", ("g<|sep|>",), "the dru"),
+        ("the<|sep|> drug", (" d",), "the"),
+        ("the<|sep|> drug", ("ep|> ",), "the"),
+        ("a drugs", ("rug", "drugs"), "a d"),  # the harness's rule: one after the other
+        ("a drugs", ("drugs", "rug"), "a "),
+        ("the<|sep|> drug", (), "the drug"),
+    ],
+)
+def test_texts_are_cut_at_stop_strings_and_have_no_special_tokens(
+    model, tokenizer, monkeypatch, text, stops, expected
+):
+    from tokenizers import Tokenizer
+
+    with_marker = Tokenizer.from_str(tokenizer.to_str())
+    with_marker.add_special_tokens(["<|sep|>"])
+    config = dataclasses.replace(model.config, vocab_size=281, eos_token_id=279)
+    one = Generator(GPT2(config, key=jax.random.key(0)), with_marker)
+    row = with_marker.encode(text, add_special_tokens=False).ids
+    forced(one, monkeypatch, [row])
+    ((answer,),) = one.answers([[5]], Options(max_new_tokens=16, stop=stops))
+    assert answer.text == expected
+
+
+def test_a_special_token_stops(model, tokenizer, generator):
+    prompt = tokenizer.encode(TEXTS[0]).ids
+    (whole,) = generator.answers([prompt], Options(max_new_tokens=12))[0]
+    from tokenizers import AddedToken, Tokenizer
+
+    special = Tokenizer.from_str(tokenizer.to_str())
+    third = tokenizer.id_to_token(whole.tokens[3])
+    special.add_special_tokens([AddedToken(third, special=True, normalized=False)])
+    assert special.token_to_id(third) == whole.tokens[3]
+    stop = tokenizer.decode([whole.tokens[3]])
+    options = Options(max_new_tokens=12, stop=(stop,))
+    (cut,) = Generator(model, special).answers([prompt], options)[0]
+    assert len(cut.tokens) <= 4
+    assert stop not in cut.text
 
 
 def test_streamed_pieces_make_the_whole_answer(generator, tokenizer):

@@ -21,7 +21,6 @@ from biomedlm_jax.model.gpt2 import GPT2Config
         ({"top_k": 5}, "it needs a temperature above 0"),
         ({"length_penalty": 2.0}, "it needs at least 2 beams"),
         ({"beams": 3, "temperature": 1.0}, "beam search does not sample"),
-        ({"beams": 3, "stop": ("x",)}, "beams=3 with stop"),
         ({"samples": 3}, "all would be equal"),
         ({"samples": 3, "beams": 2}, "as many answers as beams"),
         (

@@ -27,7 +27,8 @@ def ours(case, **fields):
     padded = np.concatenate([np.full((6, 4), -1), history, np.full((6, 8), -1)], 1).astype("i4")
     strategy = Strategy(**{"ends": ENDS, **fields})
     lengths = np.full(6, 20, np.int32)
-    result = process(strategy, jnp.asarray(scores), jnp.asarray(padded), 24, lengths, jnp.int32(7))
+    rules, history = strategy.rules(), jnp.asarray(padded)
+    result = process(rules, jnp.asarray(scores), history, 24, lengths, jnp.int32(7))
     return np.asarray(result)
 
 
@@ -77,6 +78,8 @@ def test_processors_change_something(case):
         {"temperature": 0.7},
         {"temperature": 1.0, "top_k": 5},
         {"temperature": 1.0, "top_k": 100},
+        {"temperature": 1.0, "top_k": 1},
+        {"temperature": 1.0, "top_k": 200},
         {"temperature": 2.0, "top_p": 0.8},
         {"temperature": 1.0, "top_p": 0.01},
         {"temperature": 1.0, "min_p": 0.1},
@@ -92,8 +95,24 @@ def test_warpers_are_those_of_transformers(case, fields):
         chain.append(peers.TopPLogitsWarper(fields["top_p"]))
     if "min_p" in fields:
         chain.append(peers.MinPLogitsWarper(fields["min_p"]))
-    result = np.asarray(warp(Strategy(**fields), jnp.asarray(case[0])))
+    result = np.asarray(warp(Strategy(**fields).rules(), jnp.asarray(case[0])))
     np.testing.assert_allclose(result, theirs(case, *chain), rtol=1e-5)
+
+
+def test_a_bad_word_that_is_an_end_token_has_no_effect_as_in_transformers(case):
+    words = [[3], [39], [5, 39], [17]]
+    result = ours(case, bad_words=tuple(map(tuple, words)))
+    expected = theirs(case, peers.NoBadWordsLogitsProcessor(words, torch.tensor(ENDS)))
+    np.testing.assert_array_equal(result, expected)
+    assert np.isfinite(result[:, 17]).all()
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 130, 200, 300])
+def test_a_top_k_of_any_size_keeps_the_tokens_of_transformers(top_k):
+    scores = np.random.default_rng(1).normal(0, 3, (4, 250)).astype(np.float32)
+    strategy = Strategy(temperature=1.0, top_k=top_k)
+    expected = peers.TopKLogitsWarper(top_k)(None, torch.from_numpy(scores)).numpy()
+    np.testing.assert_array_equal(warp(strategy.rules(), jnp.asarray(scores)), expected)
 
 
 def test_samples_have_the_models_probabilities():
