@@ -305,8 +305,9 @@ def _advance(decoder: Decoder, rules: Rules, stops_SxV, state: State) -> State:
     chosen_B = choose(rules, scores_BxV, state.keys, step).astype(jnp.int32)
     chosen_B = jnp.where(state.done, -1, chosen_B)
     history = jax.lax.dynamic_update_slice_in_dim(state.history, chosen_B[:, None], end, axis=1)
+    after = step + 1
     done_B = state.done | is_end(chosen_B, rules.ends)
     if state.stop is not None:
         after_B = stops_SxV[state.stop, jnp.maximum(chosen_B, 0)]
         changed["stop"], done_B = after_B >> 1, done_B | (after_B & 1 == 1)
-    return dataclasses.replace(state, **changed, history=history, step=step + 1, done=done_B)
+    return dataclasses.replace(state, **changed, history=history, step=after, done=done_B)

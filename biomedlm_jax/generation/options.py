@@ -117,6 +117,9 @@ class Options(Strategy, Beams):
                 words += [tuple(spelling.ids) for spelling in both]
             else:
                 words.append(word)
+        if unknown := [word for word in words if max(word, default=0) >= config.vocab_size]:
+            expected = f"expected ids up to {config.vocab_size - 1}"
+            raise ValueError(f"got bad_words with the ids {unknown[0]}; {expected}")
         ends = self.ends or config.end_ids
         return self.part(Strategy, bad_words=tuple(words), ends=ends)
 

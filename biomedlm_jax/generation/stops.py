@@ -28,7 +28,7 @@ def stop_table(strings: Sequence[str], tokens: Sequence[bytes]) -> np.ndarray:
     hits_VxS = np.zeros(states_VxS.shape, bool)
     lengths = np.array([len(token) for token in tokens])
     for place in range(lengths.max(initial=0)):
-        ids = np.flatnonzero(lengths > place)
+        ids = np.flatnonzero(lengths > place).tolist()
         read = np.array([tokens[i][place] for i in ids])
         states_VxS[ids] = next_Sx256[states_VxS[ids], read[:, None]]
         hits_VxS[ids] |= ends_S[states_VxS[ids]]

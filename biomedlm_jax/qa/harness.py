@@ -9,6 +9,7 @@ command line is called through this module:
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,10 @@ KNOWN -= {"num_return_sequences", "stop_strings", "max_new_tokens", "seed"}
 @register_model("biomedlm")
 class Harness(TemplateLM):
     """For `lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)`, as the `hf` backend.
+
+    Answers are those of the `hf` backend at batch size 1: in its batches a row goes on until all
+    have stopped. With num_beams each beam ends at its own stop sequence, as in transformers; that
+    backend ends all of them when the best one has it.
 
     `batch_tokens` bound a batch that is scored, `batch_size` prompts are continued together; no
     answer depends on them. `seed` and a request's place decide its samples. `generation_config`
@@ -328,6 +333,8 @@ def evaluate_tasks(
         model, tokenizer = load(models[0], mesh=mesh, **execution)
         assert tokenizer is not None  # checked above
         run: Any = simple_evaluate  # its decorator hides its parameters from type checkers
+        # lm-eval forks to bootstrap an interval, which may deadlock the threads of JAX.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         config = read_generation_config(models[0])
         harness = Harness(model, tokenizer, batch_tokens=batch_tokens, generation_config=config)
         tracker = EvaluationTracker()

@@ -185,4 +185,6 @@ def test_bad_words_are_banned_with_and_without_a_space():
     strategy = Options(bad_words=("drug",)).strategy(config, tokenizer)
     spelled = [tokenizer.decode(list(word)) for word in strategy.bad_words]
     assert spelled == ["drug", " drug"]
+    with pytest.raises(ValueError, match=r"the ids \(3, 262\); expected ids up to 261"):
+        Options(bad_words=((3, 262),)).strategy(config, tokenizer)
     assert strategy.ends == (261,)

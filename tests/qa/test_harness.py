@@ -78,7 +78,7 @@ TEXTS = ["{{question}}", "Q: {{question}} A:", "{{options[0]}}, {{question}} of"
 SETTINGS = [
     {"until": ["\n"], "max_gen_toks": 8},
     {"until": ["a", "in"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.7},
-    {"until": ["<|endoftext|>"], "max_gen_toks": 8, "num_beams": 3, "repetition_penalty": 1.2},
+    {"until": ["<|endoftext|>"], "max_gen_toks": 8, "repetition_penalty": 1.2},
 ]
 COT = """
 task: reasoned
@@ -198,9 +198,8 @@ def tasks(tmp_path_factory):
     (folder / "questions.yaml").write_text(TASK.format(name="own_questions", file=file))
     for number, (shown, settings) in enumerate(zip(TEXTS, SETTINGS, strict=True)):
         named = {"text": shown, "file": file, "settings": json.dumps(settings)}
-        choice = TASK.replace(
-            "Question: {{{{question}}}}\\nAnswer:", shown.replace("{", "{{").replace("}", "}}")
-        )
+        escaped = shown.replace("{", "{{").replace("}", "}}")
+        choice = TASK.replace("Question: {{{{question}}}}\\nAnswer:", escaped)
         kinds = {"choice": choice, "likelihood": LIKELIHOODS, "rolling": ROLLING}
         kinds["generated"] = GENERATED
         for kind, template in kinds.items():
@@ -270,7 +269,11 @@ def test_three_tasks_of_each_request_type_are_those_of_the_hf_backend(
                 np.testing.assert_allclose(ours["resps"], other["resps"], atol=1e-4)
             else:
                 assert_equal_answers(ours["filtered_resps"], other["filtered_resps"])
-        assert got["results"][name] == pytest.approx(expected["results"][name], rel=1e-4)
+        figures, reference = (
+            {n: v for n, v in r["results"][name].items() if not isinstance(v, str)}
+            for r in (got, expected)
+        )
+        assert figures == pytest.approx(reference, rel=1e-4)
     assert len({row["resps"][0][0] for row in got["samples"]["generated_1"]}) > 2
 
 
@@ -384,11 +387,11 @@ def test_a_text_ends_before_its_first_stop_sequence(ours):
     "settings",
     [
         {"num_beams": 4, "length_penalty": -0.5, "early_stopping": True},
-        {"num_beams": 3, "until": ["a", "\x0b"]},
+        {"num_beams": 3, "min_length": 20},
         {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
         {"min_new_tokens": 6, "until": ["e"]},
-        {"bad_words_ids": [[102], [7, 8], [299]]},
-        {"eos_token_id": [102, 299]},
+        {"bad_words_ids": [[102], [7, 8], [297]]},
+        {"eos_token_id": [102, 297]},
         {"do_sample": False, "temperature": 0.7, "top_k": 5, "top_p": 0.5},
         {"temperature": 0.0},
         {"until": ["r", "pirin"]},
@@ -410,13 +413,15 @@ def test_generation_settings_have_the_texts_of_the_hf_backend(ours, one_by_one, 
         {"max_new_tokens": 3},
         {"do_sample": True, "temperature": 0.5, "top_p": 0.9},
         {"repetition_penalty": 5.0, "max_length": 9},
-        {"eos_token_id": [102, 299]},
+        {"eos_token_id": "\x0c"},
     ],
     ids=str,
 )
 def test_a_checkpoints_generation_config_applies_as_in_the_hf_backend(
-    exported, tmp_path, entries, one_by_one
+    exported, tokenizer, tmp_path, entries, one_by_one
 ):
+    if "eos_token_id" in entries:
+        entries = {"eos_token_id": [297, *tokenizer.encode(entries["eos_token_id"]).ids]}
     folder = tmp_path / "model"
     shutil.copytree(exported, folder)
     file = folder / "generation_config.json"
@@ -577,8 +582,9 @@ made = Dataset.from_list([row] * 5)
 cache = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "allenai___sciq", "default", "0.0.0", "ab")
 for split in ("train", "validation", "test"):
     made.to_parquet(cache.parent / f"{split}.parquet")
-source = {split: str(cache.parent / f"{split}.parquet") for split in ("train", "validation", "test")}
-builder = datasets.load_dataset_builder("parquet", data_files=source, cache_dir=str(cache.parents[3] / "own"))
+files = {split: str(cache.parent / f"{split}.parquet") for split in ("train", "validation", "test")}
+own = str(cache.parents[3] / "own")
+builder = datasets.load_dataset_builder("parquet", data_files=files, cache_dir=own)
 builder.download_and_prepare()
 import shutil
 shutil.copytree(builder.cache_dir, cache)
@@ -674,7 +680,7 @@ def test_shots_and_chosen_questions(exported, tasks, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--harness_tasks=nothing", "--harness_directory={tasks}"], "has own_questions"),
+        (["--harness_tasks=nothing", "--harness_directory={tasks}"], "own_questions, "),
         (["--harness_tasks=own_questions", "--harness_directory=nowhere"], "no directory"),
         (["--harness_tasks=own_questions"], "lm-eval has no such task"),
         (["--harness_tasks=own_questions", "--shots=3"], "--shots with --harness_tasks"),
