@@ -66,7 +66,6 @@ KNOWN = {"do_sample", *RENAMED, *NAMES - {*RENAMED.values()}}
 KNOWN -= {"num_return_sequences", "stop_strings", "max_new_tokens", "seed"}
 
 
-@register_model("biomedlm")
 class Harness(TemplateLM):
     """For `lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)`, as the `hf` backend.
 
@@ -262,6 +261,9 @@ class Harness(TemplateLM):
     def _generator(self) -> Generator:
         """The model laid out for decoding: a copy, made when a task first generates."""
         return Generator(self._model, self._tokens)
+
+
+register_model("biomedlm")(Harness)  # as a decorator it would hide the parameters
 
 
 def shared_prefixes(
