@@ -58,16 +58,16 @@ def test_the_cache_has_exactly_its_size_and_is_updated_in_place(pairs, prompts_o
     config = decoder.config
     tokens, lengths = decoding.align(prompts_of(*(9, 12)[:rows]), rows=rows)
     keys = decoding.row_keys(0, np.arange(rows), 1)
-    state = decoding._begin(decoder, tokens, lengths, np.zeros(rows, bool), keys, 32)
+    state = decoding._begin(decoder, tokens, lengths, np.zeros(rows, bool), keys, None, 32)
     buffers = jax.tree.leaves(state.cache)
     assert sum(b.nbytes for b in buffers) == rows * cache_bytes(config, 16 + 32)
     assert cache_bytes(config, 48) == 2 * config.layers * 48 * config.width * 4
     where = [b.unsafe_buffer_pointer() for b in buffers]
-    after = decoding._loop(decoder, state, 30, Strategy())
+    after = decoding._loop(decoder, state, 30, Strategy().rules(), None)
     assert all(b.is_deleted() for b in buffers), "the loop did not take the cache's buffers"
     assert [b.unsafe_buffer_pointer() for b in jax.tree.leaves(after.cache)] == where
     # All that the compiled loop allocates beside its arguments is less than one layer's cache.
-    compiled = decoding._loop.lower(decoder, after, 30, Strategy()).compile()
+    compiled = decoding._loop.lower(decoder, after, 30, Strategy().rules(), None).compile()
     memory, total = compiled.memory_analysis(), rows * cache_bytes(config, 48)
     assert memory.alias_size_in_bytes >= total
     assert memory.temp_size_in_bytes < total / config.layers

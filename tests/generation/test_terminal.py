@@ -23,7 +23,7 @@ NONE = {"prompt": None, "prompts": None, "score": None, "out": None, "html": Non
 )
 def test_contradicting_flags_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        terminal.check_flags(SimpleNamespace(**{**NONE, **flags}))
+        terminal.check_flags(SimpleNamespace(**{**NONE, **flags}), {})
 
 
 def test_an_invalid_prompt_does_not_end_the_session(monkeypatch, capsys):
