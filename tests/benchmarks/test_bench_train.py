@@ -52,6 +52,7 @@ def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monk
     assert "alternating in blocks" not in out
 
 
+@pytest.mark.slow
 def test_each_side_is_measured_in_its_own_process(config, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     options = {"rounds": 2, "steps": 1, "blocks": 1, "profile": str(tmp_path / "trace")}

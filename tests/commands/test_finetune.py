@@ -89,6 +89,7 @@ def test_ctrl_c_saves(world, tmp_path):
     assert errors.splitlines()[-1] == "biomedlm finetune: interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["questions", "text"])
 def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]

@@ -6,6 +6,7 @@ from biomedlm_jax.qa.statistics import compare
 from biomedlm_jax.quickstart.effect import as_text
 
 
+@pytest.mark.slow
 def test_the_paired_test_is_the_one_on_the_written_answers(tour):
     figures, out = tour
     pretrained, random = figures["effect"]
@@ -20,6 +21,7 @@ def test_the_paired_test_is_the_one_on_the_written_answers(tour):
     )
 
 
+@pytest.mark.slow
 def test_both_finetuned_models_can_be_loaded(tour):
     _, out = tour
     for name in ("finetuned", "finetuned-random"):
@@ -27,6 +29,7 @@ def test_both_finetuned_models_can_be_loaded(tour):
         assert (model.kind, head.row_format) == ("choice", "paper")
 
 
+@pytest.mark.slow
 def test_the_text_states_both_accuracies_and_their_difference(tour):
     summaries = tour[0]["effect"]
     text = as_text(summaries)

@@ -6,6 +6,7 @@ from biomedlm_jax.qa.tasks import find_task, read_questions
 from biomedlm_jax.quickstart.tour import CONTENTS, take_tour
 
 
+@pytest.mark.slow
 def test_the_tour_writes_what_it_lists_and_a_summary(tour):
     figures, out = tour
     assert json.loads((out / "summary.json").read_text()) == figures
