@@ -81,7 +81,7 @@ def test_on_a_gpu_the_processes_of_the_sides_alternate(config, monkeypatch):
     result = bench_train.measure(config, **options)
     assert started == [
         ("biomedlm_jax", "auto", 6, None),
-        (PEER, "bfloat16", 6, None),  # as ours was: its process does not see the GPU through jax
+        (PEER, "bfloat16", 6, None),  # as ours was: jax has no GPU in its process
         ("biomedlm_jax", "bfloat16", 6, "trace"),
         (PEER, "bfloat16", 6, None),
     ]
