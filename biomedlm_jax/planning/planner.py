@@ -27,13 +27,13 @@ from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.metrics import flops_per_token
 from biomedlm_jax.training.pretrain import PretrainSettings, config_of_rows
 
-# Assumed, not measured: the share of the peak that attention kernels reach.
+# Assumption, not a measurement: attention kernels reach this fraction of the peak.
 KERNEL_EFFICIENCY = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One compiled mesh: the compiler's figures and estimates, or why there are none."""
+    """One compiled mesh: its figures and estimates, or the reason why there are none."""
 
     mesh: dict[str, int]
     change: dict[str, int | str]  # config values that differ from the plan's config

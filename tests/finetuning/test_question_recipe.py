@@ -49,9 +49,7 @@ def lora_run(world, question_config, lora, tmp_path_factory):
     return run, finetune(question_config(**lora), world / "base", run)
 
 
-@pytest.mark.parametrize(
-    "name", ["question_run", pytest.param("lora_run", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["question_run", pytest.param("lora_run", marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_bit_for_bit(
     name, world, question_config, lora, interrupt, records, trained, assert_same, request, tmp_path
 ):
