@@ -5,11 +5,10 @@
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
 
-`train` times a training step against transformers with torch's AdamW, `decode` generation against
-transformers' generate, `tokens` the building of token rows against the tokenizer alone, and
-`questions` scoring against lm-evaluation-harness and fine-tuning against torch. On a GPU, `train`
-runs each side in processes of its own; with --profile=DIR it lists this library's longest kernels.
-The peers need the extras `hf` and `harness`, and accelerate.
+`train` times a training step against transformers with torch's AdamW, on a GPU with new processes
+for each side; `decode` times generation against transformers' generate; `tokens` the building of
+token rows against the tokenizer alone; `questions` scoring against lm-evaluation-harness and
+fine-tuning against torch. The peers need the extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
@@ -40,7 +39,7 @@ for name, default, meaning in (
     FLAGS.define(name, default, meaning, kind=int, least=1)
 PEERS = ["torch sdpa", "torch sdpa fused"]
 FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'.")
-FLAGS.define("profile", None, "train: directory to write a trace of this library's steps to.")
+FLAGS.define("profile", None, "train: directory for a trace; the longest kernels are printed.")
 FLAGS.define_sizes("batch_sizes", (1, 8, 16), "decode: batch sizes of greedy decoding.")
 FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
 FLAGS.define_text("tokens: ")

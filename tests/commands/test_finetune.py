@@ -74,6 +74,7 @@ def start(words, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves(world, tmp_path):
     run = tmp_path / "run"
     process = start(command("text", world, run, **{"training.epochs": 4_000}))

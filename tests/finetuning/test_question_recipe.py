@@ -117,6 +117,7 @@ def class_run(world, question_config, tmp_path_factory):
     return run, finetune(config, world / "base", run)
 
 
+@pytest.mark.slow
 def test_classes_are_learnt_and_accumulated(class_run):
     run, result = class_run
     assert result["dev_accuracy"] == 100
@@ -149,6 +150,7 @@ def test_a_head_of_something_else_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_vocabulary_with_these_tokens_is_refused(question_config, text_run, tmp_path):
     with pytest.raises(ValueError, match=r"has \[PAD\] already"):
         finetune(question_config(), text_run[0], tmp_path / "run")
