@@ -126,6 +126,7 @@ def test_classes_are_learnt_and_accumulated(class_run):
     assert tuned.config.vocab_size == tokenizer.get_vocab_size() == 305
 
 
+@pytest.mark.slow
 def test_a_head_of_something_else_is_refused(
     world, question_config, question_run, class_run, write_classes, tmp_path
 ):
@@ -150,7 +151,6 @@ def test_a_head_of_something_else_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_a_vocabulary_with_these_tokens_is_refused(question_config, text_run, tmp_path):
     with pytest.raises(ValueError, match=r"has \[PAD\] already"):
         finetune(question_config(), text_run[0], tmp_path / "run")
