@@ -44,7 +44,7 @@ MESSAGES = {
 
 
 def overview() -> str:
-    """Return the list of commands, one line each: the first of their docstrings."""
+    """Return the list of commands, each with the first line of its docstring."""
     width = max(map(len, COMMANDS))
     lines = ["biomedlm: BioMedLM in JAX. Usage: biomedlm COMMAND [--flags]", ""]
     for name in COMMANDS:

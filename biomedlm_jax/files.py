@@ -193,7 +193,7 @@ def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overw
 def atomic_directory(
     path: str | Path, *, replaceable: Callable[[Path], bool], overwrite: bool
 ) -> Iterator[Path]:
-    """Yield a new, empty directory that takes the place of `path` when the block succeeds.
+    """Yield a new, empty directory that replaces `path` when the block succeeds.
 
     After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. A symbolic link
     stays; the directory it points to is replaced. The leftovers of killed processes are removed.

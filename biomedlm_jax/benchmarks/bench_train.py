@@ -121,7 +121,7 @@ def check_peer(name: str) -> None:
 
 
 def device_of(config: ModelConfig) -> dict[str, str]:
-    """Return the device, dtype and attention kernel of our side in this process."""
+    """Return the device, dtype and attention kernel of this library in this process."""
     return {
         "device_kind": jax.devices()[0].device_kind,
         "dtype": np.dtype(config.dtype).name,
@@ -214,7 +214,7 @@ def _on_gpu() -> bool:
 
 
 def _in_blocks(config: ModelConfig, names, blocks: int, *, profile: str | None, **options):
-    """Time each side in a process of its own, in turn; this process stays off the GPU."""
+    """Time each side in a process of its own, in turn; this process does not use the GPU."""
     timings, about, profiled = {}, {}, None
     for block in range(blocks):
         for name in names:

@@ -160,7 +160,7 @@ def plan(
 
 
 def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConfig]:
-    """The changed settings, and the model's; token rows are read only for what these leave out."""
+    """Return the changed settings and the model's, from token rows where the settings are unset."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     settings = read_settings(PretrainSettings, config.to_dict())
