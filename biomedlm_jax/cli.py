@@ -1,8 +1,8 @@
-"""`biomedlm COMMAND [--flags]`: the list of commands, each imported only when it is called.
+"""`biomedlm COMMAND [--flags]`: import and run one of the commands.
 
 A command is a file in `commands/` with a docstring, its own `FLAGS` (an absl `FlagValues`, so that
-`--help` prints that command's flags and no library's), and `run(flags)`. Bad input ends as one line
-on standard error and exit code 2; BIOMEDLM_TRACEBACK=1 in the environment raises it instead.
+`--help` prints that command's flags and no library's), and `run(flags)`. Bad input prints one
+line on standard error and exits with code 2; BIOMEDLM_TRACEBACK=1 prints the traceback instead.
 """
 
 import ast
@@ -19,7 +19,7 @@ COMMANDS = (
     *("finetune", "evaluate", "generate", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
 )
 
-# Errors that bad input causes. Any other is a defect of this library and keeps its traceback.
+# Errors that bad input causes. Others are defects of this library; their traceback is printed.
 INPUT_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -44,7 +44,7 @@ MESSAGES = {
 
 
 def overview() -> str:
-    """Return the list of commands, one line each: the first of their docstrings."""
+    """Return the list of commands, each with the first line of its docstring."""
     width = max(map(len, COMMANDS))
     lines = ["biomedlm: BioMedLM in JAX. Usage: biomedlm COMMAND [--flags]", ""]
     for name in COMMANDS:
@@ -84,7 +84,7 @@ def _run(argv: list[str]) -> int:
     try:
         _parse(command, name, arguments)
     except Exception as error:  # absl and ml_collections raise many types while they parse
-        return _fail(name, flag_message(error), error)
+        return _fail(name, reword_flag_error(error), error)
     try:
         command.run(command.FLAGS)
     except INPUT_ERRORS as error:
@@ -127,7 +127,7 @@ def _parse(command, name: str, arguments: list[str]) -> None:
         flag, equals, path = argument.partition("=")
         path = path if equals else following
         if path.startswith(BUCKETS):
-            fix = "mount the bucket, and give the path under which it is mounted"
+            fix = "mount the bucket and give the path of the mount"
             raise ValueError(f"got {flag}={path}; expected a path of a file system: {fix}")
         if flag.lstrip("-") == "config" and not os.path.isfile(path.partition(":")[0]):
             raise FileNotFoundError(f"no such config file: {path or 'the path is empty'}")
@@ -141,8 +141,8 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     flags.FLAGS(sys.argv[:1])
 
 
-def flag_message(error: Exception) -> str:
-    """Return the message of an error of absl or ml_collections, in this library's words."""
+def reword_flag_error(error: Exception) -> str:
+    """Return a one-line message for a flag error of absl or ml_collections."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)

@@ -1,6 +1,6 @@
-"""Read and write files: JSON, JSON lines, and directories that appear whole or not at all.
+"""Read and write files: JSON, JSON lines, and directories that are written atomically.
 
-Everything here is the only implementation in the package.
+The package has no other implementation of these.
 """
 
 import bz2
@@ -19,7 +19,7 @@ import sys
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -137,6 +137,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def write_jsonl(path: str | Path, rows: Iterable[Any], **options: Any) -> None:
+    """Write one JSON value per line, as `write_text` does; `options` are those of `json.dumps`.
+
+    Raises ValueError for NaN and infinity, which are not JSON; the file is unchanged then.
+    """
+    lines = [json.dumps(row, allow_nan=False, **options) + "\n" for row in rows]
+    write_text(path, "".join(lines))
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8 in one step: a crash leaves the old content or the new one.
 
@@ -160,8 +169,8 @@ def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overw
     """Raise if `atomic_directory` would refuse to write `path`; call it before any work.
 
     Args:
-      replaceable: whether the non-empty directory it is given is of the kind to be written, so
-        that `overwrite` may replace it.
+      replaceable: returns whether `overwrite` may replace the non-empty directory that it is
+        given, because that is of the kind to be written.
 
     Raises:
       NotADirectoryError: `path` is a file.
@@ -184,10 +193,10 @@ def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overw
 def atomic_directory(
     path: str | Path, *, replaceable: Callable[[Path], bool], overwrite: bool
 ) -> Iterator[Path]:
-    """Yield a new, empty directory that takes the place of `path` when the block succeeds.
+    """Yield a new, empty directory that replaces `path` when the block succeeds.
 
     After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. A symbolic link
-    stays; the directory it points to is replaced. What a killed process left behind is removed.
+    stays; the directory it points to is replaced. The leftovers of killed processes are removed.
 
     Raises what `check_output` raises, before the block and again after it: another process may
     have written `path` in the meantime.
@@ -214,7 +223,7 @@ def atomic_directory(
 
 @contextlib.contextmanager
 def _scratch_directory(path: Path) -> Iterator[None]:
-    """Make a directory, lock it so that no other machine takes it for a leftover, and remove it."""
+    """Make a directory, and remove it after the block; its lock marks it as in use."""
     path.mkdir()
     lock = _lock(path)
     try:
@@ -331,7 +340,7 @@ def _decompressed(file: BufferedReader, path: Path) -> BinaryIO:
 
 
 class _Stream(io.RawIOBase):
-    """A file whose bytes are those of the `blocks` in order."""
+    """A readable file of the `blocks` in order."""
 
     def __init__(self, blocks: Iterator[bytes]):
         self._blocks, self._rest = blocks, memoryview(b"")

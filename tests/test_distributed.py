@@ -103,6 +103,7 @@ def reference(dataset, tmp_path_factory) -> list[float]:
     return losses(run)
 
 
+@pytest.mark.slow
 def test_four_processes_train_as_one(dataset, tmp_path, reference):
     started = start(4, dataset, tmp_path / "run")
     texts = ended(started, within=240)
@@ -111,6 +112,7 @@ def test_four_processes_train_as_one(dataset, tmp_path, reference):
     np.testing.assert_allclose(losses(tmp_path / "run"), reference, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_train_as_one_and_if_one_dies_the_other_ends_and_leaves_the_checkpoint(
     dataset, tmp_path, reference
 ):

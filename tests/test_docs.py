@@ -22,13 +22,13 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     lines += [code.replace("\n", " ") for code in re.findall(r"`([^`]+)`", without_blocks)]
-    found = []
+    calls = []
     for line in lines:
         for call in re.split(r"&&|;", line):
             start = re.search(r"(?:^|[\s/])(biomedlm [a-z-]+|scripts/\S+\.s\w+)(?=\s|$)", call)
             if start:
-                found.append(shlex.split(call[start.start(1) :], comments=True))
-    return found
+                calls.append(shlex.split(call[start.start(1) :], comments=True))
+    return calls
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -34,6 +34,7 @@ def biomedlm(place: Path, *arguments: str, code: int = 0) -> subprocess.Complete
     return done
 
 
+@pytest.mark.slow
 def test_from_text_to_transformers(place):
     transformers = pytest.importorskip("transformers", reason="transformers is in the extra `dev`")
     torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
@@ -64,8 +65,7 @@ def test_from_text_to_transformers(place):
         expected = theirs(torch.tensor([ids])).logits.numpy()
     np.testing.assert_allclose(model(np.array([ids])), expected, atol=1e-4)
 
-
-def test_nothing_is_overwritten_unasked(place):
+    # Nothing is overwritten unless --overwrite is given.
     done = biomedlm(place, "export-hf", "--model=run", "--out=release", code=2)
     assert len(done.stderr.strip().splitlines()) == 1
     assert "release" in done.stderr

@@ -24,6 +24,7 @@ from biomedlm_jax.files import (
     read_lines,
     recover_directory,
     write_json,
+    write_jsonl,
     write_text,
 )
 
@@ -72,6 +73,20 @@ def test_a_value_that_is_not_json_leaves_the_old_file(tmp_path, value):
         write_json(path, {"a": value})
     assert read_json(path) == {"a": 1}
     assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("options", [{}, {"ensure_ascii": False}])
+def test_jsonl_has_one_value_a_line_and_no_nan(tmp_path, options):
+    path, rows = tmp_path / "new" / "a.jsonl", [{"a": "line\nbreak \u2028 µ"}, {}, {"b": [1.5]}]
+    write_jsonl(path, iter(rows), **options)
+    assert path.read_bytes().count(b"\n") == 3
+    assert [row for _, row in read_jsonl(path)] == rows
+    assert ("µ" in path.read_text(encoding="utf-8")) == bool(options)
+    with pytest.raises(ValueError, match="JSON"):
+        write_jsonl(path, [{}, {"a": float("nan")}])
+    assert [row for _, row in read_jsonl(path)] == rows
+    write_jsonl(path, [])
+    assert path.read_bytes() == b""
 
 
 def test_write_text_is_atomic_and_keeps_links(tmp_path, monkeypatch):

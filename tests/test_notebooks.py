@@ -75,6 +75,7 @@ def test_its_outputs_are_small_and_name_no_directory_of_the_machine(notebook, pa
         assert absolute == []
 
 
+@pytest.mark.slow
 def test_it_runs(notebook, path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is in the extra `dev`")
     pytest.importorskip("ipykernel", reason="ipykernel is in the extra `dev`")

@@ -1,6 +1,6 @@
-"""Benchmark of decoding against transformers' `generate`, weights and prompts equal.
+"""Benchmark of decoding against transformers' `generate`, with equal weights and prompts.
 
-Rounds alternate, so that load affects both sides. No sequence ends early on either side.
+Rounds alternate, so that load affects both sides. Sequences do not end early on either side.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ def measure(
     rounds: int = 3,
     peers: tuple[str, ...] = ("hf sdpa",),
 ) -> dict[str, Any]:
-    """Return the figures of whole calls, prefill included, over alternating rounds.
+    """Time whole calls, prefill included, in alternating rounds; return the figures.
 
     `peers` name transformers' variants: "hf ATTENTION [static] [compile]" (the latter two are a
     static cache and torch.compile). Greedy for every batch size, and beam search at batch 1 if

@@ -1,8 +1,8 @@
 """Benchmarks on questions: scoring against lm-evaluation-harness, fine-tuning against torch.
 
-All sides answer or learn the same questions with the same model and number of threads. The peer in
-fine-tuning is transformers' model with a linear head and torch's AdamW on the rows of the original
-code: a row per option, padded to the longest of the batch.
+All sides score or are trained on the same questions with the same model and number of threads. The
+peer in fine-tuning is transformers' model with a linear head and torch's AdamW, on the rows of the
+original code: a row per option, padded to the longest of the batch.
 """
 
 import functools
@@ -57,10 +57,10 @@ def measure(
     max_length: int = 512,
     hf_batch_sizes: Sequence[int] = (8,),
 ) -> dict[str, Any]:
-    """Return the figures of the parts on MedQA's questions.
+    """Time scoring and fine-tuning on MedQA's questions; return the figures.
 
     Without a `model`, a random one of 6 layers and width 384 with the vocabulary of `tokenizer` is
-    used. A round scores the first `questions` and learns `steps` batches. `difference` is the
+    used. A round scores the first `questions` and trains on `steps` batches. `difference` is the
     largest one between the numbers of a side's first call and the first side's.
     """
     keep_freed_memory()  # it applies to the peers in this process, too
@@ -143,7 +143,7 @@ def scoring_sides(
 
     plugin = Harness(model, tokenizer)
     return {
-        "score, option": by_score,  # which also scores the options without their question
+        "score, option": by_score,  # it also scores the options without their question
         "harness plug-in": lambda: by(plugin),
         **{f"harness hf, batch {n}": lambda n=int(n): by(hf, n) for n in batch_sizes},
     }
@@ -158,10 +158,10 @@ def tuning_sides(
     batch_size: int,
     max_length: int,
 ) -> Sides:
-    """Return the sides that learn the same batches of questions; a call returns their losses."""
-    grown = Tokenizer.from_str(tokenizer.to_str())
-    added = grown.add_special_tokens(list(ADDED_TOKENS[CHOICE]))
-    prompts = choice_prompts(grown, questions, row_format=PAPER, max_length=max_length).prompts
+    """Return the sides that train on the same batches of questions; a call returns its losses."""
+    extended = Tokenizer.from_str(tokenizer.to_str())
+    added = extended.add_special_tokens(list(ADDED_TOKENS[CHOICE]))
+    prompts = choice_prompts(extended, questions, row_format=PAPER, max_length=max_length).prompts
     labels = [int(question.label or 0) for question in questions]
     shuffle: dict[str, Any] = {"batch_size": batch_size, "multiple": 1, "kind": CHOICE, "seed": 0}
     data = ShuffledQuestions(prompts, labels, **shuffle)

@@ -27,7 +27,7 @@ def measure(
     length: int = 1024,
     rounds: int = 5,
 ) -> dict[str, Any]:
-    """Return MB (10^6 bytes of UTF-8 text) per second and per CPU second of each side.
+    """Time each side; return MB (10^6 bytes of UTF-8 text) per second and per CPU second.
 
     `tokenizer` is a directory or a tokenizer.json. `ratio` is a side's time over that of the build:
     the speed of the build relative to the side. All texts are held in memory.

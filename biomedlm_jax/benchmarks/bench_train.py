@@ -1,8 +1,8 @@
 """Benchmark of a training step: this library against transformers with torch's AdamW.
 
 Both sides train the same model on the same tokens with the same number of threads. On a CPU both
-are in one process and rounds alternate. On a GPU each needs the whole memory, so blocks of rounds
-alternate: a side starts in a process of its own, warms up, is timed and ends; then the other.
+run in one process and rounds alternate. On a GPU each needs the whole memory, so blocks of rounds
+alternate: a side starts in a process of its own, warms up, is timed and ends; then the next side.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def measure(
     blocks: int | None = None,
     profile: str | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of each side over `rounds` alternating rounds of `steps` steps.
+    """Time each side in `rounds` alternating rounds of `steps` steps; return the figures.
 
     `peers` name PyTorch variants: "torch ATTENTION [fused] [compile]". With `blocks` each side has
     a process of its own in each of so many blocks, and is timed for `rounds` rounds there; None is
@@ -111,7 +111,7 @@ def measure(
 
 
 def check_peer(name: str) -> None:
-    """Raise ValueError unless `name` is that of a peer."""
+    """Raise ValueError unless `name` is the name of a peer."""
     words = name.split()
     if words[:1] != ["torch"] or len(words) < 2 or set(words[2:]) - {"fused", "compile"}:
         raise ValueError(
@@ -121,7 +121,7 @@ def check_peer(name: str) -> None:
 
 
 def device_of(config: ModelConfig) -> dict[str, str]:
-    """Return the device, dtype and attention kernel of our side in this process."""
+    """Return the device, dtype and attention kernel of this library in this process."""
     return {
         "device_kind": jax.devices()[0].device_kind,
         "dtype": np.dtype(config.dtype).name,
@@ -207,21 +207,21 @@ def _torch_side(config: ModelConfig, tokens: np.ndarray, kernel: str, *options: 
 
 
 def _on_gpu() -> bool:
-    """Return whether jax runs on a GPU; in another process, because to ask takes its memory."""
+    """Return whether jax runs on a GPU; checked in another process, as jax reserves its memory."""
     program = "import jax; print(jax.default_backend())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     return done.stdout.split()[-1:] == ["gpu"]
 
 
 def _in_blocks(config: ModelConfig, names, blocks: int, *, profile: str | None, **options):
-    """Time each side in a process of its own, in turn; this process stays off the GPU."""
+    """Time each side in a process of its own, in turn; this process does not use the GPU."""
     timings, about, profiled = {}, {}, None
     for block in range(blocks):
         for name in names:
             timed.progress(f"block {block + 1} of {blocks}: {name}")
             traced = profile if name == OURS and block == blocks - 1 else None
             result = measure_in_process(name, config, profile=traced, **options)
-            if name == OURS:  # a peer's process does not see the GPU through jax
+            if name == OURS:  # jax has no GPU in a peer's process
                 about, profiled = result["about"], result["profile"]
                 config = dataclasses.replace(config, compute_dtype=about["dtype"])
             timing = Timing(**result["timing"])

@@ -1,4 +1,4 @@
-"""The kernels of a step, longest first, from a profile."""
+"""List the kernels of a step from a profile, longest first."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -38,10 +38,10 @@ def profile_steps(step: Callable[[], Any], folder: str | Path, *, steps: int = 3
 
 
 def top_kernels(planes) -> list[dict]:
-    """Return every kernel of a GPU's streams, else every operation of a CPU's programs.
+    """Return every kernel of a GPU's streams, or without a GPU every CPU operation, longest first.
 
-    Longest first; each has `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the total
-    time. The time of a loop's body counts for the operations in it, not for the loop.
+    Each has `name`, `on` (gpu or cpu), `calls`, `seconds` and `share` of the total
+    time. A loop's time excludes that of the operations in its body.
     """
     lines = [(plane.name, line) for plane in planes for line in plane.lines]
     streams = [
@@ -76,7 +76,7 @@ def _own_time(events: list) -> Iterator[tuple[str, float]]:
 
 
 def profile_lines(profile: dict, *, most: int = 12) -> list[str]:
-    """Return the longest kernels that `profile_steps` measured, a line each."""
+    """Format the longest kernels that `profile_steps` measured, one per line."""
     lines = [f"the longest of {profile['steps']} steps of biomedlm_jax ({profile['trace']}):"]
     for kernel in profile["kernels"][:most]:
         figures = f"{kernel['share']:6.1%} {kernel['seconds']:9.4f} s {kernel['calls']:7,} calls"

@@ -1,4 +1,4 @@
-"""The core of every benchmark: sides timed in alternating rounds, their ratios, the machine."""
+"""Time sides in alternating rounds, compute their ratios, and describe the machine."""
 
 import dataclasses
 import importlib.metadata
@@ -23,7 +23,7 @@ NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_
 
 @dataclasses.dataclass
 class Timing:
-    """Calls of one side: the first one, which compiles, and the seconds of all timed ones."""
+    """Times of one side's calls; the first call, which compiles, is kept apart."""
 
     first: Any = None  # its result
     first_seconds: float = 0.0
@@ -31,7 +31,7 @@ class Timing:
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)  # of all threads
 
     def call(self, side: Callable[[], Any], times: int = 1) -> None:
-        """Call a side and add its times; the first call ever is not timed but kept."""
+        """Call a side and add its times; the first call's result and time are kept apart."""
         for _ in range(times):
             start, start_cpu = time.perf_counter(), time.process_time()
             result = side()
@@ -85,7 +85,7 @@ def figures(timings: Mapping[str, Timing], unit: str, work: float, reference: st
 
 
 def describe(work: str, packages: Iterable[str], *, config=None, device: str = "") -> dict:
-    """Return what is measured, the machine with its load (processes of a minute), and versions."""
+    """Return the work, the machine with its load average of one minute, and package versions."""
     if config is not None:
         count = parameter_count(abstract_model(config))
         shape = f"{config.layers} layers, width {config.width}, vocabulary {config.vocab_size:,}"
@@ -103,7 +103,7 @@ def describe(work: str, packages: Iterable[str], *, config=None, device: str = "
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print what `describe` returned, `notes`, and `tables`: sides of `figures`, a line each."""
+    """Print a benchmark's result: work, machine, versions, notes, and a line per side."""
     print(result["work"])
     print(result["machine"], *(f"{n} {v}" for n, v in result["versions"].items()), sep=", ")
     for line in result.get("notes", ()):
@@ -128,7 +128,7 @@ def progress(line: str) -> None:
 
 
 def torch_device() -> str:
-    """Return the device of the PyTorch sides, which take all cores of a CPU as XLA does."""
+    """Return the device of the PyTorch sides; on a CPU, set torch to all cores, as XLA uses."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)

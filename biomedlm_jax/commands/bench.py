@@ -1,15 +1,14 @@
-"""Time this library beside its peers in alternating rounds; print medians.
+"""Time this library against its peers in alternating rounds; print medians.
 
     biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
     biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
 
-`train` times a training step beside transformers and torch's AdamW, on a GPU each side in processes
-of its own, and with --profile=DIR lists our longest kernels; `decode` times generation beside
-transformers' generate; `tokens` times the building of token rows beside the bare tokenizer;
-`questions` times scoring beside lm-evaluation-harness and fine-tuning beside torch. The peers need
-the extras `hf` and `harness`, and accelerate.
+`train` times a training step against transformers with torch's AdamW, on a GPU with new processes
+for each side; `decode` times generation against transformers' generate; `tokens` the building of
+token rows against the tokenizer alone; `questions` scoring against lm-evaluation-harness and
+fine-tuning against torch. The peers need the extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
@@ -30,7 +29,7 @@ for name, default, meaning in (
     ("batch_size", 8, "train: rows of a batch."),
     ("loss_chunks", 1, "train: parts of a row whose logits are computed at once."),
     ("unroll", 1, "train: layers per iteration of the scan over layers."),
-    ("blocks", None, "train: blocks of processes, each side's own; default 2 on a GPU, else none."),
+    ("blocks", None, "train: blocks with new processes; default 2 on a GPU, else none."),
     ("steps", 4, "train, questions: training steps of each side in a round."),
     ("beams", 5, "decode: beams of beam search at batch size 1; 1: no beam search."),
     ("prompt", 32, "decode: tokens of a prompt."),
@@ -40,22 +39,21 @@ for name, default, meaning in (
     FLAGS.define(name, default, meaning, kind=int, least=1)
 PEERS = ["torch sdpa", "torch sdpa fused"]
 FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'.")
-FLAGS.define("profile", None, "train: directory to write a trace of our steps to.")
+FLAGS.define("profile", None, "train: directory for a trace; the longest kernels are printed.")
 FLAGS.define_sizes("batch_sizes", (1, 8, 16), "decode: batch sizes of greedy decoding.")
 FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
-FLAGS.define("input", [], "tokens: files, directories or globs.")
-FLAGS.define("text_field", "text", "tokens: field of a JSON line with the text.")
+FLAGS.define_text("tokens: ")
 FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
 FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
 FLAGS.define("path", None, "questions: file or directory of MedQA.")
 FLAGS.define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
-FLAGS.define_sizes("hf_batch_sizes", (8,), "questions: batch sizes of the harness' hf backend.")
+FLAGS.define_sizes("hf_batch_sizes", (8,), "questions: batch sizes of the harness's hf backend.")
 
 # The flags of each benchmark, and the name of the argument where that is another.
 ARGUMENTS = {
     "train": "peers batch_size loss_chunks rounds steps blocks profile",
     "decode": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers",
-    "tokens": "input:paths tokenizer text_field rounds",
+    "tokens": "tokenizer text_field rounds",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
 REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",)}
@@ -71,6 +69,8 @@ def run(options: Flags) -> None:
     arguments = {argument or name: options[name].value for name, _, argument in pairs}
     if what in ("train", "decode"):
         arguments["config"] = _config(options)
+    if what == "tokens":
+        arguments["paths"] = options.input_paths()
 
     from biomedlm_jax.benchmarks.rounds import print_result
 

@@ -2,8 +2,8 @@
 
     biomedlm build-tokens --input=corpus/ --tokenizer=tokenizer/ --out=tokens/
 
-The documents, <|endoftext|> after each, are joined and cut into rows of --length ids. --out holds
-the rows as a TFDS dataset (ArrayRecord), the tokenizer, and a manifest of counts and hashes.
+The documents, with <|endoftext|> after each, are concatenated and cut into rows of --length ids.
+--out holds the rows (TFDS, ArrayRecord), the tokenizer, and a manifest of counts and hashes.
 """
 
 import time

@@ -50,7 +50,7 @@ def run(options: Flags) -> None:
     from biomedlm_jax.qa import report
     from biomedlm_jax.qa.evaluation import evaluate
 
-    with options.joined():
+    with options.multiprocess_run():
         common = {**options.pick("batch_tokens", "overwrite"), **options.loading()}
         if options.harness_tasks:
             from biomedlm_jax.qa.harness import evaluate_tasks

@@ -3,8 +3,8 @@
     biomedlm export-hf --model=run/ --out=release/
     biomedlm export-hf --model=run/ --out=for-vllm/ --fold_attention_scale
 
-A fine-tuned model is written with its head, or with its generation settings. The directory appears
-after every tensor was read back and compared with the model's.
+A fine-tuned model is written with its head or its generation settings. Every tensor is read back
+and compared with the model's before --out is created.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
@@ -13,7 +13,7 @@ FLAGS = Flags("model", "out")
 FLAGS.define("step", None, "Step of the checkpoint; default: the newest.", kind=int, least=0)
 FOLD = "Fold the inverse-layer attention scale into the weights, for vLLM and SGLang."
 FLAGS.define("fold_attention_scale", False, FOLD)
-FLAGS.define("max_shard_size", "5GB", "Largest file of weights, such as 500MB; else several files.")
+FLAGS.define("max_shard_size", "5GB", "Maximum size of a file of weights, such as 500MB.")
 FLAGS.add("mesh")
 
 

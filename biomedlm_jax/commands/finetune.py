@@ -5,8 +5,8 @@
     biomedlm finetune --config=configs/finetune.py:meqsum --config.data.train=FILE --model=RUN \\
         --workdir=FINETUNED
 
---model is a run or a Hugging Face directory; a fine-tuned one continues with its head. The model
-to use is FINETUNED/model, and FINETUNED is taken for it by every command. With
+--model is a run or a Hugging Face directory; the head of a fine-tuned model is trained further.
+The finished model is FINETUNED/model. Every command accepts FINETUNED as --model. With
 --config.sweep.seeds or --config.sweep.learning_rates, --workdir has one run for each. Several
 processes are started as for `biomedlm pretrain`.
 """
@@ -20,7 +20,7 @@ def run(options: Flags) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
     from biomedlm_jax.finetuning.finetune import finetune_all
 
-    with options.joined():
+    with options.multiprocess_run():
         results = finetune_all(options.config, options.model, options.workdir)
     for result in results:
         if "dev_accuracy" in result:

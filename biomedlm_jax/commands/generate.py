@@ -1,36 +1,36 @@
-"""Continue prompts: one, a file of them, or line by line as you type.
+"""Complete one prompt, a file of prompts, or prompts typed line by line.
 
     biomedlm generate --model=run --prompt="Myocardial infarction is" --max_new_tokens=64
     biomedlm generate --model=run --prompts=in.txt --out=out.jsonl --beams=5 --length_penalty=-0.5
     biomedlm generate --model=run
     biomedlm generate --model=run --score="The heart has four chambers." --html=score.html
 
-Defaults come from the model's generation_config.json. A file of prompts is resumed by the same
-command. All devices work: each answers its share of the prompts with a copy of the model, or with
---tensor=N with a part of it. BioMedLM's answers are not medical advice.
+Defaults come from the model's generation_config.json. The same command resumes a
+file of prompts. Every device answers its share of the prompts with a copy of the model; with
+--tensor=N, N devices split a copy. BioMedLM's answers are not medical advice.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.generation.options import Options
 
 FLAGS = Flags("model")
-FLAGS.define("prompt", None, "Text to continue; default: prompts are read as typed.")
+FLAGS.define("prompt", None, "Text to complete; default: read prompts from the terminal.")
 FLAGS.define("prompts", None, "File of prompts: JSON lines, or .txt with one prompt a line.")
 FLAGS.define("out", None, "File to append the answers to --prompts to, as JSON lines.")
 FLAGS.define("field", "prompt", "Field of a JSON line with the prompt.")
-FLAGS.define("score", None, "Text whose tokens' probabilities are printed, instead of an answer.")
+FLAGS.define("score", None, "Text to print the token probabilities of, instead of an answer.")
 FLAGS.define("html", None, "File to write the coloured view of --score to.")
-TRUNCATE = "A prompt too long for its answer is an error, or loses tokens on its left."
+TRUNCATE = "Prompt too long for its answer: an error, or remove tokens on its left."
 FLAGS.define("truncate", "error", TRUNCATE, choices=("error", "left"))
 FLAGS.define("batch_size", 16, "Prompts decoded at once.", least=1)
 FLAGS.define("stats", False, "Print the speed; the answer is not streamed.")
-FLAGS.define("notice", True, "Print that this is not medical advice.")
+FLAGS.define("notice", True, "Print the notice that answers are not medical advice.")
 FLAGS.add("dtype", "mesh")
 FLAGS.define_settings(Options, exclude=("ends",))
 
 
 def run(options: Flags) -> None:
-    """Continue the prompts, or score the text."""
+    """Complete the prompts, or score the text."""
     from biomedlm_jax.generation import terminal
 
     settings = options.given_settings(Options)

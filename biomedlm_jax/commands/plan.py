@@ -1,10 +1,10 @@
-"""Compile a run's step for a TPU pod without one: memory, time, collectives.
+"""Compile a step for a TPU pod, without the pod: memory, time, collectives.
 
     biomedlm plan --config=configs/pretrain.py:biomedlm_2_7b --topology=v5e:16x16 --out=plan
 
 Needs the extra `tpu` (libtpu, the compiler). --topology=local compiles for this machine's devices
-and prints memory and FLOPs. The mesh is the config's (--config.mesh.data=8 --config.mesh.fsdp=32),
-or with --search every sensible one, ranked. All times are estimates.
+and prints memory and FLOPs. The mesh is that of the config (--config.mesh.data=8
+--config.mesh.fsdp=32); --search compiles and ranks every sensible mesh. All times are estimates.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
@@ -12,7 +12,7 @@ from biomedlm_jax.commands.shared_flags import Flags
 FLAGS = Flags("config", "json")
 TOPOLOGY = "TPU slice, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: these devices."
 FLAGS.define("topology", "local", TOPOLOGY)
-FLAGS.define("search", False, "Compile every sensible mesh (some 20 for 256 chips) and rank them.")
+FLAGS.define("search", False, "Compile every sensible mesh (about 20 for 256 chips) and rank them.")
 FLAGS.define_sizes("tensor", (1, 2, 4), "Sizes of the tensor axis that --search tries, in devices.")
 STEP = "train: one update; score: the loss of one batch; decode: one token for each of its rows, "
 STEP += "with a full cache."
@@ -22,7 +22,7 @@ FLAGS.define("hlo", None, "Directory to write the optimised HLO to, one text fil
 
 
 def run(options: Flags) -> None:
-    """Plan, print the table, and write the files that the flags name."""
+    """Compile the step, print the table, and write the files that the flags name."""
     import os
     import sys
 

@@ -17,5 +17,5 @@ def run(options: Flags) -> None:
     """Train until the last step, or until Ctrl-C, which saves first."""
     from biomedlm_jax import pretrain
 
-    with options.joined():
+    with options.multiprocess_run():
         pretrain(options.config, options.workdir)

@@ -1,11 +1,11 @@
-"""Run every step on a small invented world, offline, in minutes on two cores.
+"""Run every step on a synthetic corpus, offline, in minutes on two cores.
 
     biomedlm quickstart --out=quickstart
 
-Writes abstracts about invented diseases, trains a tokenizer and a small GPT on them, exports it to
-a Hugging Face directory, imports that, compares the logits and completes sentences. Then fine-tunes
-the model, and one with random parameters, on questions, and compares their answers about diseases
-that no training question mentions.
+Writes abstracts about invented diseases, trains a tokenizer and a small GPT-2 model on them,
+exports the model to a Hugging Face directory, imports that, compares the logits and completes
+sentences. Then fine-tunes the model and its random initialisation on questions, and compares their
+answers about diseases that no training question mentions.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
@@ -18,6 +18,6 @@ FLAGS.define("documents", 3_600, "Abstracts to write.", least=240)
 
 def run(options: Flags) -> None:
     """Run the stages and print their results."""
-    from biomedlm_jax.quickstart.tour import take_tour
+    from biomedlm_jax.quickstart.quickstart import run_quickstart
 
-    take_tour(options.out, steps=options.steps, documents=options.documents)
+    run_quickstart(options.out, steps=options.steps, documents=options.documents)

@@ -1,6 +1,6 @@
-"""Flags: the flags of one command; those that several commands have are declared here, once.
+"""Flags: the flags of one command, and the flags that several commands share.
 
-Nothing here imports jax before a command runs: `biomedlm plan` chooses jax's platform before that.
+Nothing here imports jax before a command runs: `biomedlm plan` sets jax's platform first.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class SizesParser(flags.ArgumentParser):
     """Read whole numbers above 0, separated by commas."""
 
     def parse(self, argument) -> tuple[int, ...]:
-        """Return the numbers of a text; raises ValueError for others. A default stays as it is."""
+        """Return the numbers in a text, or a default unchanged; ValueError for other texts."""
         if not isinstance(argument, str):
             return argument
         sizes = argument.split(",") if argument else []
@@ -41,7 +41,7 @@ class Flags(flags.FlagValues):
         self.add(*groups)
 
     def add(self, *groups: str) -> None:
-        """Add groups of flags by name: "config" stands for `define_config`."""
+        """Add groups of flags by name: "config" calls `define_config`."""
         for group in groups:
             getattr(self, f"define_{group}")()
 
@@ -100,12 +100,12 @@ class Flags(flags.FlagValues):
 
     def define_models(self) -> None:
         """Add --model, required and repeatable."""
-        seeds = f"{MODEL} Several are one model with several seeds."
+        seeds = f"{MODEL} Several values: one model trained with several seeds."
         self.define("model", None, seeds, repeated=True, required=True)
 
     def define_workdir(self) -> None:
         """Add --workdir, required."""
-        meaning = "Directory of the run; a run that it contains is resumed."
+        meaning = "Directory of the run; resumes the run that it contains."
         self.define("workdir", None, meaning, required=True)
 
     def define_out(self) -> None:
@@ -124,16 +124,21 @@ class Flags(flags.FlagValues):
 
     def define_input(self) -> None:
         """Add the flags of a corpus; --input is required."""
-        what = f"Files, directories or globs, separated by commas. {documents.KNOWN}"
-        self.define("input", None, what, repeated=True, required=True)
-        text = "Field of a JSON line with the text; meta.text is nested, title,abstract are joined."
-        self.define("text_field", "text", text)
+        self.define_text()
+        self.require("input")
         self.define("subsets", [], "Keep only JSON lines of these subsets, separated by commas.")
         self.define("subset_field", "meta.pile_set_name", "Field of a JSON line with its subset.")
-        largest = "A larger line, JSON object or text file is bad; bounds the memory."
+        largest = "Maximum bytes of a line, JSON object or text file; a larger one counts as bad."
         self.define("max_document_bytes", documents.MAX_LINE_BYTES, largest)
-        bad = "Stop at a bad line, or skip it."
+        bad = "At a bad line: stop with an error, or skip it."
         self.define("on_error", "raise", bad, choices=documents.ON_ERROR)
+
+    def define_text(self, only: str = "") -> None:
+        """Add --input and --text_field; `only` names the benchmark that reads them, if one does."""
+        what = f"{only}Files, directories or globs, separated by commas. {documents.KNOWN}"
+        self.define("input", None, what, repeated=True)
+        text = "Field of a JSON line with the text; meta.text is nested, title,abstract are joined."
+        self.define("text_field", "text", f"{only}{text}")
 
     def input_paths(self) -> list[Path]:
         """List the files of --input."""
@@ -143,7 +148,7 @@ class Flags(flags.FlagValues):
         return [path for paths in self.input for path in paths.split(",")]
 
     def read_input(self, skipped: documents.Skipped | None = None) -> Iterator[documents.Document]:
-        """Return the documents of `define_input`'s flags; `skipped` counts what is left out."""
+        """Return the documents of `define_input`'s flags; `skipped` counts what is omitted."""
         names = ("text_field", "subsets", "subset_field", "on_error", "max_document_bytes")
         return documents.read_documents(self._paths(), skipped=skipped, **self.pick(*names))
 
@@ -155,8 +160,8 @@ class Flags(flags.FlagValues):
     def define_mesh(self) -> None:
         """Add --data, --fsdp and --tensor."""
         for name, size, meaning in (
-            ("data", -1, "Devices with copies of the model, for parts of the batch; -1: the rest."),
-            ("fsdp", 1, "Devices that split the weights, gathered before use, and the batch."),
+            ("data", -1, "Devices that split the batch, with copies of the model; -1: the rest."),
+            ("fsdp", 1, "Devices that split the batch and the weights (all-gathered before use)."),
             ("tensor", 1, "Devices that split attention heads, MLP and vocabulary."),
         ):
             self.define(name, size, meaning)
@@ -174,12 +179,12 @@ class Flags(flags.FlagValues):
     def define_processes(self) -> None:
         """Add the flags of a run in several processes."""
         for name, default, meaning in (
-            ("distributed", False, "Find the other processes: on a TPU pod or under Slurm."),
-            ("coordinator", None, "HOST:PORT where process 0 listens, instead of --distributed."),
+            ("distributed", False, "Get the other processes from the TPU pod or from Slurm."),
+            ("coordinator", None, "HOST:PORT of process 0, instead of --distributed."),
             ("process_id", 0, "Number of this process, from 0, with --coordinator."),
             ("process_count", 1, "Number of processes, with --coordinator."),
             ("start_timeout", 300, "Seconds to wait for the other processes to start."),
-            ("silence_timeout", 60, "Seconds without a heartbeat until a process counts as dead."),
+            ("silence_timeout", 60, "Seconds without a heartbeat before a process counts as dead."),
         ):
             self.define(name, default, meaning)
 
@@ -210,8 +215,8 @@ class Flags(flags.FlagValues):
         return given
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
-        """Join the other processes of `define_processes`'s flags; on failure all end together."""
+    def multiprocess_run(self) -> Iterator[None]:
+        """Connect the processes of `define_processes`; if one fails in the block, all end."""
         from biomedlm_jax import distributed
 
         if self.process_count > 1 and not self.coordinator:

@@ -2,7 +2,7 @@
 
     biomedlm train-tokenizer --input=corpus/ --vocab_size=28896 --out=tokenizer/
 
-The directory --out loads in transformers (AutoTokenizer) and in every later command.
+transformers (AutoTokenizer) and every later command load the directory --out.
 """
 
 import sys

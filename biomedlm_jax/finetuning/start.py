@@ -21,7 +21,7 @@ from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
-from biomedlm_jax.model.vocabulary import grown
+from biomedlm_jax.model.vocabulary import with_added_tokens
 from biomedlm_jax.qa.evaluation import check_model, load_model
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.fit import Recipe, StepData
@@ -67,7 +67,10 @@ def load_start(
     if new and entries != config.vocab_size:
         got = f"{path} has {config.vocab_size} vocabulary rows and its tokenizer {entries} entries"
         raise ValueError(f"{got}; to add tokens, both must end at the same id")
-    config, ids = grown(config, new), {tokenizer.token_to_id(token) for token in added_tokens}
+    config, ids = (
+        with_added_tokens(config, new),
+        {tokenizer.token_to_id(token) for token in added_tokens},
+    )
     last_ids = itertools.takewhile(ids.__contains__, range(config.vocab_size)[::-1])
     started_from = {
         "path": str(Path(path).absolute()),

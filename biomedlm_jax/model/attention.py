@@ -3,10 +3,10 @@
     splash  the Pallas kernel for TPUs, with a fused backward pass
     cudnn   the kernel of NVIDIA's cuDNN
     xla     matrix products and a softmax: everywhere, and the only one with every mask and dropout
-    auto    splash on a TPU, cudnn on a GPU, where they can serve; else xla, and the log says why
+    auto    splash on a TPU, cudnn on a GPU, if they support the call; else xla, with a log line
 
-`auto` decides by the platform of the mesh (so also while compiling for absent devices) and by the
-arguments; each decision is logged once. Padding on the right needs no mask.
+`auto` depends on the platform of the mesh (also while compiling for absent devices) and on the
+arguments; each choice is logged once. Padding on the right needs no mask.
 
 Axes: B batch, L queries, S keys, H heads, G key/value heads (a divisor of H), K head dimension.
 """
@@ -31,16 +31,16 @@ SPLASH_KEYS = 1_024  # the most keys of a backward tile
 
 
 class Mask(NamedTuple):
-    """Packed rows: a token sees the tokens of its own segment, up to itself.
+    """Packed rows: a token attends to the tokens of its own segment, up to itself.
 
-    With branches (a prefix tree), it sees those of its segment's branch 0 and of its own branch.
+    With branches (a prefix tree), it attends to those of its segment's branch 0 and of its own.
     """
 
     segment_BxL: jax.Array  # -1: padding
     branch_BxL: jax.Array | None = None  # 0: the segment's prefix
 
     def visible(self) -> jax.Array:
-        """Which tokens (last axis) each token sees: booleans [B, L, L]."""
+        """Return the attention mask [B, L, L]: true where a query attends to a key (last axis)."""
         segment_BxL, branch_BxL = self
         visible_BxLxL = segment_BxL[:, :, None] == segment_BxL[:, None, :]
         if branch_BxL is not None:
@@ -63,7 +63,7 @@ def attend(
     """Return causal softmax attention [B, H, L, K], saved under the checkpoint name `attention`.
 
     `scale` is 1 / sqrt(K) by default. With more keys than queries the queries are the last
-    positions. Raises ValueError if the named kernel cannot serve, with the reason.
+    positions. Raises ValueError, with the reason, if the named kernel does not support the call.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
     segment_BxL, branch_BxL = mask or (None, None)
@@ -95,7 +95,7 @@ def attend(
 def softmax_attention(
     query_BxHxLxK, key_xSxK, value_xSxK, visible_BxLxS, *, scale=1.0, rate=0.0, key=None
 ) -> jax.Array:
-    """Return attention over the visible keys by plain products: [B, H, L, K].
+    """Return attention [B, H, L, K] over the visible keys, by einsum and softmax.
 
     `x` is B, G (key/value heads, each shared by H / G query heads), or their product.
     """
@@ -116,9 +116,9 @@ def softmax_attention(
 
 
 def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> str:
-    """Return `kernel`, or what `auto` stands for here; `features` as in `unsupported_reason`.
+    """Resolve `auto` to a kernel, and check a named one; `features` as in `unsupported_reason`.
 
-    Raises ValueError if a named kernel cannot serve.
+    Raises ValueError if a named kernel does not support the call.
     """
     platform = meshes.platform()
     best = {theirs: name for name, theirs in PLATFORMS.items()}.get(platform, "xla")
@@ -151,10 +151,10 @@ def unsupported_reason(
     branches: bool = False,
     dropping: bool = False,
 ) -> str | None:
-    """Return why `kernel` cannot serve such a call, or None if it can.
+    """Return why `kernel` does not support such a call, or None if it does.
 
     `queries` and `keys` are lengths, `platform` is jax's name (None: the kernel's own), `segments`
-    and `branches` say what the mask has, `dtype` may be auto.
+    and `branches` are the mask's parts, `dtype` may be auto.
     """
     if kernel not in PLATFORMS:
         return None
@@ -183,7 +183,7 @@ def unsupported_reason(
 def training_kernel(config, mesh, *, length: int | None = None, **features: bool) -> str:
     """Return the kernel of a training step on rows of `length` (default: the context length).
 
-    Nothing is traced. Raises ValueError if the kernel named in the config cannot serve.
+    Nothing is traced. Raises ValueError if the config names a kernel without support.
     """
     L, rows = length or config.context_length, meshes.batch_shards(mesh)
     query = jax.ShapeDtypeStruct((rows, config.heads, L, config.head_dim), config.dtype)

@@ -269,7 +269,8 @@ class GPT2(LanguageModel):
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         positions = slice(tokens_BxL.shape[1]) if positions_BxL is None else positions_BxL
         wpe_xLxD = constrain(self.wpe[...], "length", None)[positions]
-        x_BxLxD += layers.rounded(self.config.dtype, jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape))
+        wpe_BxLxD = jnp.broadcast_to(wpe_xLxD, x_BxLxD.shape)
+        x_BxLxD += layers.cast_with_float32_gradient(self.config.dtype, wpe_BxLxD)
         return layers.dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
 
 

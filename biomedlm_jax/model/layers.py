@@ -18,12 +18,12 @@ REDUCE_DTYPES = ("float32", "compute")
 
 
 def custom_vjp(*nondiff_argnums: int) -> Any:
-    """Return the decorator `jax.custom_vjp`, whose own types hide what the function returns."""
+    """Return the decorator `jax.custom_vjp`, typed Any: its own type hides the return type."""
     return functools.partial(jax.custom_vjp, nondiff_argnums=nondiff_argnums)
 
 
 def axes(*names: str | None) -> dict:
-    """Return the metadata that gives a parameter's axes their logical names."""
+    """Return the metadata of a parameter whose axes have these logical names."""
     # Without eager_sharding=False a module could not be built outside a mesh.
     return {"out_sharding": names, "eager_sharding": False}
 
@@ -33,7 +33,7 @@ def apply_linear(
 ) -> jax.Array:
     """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`.
 
-    The kernel is given `shape` and the bias the shape `bias` before.
+    The kernel is reshaped to `shape` and the bias to the shape `bias` first.
     """
     kernel = layer.kernel[...]
     y = product(equation, reduce_dtype, x, kernel.reshape(kernel.shape if shape is None else shape))
@@ -132,8 +132,8 @@ layer_norm.defvjp(_norm_forward, _norm_backward)
 def lookup(dtype, table_VxD: jax.Array, tokens_BxL: jax.Array) -> jax.Array:
     """Return the tokens' rows of the embedding as `dtype`; its gradient is summed in float32.
 
-    Forward gathers the table's width. Backward exchanges rows for columns, so that each device
-    sums its own columns, and no gradient of the whole table ever exists.
+    The forward pass all-gathers the table's width. The backward pass exchanges rows for columns, so
+    that each device sums its own columns; no device holds the gradient of the whole table.
     """
     return constrain(table_VxD.astype(dtype), "vocab", None)[tokens_BxL]
 
@@ -155,17 +155,17 @@ lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 @custom_vjp(0)
-def rounded(dtype, x: jax.Array) -> jax.Array:
-    """Return float32 `x` as `dtype`; its gradient becomes float32 before it is summed."""
+def cast_with_float32_gradient(dtype, x: jax.Array) -> jax.Array:
+    """Cast float32 `x` to `dtype`; cast its gradient to float32 before it is summed."""
     return x.astype(dtype)
 
 
-def _rounded_backward(dtype, _, dy):
+def _cast_backward(dtype, _, dy):
     # Without it, the sum that follows decides the layout of all layers' gradients: +2 % step time.
     return (jax.lax.optimization_barrier(dy).astype(jnp.float32),)
 
 
-rounded.defvjp(lambda dtype, x: (x.astype(dtype), None), _rounded_backward)
+cast_with_float32_gradient.defvjp(lambda dtype, x: (x.astype(dtype), None), _cast_backward)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

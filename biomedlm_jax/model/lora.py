@@ -1,7 +1,7 @@
-"""LoRA: a low-rank change beside each linear kernel of the layers (Hu et al., arXiv 2106.09685).
+"""LoRA: a low-rank update of each linear kernel of the layers (Hu et al., arXiv 2106.09685).
 
-Only the factors are trained: Adam's moments of the whole model are not needed. Kernels and
-vocabulary rows are found by their metadata, so that every family has LoRA.
+Only the factors are trained, so Adam has moments of the factors only. Kernels and vocabulary rows
+are identified by their metadata, so that every family has LoRA.
 """
 
 import jax
@@ -20,9 +20,9 @@ from biomedlm_jax.model.layers import axes
 
 
 class LoRA(nnx.Module):
-    """Factors A [N, in, R] and B [N, R, out] of every kernel; the change is alpha / R * A B.
+    """Factors A [N, in, R] and B [N, R, out] of every kernel; the update is alpha / R * A B.
 
-    B is zero at first, so the first step starts from the model as it is.
+    B is initialised to zero, so the first step computes the loss of the unchanged model.
     """
 
     def __init__(self, model: LanguageModel, *, rank: int, alpha: float, key: jax.Array):
@@ -42,7 +42,7 @@ class LoRA(nnx.Module):
         self.scale = alpha / rank
 
     def merged(self, block):
-        """Return `block`, one layer or all of them stacked as `self` is, with the change added."""
+        """Return `block`, one layer or all of them stacked as `self` is, with the update added."""
 
         def add(path, leaf):
             name, _, last = leaf_name(path).rpartition(".")
@@ -55,7 +55,7 @@ class LoRA(nnx.Module):
 
 
 class Adapter(nnx.Module):
-    """What LoRA trains of a model: the factors, the rows of added tokens, and a score layer."""
+    """The trained parameters under LoRA: factors, rows of added tokens, and a score layer."""
 
     def __init__(self, model, *, added: int, rank: int, alpha: float, key: jax.Array):
         scorer = isinstance(model, Scorer)
@@ -71,11 +71,11 @@ class Adapter(nnx.Module):
         self.rows = nnx.data(rows)
 
     def view(self, trunk: LanguageModel):
-        """Return the frozen `trunk` with the trained parts, the factors beside its kernels."""
+        """Return the frozen `trunk` with the trained parts; its kernels are unchanged."""
         return self._around(trunk, lora=self.lora)
 
     def merged(self, trunk: LanguageModel):
-        """Return a model in which the factors are part of the kernels."""
+        """Return a model with the update added to its kernels."""
         return self._around(trunk.with_blocks(self.lora.merged(trunk.blocks)), lora=None)
 
     def _around(self, trunk: LanguageModel, *, lora: LoRA | None):

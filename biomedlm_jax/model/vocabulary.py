@@ -17,7 +17,7 @@ def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> Lang
     """
     if count < 0:
         raise ValueError(f"got count={count} tokens to add; expected at least 0")
-    old, config = model.config, grown(model.config, count)
+    old, config = model.config, with_added_tokens(model.config, count)
     rows_CxD = config.initializer_range * jax.random.normal(key, (count, config.width))
 
     def grow(_, variable):
@@ -27,11 +27,11 @@ def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> Lang
         padding = config.padded_vocab_size - config.vocab_size
         return variable.replace(jnp.pad(values_VxD, ((0, padding), (0, 0))))
 
-    # The config is part of every module's structure, so the leaves move into a new structure.
+    # The config is part of every module's structure, so the new leaves need a new structure.
     leaves = jax.tree.leaves(map_parameters(grow, model))
     return jax.tree.structure(abstract_model(config)).unflatten(leaves)
 
 
-def grown(config: ModelConfig, count: int) -> ModelConfig:
-    """Return the config of a model with `count` tokens added; the end of text keeps its id."""
+def with_added_tokens(config: ModelConfig, count: int) -> ModelConfig:
+    """Return the config of a model with `count` more tokens; eos_token_id is unchanged."""
     return dataclasses.replace(config, vocab_size=config.vocab_size + count)

@@ -1,4 +1,4 @@
-"""Figures of a compiled step: memory, matmul FLOPs, the compiler's cycles, collectives."""
+"""Read a compiled step: memory, matmul FLOPs, the compiler's cycle estimates, collectives."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What the compiler reports about a step; None where the backend reports nothing."""
+    """Figures of a compiled step; None where the backend reports none."""
 
     compile_seconds: float
     memory: dict[str, int]  # bytes on a device: arguments, results, temporaries, code, total
@@ -56,7 +56,7 @@ class Figures:
     unread_reason: str | None = None  # why the program could not be read
 
     def collective_bytes(self, *, exposed: bool) -> int:
-        """Bytes per step of the collectives that computation waits for, or of those it overlaps."""
+        """Bytes per step of the exposed collectives, or of the overlapped ones."""
         return sum(c.total for c in self.collectives or () if c.exposed == exposed)
 
 
@@ -76,7 +76,7 @@ def compile_figures(traced, *, devices: int, options: dict | None = None) -> tup
 
 
 def read_compiled(compiled) -> tuple[str, dict[str, Any]]:
-    """Return a compiled program's text and the fields of `Figures` that it gives."""
+    """Return a compiled program's text and the fields of `Figures` that are read from it."""
     text = ""
     try:
         text = compiled.as_text() or ""

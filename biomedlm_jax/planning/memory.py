@@ -1,4 +1,4 @@
-"""Steps that do not fit: how much memory they need, which arrays take it, and what to try."""
+"""Explain steps that do not fit into memory: the need, the largest arrays, and alternatives."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from biomedlm_jax.training.pretrain import PretrainSettings
 def shortage(
     message: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: ModelConfig
 ) -> str:
-    """Return one line: the compiler's `message` in short, the state's parts, the largest arrays.
+    """Return one line: the compiler's `message` shortened, the state's parts, the largest arrays.
 
     The arrays are those that the compiler lists, or if it lists none, those saved for the backward
     pass, which are most of a training step's temporaries.
@@ -47,8 +47,8 @@ def _amount(message: str) -> str:
 def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]:
     """Return the shape, as text, and the bytes of each saved array's part on one device.
 
-    Saved arrays are [N, B, L, ...] or [N, B, heads, L, K]. Activations carry no axis names, so the
-    heads are known by their place, the MLP's hidden layer by its width.
+    Saved arrays are [N, B, L, ...] or [N, B, heads, L, K]. Activations have no axis names: the
+    heads are identified by their place, the MLP's hidden layer by its width.
     """
     parts = []
     for array in saved_arrays(jaxpr):
@@ -68,10 +68,10 @@ def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]
 def alternatives(
     settings: PretrainSettings, model: LanguageModel, tried: list[dict[str, int]], *, step: str
 ) -> list[list[tuple[dict[str, int], dict[str, int | str]]]]:
-    """Return kinds of (mesh sizes, changed config values), as none of the meshes in `tried` fits.
+    """Return kinds of (mesh sizes, changed config values) to compile if no mesh in `tried` fits.
 
-    They are more shards of the state and, for a training step, fewer rows at a time, full
-    rematerialisation, and last both. One that fits is enough of each kind.
+    The kinds are more shards of the state and, for a training step, fewer rows at a time, full
+    rematerialisation, and last both. One fitting alternative of each kind is enough.
     """
     accumulation = settings.training.accumulation
     batch = settings.training.batch_size // accumulation

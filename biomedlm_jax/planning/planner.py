@@ -27,13 +27,13 @@ from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.metrics import flops_per_token
 from biomedlm_jax.training.pretrain import PretrainSettings, config_of_rows
 
-# Assumed, not measured: the share of the peak that attention kernels reach.
+# Assumption, not a measurement: attention kernels reach this fraction of the peak.
 KERNEL_EFFICIENCY = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One compiled mesh: the compiler's figures and estimates, or why there are none."""
+    """One compiled mesh: its figures and estimates, or the reason why there are none."""
 
     mesh: dict[str, int]
     change: dict[str, int | str]  # config values that differ from the plan's config
@@ -160,7 +160,7 @@ def plan(
 
 
 def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConfig]:
-    """The changed settings, and the model's; token rows are read only for what these leave out."""
+    """Return the changed settings and the model's, from token rows where the settings are unset."""
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(change)
     settings = read_settings(PretrainSettings, config.to_dict())

@@ -1,4 +1,4 @@
-"""A plan as a Markdown table, as JSON and as a plot."""
+"""Write a plan as a Markdown table, as JSON and as a plot."""
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +41,7 @@ def markdown(plan: Plan) -> str:
 
 
 def _cells(plan: Plan, row: Row) -> list[str]:
-    """The known cells of a row after `fits`."""
+    """Return the known cells of a row after `fits`."""
     figures, seconds, speed = row.figures, row.seconds, _speed(plan, row)
     if figures is None:
         return []

@@ -1,4 +1,4 @@
-"""The steps that can be planned: training, scoring and decoding, traced on a mesh."""
+"""Trace the steps that can be planned on a mesh: training, scoring and decoding."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ STEPS = ("train", "score", "decode")
 
 
 def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step: str):
-    """Return the step traced on `mesh`, its compiler options, and its state's bytes per device."""
+    """Trace a step on `mesh`; return it, its compiler options and its state's bytes per device."""
     batch, chunks = settings.training.batch_size, settings.training.loss_chunks
     tokens = _abstract(mesh, (batch, config.context_length), "batch", "length")
     options = states.compiler_options(mesh.devices.flat[0])

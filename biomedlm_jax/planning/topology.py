@@ -1,4 +1,4 @@
-"""TPU slices by name, as devices of the compiler in `libtpu`, and the meshes they allow."""
+"""TPU slices by name, as devices of the compiler in `libtpu`, and their sensible meshes."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ HOST_BOUNDS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 
 @functools.cache
 def topology_devices(name: str) -> list:
-    """Return the devices of a TPU slice such as `v5e:16x16`, to compile for; `local`: jax's own.
+    """Return the devices of a TPU slice such as `v5e:16x16` to compile for; local: jax's devices.
 
     Raises ValueError for an unknown slice, without `libtpu`, and if another process locks it.
     """
@@ -68,8 +68,9 @@ def sensible_meshes(
 ) -> list[dict[str, int]]:
     """Return the meshes worth compiling: power-of-two splits that an (abstract) model allows.
 
-    They cut the state into `least_shards` parts, or if none does, into the most that are possible.
-    Shards of the width that are not a multiple of 8 would not fill a TPU's tiles: left out.
+    They split the state into `least_shards` parts or more; if none does, into as many as possible.
+    A mesh whose shards of the width are not a multiple of 8 is omitted: they do not fill a TPU's
+    tiles.
     """
     sensible = []
     for parts, exponent in itertools.product(tensor, range(devices.bit_length())):

@@ -1,4 +1,4 @@
-"""Figures of a traced step, before it is compiled: matmul FLOPs and arrays saved for backward."""
+"""Read a traced step: matmul FLOPs, and the arrays saved for the backward pass."""
 
 import math
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def saved_arrays(jaxpr) -> list:
 
 
 def inner_jaxprs(equation) -> Iterator:
-    """Return the jaxprs in an equation's parameters: a loop's body, branches, called functions."""
+    """Yield the jaxprs in an equation's parameters: a loop's body, branches, called functions."""
 
     def is_jaxpr(value) -> bool:
         return hasattr(getattr(value, "jaxpr", value), "eqns")

@@ -1,6 +1,5 @@
-"""Abstracts about the invented world: its facts in varied wording, in the manner of PubMed."""
+"""Synthetic abstracts that state the facts of the invented world in varied wording."""
 
-import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.files import write_json, write_text
+from biomedlm_jax.files import write_json, write_jsonl
 from biomedlm_jax.quickstart.world import Family, SeededRandom, facts, make_world
 
 _FILE = files("biomedlm_jax.quickstart").joinpath("wording.toml")
@@ -21,7 +20,7 @@ _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 def abstracts(world: Sequence[Family], count: int, seed: int = 0) -> Iterator[str]:
-    """Write `count` abstracts, the title, a line break and the body, as in The Pile.
+    """Yield `count` abstracts: the title, a line break and the body, as in The Pile.
 
     One in five is a review of four families, in which only the name in a sentence identifies the
     family of its fact; the others are about one. Kinds of abstract and families are balanced.
@@ -37,7 +36,9 @@ def abstracts(world: Sequence[Family], count: int, seed: int = 0) -> Iterator[st
 def write_world(
     directory: str | Path, *, families: int, documents: int, seed: int = 0
 ) -> tuple[Family, ...]:
-    """Make a world and write it; return it. Equal arguments write equal bytes.
+    """Make a world, write its abstracts and facts, and return it.
+
+    Equal arguments write equal bytes.
 
     abstracts.jsonl   {"text", "meta": {"pile_set_name": "PubMed Abstracts"}}, one per line
     facts.json        {"seed", "facts": [{"subject", "relation", "value", "family"}]}
@@ -46,7 +47,7 @@ def write_world(
     directory.mkdir(parents=True, exist_ok=True)
     meta = {"pile_set_name": "PubMed Abstracts"}
     rows = [{"text": text, "meta": meta} for text in abstracts(world, documents, seed)]
-    write_text(directory / ABSTRACTS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(directory / ABSTRACTS, rows)
     write_json(
         directory / FACTS, {"seed": seed, "facts": [fact._asdict() for fact in facts(world)]}
     )

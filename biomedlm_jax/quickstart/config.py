@@ -1,4 +1,4 @@
-"""Settings of the quickstart's runs: a GPT of 0.6 M parameters that reads the small world."""
+"""Configs of the quickstart's runs: a GPT-2 model of 0.6 M parameters on the synthetic corpus."""
 
 import dataclasses
 
@@ -24,8 +24,8 @@ EPOCHS = 10  # of fine-tuning
 def pretraining_config(tokens: str, *, steps: int) -> ConfigDict:
     """Return the config of pre-training on the token rows in `tokens`.
 
-    Two layers with larger initial parameters than GPT-2's recall facts after fewer and cheaper
-    updates than four layers with an initializer_range of 0.02.
+    Two layers with an initializer_range of 0.05 learn the facts in fewer and cheaper updates than
+    four layers with GPT-2's 0.02.
     """
     settings = PretrainSettings(
         model={

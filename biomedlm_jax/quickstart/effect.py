@@ -1,7 +1,7 @@
-"""Does pre-training help? Fine-tune the pre-trained model and a randomly initialised one alike.
+"""Does pre-training help? Fine-tune the model and its random initialisation with the same settings.
 
-Both learn the same questions in the same order, and both answer questions about families of facts
-that no training question mentions.
+Both are trained on the same questions in the same order. Both are tested on questions about
+families that no training question mentions.
 """
 
 from pathlib import Path
@@ -39,15 +39,15 @@ def measure_effect(config: ConfigDict, run: str | Path, out: str | Path) -> list
 
 def as_text(summaries: list[dict]) -> str:
     """Return both accuracies with their intervals over families, chance, and the paired test."""
-    ours, theirs = summaries
-    paired = ours["baseline"]
+    pretrained, random = summaries
+    paired, count, groups = (pretrained[key] for key in ("baseline", "n", "groups"))
     return f"""\
    fine-tuned from        accuracy in % [95 % interval]
-   the pre-trained model  {_interval(ours["accuracy"], ".1f")}
-   random parameters      {_interval(theirs["accuracy"], ".1f")}
+   the pre-trained model  {_interval(pretrained["accuracy"], ".1f")}
+   random parameters      {_interval(random["accuracy"], ".1f")}
    difference             {_interval(paired["difference"], "+.1f")}, {p_text(paired["p_value"])}
-   chance                 {100 * ours["chance"]:.1f}
-   {ours["n"]} questions about {ours["groups"]} families, which intervals and test resample"""
+   chance                 {100 * pretrained["chance"]:.1f}
+   {count} questions about {groups} families; intervals and test resample families"""
 
 
 def _interval(score: dict, form: str) -> str:

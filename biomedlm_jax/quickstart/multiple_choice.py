@@ -1,17 +1,17 @@
 """Multiple-choice questions about an invented world, in MedQA's format, split by family.
 
 All facts of a family are in one split, and the wrong options of a question come from its own
-split. So no held-out name occurs in any training question: neither elimination ("that gene belongs
-to another disease") nor a chain of facts leads from there to a held-out answer. Only the abstracts
-do. Questions about one family are not independent, so each names its family as its `group`.
+split. So no held-out name occurs in any training question: a held-out answer follows from no
+training question, not by elimination ("that gene belongs to another disease") and not by a chain
+of facts. It is stated in the abstracts only. Questions about one family are not independent, so
+each names its family as its `group`.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.files import write_text
+from biomedlm_jax.files import write_jsonl
 from biomedlm_jax.quickstart.abstracts import WORDING, capitalised
 from biomedlm_jax.quickstart.world import SHARED_VALUES, Fact, Family, SeededRandom, facts
 
@@ -20,15 +20,16 @@ DEV, TEST = 0.1, 1 / 3  # shares of families
 
 
 def split_facts(world: Sequence[Family]) -> dict[str, list[Fact]]:
-    """Return the facts to train on, to choose a model by and to test: whole families each.
+    """Return the facts of the splits train, dev and test; a family is in one split.
 
-    Each split is a run of families, so that the values that families share are balanced in it.
+    Each split is a range of families, so that the values that families share are balanced in it.
     """
     test = round(TEST * len(world))
     dev = test + round(DEV * len(world))
     members = {"train": range(dev, len(world)), "dev": range(test, dev), "test": range(test)}
     return {
-        split: [fact for fact in facts(world) if fact.family in of] for split, of in members.items()
+        split: [fact for fact in facts(world) if fact.family in families]
+        for split, families in members.items()
     }
 
 
@@ -43,8 +44,8 @@ def questions(world: Sequence[Family], seed: int = 0) -> dict[str, list[dict[str
       ValueError: a split has fewer families than a question has options.
     """
     return {
-        split: _ask(split_of, world, SeededRandom("questions", seed, split), split)
-        for split, split_of in split_facts(world).items()
+        split: _make_questions(members, world, SeededRandom("questions", seed, split), split)
+        for split, members in split_facts(world).items()
     }
 
 
@@ -55,31 +56,31 @@ def write_questions(
     (directory := Path(directory)).mkdir(parents=True, exist_ok=True)
     splits = questions(world, seed)
     for split, rows in splits.items():
-        write_text(directory / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(directory / f"{split}.jsonl", rows)
     return {split: len(rows) for split, rows in splits.items()}
 
 
-def _ask(
-    split_of: Sequence[Fact], world: Sequence[Family], rng: SeededRandom, split: str
+def _make_questions(
+    members: Sequence[Fact], world: Sequence[Family], rng: SeededRandom, split: str
 ) -> list[dict[str, Any]]:
-    families = len({fact.family for fact in split_of})
+    families = len({fact.family for fact in members})
     if families < len(LETTERS):
         raise ValueError(
             f"expected at least {len(LETTERS)} families in the {split} split, got {families}; fix: "
             f"make a world of at least {round(len(LETTERS) / DEV)} families"
         )
     pairs = [
-        (fact, asks, text)
-        for fact in split_of
-        for asks, texts in WORDING["questions"][fact.relation].items()
+        (fact, field, text)
+        for fact in members
+        for field, texts in WORDING["questions"][fact.relation].items()
         for text in texts
     ]
     made = []
-    for number, ((fact, asks, text), letter) in enumerate(
+    for number, ((fact, field, text), letter) in enumerate(
         zip(rng.shuffled(pairs), rng.balanced(LETTERS, len(pairs)), strict=True)
     ):
-        options = _wrong_options(rng, fact, asks, split_of)
-        options.insert(LETTERS.index(letter), getattr(fact, asks))
+        options = _wrong_options(rng, fact, field, members)
+        options.insert(LETTERS.index(letter), getattr(fact, field))
         details = {"person": rng.choice(("woman", "man")), "age": rng.integer(19, 76)}
         question = text.format(subject=fact.subject, value=fact.value, **details)
         made.append(
@@ -94,12 +95,12 @@ def _ask(
     return made
 
 
-def _wrong_options(rng: SeededRandom, fact: Fact, asks: str, split_of: Sequence[Fact]) -> list[str]:
+def _wrong_options(rng: SeededRandom, fact: Fact, field: str, members: Sequence[Fact]) -> list[str]:
     """Return three answers to questions of the same kind that are wrong for this fact."""
     # Answers of the same split first, since they are right equally often. A small split may lack
     # some of the shared values.
-    own = {getattr(other, asks) for other in split_of if other.relation == fact.relation}
-    shared = SHARED_VALUES.get(fact.relation, ()) if asks == "value" else ()
-    others = rng.shuffled(sorted(own - {getattr(fact, asks)}))
+    own = {getattr(other, field) for other in members if other.relation == fact.relation}
+    shared = SHARED_VALUES.get(fact.relation, ()) if field == "value" else ()
+    others = rng.shuffled(sorted(own - {getattr(fact, field)}))
     others += rng.shuffled([value for value in shared if value not in own])
     return others[: len(LETTERS) - 1]

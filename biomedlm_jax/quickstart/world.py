@@ -62,7 +62,7 @@ MAX_FAMILIES = len(_ONSETS) * len(_VOWELS) * len(_MIDDLES) // 2
 
 @dataclass(frozen=True)
 class Family:
-    """A disease with its gene and drug, and all that is known of them."""
+    """A disease with its gene, its drug and their properties."""
 
     disease: str
     organ: str

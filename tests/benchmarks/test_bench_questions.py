@@ -29,6 +29,7 @@ def directory(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_all_sides_score_and_learn_the_same(directory, capsys, monkeypatch):
     pytest.importorskip("lm_eval")
     small = {"layers": 1, "width": 32, "heads": 2, "context_length": 64}

@@ -52,6 +52,7 @@ def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monk
     assert "alternating in blocks" not in out
 
 
+@pytest.mark.slow
 def test_each_side_is_measured_in_its_own_process(config, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     options = {"rounds": 2, "steps": 1, "blocks": 1, "profile": str(tmp_path / "trace")}
@@ -80,7 +81,7 @@ def test_on_a_gpu_the_processes_of_the_sides_alternate(config, monkeypatch):
     result = bench_train.measure(config, **options)
     assert started == [
         ("biomedlm_jax", "auto", 6, None),
-        (PEER, "bfloat16", 6, None),  # as ours was: its process does not see the GPU through jax
+        (PEER, "bfloat16", 6, None),  # as ours was: jax has no GPU in its process
         ("biomedlm_jax", "bfloat16", 6, "trace"),
         (PEER, "bfloat16", 6, None),
     ]

@@ -9,7 +9,7 @@ from biomedlm_jax.model.gpt2 import GPT2Config
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes only when a side says so."""
+    """A clock that only the sides advance."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr("time.process_time", lambda: 2 * now[0])

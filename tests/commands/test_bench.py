@@ -33,7 +33,7 @@ def calls(monkeypatch) -> dict:
 
 def expected(what: str) -> set[str]:
     names = {pair.rpartition(":")[2] for pair in ARGUMENTS[what].split()}
-    return names | ({"config"} if what in ("train", "decode") else set())
+    return names | {{"tokens": "paths", "questions": "path"}.get(what, "config")}
 
 
 def test_train_is_the_default_and_the_figures_are_written(calls, tmp_path, capsys):
@@ -49,13 +49,17 @@ def test_train_is_the_default_and_the_figures_are_written(calls, tmp_path, capsy
     assert "m, jax 1" in capsys.readouterr().out
 
 
-def test_the_kind_is_given_by_position(calls):
+def test_the_kind_is_given_by_position(calls, tmp_path):
     assert main(["bench", "decode", "--batch_sizes=1,4", "--prompt=3", "--new_tokens=5"]) == 0
     assert set(calls["decode"]) == expected("decode")
     assert calls["decode"]["batch_sizes"] == (1, 4)
     assert calls["decode"]["config"].context_length == 8
-    assert main(["bench", "tokens", "--input=a,b", "--tokenizer=t"]) == 0
-    assert calls["tokens"]["paths"] == ["a", "b"]
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in files:
+        file.write_text("text")
+    assert main(["bench", "tokens", f"--input={files[0]},{files[1]}", "--tokenizer=t"]) == 0
+    assert set(calls["tokens"]) == expected("tokens")
+    assert calls["tokens"]["paths"] == files
     assert main(["bench", "questions", "--path=p", "--hf_batch_sizes=2"]) == 0
     assert calls["questions"]["hf_batch_sizes"] == (2,)
 

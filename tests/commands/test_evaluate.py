@@ -96,6 +96,7 @@ def test_errors_are_one_line(arguments, message, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_report(tmp_path, model, questions):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -74,6 +74,7 @@ def start(words, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves(world, tmp_path):
     run = tmp_path / "run"
     process = start(command("text", world, run, **{"training.epochs": 4_000}))
@@ -89,6 +90,7 @@ def test_ctrl_c_saves(world, tmp_path):
     assert errors.splitlines()[-1] == "biomedlm finetune: interrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["questions", "text"])
 def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]

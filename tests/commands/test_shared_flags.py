@@ -110,13 +110,13 @@ def test_processes_start_when_the_flags_name_them(arguments, expected, monkeypat
         started.append((coordinator, process_id, process_count))
 
     monkeypatch.setattr(distributed, "start_processes", start)
-    with parsed("processes", *arguments).joined():
+    with parsed("processes", *arguments).multiprocess_run():
         assert started == ([expected] if expected else [])
 
 
 def test_a_process_count_needs_a_coordinator():
     values = parsed("processes", "--process_count=2")
-    with pytest.raises(ValueError, match="--coordinator=HOST:PORT"), values.joined():
+    with pytest.raises(ValueError, match="--coordinator=HOST:PORT"), values.multiprocess_run():
         pass
 
 

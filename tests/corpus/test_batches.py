@@ -196,7 +196,7 @@ address, process, path, batch_size = sys.argv[1], *map(json.loads, sys.argv[2:])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(address, 2, process)
 orders = {"blocks": [0, 1, 2, 3], "alternating": [0, 2, 1, 3]}
-found, getitems = {}, Rows.__getitems__
+result, getitems = {}, Rows.__getitems__
 for name, order in orders.items():
     mesh = Mesh(np.array(jax.devices())[order], ("data",), axis_types=(AxisType.Auto,))
     for spec in (("data",), ()):
@@ -210,14 +210,14 @@ for name, order in orders.items():
         batches.close()
         gather = lambda x: multihost_utils.process_allgather(x, tiled=True).tolist()
         validation = validation_batches(path, batch_size=batch_size, sharding=sharding)
-        found[f"{name} {bool(spec)}"] = {
+        result[f"{name} {bool(spec)}"] = {
             "rows": batches._layout.rows.tolist(),
             "read": sorted(set(read)),
             "batches": [gather(batch) for batch in got],
             "validation": [[gather(x), gather(w)] for x, w in validation],
             "position": position,
         }
-print(json.dumps(found))
+print(json.dumps(result))
 """
 
 
@@ -246,11 +246,11 @@ def test_two_processes_read_their_halves_of_the_same_batches(make, data):
         for tokens, weights in validation_batches(data, batch_size=BATCH)
     ]
     for name in first:
-        for found in (first[name], second[name]):
-            assert found["batches"] == expected
-            assert found["validation"] == validation
-            assert found["position"] == alone.position()
-            assert found["read"] == [len(found["rows"])]
+        for result in (first[name], second[name]):
+            assert result["batches"] == expected
+            assert result["validation"] == validation
+            assert result["position"] == alone.position()
+            assert result["read"] == [len(result["rows"])]
     half, quarter = BATCH // 2, BATCH // 4
     everything = list(range(BATCH))
     assert (first["blocks True"]["rows"], second["blocks True"]["rows"]) == (

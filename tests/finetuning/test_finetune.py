@@ -53,6 +53,7 @@ def test_every_rate_and_seed_runs_once_and_rates_have_means(
     assert [m["learning_rate"] for m in written["learning_rates"]] == [1e-5, 3e-5]
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_resumes(world, question_config, question_run, interrupt, tmp_path):
     config = question_config(sweep__seeds=(1, 2))
     shutil.copytree(question_run[0], tmp_path / "lr0.003-seed1")  # the sweep's first run, finished

@@ -209,6 +209,7 @@ def steps(mesh_sizes, kind, lora: bool):
     return losses, jax.tree.map(np.asarray, state.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "lora"), [("choice", False), ("classification", True)])
 def test_many_devices_compute_what_one_does(kind, lora):
     expected, model = steps((1, 1, 1), kind, lora)

@@ -49,7 +49,7 @@ def lora_run(world, question_config, lora, tmp_path_factory):
     return run, finetune(question_config(**lora), world / "base", run)
 
 
-@pytest.mark.parametrize("name", ["question_run", "lora_run"])
+@pytest.mark.parametrize("name", ["question_run", pytest.param("lora_run", marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_bit_for_bit(
     name, world, question_config, lora, interrupt, records, trained, assert_same, request, tmp_path
 ):
@@ -117,6 +117,7 @@ def class_run(world, question_config, tmp_path_factory):
     return run, finetune(config, world / "base", run)
 
 
+@pytest.mark.slow
 def test_classes_are_learnt_and_accumulated(class_run):
     run, result = class_run
     assert result["dev_accuracy"] == 100
@@ -125,6 +126,7 @@ def test_classes_are_learnt_and_accumulated(class_run):
     assert tuned.config.vocab_size == tokenizer.get_vocab_size() == 305
 
 
+@pytest.mark.slow
 def test_a_head_of_something_else_is_refused(
     world, question_config, question_run, class_run, write_classes, tmp_path
 ):

@@ -47,7 +47,7 @@ def lora_run(world, text_config, lora, tmp_path_factory):
     return run, finetune(text_config(**lora, training__epochs=3), world / "base", run)
 
 
-@pytest.mark.parametrize("name", ["text_run", "lora_run"])
+@pytest.mark.parametrize("name", ["text_run", pytest.param("lora_run", marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_bit_for_bit(
     name, world, text_config, lora, interrupt, records, trained, assert_same, request, tmp_path
 ):

@@ -113,14 +113,14 @@ def _random_model():
 @pytest.fixture(scope="session")
 def pairs():
     """Decoders by name, each with its peer: the inverse-layer scale on and off."""
-    found = {}
+    models = {}
     for name, fields in {
         "scaled": {"seed": 0},
         "plain": {"seed": 1, "scale_attn_by_inverse_layer_idx": False, "heads": 2},
     }.items():
         model = random_model(**fields)
-        found[name] = model, make_decoder(model), Peer(model)
-    return found
+        models[name] = model, make_decoder(model), Peer(model)
+    return models
 
 
 @pytest.fixture(scope="session")

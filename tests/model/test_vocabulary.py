@@ -6,7 +6,7 @@ import pytest
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.language_model import named_leaves
-from biomedlm_jax.model.vocabulary import grow_vocabulary, grown
+from biomedlm_jax.model.vocabulary import grow_vocabulary, with_added_tokens
 
 CONFIG = GPT2Config(vocab_size=300, context_length=32, layers=2, width=64, heads=4, eos_token_id=7)
 
@@ -19,7 +19,7 @@ def model(make_gpt2):
 @pytest.mark.parametrize("count", [0, 3, 84, 85])  # up to the padding's end, and beyond
 def test_everything_else_keeps_its_bits(model, count):
     bigger = grow_vocabulary(model, count, key=jax.random.key(1))
-    assert bigger.config == grown(CONFIG, count)
+    assert bigger.config == with_added_tokens(CONFIG, count)
     assert bigger.config.vocab_size == 300 + count
     assert bigger.config.eos_token_id == 7
     before, after = named_leaves(model), named_leaves(bigger)

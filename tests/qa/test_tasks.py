@@ -79,9 +79,9 @@ ROWS = {
 @pytest.mark.parametrize(("name", "file"), ROWS)
 def test_a_task_finds_its_file_in_a_directory(tmp_path, name, file):
     path, task = write(tmp_path / file, ROWS[name, file]), find_task(name)
-    found = read_questions(task, tmp_path, split="dev")
-    assert found == read_questions(task, str(path), split="dev")
-    (question,) = found
+    questions = read_questions(task, tmp_path, split="dev")
+    assert questions == read_questions(task, str(path), split="dev")
+    (question,) = questions
     assert question.question == "q?"
     assert question.options[question.label] == ("y" if task.kind == "choice" else "no")
 
@@ -96,8 +96,8 @@ def test_mmlu_in_folders_of_splits(tmp_path):
 def test_mmlu_leaves_out_other_subjects_and_counts_them(tmp_path):
     write(tmp_path / "dev.jsonl", *({**CHOICE, "subject": s} for s in ("anatomy", "virology")))
     skipped = Skipped()
-    found = read_questions(find_task("mmlu:virology"), tmp_path, split="dev", skipped=skipped)
-    assert [question.id for question in found] == ["dev.jsonl:2"]
+    questions = read_questions(find_task("mmlu:virology"), tmp_path, split="dev", skipped=skipped)
+    assert [question.id for question in questions] == ["dev.jsonl:2"]
     assert str(skipped) == "1 of the subject anatomy"
     with pytest.raises(ValueError, match=r"no questions of mmlu:law in .*1 of the subject anatomy"):
         read_questions(find_task("mmlu:law"), tmp_path, split="dev")
@@ -110,9 +110,9 @@ def test_both_sources_of_bioasq_give_the_same_question(tmp_path):
     (tmp_path / "7b.json").write_text(json.dumps({"questions": [listed, question]}, indent=2))
     (tmp_path / "test.tsv").write_text("55\tIs it?\tIt is. So.\tyes\n")
     task, skipped = find_task("bioasq"), Skipped()
-    found = read_questions(task, tmp_path / "7b.json", split="test", skipped=skipped)
-    assert found == read_questions(task, tmp_path, split="test")
-    assert found == [Question("55", "Is it?", ("no", "yes"), 1, "It is. So.")]
+    questions = read_questions(task, tmp_path / "7b.json", split="test", skipped=skipped)
+    assert questions == read_questions(task, tmp_path, split="test")
+    assert questions == [Question("55", "Is it?", ("no", "yes"), 1, "It is. So.")]
     assert skipped.left_out == {"list questions": 1}
 
 
@@ -257,8 +257,8 @@ def test_bad_rows_stop_the_reading_or_are_counted(tmp_path):
         read_questions(task, path, split="dev")
     assert str(error.value).endswith("--on_error=skip")
     skipped = Skipped()
-    found = read_questions(task, path, split="dev", on_error="skip", skipped=skipped)
-    assert [question.id for question in found] == ["dev.jsonl:1", "last"]
+    questions = read_questions(task, path, split="dev", on_error="skip", skipped=skipped)
+    assert [question.id for question in questions] == ["dev.jsonl:1", "last"]
     assert (skipped.bad, skipped.error) == (9, str(error.value))
     twice, empty = skipped.places.values()
     assert twice == ["dev.jsonl:2"]
@@ -309,8 +309,10 @@ def test_the_real_choices_have_their_sizes(real_data):
     skipped, file = Skipped(), real_data / "medmcqa" / "dev_first2000.jsonl"
     with pytest.raises(ValueError, match=r"dev_first2000\.jsonl:45: the option .* occurs twice"):
         read_questions(TASKS["medmcqa"], file, split="dev")
-    found = read_questions(TASKS["medmcqa"], file, split="dev", on_error="skip", skipped=skipped)
-    assert (len(found), skipped.bad) == (1987, 13)
+    questions = read_questions(
+        TASKS["medmcqa"], file, split="dev", on_error="skip", skipped=skipped
+    )
+    assert (len(questions), skipped.bad) == (1987, 13)
     subjects = [task for task in TASKS.values() if task.subject]
     shots = [read_questions(t, real_data / "mmlu_medical", split="dev") for t in subjects]
     assert [len(part) for part in shots] == [task.sizes["dev"] for task in subjects] == [5] * 6

@@ -23,9 +23,10 @@ def states() -> Callable[[str, str], bool]:
 
 
 @pytest.fixture(scope="session")
-def tour(tmp_path_factory) -> tuple[dict, Path]:
-    """Return the figures and the directory of a tour with hardly any steps."""
-    from biomedlm_jax.quickstart.tour import take_tour  # imports jax, which most tests do not need
+def finished(tmp_path_factory) -> tuple[dict, Path]:
+    """Return the figures and the directory of a quickstart of a few steps."""
+    # It imports jax, which most tests do not need.
+    from biomedlm_jax.quickstart.quickstart import run_quickstart
 
-    out = tmp_path_factory.mktemp("tour") / "quickstart"
-    return take_tour(out, steps=20, documents=240, epochs=1), out
+    out = tmp_path_factory.mktemp("world") / "quickstart"
+    return run_quickstart(out, steps=20, documents=240, epochs=1), out

@@ -58,10 +58,10 @@ def test_a_sentence_states_nothing_but_facts_of_its_family(world, texts, names_i
     for text in texts:
         for sentence in re.split(r"(?<=\.) |\n", text):
             owners = {families[name] for name in names_in(sentence)}
-            found = {value.lower() for value in any_shared.findall(sentence)}
+            stated = {value.lower() for value in any_shared.findall(sentence)}
             if owners:
                 (owner,) = owners
-                assert found <= values[owner], sentence
+                assert stated <= values[owner], sentence
 
 
 def test_abstracts_read_well(texts):

@@ -10,7 +10,7 @@ from biomedlm_jax.training.pretrain import PretrainSettings
 FILE = Path(__file__).parents[2] / "configs" / "finetune.py"
 
 
-def test_the_tour_finetunes_with_the_variant_small_world():
+def test_the_quickstart_finetunes_with_the_variant_small_world():
     spec = importlib.util.spec_from_file_location("finetune", FILE)
     assert spec is not None
     assert spec.loader is not None
@@ -20,7 +20,7 @@ def test_the_tour_finetunes_with_the_variant_small_world():
     ours = read_settings(QuestionSettings, finetuning_config(config.task.name))
     assert ours == dataclasses.replace(config, model={})
     dropouts = [value for name, value in config.model.items() if "dropout" in name]
-    assert dropouts == [0.0, 0.0, 0.0]  # as in the model of the tour
+    assert dropouts == [0.0, 0.0, 0.0]  # as in the model of the quickstart
 
 
 def test_pretraining_has_a_warmup_of_at_most_a_quarter():

@@ -6,8 +6,9 @@ from biomedlm_jax.qa.statistics import compare
 from biomedlm_jax.quickstart.effect import as_text
 
 
-def test_the_paired_test_is_the_one_on_the_written_answers(tour):
-    figures, out = tour
+@pytest.mark.slow
+def test_the_paired_test_is_the_one_on_the_written_answers(finished):
+    figures, out = finished
     pretrained, random = figures["effect"]
     assert pretrained["n"] == random["n"] == figures["questions"]["test"]
     assert pretrained["groups"] == 20
@@ -20,15 +21,17 @@ def test_the_paired_test_is_the_one_on_the_written_answers(tour):
     )
 
 
-def test_both_finetuned_models_can_be_loaded(tour):
-    _, out = tour
+@pytest.mark.slow
+def test_both_finetuned_models_can_be_loaded(finished):
+    _, out = finished
     for name in ("finetuned", "finetuned-random"):
         model, _, head = load_finetuned(out / "effect" / name)
         assert (model.kind, head.row_format) == ("choice", "paper")
 
 
-def test_the_text_states_both_accuracies_and_their_difference(tour):
-    summaries = tour[0]["effect"]
+@pytest.mark.slow
+def test_the_text_states_both_accuracies_and_their_difference(finished):
+    summaries = finished[0]["effect"]
     text = as_text(summaries)
     accuracies = [100 * summary["accuracy"]["value"] for summary in summaries]
     assert all(f" {accuracy:.1f} [" in text for accuracy in accuracies)

@@ -105,6 +105,7 @@ def losses(sizes: dict, **options) -> np.ndarray:
     return trained(tuple(sizes.items()), **options).losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_twenty_steps_on_eight_devices_equal_one_device(sizes):
     np.testing.assert_allclose(losses(sizes), losses(ONE), rtol=0, atol=1e-5)

@@ -3,11 +3,12 @@ import json
 import pytest
 
 from biomedlm_jax.qa.tasks import find_task, read_questions
-from biomedlm_jax.quickstart.tour import CONTENTS, take_tour
+from biomedlm_jax.quickstart.quickstart import CONTENTS, run_quickstart
 
 
-def test_the_tour_writes_what_it_lists_and_a_summary(tour):
-    figures, out = tour
+@pytest.mark.slow
+def test_the_quickstart_writes_what_it_lists_and_a_summary(finished):
+    figures, out = finished
     assert json.loads((out / "summary.json").read_text()) == figures
     assert figures["logits_equal"]
     assert {path.name for path in out.iterdir()} == {*CONTENTS, "summary.json"}
@@ -19,4 +20,4 @@ def test_the_tour_writes_what_it_lists_and_a_summary(tour):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(FileExistsError, match="not empty"):
-        take_tour(tmp_path, steps=20, documents=240)
+        run_quickstart(tmp_path, steps=20, documents=240)

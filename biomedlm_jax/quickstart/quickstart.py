@@ -1,4 +1,4 @@
-"""The whole journey on a small invented world: text, tokens, a GPT, Hugging Face, answers."""
+"""Run every step on a synthetic corpus: text, tokens, pre-training, Hugging Face, questions."""
 
 import contextlib
 import math
@@ -42,12 +42,13 @@ CONTENTS = {
 }
 
 
-def take_tour(out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS) -> dict:
-    """Make everything in the new directory `out`, print each step, and return the figures.
+def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS) -> dict:
+    """Run every step in the new directory `out`, print the results, and return the figures.
 
-    `steps` are of pre-training, `epochs` of fine-tuning. The figures are also in summary.json.
+    `steps` is the number of pre-training steps, `epochs` that of fine-tuning epochs. The figures
+    are also written to summary.json.
 
-    Raises FileExistsError if `out` is not empty, and ValueError if a check on the way fails.
+    Raises FileExistsError if `out` is not empty, and ValueError if a check fails.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -98,16 +99,18 @@ def take_tour(out: str | Path, *, steps: int, documents: int, epochs: int = EPOC
         export_hf(model, tokenizer, out / "hf", training_facts=facts)
         # The licence of the weights is that of this run, so the notice is left out.
         import_hf(out / "hf", out / "imported", notify=lambda text: None)
-        again, _ = load(out / "imported")
+        imported, _ = load(out / "imported")
         ids = jax.numpy.array([tokenizer.encode(texts[0]).ids[:LENGTH]])
-        before, after = np.asarray(model(ids)), np.asarray(again(ids))
+        before, after = np.asarray(model(ids)), np.asarray(imported(ids))
         figures["logits_equal"] = np.array_equal(before, after)
         if not figures["logits_equal"]:
             raise ValueError("the re-imported model computes other logits than the trained one")
         console.print(f"   {before.size:,} logits before and after are bit-identical")
     with stage("complete sentences"):
         examples = prompts(world, 4)
-        answers = generate(again, tokenizer, [one["prompt"] for one in examples], max_new_tokens=8)
+        answers = generate(
+            imported, tokenizer, [one["prompt"] for one in examples], max_new_tokens=8
+        )
         for example, answer in zip(examples, answers, strict=True):
             text = escape(answer.strip().split(".")[0])
             console.print(f"   {escape(example['prompt'])} [bold]{text}[/bold]", end="")
