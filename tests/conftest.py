@@ -3,7 +3,7 @@
 Eight simulated CPU devices. Compiled programs are kept on disk, shared by all test processes and by
 later runs. Most tests compile more than they compute: LLVM does not optimise, and jax 0.10 emits
 fusions by the older code, which compiles in half the time (jax 0.11 has no such choice). A test of
-compiled code starts a process with its own XLA_FLAGS.
+compiled code starts a process with its own XLA_FLAGS, others with those of FAST_COMPILATION.
 """
 
 import contextlib
@@ -12,9 +12,11 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ["FAST_COMPILATION"] = FLAGS  # for processes that tests start
+FLAGS += " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 for name, value in (
     ("JAX_PLATFORMS", "cpu"),

@@ -64,7 +64,7 @@ def start(
     flags = [*flags_of(dataset, run, **settings), f"--process_count={count}"]
     flags += [f"--silence_timeout={silence_timeout}", f"--coordinator=localhost:{free_port()}"]
     devices = f"--xla_force_host_platform_device_count={8 // count}"
-    xla = f"{devices} --xla_backend_optimization_level=0"  # compiled for a few steps only
+    xla = f"{devices} {os.environ['FAST_COMPILATION']}"
     return [
         subprocess.Popen(
             [*RUN, *flags, f"--process_id={i}"],

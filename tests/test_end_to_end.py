@@ -28,7 +28,7 @@ def biomedlm(place: Path, *arguments: str, code: int = 0) -> subprocess.Complete
         cwd=place,
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": os.environ["FAST_COMPILATION"]},
     )
     assert done.returncode == code, done.stderr
     return done

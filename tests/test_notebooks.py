@@ -5,6 +5,7 @@ runs and stores the notebooks as they are.
 """
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_it_runs(notebook, path, tmp_path, monkeypatch):
     assert assigned == list(SIZES[path.name])
     cell.source = "\n".join(f"{name} = {value}" for name, value in SIZES[path.name].items())
     # The kernel has a process of its own, which compiles more than it computes.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )

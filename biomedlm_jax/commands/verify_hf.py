@@ -1,4 +1,4 @@
-"""Compare a Hugging Face directory's token ids and outputs here and in transformers.
+"""Compare a directory's token ids and outputs here and in transformers.
 
     biomedlm verify-hf --model=release/ --run=run/ --json=verify.json
 

@@ -1,6 +1,7 @@
 """The figures have their fields; their values depend on the machine."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monk
 
 @pytest.mark.slow
 def test_each_side_is_measured_in_its_own_process(config, monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
     options = {"rounds": 2, "steps": 1, "blocks": 1, "profile": str(tmp_path / "trace")}
     result = bench_train.measure(config, batch_size=2, peers=(PEER,), **options)
     check(result)
