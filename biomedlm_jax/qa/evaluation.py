@@ -1,5 +1,6 @@
 """evaluate(): answer a task's questions with a model and write the report."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from biomedlm_jax.mesh import check_fits
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.qa import report, statistics
+from biomedlm_jax.qa import identity, report, statistics
 from biomedlm_jax.qa.formats import CLASSIFICATION
 from biomedlm_jax.qa.questions import Question, Skipped, counted
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, WAYS, score
@@ -52,8 +53,8 @@ def evaluate(
     `find_task`, `read_questions` and `default_split`; `execution` are fields of the model's config.
 
     Args:
-      models: a run, fine-tuned or Hugging Face directory; several are seeds of one fine-tuning,
-        whose mean accuracy is reported beside the first one's results.
+      models: a run, fine-tuned or Hugging Face directory; several are seeds of one training, as
+        their records must state, and their mean accuracy is reported.
       mode: one of WAYS; "auto" is "classifier" for a fine-tuned model, else "letter" and "option".
         Of several ways of scoring each gets a folder in `out`.
       shots: answered questions before each question (letter), the first of the first split.
@@ -69,37 +70,52 @@ def evaluate(
     split = split or default_split(chosen, path)
     name, skipped = f"{chosen.name}, {split}", Skipped()
     read = {"fold": fold, "on_error": on_error, "skipped": skipped}
-    questions = read_questions(chosen, path, split=split, labelled=True, **read)
+    questions = read_questions(chosen, path, split=split, **read)
+    labelled = questions[0].label is not None  # the reader refuses a mixture
+    if baseline and not labelled:
+        got = f"the {counted(len(questions), 'question')} of {name} have no labels"
+        raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
     complete = chosen.sizes.get(split) == len(questions) + skipped.bad
     heads = [check_model(model, mesh) for model in models]
     modes = _modes(mode, models, heads, chosen)
     examples = _shots(shots, modes, chosen, questions, path, read)
     ways = [way for one in modes for way in WAYS[one]]
-    baselines = {way: report.read_items(baseline, way=way) for way in ways} if baseline else {}
-    for items in baselines.values():
+    baselines = {way: report.read_seeds(baseline, way=way) for way in ways} if baseline else {}
+    for items in itertools.chain(*baselines.values()):
         statistics.same_ids({one.id for one in questions}, {item["id"] for item in items})
     writes = jax.process_index() == 0
     if writes:
         check_output(out, replaceable=report.is_report, overwrite=overwrite)
         unlike = chosen.unlike_official(split, len(questions))
         notify(f"{name}: {counted(len(questions), 'question')}{unlike}; skipped: {skipped}")
-    seen: dict[str, str | Path] = {}
-    for directory, head in zip(models, heads, strict=True) if len(models) > 1 else ():
-        digest = weights_hash(load_model(directory, head, mesh)[0])
-        if digest in seen:
-            got = f"{directory} has the same weights as {seen[digest]}"
-            raise ValueError(f"{got}; fix: name each seed once")
-        seen[digest] = directory
+    weights = _different_weights(models, heads, mesh)
     results: dict[str, list[list[dict]]] = {}
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
-    for directory, head in zip(models, heads, strict=True):
+    described, chose = [], []
+    for directory, head, digest in zip(models, heads, weights, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
-        if head is not None:
-            options |= {"row_format": head.row_format, "max_length": head.max_length}
+        rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
+        options |= rows
+        described.append(identity.describe(directory, model, tokenizer, weights=digest, **rows))
+        chose.append(identity.chosen_on(directory, chosen.name, split, questions))
         for one in modes:
             scored = score(model, tokenizer, questions, chosen, mode=one, **options)
             for way, items in scored.items():
                 results.setdefault(way, []).append(items)
+    provenance = {
+        "models": described,
+        "questions": {
+            "task": chosen.name,
+            "split": split,
+            "path": str(path or chosen.path),
+            "fold": fold,
+            "hash": identity.questions_hash(questions),
+            "scored": len(questions),
+            "skipped": skipped.bad + sum(skipped.left_out.values()),
+        },
+        "shots": {"count": shots, "hash": identity.questions_hash(examples) if shots else None},
+        **identity.circumstances(),
+    }
     reports = {}
     for way, seeds in results.items():
         summary = report.summarise(
@@ -110,16 +126,20 @@ def evaluate(
             published=chosen.published if complete and split == chosen.published_split else {},
             published_split=chosen.published_split,
             with_macro_f1=chosen.kind == CLASSIFICATION,
-            baseline=baselines.get(way),
+            baseline=baselines[way][0] if baselines else None,
+            baseline_seeds=baselines[way][1:] if baselines else (),
             baseline_name=str(baseline),
             seeds=seeds if len(seeds) > 1 else None,
+            skipped=identity.account(skipped),
+            provenance={**provenance, "way": way},
+            chose_checkpoint=any(chose),
         )
-        reports[way if len(results) > 1 else ""] = summary, seeds[0]
+        reports[way if len(results) > 1 else ""] = summary, *seeds
         if summary["truncated"] and writes:
             notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
     if writes:
         report.write_reports(out, reports, overwrite=overwrite)
-    return [summary for summary, _ in reports.values()]
+    return [summary for summary, *_ in reports.values()]
 
 
 def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None:
@@ -140,6 +160,26 @@ def load_model(
     model, tokenizer, *_ = loader(path, mesh=mesh, **execution)
     assert tokenizer is not None  # by check_model
     return model, tokenizer
+
+
+def _different_weights(
+    models: Sequence[str | Path], heads: Sequence[Head | None], mesh: Mesh | None
+) -> list[str | None]:
+    """Return the hashes of the weights of several seeds; raise ValueError unless they are seeds."""
+    if len(models) == 1:
+        return [None]
+    seen: dict[str, str | Path] = {}
+    paths = [str(Path(model).resolve()) for model in models]
+    repeated = next((n for n, path in enumerate(paths) if path in paths[:n]), None)
+    if repeated is None:
+        identity.check_seeds(models)
+    for directory, head in zip(models, heads, strict=True):
+        digest = weights_hash(load_model(directory, head, mesh)[0])
+        if digest in seen:
+            got = f"{directory} has the same weights as {seen[digest]}"
+            raise ValueError(f"{got}; fix: name each seed once")
+        seen[digest] = directory
+    return [*seen]
 
 
 def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:

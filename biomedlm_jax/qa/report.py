@@ -1,8 +1,9 @@
 """The report on a set of answered questions. Scores are shares of 1, published ones percentages."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,20 +13,42 @@ from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
 
 ITEMS, JSON, MARKDOWN, PLOT = FILES = ("items.jsonl", "report.json", "report.md", "reliability.png")
+SEED_ITEMS = "items-{}.jsonl"  # of the second seed and later ones
+SHOWN = 20  # ids in report.md; report.json has all
 BLUE, ORANGE, GREY = "#2a6ebb", "#d9822b", "#6b7280"
 FEW_GROUPS = 20  # below it a cluster bootstrap's percentile intervals are too narrow
 
 
 def read_items(path: str | Path, *, way: str = "") -> list[dict]:
-    """Return the checked items of a JSONL file or report directory (`way`: of several reports)."""
-    file = path = Path(path)
-    if path.is_dir():
-        ways = sorted(one.parent for one in path.glob(f"*/{ITEMS}"))
-        chosen = path / way.replace(" ", "_")
-        file = chosen / ITEMS if chosen in ways else path / ITEMS
-        if not file.is_file() and ways:
-            names = " or ".join(map(str, ways))
-            raise ValueError(f"{path} holds {counted(len(ways), 'report')}; fix: name {names}")
+    """Return the checked items of a JSONL file or report directory (`way`: of several reports).
+
+    Of several seeds they are those of the first.
+    """
+    return _read_file(_items_file(Path(path), way))
+
+
+def read_seeds(path: str | Path, *, way: str = "") -> list[list[dict]]:
+    """Return the checked items of each seed of a report; a file holds one."""
+    file = _items_file(Path(path), way)
+    pattern = SEED_ITEMS.format("*") if Path(path).is_dir() else ""
+    others = file.parent.glob(pattern) if pattern else ()
+    by_number = sorted(others, key=lambda one: int(one.stem.rpartition("-")[2]))
+    return [_read_file(one) for one in (file, *by_number)]
+
+
+def _items_file(path: Path, way: str) -> Path:
+    if not path.is_dir():
+        return path
+    ways = sorted(one.parent for one in path.glob(f"*/{ITEMS}"))
+    chosen = path / way.replace(" ", "_")
+    file = chosen / ITEMS if chosen in ways else path / ITEMS
+    if not file.is_file() and ways:
+        names = " or ".join(map(str, ways))
+        raise ValueError(f"{path} holds {counted(len(ways), 'report')}; fix: name {names}")
+    return file
+
+
+def _read_file(file: Path) -> list[dict]:
     items = []
     for where, item in read_jsonl(file):
         try:
@@ -56,71 +79,168 @@ def summarise(
     with_macro_f1: bool = False,
     baseline: Sequence[Item] | None = None,
     baseline_name: str = "baseline",
+    baseline_seeds: Sequence[Sequence[Item]] = (),
     seeds: Sequence[Sequence[Item]] | None = None,
+    skipped: Mapping[str, Mapping] | None = None,
+    provenance: Mapping | None = None,
+    chose_checkpoint: bool = False,
     seed: int = 0,
 ) -> dict:
     """Return everything that the report prints, as one dict that JSON can hold.
 
-    `name` is the task, `what` the model and mode, `official` the number of questions of the split
-    as published; `published` are percentages on `published_split`; `seeds` the results of every
-    seed, `items` among them; `seed` is the bootstrap's.
+    Args:
+      name: the task; `what` is the model and mode.
+      official: the number of questions of the split as published.
+      published: percentages on `published_split`.
+      baseline_seeds: the results of more seeds of the baseline.
+      seeds: the results of every seed, `items` among them; the accuracy is their mean.
+      skipped: what was read but not scored: tables of reasons with places or counts.
+      provenance: what the result is of, as `identity` makes it.
+      chose_checkpoint: these questions chose the model's checkpoint.
+      seed: of the bootstrap.
+
+    Items without gold labels give the number of predictions of each option and no score.
     """
-    answers = statistics.columns(items)
-    bins = statistics.reliability(answers)
-    versus = None
-    if baseline is not None:
-        versus = statistics.compare(items, baseline, seed=seed)._asdict()
-        versus |= {"name": baseline_name, "difference": versus["difference"]._asdict()}
+    labelled = any(item["gold"] is not None for item in items)
     return {
         "task": name,
         "what": what,
         "n": len(items),
         "official_n": official,
-        "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "truncated": sum(bool(item["truncated"]) for item in items),
-        "accuracy": statistics.accuracy(answers, seed=seed)._asdict(),
+        "truncated_ids": [item["id"] for item in items if item["truncated"]],
+        "indistinct_ids": [item["id"] for item in items if item.get("indistinct")],
+        "skipped": dict(skipped or {}),
         "chance": float(np.mean([1 / len(item["options"]) for item in items])),
-        "majority_class": float(np.bincount(answers.gold_N).max() / len(items)),
-        "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
-        "ece": statistics.calibration_error(bins),
-        "brier": statistics.brier_score(answers),
-        "reliability": bins,
+        "predicted_positions": _shares(item["prediction"] for item in items),
+        **dict.fromkeys(SCORES),
+        **(_scores(items, seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
+        "chose_checkpoint": chose_checkpoint,
         "published_percent": dict(published or {}),
         "published_split": published_split,
-        "baseline": versus,
-        "seeds": None if seeds is None else _over_seeds(answers, seeds),
+        "baseline": None
+        if baseline is None
+        else _versus(seeds or [items], [baseline, *baseline_seeds], baseline_name, seed),
         "bootstrap": {"level": statistics.LEVEL, "resamples": statistics.RESAMPLES, "seed": seed},
+        "provenance": dict(provenance or {}),
     }
+
+
+SCORES = (
+    *("groups", "accuracy", "majority_class", "gold_positions", "macro_f1"),
+    *("ece", "brier", "reliability", "seeds"),
+)
+
+
+def _scores(
+    items: Sequence[Item], seeds: Sequence[Sequence[Item]] | None, *, with_macro_f1: bool, seed: int
+) -> dict:
+    """Return the entries of SCORES; calibration is None where scores are no probabilities."""
+    answers = statistics.columns(items)
+    every = [answers] if seeds is None else [*map(statistics.columns, seeds)]
+    bins = statistics.reliability(answers) if answers.probabilities else None
+    return {
+        "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
+        "accuracy": statistics.accuracy(*every, seed=seed)._asdict(),
+        "majority_class": float(np.bincount(answers.gold_N).max() / len(items)),
+        "gold_positions": _shares(answers.gold_N.tolist()),
+        "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
+        "ece": statistics.calibration_error(bins) if bins else None,
+        "brier": statistics.brier_score(answers) if bins else None,
+        "reliability": bins,
+        "seeds": None if seeds is None else _over_seeds(every),
+    }
+
+
+def _versus(
+    seeds: Sequence[Sequence[Item]], baselines: Sequence[Sequence[Item]], name: str, seed: int
+) -> dict:
+    first, second = ([*map(statistics.columns, one)] for one in (seeds, baselines))
+    versus = statistics.compare_seeds(first, second, seed=seed)
+    return {**versus._asdict(), "name": name, "difference": versus.difference._asdict()}
+
+
+def _shares(labels: Iterable[int]) -> list[float]:
+    """Return the share of each option, by its place in the list of options."""
+    counts = np.bincount([*labels])
+    return (counts / counts.sum()).tolist()
 
 
 def markdown(summary: Mapping) -> str:
     """Return the summary as one table and the conclusions that it allows."""
     questions = f"{_count(summary)} ({summary['truncated']:,} truncated)"
-    rows = [("questions", questions), ("accuracy", _score(summary["accuracy"]))]
-    seeds, baseline = summary["seeds"], summary["baseline"]
+    rows = [("questions", questions)]
+    seeds, baseline, score = summary["seeds"], summary["baseline"], summary["accuracy"]
+    first = " (first seed)" if seeds else ""
+    if score:
+        rows += [("accuracy", _score(score))]
     if seeds:
         spread = f" ± {_percent(seeds['deviation'])}" if seeds["deviation"] is not None else ""
         rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", _percent(seeds["mean"]) + spread)]
     if summary["macro_f1"]:
-        rows += [("macro-F1", _score(summary["macro_f1"]))]
-    rows += [
-        ("chance", _percent(summary["chance"])),
-        ("always the most common class", _percent(summary["majority_class"])),
-        ("calibration error (ECE)", f"{summary['ece']:.3f}"),
-        ("Brier score", f"{summary['brier']:.3f}"),
-    ]
+        rows += [(f"macro-F1{first}", _score(summary["macro_f1"]))]
+    rows += [("chance", _percent(summary["chance"]))]
+    if score:
+        rows += [("always the most common class", _percent(summary["majority_class"]))]
+    if summary["ece"] is not None:
+        rows += [(f"calibration error (ECE){first}", f"{summary['ece']:.3f}")]
+        rows += [(f"Brier score{first}", f"{summary['brier']:.3f}")]
+    for noun in ("predicted", "gold"):
+        if shares := summary[f"{noun}_positions"]:
+            rows += [(f"{noun} positions, in %", " / ".join(f"{100 * one:.0f}" for one in shares))]
     if baseline:
         who, one = baseline["name"], baseline["difference"]
         ends = f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
         counts = f"{baseline['only_first']:,} / {baseline['only_second']:,}"
-        rows += [(f"accuracy of {who}", _percent(summary["accuracy"]["value"] - one["value"]))]
+        rows += [(f"accuracy of {who}", _percent(score["value"] - one["value"]))]
         rows += [(f"difference to {who}, in points", f"{100 * one['value']:+.1f} {ends}")]
         rows += [(f"right only here / only in {who}", counts)]
         rows += [(f"{baseline['test']}, two-sided", p_text(baseline["p_value"]))]
     rows += [(f"published: {k}", f"{v:.1f} %") for k, v in summary["published_percent"].items()]
-    lines = [f"# {summary['task']}: {summary['what']}", "", "| | |", "|:--|--:|"]
-    lines += [f"| {_cell(label)} | {_cell(value)} |" for label, value in rows]
-    return "\n".join([*lines, "", *_conclusions(summary), ""])
+    lines = [
+        f"# {summary['task']}: {summary['what']}",
+        "",
+        *_rows(rows),
+        *_conclusions(summary),
+        "",
+    ]
+    if account := _account(summary):
+        lines += ["## Left out, cut or indistinct", "", *_rows(account)]
+    if provenance := summary["provenance"]:
+        lines += ["## What this is of", "", *_rows(_flat(provenance))]
+    return "\n".join(lines)
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+    body = [f"| {_cell(label)} | {_cell(value)} |" for label, value in rows]
+    return ["| | |", "|:--|--:|", *body, ""]
+
+
+def _account(summary: Mapping) -> list[tuple[str, str]]:
+    """Return a row for each reason why questions were left out, cut, or hard to tell apart."""
+    listed = {
+        "truncated to fit": summary["truncated_ids"],
+        "with options cut to equal tokens": summary["indistinct_ids"],
+    }
+    for reasons in summary["skipped"].values():
+        listed |= {f"left out: {reason}": of_reason for reason, of_reason in reasons.items()}
+    rows = []
+    for reason, of_reason in listed.items():
+        if isinstance(of_reason, int):
+            rows.append((reason, f"{of_reason:,}"))
+        elif of_reason:
+            more = f", ... (all in {JSON})" if len(of_reason) > SHOWN else ""
+            names = ", ".join(map(str, of_reason[:SHOWN]))
+            rows.append((reason, f"{len(of_reason):,}: {names}{more}"))
+    return rows
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Return the leaves of nested dicts and lists with their dotted names."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value, 1)
+        return [row for key, one in pairs for row in _flat(one, f"{name}.{key}".strip("."))]
+    return [(name, str(value))]
 
 
 def table(summaries: Sequence[Mapping]) -> str:
@@ -131,8 +251,9 @@ def table(summaries: Sequence[Mapping]) -> str:
     for one in summaries:
         what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
         f1 = _score(one["macro_f1"]) if one["macro_f1"] else "-"
-        row = [_cell(what), _count(one), _score(one["accuracy"]), f1]
-        lines.append([*row, f"{one['ece']:.3f}", f"{one['brier']:.3f}"])
+        score = _score(one["accuracy"]) if one["accuracy"] else "-"
+        figures = ["-" if one[name] is None else f"{one[name]:.3f}" for name in ("ece", "brier")]
+        lines.append([_cell(what), _count(one), score, f1, *figures])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -176,45 +297,67 @@ def p_text(p_value: float) -> str:
 
 def write_reports(
     directory: str | Path,
-    reports: Mapping[str, tuple[Mapping, Sequence[Item]]],
+    reports: Mapping[str, Sequence],
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write reports, each (summary, items) into a folder of its name ("": `directory`), or none."""
+    """Write reports, each (summary, items of every seed) into a folder of its name, or none.
+
+    The name "" is `directory` itself. Scores that are no probabilities get no plot.
+    """
     with atomic_directory(directory, replaceable=is_report, overwrite=overwrite) as new:
-        for name, (summary, items) in reports.items():
+        for name, (summary, *seeds) in reports.items():
             folder = new / name.replace(" ", "_")
             folder.mkdir(exist_ok=True)
-            write_items(folder / ITEMS, items)
+            for number, items in enumerate(seeds, 1):
+                write_items(folder / (SEED_ITEMS.format(number) if number > 1 else ITEMS), items)
             write_json(folder / JSON, summary)
             write_text(folder / MARKDOWN, markdown(summary))
-            plot(summary, folder / PLOT)
+            if summary["reliability"]:
+                plot(summary, folder / PLOT)
 
 
 def is_report(path: Path) -> bool:
     """Return whether a directory is a report, or has one for each way, and nothing else."""
-    folders = [one for one in path.iterdir() if one.name not in FILES]
-    return all(one.is_dir() and {f.name for f in one.iterdir()} == {*FILES} for one in folders)
+    folders = [one for one in path.iterdir() if not _of_report(one)]
+    return all(one.is_dir() and _is_single(one) for one in folders)
 
 
-def _over_seeds(answers: statistics.Columns, seeds: Sequence[Sequence[Item]]) -> dict:
+def _is_single(folder: Path) -> bool:
+    names = {one.name for one in folder.iterdir()}
+    return {*FILES} - {PLOT} <= names and all(map(_of_report, folder.iterdir()))
+
+
+def _of_report(path: Path) -> bool:
+    return path.name in FILES or path.match(SEED_ITEMS.format("*"))
+
+
+def _over_seeds(seeds: Sequence[statistics.Columns]) -> dict:
     """Mean and sample standard deviation (None for one seed) of the accuracy."""
-    values = []
-    for one in map(statistics.columns, seeds):
-        statistics.same_questions(answers, one)
-        values.append(float(np.mean(one.right_N)))
+    values = [float(np.mean(one.right_N)) for one in seeds]
     return {**statistics.mean_and_deviation(values), "n": len(values), "values": values}
 
 
 def _conclusions(summary: Mapping) -> list[str]:
     score, bootstrap, groups = summary["accuracy"], summary["bootstrap"], summary["groups"]
+    if not score:
+        return ["- The questions have no gold labels: these are predictions, without a score."]
     units = f"{groups:,} groups of questions" if groups else "questions"
+    units += f" and {summary['seeds']['n']} seeds" if summary["seeds"] else ""
     lines = [
         f"Brackets are {100 * bootstrap['level']:.0f} % bootstrap intervals: "
         f"{bootstrap['resamples']:,} resamples of the {units}, seed {bootstrap['seed']}."
     ]
     if groups and groups < FEW_GROUPS:
         lines.append(f"With fewer than {FEW_GROUPS} groups these intervals are too narrow.")
+    if summary["chose_checkpoint"]:
+        lines.append("This split chose the checkpoint: the accuracy is biased upwards.")
+    if summary["seeds"]:
+        lines.append("The accuracy is the mean of the seeds.")
+    if not summary["reliability"]:
+        lines.append("These scores are no log-probabilities: there is no ECE and no Brier score.")
+    if summary["baseline"]:
+        lines.append(f"Compared with the baseline: {summary['baseline']['compared']} are equal.")
     if summary["official_n"] not in (None, summary["n"]):
         lines.append(f"The official split has {summary['official_n']:,} questions.")
     if score["low"] == score["high"]:

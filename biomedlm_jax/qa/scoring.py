@@ -1,6 +1,6 @@
 """score(): a model's answers by option letter, by option text, or by a fine-tuned head."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from biomedlm_jax.interop.finetuned import PAPER
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import prompts, states
+from biomedlm_jax.qa.identity import question_hash
 from biomedlm_jax.qa.packing import LAST, TOKENS, Prompt, Rows, batches, make_buckets
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.tasks import Task
@@ -24,6 +25,8 @@ WAYS = {  # mode -> the ways of scoring that it returns
     OPTION: ("option", "option per character", "option per token", "option minus unconditional"),
     CLASSIFIER: (CLASSIFIER,),
 }
+# Scores divided by a length, or relative to a prior, are no log-probabilities of the options.
+NOT_PROBABILITIES = WAYS[OPTION][1:]
 BATCH_TOKENS = 4096  # tokens of one batch on one device
 
 _head_scores = jax.jit(states.head_scores)
@@ -48,9 +51,10 @@ def score(
     log-probability without the question; "classifier" needs a Scorer, and the `row_format` and
     `max_length` of its training. `batch_tokens` per device bound the activation memory.
 
-    Items have id, group, options, gold, prediction (the first of equal scores), scores,
-    probabilities (a softmax over the options) and truncated. Raises ValueError for an unknown mode,
-    or a model, tokenizer or length that does not fit it.
+    Items have id, content (a hash of what was asked), group, subject, options, gold, prediction
+    (the first of equal scores), scores, probabilities (a softmax over the options; None for
+    NOT_PROBABILITIES), truncated, and indistinct: two options became equal tokens. Raises
+    ValueError for an unknown mode, or a model, tokenizer or length that does not fit it.
     """
     if mode not in WAYS:
         raise ValueError(f"got mode={mode!r}; choose one of {', '.join(WAYS)}")
@@ -95,8 +99,10 @@ def score(
             map(np.divide, whole, _by_option(questions, lengths)),
             map(np.subtract, whole, sums(alone)),
         ]
+    equal = _equal_options(made.prompts)
+    flags = [{"truncated": cut, "indistinct": n in equal} for n, cut in enumerate(made.truncated)]
     return {
-        way: [_item(*one) for one in zip(questions, of_way, made.truncated, strict=True)]
+        way: [_item(*one, way) for one in zip(questions, of_way, flags, strict=True)]
         for way, of_way in zip(WAYS[mode], scores, strict=True)
     }
 
@@ -159,18 +165,32 @@ def _computed(
         yield waiting[0], multihost_utils.process_allgather(waiting[1], tiled=True)
 
 
-def _item(question: Question, scores: np.ndarray, truncated: bool) -> dict:
+def _equal_options(packed: Sequence[Prompt]) -> set[int]:
+    """Return the questions of which two options are the same tokens after the same prefix."""
+    seen: set[tuple] = set()
+    equal: set[int] = set()
+    for prompt in packed:
+        for branch in prompt.branches:
+            tokens = prompt.question, tuple(prompt.prefix), tuple(branch)
+            equal |= {prompt.question} if tokens in seen else set()
+            seen.add(tokens)
+    return equal
+
+
+def _item(question: Question, scores: np.ndarray, flags: Mapping[str, bool], way: str) -> dict:
     if not np.isfinite(scores).all():
         got = f"question {question.id!r} has the scores {scores.tolist()}"
         raise ValueError(f"{got}: the model's weights are not finite")
     weights = np.exp(scores - scores.max())
     return {
         "id": question.id,
+        "content": question_hash(question),
         "group": question.group,
+        "subject": question.subject,
         "options": list(question.options),
         "gold": question.label,
         "prediction": int(scores.argmax()),
         "scores": scores.tolist(),
-        "probabilities": (weights / weights.sum()).tolist(),
-        "truncated": truncated,
+        "probabilities": None if way in NOT_PROBABILITIES else (weights / weights.sum()).tolist(),
+        **flags,
     }

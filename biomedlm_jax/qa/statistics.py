@@ -33,9 +33,10 @@ class Comparison(NamedTuple):
 
     n: int
     difference: Interval
-    only_first: int
+    only_first: int  # of several seeds: pairs of a seed of each and a question
     only_second: int
     p_value: float
+    compared: str  # what shows that the questions are the same
     test: str  # its name
 
 
@@ -45,8 +46,10 @@ class Columns(NamedTuple):
     ids: list[str]
     gold_N: np.ndarray
     prediction_N: np.ndarray
-    probabilities: list[np.ndarray]  # one vector per question; they differ in length
+    probabilities: list[np.ndarray]  # one vector per question; empty: scores that are none
     group_N: np.ndarray | None  # whole numbers from 0; None: the questions are independent
+    options: Sequence[tuple[str, ...]] = ()
+    content: Sequence[str | None] = ()  # hashes of what was asked; None: an item without one
 
     @property
     def right_N(self) -> np.ndarray:
@@ -74,18 +77,24 @@ def columns(items: Sequence[Item]) -> Columns:
         ids,
         np.array([item["gold"] for item in items], np.int64),
         np.array([item["prediction"] for item in items], np.int64),
-        [np.asarray(item["probabilities"], np.float64) for item in items],
+        [np.asarray(p, np.float64) for item in items if (p := item["probabilities"]) is not None],
         None if lone else np.unique([str(one) for one in groups], return_inverse=True)[1],
+        [tuple(item["options"]) for item in items],
+        [item.get("content") for item in items],
     )
 
 
 def check_item(item: Item) -> None:
-    """Raise ValueError unless the record of one question is complete and consistent."""
+    """Raise ValueError unless the record of one question is complete and consistent.
+
+    `probabilities` are None where the scores are no log-probabilities of the options.
+    """
     missing = [n for n in FIELDS if n not in item] if isinstance(item, Mapping) else FIELDS
     if missing:
         raise ValueError(f"an item has no {missing[0]!r}; its fields are {', '.join(FIELDS)}")
     where, options = f"question {item['id']!r}", len(item["options"])
-    for name in ("scores", "probabilities"):
+    confidences = "scores" if item["probabilities"] is None else "probabilities"
+    for name in ("scores", confidences):
         values = np.asarray(item[name], np.float64)
         if values.shape != (options,) or not options:
             raise ValueError(f"{where} has {options} options and {name} of shape {values.shape}")
@@ -96,21 +105,22 @@ def check_item(item: Item) -> None:
         known = isinstance(label, int | np.integer) and 0 <= label < options
         if not known and (name == "prediction" or label is not None):
             raise ValueError(f"{where} has {name} {label!r}; allowed is 0 to {options - 1}")
-    probabilities = np.asarray(item["probabilities"], np.float64)
-    total, top = probabilities.sum(), probabilities.max()
-    if probabilities.min() < 0 or abs(total - 1) > 1e-3:
+    values = np.asarray(item[confidences], np.float64)
+    total, top = values.sum(), values.max()
+    if confidences == "probabilities" and (values.min() < 0 or abs(total - 1) > 1e-3):
         raise ValueError(f"{where} has probabilities that sum to {total:.6g}, not to 1")
-    if probabilities[item["prediction"]] < top - 1e-6:
+    if values[item["prediction"]] < top - 1e-6:
         raise ValueError(f"{where} predicts {item['prediction']}, not its most probable option")
 
 
-def _mean(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
-    return sums_RxF[:, 0] / n_R
+def accuracy(*seeds: Columns, seed: int = 0) -> Interval:
+    """Return the share of right answers with its percentile bootstrap interval.
 
-
-def accuracy(answers: Columns, *, seed: int = 0) -> Interval:
-    """Return the share of right answers with its percentile bootstrap interval."""
-    return _bootstrap(answers.right_N[:, None], _mean, answers.group_N, seed)
+    Of several seeds of one model, on the same questions, it is the mean; the interval resamples
+    questions and seeds (a hierarchical bootstrap). `seed` is the bootstrap's.
+    """
+    right_NxS = np.stack(_aligned(seeds), axis=1)
+    return _over_seeds(right_NxS[:, :, None], seeds[0].group_N, seed)
 
 
 def macro_f1(answers: Columns, *, seed: int = 0) -> Interval:
@@ -165,14 +175,30 @@ def brier_score(answers: Columns) -> float:
 
 def compare(items: Sequence[Item], baseline: Sequence[Item], *, seed: int = 0) -> Comparison:
     """Return the paired difference in accuracy to `baseline`; the groups are those of `items`."""
-    first, second = columns(items), columns(baseline)
-    order = same_questions(first, second)
-    gain_N = first.right_N.astype(int) - second.right_N[order]
-    difference = _bootstrap(gain_N[:, None], _mean, first.group_N, seed)
-    wins, losses = int((gain_N > 0).sum()), int((gain_N < 0).sum())
-    test = "McNemar's exact test" if first.group_N is None else "exact permutation test of groups"
-    p_value = paired_test(gain_N, first.group_N)
-    return Comparison(len(gain_N), difference, wins, losses, p_value, test)
+    return compare_seeds([columns(items)], [columns(baseline)], seed=seed)
+
+
+def compare_seeds(
+    firsts: Sequence[Columns], seconds: Sequence[Columns], *, seed: int = 0
+) -> Comparison:
+    """Return the paired difference of the mean accuracies of the seeds of two models.
+
+    Intervals resample questions and the seeds of both; the test permutes questions (or groups).
+    """
+    first, second = firsts[0], seconds[0]
+    right = _aligned([*firsts, *seconds])
+    first_NxS = np.stack(right[: len(firsts)], 1).astype(int)
+    second_NxT = np.stack(right[len(firsts) :], 1)
+    gain_NxSxT = first_NxS[:, :, None] - second_NxT[:, None]
+    difference = _over_seeds(gain_NxSxT, first.group_N, seed)
+    wins, losses = int((gain_NxSxT > 0).sum()), int((gain_NxSxT < 0).sum())
+    single = gain_NxSxT[0].size == 1
+    test = "McNemar's exact test" if single else "exact permutation test of questions"
+    test = test if first.group_N is None else "exact permutation test of groups"
+    p_value = paired_test(gain_NxSxT.sum((1, 2)), first.group_N)
+    known = None not in [*first.content, *second.content]
+    compared = "ids, gold labels, options" + (" and content" if known else "")
+    return Comparison(len(gain_NxSxT), difference, wins, losses, p_value, compared, test)
 
 
 def paired_test(gain_N: np.ndarray, group_N: np.ndarray | None = None) -> float:
@@ -192,13 +218,29 @@ def paired_test(gain_N: np.ndarray, group_N: np.ndarray | None = None) -> float:
 
 
 def same_questions(first: Columns, second: Columns) -> np.ndarray:
-    """Return the place of each question of `first` in `second`; raise ValueError if they differ."""
+    """Return the place of each question of `first` in `second`; raise ValueError if they differ.
+
+    Ids, gold labels and options must be equal, and hashes of the content where both have them.
+    """
     same_ids(set(first.ids), set(second.ids))
     place = {name: index for index, name in enumerate(second.ids)}
     order = np.array([place[name] for name in first.ids])
     differ = first.gold_N != second.gold_N[order]
     if differ.any():
         raise ValueError(f"{differ.sum()} gold labels differ, as of {first.ids[differ.argmax()]!r}")
+    pairs = list(zip(first.ids, order, strict=True))
+    for noun, of_first, of_second in (
+        ("lists of options", first.options, second.options),
+        ("question texts", first.content, second.content),
+    ):
+        differing = [
+            name
+            for (name, there), one in zip(pairs, of_first, strict=False)
+            if of_second and None not in (one, of_second[there]) and one != of_second[there]
+        ]
+        if differing:
+            got = f"{len(differing)} {noun} differ, as of {differing[0]!r}"
+            raise ValueError(f"the results are of other questions: {got}")
     return order
 
 
@@ -208,6 +250,29 @@ def same_ids(first: set[str], second: set[str]) -> None:
     if only or extra:
         counts = f"{len(only)} ids are only in the first and {len(extra)} only in the second"
         raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
+
+
+def _aligned(seeds: Sequence[Columns]) -> list[np.ndarray]:
+    """Return which answers [N] of each are right, in the first one's order of the questions."""
+    right = [seeds[0].right_N]
+    return right + [one.right_N[same_questions(seeds[0], one)] for one in seeds[1:]]
+
+
+def _over_seeds(values_NxSxT: np.ndarray, group_N, seed: int) -> Interval:
+    """Mean over questions and the seeds of two models; its interval resamples all three."""
+    _, first, second = values_NxSxT.shape
+    rng = np.random.default_rng(seed + 1)
+
+    def mean(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
+        sums_RxSxT = sums_RxF.reshape(-1, first, second)
+        weights_RxS, weights_RxT = (
+            rng.multinomial(n, np.full(n, 1 / n), len(n_R)) / n for n in (first, second)
+        )
+        return np.einsum("rst,rs,rt->r", sums_RxSxT, weights_RxS, weights_RxT) / n_R
+
+    features_NxF = values_NxSxT.reshape(len(values_NxSxT), -1).astype(int)
+    interval = _bootstrap(features_NxF, mean, group_N, seed)
+    return interval._replace(value=float(values_NxSxT.mean()))
 
 
 def _bootstrap(features_NxF: np.ndarray, statistic: Statistic, group_N, seed: int) -> Interval:

@@ -63,7 +63,14 @@ def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys
     where = ["--task=medqa", f"--path={questions}", "--format=questions", f"--out={out}"]
     assert run(f"--model={model}", f"--model={model}", "--mode=letter", *where) == 2
     assert "has the same weights as" in capsys.readouterr().err
-    assert run(f"--model={model}", f"--model={other}", "--mode=letter", *where) == 0
+    both = [f"--model={model}", f"--model={other}", "--mode=letter"]
+    assert run(*both, *where) == 2
+    assert "does not state what it was trained from" in capsys.readouterr().err
+    for directory in (model, other):
+        config = json.loads((directory / "config.json").read_text())
+        config["facts"] = {"started_from": {"tokens": "t" * 64}}
+        (directory / "config.json").write_text(json.dumps(config))
+    assert run(*both, *where) == 0
     assert (out / "report.md").read_text().strip() in capsys.readouterr().out
     assert json.loads((out / "report.json").read_text())["seeds"]["n"] == 2
 

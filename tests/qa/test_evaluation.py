@@ -1,6 +1,8 @@
 """evaluation.py: the reports of every kind of model, and what is refused before any work."""
 
 import dataclasses
+import datetime
+import hashlib
 import json
 import shutil
 
@@ -9,20 +11,22 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+import biomedlm_jax
 from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.tokenizer import tokenizer_hash, train_tokenizer
 from biomedlm_jax.interop.finetuned import PAPER, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa import evaluation
+from biomedlm_jax.qa import evaluation, report
 from biomedlm_jax.qa.evaluation import evaluate
 from biomedlm_jax.qa.prompts import ADDED_TOKENS
-from biomedlm_jax.qa.report import FILES, read_items
-from biomedlm_jax.qa.scoring import WAYS, score
+from biomedlm_jax.qa.report import FILES, PLOT, read_items, read_seeds
+from biomedlm_jax.qa.scoring import NOT_PROBABILITIES, WAYS, score
 from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.training.provenance import weights_hash
 
 CONFIG = GPT2Config(
     vocab_size=280, context_length=64, layers=2, width=64, heads=4, initializer_range=0.2
@@ -90,14 +94,22 @@ def release(root, tokenizer):
     return export_hf(GPT2(CONFIG, key=jax.random.key(0)), tokenizer, root / "release")
 
 
-def finetuned(path, tokenizer, kind, *, seed, classes=()):
+FACTS = {
+    "task": "medqa",
+    "dev_accuracy": 40.0,
+    "chosen_on": "dev",
+    "started_from": {"path": "here", "weights": "w" * 64, "questions": "q" * 64},
+}
+
+
+def finetuned(path, tokenizer, kind, *, seed, classes=(), facts=FACTS):
     head = Head(kind=kind, task="medqa", row_format=PAPER, max_length=64, classes=classes)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     added = tokenizer.add_special_tokens(list(ADDED_TOKENS[kind]))
     trunk = grow_vocabulary(GPT2(CONFIG, key=jax.random.key(0)), added, key=jax.random.key(0))
     model = with_head(trunk, head, key=jax.random.key(seed))
     model.score.kernel[...] = 30 * model.score.kernel[...]
-    return save_finetuned(path, model, tokenizer, head, step=1)
+    return save_finetuned(path, model, tokenizer, head, step=1, facts=facts)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +159,8 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
     assert lines == [f"medqa, dev: {official}; skipped: nothing", *cut]
     for way, summary in zip(ways, summaries, strict=True):
         folder = out / way.replace(" ", "_")
-        assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+        files = {*FILES} - ({PLOT} if way in NOT_PROBABILITIES else set())
+        assert {path.name for path in folder.iterdir()} == files
         assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(summary))
         items = read_items(folder)
         assert [item["id"] for item in items] == [f"q{n}" for n in range(12)]
@@ -194,7 +207,10 @@ def test_a_report_of_several_ways_can_be_written_again(reported, release, medqa,
     read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent}
     with pytest.raises(FileExistsError, match="exists; name another directory, or pass --overwr"):
         evaluate([release], out, **read)
-    assert evaluate([release], out, overwrite=True, **read) == before
+    after = evaluate([release], out, overwrite=True, **read)
+    for summary in (*before, *after):
+        summary["provenance"] = {**summary["provenance"], "date": ""}
+    assert after == before
 
 
 def test_a_finetuned_model_is_scored_by_its_head(first_seed, seeds, medqa):
@@ -228,19 +244,113 @@ def test_seeds_and_a_baseline(tmp_path, seeds, first_seed, reported, medqa):
         baseline=baseline,
         notify=silent,
     )
-    items, before = read_items(tmp_path / "out"), read_items(baseline)
-    assert items == read_items(first_seed[0])  # beside the mean, those of the first
+    every, before = read_seeds(tmp_path / "out"), read_items(baseline)
+    items = read_items(tmp_path / "out")
+    assert items == every[0] == read_items(first_seed[0])
+    values = [accuracy(one) for one in every]
     over_seeds = summary["seeds"]
-    assert over_seeds["n"] == 3
-    assert over_seeds["values"][0] == pytest.approx(accuracy(items))
-    assert over_seeds["mean"] == pytest.approx(np.mean(over_seeds["values"]))
+    assert over_seeds["n"] == len(every) == 3
+    assert len({*values}) > 1
+    assert over_seeds["values"] == pytest.approx(values)
+    assert over_seeds["mean"] == pytest.approx(np.mean(values))
+    assert summary["accuracy"]["value"] == pytest.approx(np.mean(values))
     assert over_seeds["deviation"] == pytest.approx(np.std(over_seeds["values"], ddof=1))
-    right, other = ([i["prediction"] == i["gold"] for i in one] for one in (items, before))
+    right = [[i["prediction"] == i["gold"] for i in one] for one in every]
+    other = [i["prediction"] == i["gold"] for i in before]
     paired = summary["baseline"]
     assert paired["name"] == str(baseline)
     assert paired["difference"]["value"] == pytest.approx(np.mean(right) - np.mean(other))
-    assert paired["only_first"] == sum(a and not b for a, b in zip(right, other, strict=True))
-    assert paired["only_second"] == sum(b and not a for a, b in zip(right, other, strict=True))
+    pairs = [(a, b) for one in right for a, b in zip(one, other, strict=True)]
+    assert paired["only_first"] == sum(a and not b for a, b in pairs)
+    assert paired["only_second"] == sum(b and not a for a, b in pairs)
+    # Of a report of several seeds as the baseline all seeds count.
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent}
+    (single,) = evaluate(seeds[1], tmp_path / "one", baseline=tmp_path / "out", **read)
+    difference = single["baseline"]["difference"]["value"]
+    assert difference == pytest.approx(values[1] - np.mean(values))
+
+
+def test_a_report_states_what_it_is_of(first_seed, seeds, medqa, monkeypatch):
+    """The hashes are computed here from the definitions, not by the package."""
+    out, summary = first_seed
+    states = summary["provenance"]
+    model, tokenizer, _ = load_finetuned(seeds[0])
+    (described,) = states["models"]
+    assert described["weights"] == weights_hash(model)
+    assert described["tokenizer"] == tokenizer_hash(tokenizer)
+    assert (described["dtype"], described["max_length"]) == ("float32", 64)
+    assert described["row_format"] == PAPER
+    assert described["path"] == str(seeds[0])
+    of_each = []
+    for line in (medqa / "dev.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        content = json.dumps(["", row["question"], [*row["options"].values()]])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        of_each.append([digest, "ABCD".index(row["answer_idx"])])
+    questions = states["questions"]
+    assert questions["hash"] == hashlib.sha256(json.dumps(of_each).encode()).hexdigest()
+    assert [item["content"] for item in read_items(out)] == [digest for digest, _ in of_each]
+    assert (questions["task"], questions["split"], questions["scored"]) == ("medqa", "dev", 12)
+    assert states["shots"] == {"count": 0, "hash": None}
+    assert biomedlm_jax.__version__ in states["version"]
+    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(states["date"])
+    assert 0 <= age.total_seconds() < 3600
+    assert states["command"]
+    text = (out / "report.md").read_text()
+    for value in (described["weights"], questions["hash"], states["date"], "float32"):
+        assert str(value) in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "split", "biased"),
+    [
+        (FACTS, "dev", True),
+        (FACTS, "train", False),
+        ({**FACTS, "task": "medmcqa"}, "dev", False),
+        ({k: v for k, v in FACTS.items() if k != "dev_accuracy"}, "dev", False),
+    ],
+)
+def test_the_split_that_chose_the_checkpoint_is_named(
+    facts, split, biased, tmp_path, tokenizer, medqa, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    model = finetuned(tmp_path / "model", tokenizer, CHOICE, seed=1, facts=facts)
+    read = {"task": "medqa", "path": medqa, "split": split, "notify": silent}
+    (summary,) = evaluate(model, tmp_path / "out", **read)
+    assert summary["chose_checkpoint"] == biased
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert ("This split chose the checkpoint" in text) == biased
+
+
+def test_skipped_and_cut_questions_stand_in_the_report(tmp_path, release, root):
+    good = {"id": "good", "question": "q?", "options": ["x", "y"], "label": 0}
+    long = {**good, "id": "long", "question": "Which hormone rises? " * 20}
+    file = write(tmp_path / "some.jsonl", [good, long, {**good, "id": "bad", "label": 2}])
+    read = {"task": f"jsonl:{file}", "mode": "letter", "on_error": "skip", "notify": silent}
+    (summary,) = evaluate(release, tmp_path / "out", **read)
+    assert summary["truncated_ids"] == ["long"]
+    ((reason, places),) = summary["skipped"]["places"].items()
+    assert places == ["some.jsonl:3"]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| truncated to fit | 1: long |" in text
+    assert f"| left out: {reason} | 1: some.jsonl:3 |" in text
+    assert (
+        json.loads((tmp_path / "out" / "report.json").read_text())["skipped"] == summary["skipped"]
+    )
+
+
+def test_questions_without_answers_get_predictions(tmp_path, release, medqa):
+    read = {"task": "medqa", "path": medqa, "mode": "letter", "notify": silent}
+    (summary,) = evaluate(release, tmp_path / "test", split="test", **read)
+    (scored,) = evaluate(release, tmp_path / "dev", split="dev", **read)
+    items, with_labels = read_items(tmp_path / "test"), read_items(tmp_path / "dev")
+    assert [item["gold"] for item in items] == [None] * 12
+    for name in ("id", "scores", "prediction", "content"):
+        assert [item[name] for item in items] == [item[name] for item in with_labels]
+    assert (summary["n"], summary["accuracy"], summary["ece"]) == (12, None, None)
+    assert summary["predicted_positions"] == scored["predicted_positions"]
+    assert "without a score" in (tmp_path / "test" / "report.md").read_text()
+    assert "| 12 | - |" in report.table([summary])
 
 
 def test_classes_get_a_macro_f1(tmp_path, classifier, pubmedqa):
@@ -389,12 +499,20 @@ def test_a_mesh_changes_no_answer(tmp_path, release, classifier, pubmedqa, kind)
 
 
 @pytest.fixture
-def places(root, release, seeds, classifier, medqa, pubmedqa, tmp_path):
+def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_path):
     other = write(tmp_path / "other.jsonl", [{**item, "id": "z" + item["id"]} for item in ITEMS])
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
     shutil.copytree(seeds[0], tmp_path / "copy")
+    shutil.copytree(release, tmp_path / "lm_copy")
+    start = {**FACTS["started_from"], "weights": "v" * 64}
+    stranger = finetuned(
+        tmp_path / "stranger", tokenizer, CHOICE, seed=9, facts={**FACTS, "started_from": start}
+    )
+    rows = [
+        {"id": n, "question": f"{n}?", "options": ["x", "y"], "label": n or None} for n in (0, 1)
+    ]
     mute = export_hf(GPT2(CONFIG, key=jax.random.key(0)), None, tmp_path / "mute")
     return {
         "lm": release,
@@ -406,6 +524,9 @@ def places(root, release, seeds, classifier, medqa, pubmedqa, tmp_path):
         "other": other,
         "full": full,
         "mute": mute,
+        "mute_copy": tmp_path / "lm_copy",
+        "stranger": stranger,
+        "half": write(tmp_path / "test.jsonl", rows),
         "new": tmp_path / "new",
     }
 
@@ -452,9 +573,18 @@ REFUSED = {
     "mesh that does not divide the model": ({"mesh": {"fsdp": 1, "tensor": 8}}, "mesh.tensor=8"),
     "unknown format": ({"format": "csv"}, "got 'csv'"),
     "no tokenizer": ({"models": ["{mute}"]}, "has no tokenizer"),
-    "no labels": (
-        {"split": "test"},
-        "12 of 12 questions of medqa, test, have no label, so nothing can be reported; fix: choose",
+    "no labels and a baseline": (
+        {"split": "test", "baseline": "{other}"},
+        "the 12 questions of medqa, test have no labels; fix: leave out --baseline",
+    ),
+    "some labels": ({"path": "{half}", "split": "test"}, "test.jsonl:2: has a label, unlike"),
+    "seeds without a record": (
+        {"models": ["{lm}", "{mute_copy}"]},
+        "does not state what it was tr",
+    ),
+    "seeds of another training": (
+        {"models": ["{seed}", "{stranger}"]},
+        "differ in started_from.weights; several --model are seeds of one training",
     ),
     "too many shots": ({"shots": 9}, "got shots=9; train has 3 with answers"),
     "shots without letters": ({"shots": 1, "mode": "option"}, "shots=1"),

@@ -80,7 +80,9 @@ def test_summary():
     right = [one["gold"] == one["prediction"] for one in items]
     assert summary["n"] == 60
     assert summary["truncated"] == 1
-    assert summary["accuracy"]["value"] == pytest.approx(np.mean(right))
+    assert summary["accuracy"]["value"] == pytest.approx(summary["seeds"]["mean"])
+    alone = report.summarise(items, name="pubmedqa")
+    assert alone["accuracy"]["value"] == pytest.approx(np.mean(right))
     assert summary["chance"] == pytest.approx(1 / 3)
     assert summary["majority_class"] == pytest.approx(1 / 3)
     assert sum(one["n"] for one in summary["reliability"]) == 60
@@ -89,7 +91,8 @@ def test_summary():
     assert summary["seeds"]["values"][0] == pytest.approx(np.mean(right))
     assert summary["seeds"]["mean"] == pytest.approx(np.mean(summary["seeds"]["values"]))
     other = np.mean([one["gold"] == one["prediction"] for one in questions(share=0.4, seed=9)])
-    assert summary["baseline"]["difference"]["value"] == pytest.approx(np.mean(right) - other)
+    difference = summary["baseline"]["difference"]["value"]
+    assert difference == pytest.approx(summary["seeds"]["mean"] - other)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert report.summarise(items, name="medqa")["macro_f1"] is None
     with pytest.raises(ValueError, match="results differ in questions"):
@@ -111,13 +114,17 @@ def test_markdown_of_a_full_summary():
     assert text.startswith("# pubmedqa: classifier\n")
     assert "| questions | 60 (1 truncated) |" in text
     assert f"| accuracy | {value} % [{low}, {high}] |" in text
-    assert "| macro-F1 |" in text
+    assert "| macro-F1 (first seed) |" in text
+    alone = report.summarise(questions(), name="pubmedqa", with_macro_f1=True)
+    assert "| macro-F1 |" in report.markdown(alone)
     assert "| published: BioMedLM | 74.4 % |" in text
     assert r"| published: GPT \| 4 | 75.2 % |" in text
     assert "on the test split" in text
     assert "mean ± s.d. of 3 seeds" in text
     assert "| difference to not pre-trained, in points |" in text
-    assert "McNemar's exact test" in text
+    assert "| exact permutation test of questions, two-sided |" in text
+    one = report.summarise(questions(), name="pubmedqa", baseline=questions(seed=9))
+    assert "McNemar's exact test" in report.markdown(one)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace(r"\|", "").count("|") for line in rows} == {3}
 
@@ -221,3 +228,32 @@ def test_neither_jax_nor_matplotlib_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_scores_that_are_no_probabilities_are_not_called_so(tmp_path):
+    """Per-character scores have no ECE, no Brier score and no reliability plot."""
+    items = [{**one, "probabilities": None} for one in questions()]
+    summary = report.summarise(items, name="medqa", what="option per character")
+    alike = report.summarise(questions(), name="medqa")
+    assert summary["accuracy"] == alike["accuracy"]
+    assert (summary["ece"], summary["brier"], summary["reliability"]) == (None, None, None)
+    text = report.markdown(summary)
+    assert "no log-probabilities: there is no ECE and no Brier score" in text
+    assert "| calibration error" not in text
+    assert report.table([summary]).splitlines()[-1].endswith("| - | - | - |")
+    report.write_reports(tmp_path / "report", {"": (summary, items)})
+    assert report.read_items(tmp_path / "report") == items
+    assert {one.name for one in (tmp_path / "report").iterdir()} == {*report.FILES} - {report.PLOT}
+    report.write_reports(tmp_path / "report", {"": (alike, questions())}, overwrite=True)
+
+
+def test_every_seed_is_kept(tmp_path):
+    seeds = [questions(seed=n) for n in range(12)]
+    summary = report.summarise(seeds[0], name="medqa", seeds=seeds)
+    report.write_reports(tmp_path / "report", {"": (summary, *seeds)})
+    assert report.read_seeds(tmp_path / "report") == seeds
+    assert report.read_items(tmp_path / "report") == seeds[0]
+    assert report.is_report(tmp_path / "report")
+    assert "resamples of the questions and 12 seeds" in report.markdown(summary)
+    file = tmp_path / "report" / report.ITEMS
+    assert report.read_seeds(file) == seeds[:1]

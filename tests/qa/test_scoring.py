@@ -185,14 +185,18 @@ def test_classes_score_as_in_transformers(model, theirs, tokenizer):
 
 
 def test_items_have_the_fields_of_the_report(answered):
-    for items in answered.values():
+    for way, items in answered.items():
         assert [item["id"] for item in items] == [one.id for one in CHOICES]
         for item, one in zip(items, CHOICES, strict=True):
             assert item["options"] == list(one.options)
             assert item["gold"] == one.label
             assert item["group"] == one.group
             weights = np.exp(np.array(item["scores"]) - max(item["scores"]))
-            np.testing.assert_allclose(item["probabilities"], weights / weights.sum(), atol=1e-12)
+            if way == "option":
+                expected = weights / weights.sum()
+                np.testing.assert_allclose(item["probabilities"], expected, atol=1e-12)
+            else:  # divided by a length, or relative to a prior: no probabilities
+                assert item["probabilities"] is None
             assert item["prediction"] == int(np.argmax(item["scores"]))
             assert item["truncated"] == (one is LONG)
 
@@ -206,6 +210,20 @@ def test_ties_go_to_the_first_option(model, tokenizer):
     (item,) = score(flat, tokenizer, [even], MEDQA)["option"]
     assert item["prediction"] == 0
     assert item["probabilities"] == pytest.approx([0.25] * 4)
+
+
+def test_options_that_became_the_same_tokens_are_marked(model, tokenizer):
+    """A row of 40 tokens cuts both options after the same words."""
+    scorer, added = make_finetuned(model, tokenizer, CHOICE, 1)
+    same = "heart liver skin " * 20
+    questions = [
+        Question("cut", "Which?", (f"{same}x", f"{same}y"), 0),
+        Question("short", "Which?", ("x", "y"), 0),
+        Question("twins", "Which?", ("x", "x"), 0),
+    ]
+    rows = {"mode": "classifier", "max_length": 40}
+    (items,) = score(scorer, added, questions, MEDQA, **rows).values()
+    assert [item["indistinct"] for item in items] == [True, False, True]
 
 
 def test_questions_without_answers_are_answered(model, tokenizer):

@@ -288,3 +288,48 @@ def test_bad_lists():
         statistics.compare([one], [item("a", 1, 0)])
     with pytest.raises(ValueError, match="1 of 2 questions have no group; fix: give all or none"):
         statistics.columns([one, {**item("b", 0, 0), "group": "g"}])
+
+
+def test_the_interval_over_seeds_covers_the_mean_of_all_seeds():
+    """Each seed has a shift of its own; intervals of one seed's questions miss the mean."""
+    rng, covered, of_first = np.random.default_rng(3), [], []
+    for trial in range(200):
+        shares = np.clip(0.6 + 0.1 * rng.normal(size=8), 0, 1)
+        hard_N = rng.random(150) < 0.3
+        right = [(rng.random(150) < share) & ~hard_N for share in shares]
+        columns = [
+            answers(np.ones(150, int), one.astype(int))._replace(ids=[*range(150)]) for one in right
+        ]
+        value, low, high = statistics.accuracy(*columns, seed=trial)
+        assert value == pytest.approx(np.mean(right))
+        covered.append(low <= 0.6 * 0.7 <= high)
+        _, low, high = statistics.accuracy(columns[0], seed=trial)
+        of_first.append(low <= 0.6 * 0.7 <= high)
+    assert 0.9 < np.mean(covered) <= 1
+    assert np.mean(of_first) < 0.85
+
+
+def test_seeds_are_resampled_as_by_brute_force():
+    rng = np.random.default_rng(5)
+    right_NxS = rng.random((40, 3)) < [0.4, 0.6, 0.8]
+    columns = [
+        answers(np.ones(40, int), one.astype(int))._replace(ids=[*range(40)]) for one in right_NxS.T
+    ]
+    result = statistics.accuracy(*columns)
+    resampled = [
+        right_NxS[rng.integers(0, 40, 40)][:, rng.integers(0, 3, 3)].mean() for _ in range(20_000)
+    ]
+    expected = np.quantile(resampled, [0.025, 0.975]).tolist()
+    assert list(result[1:]) == pytest.approx(expected, abs=0.015)
+
+
+def test_results_on_other_questions_are_refused():
+    """The same ids and gold labels do not make the same questions."""
+    one = item("a", 0, 0, content="0123")
+    assert statistics.compare([one], [{**one}]).compared == "ids, gold labels, options and content"
+    old = {k: v for k, v in one.items() if k != "content"}
+    assert statistics.compare([one], [old]).compared == "ids, gold labels, options"
+    with pytest.raises(ValueError, match="of other questions: 1 question texts differ, as of 'a'"):
+        statistics.compare([one], [{**one, "content": "0124"}])
+    with pytest.raises(ValueError, match="of other questions: 1 lists of options differ"):
+        statistics.compare([one], [{**old, "options": ["other", *one["options"][1:]]}])

@@ -1,0 +1,117 @@
+"""What a result is of: hashes of the model and the questions, and how they were evaluated."""
+
+import datetime
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import biomedlm_jax
+from biomedlm_jax.corpus.tokenizer import tokenizer_hash
+from biomedlm_jax.files import read_json
+from biomedlm_jax.interop import directories
+from biomedlm_jax.qa.questions import Question, Skipped
+from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, content_hash, weights_hash
+
+# Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
+UNCOMPARED = ("facts", "started_from", "mesh", "sweep", "logging", "checkpoint", "model", "task")
+
+
+def question_hash(question: Question) -> str:
+    """Return the hash of what is asked: the context, the question and its options in order."""
+    return content_hash([question.context, question.question, question.options])[:16]
+
+
+def questions_hash(questions: Sequence[Question]) -> str:
+    """Return the hash of questions in their order, with their labels; ids do not count."""
+    return content_hash([[question_hash(one), one.label] for one in questions])
+
+
+def training_record(path: str | Path) -> dict[str, Any]:
+    """Return how a directory states that it was trained: its run.json and facts; {} if nowhere."""
+    folder = directories.model_directory(path)
+    record = {"facts": directories.read_config(path).get("facts") or {}}
+    places = [folder, folder.resolve().parent] if folder.name == directories.MODEL_FOLDER else []
+    for place in places or [folder]:
+        if (place / RUN_FILE).exists():
+            return record | read_json(place / RUN_FILE)
+    return record | {"started_from": record["facts"].get("started_from")}
+
+
+def chosen_on(path: str | Path, task: str, split: str, questions: Sequence[Question]) -> bool:
+    """Return whether the model's checkpoint was chosen by its score on these questions."""
+    record = training_record(path)
+    facts, settings = record["facts"], record.get("task") or {}
+    if "dev_accuracy" not in facts:
+        return False
+    if facts.get("chosen_on_questions") == questions_hash(questions):
+        return True
+    return (facts.get("task"), facts.get("chosen_on", settings.get("dev_split"))) == (task, split)
+
+
+def check_seeds(paths: Sequence[str | Path]) -> None:
+    """Raise ValueError unless the directories state that they are seeds of one model."""
+    first, *others = map(_start_and_settings, paths)
+    fix = "several --model are seeds of one training; evaluate others one at a time"
+    for path, other in zip(paths[1:], others, strict=True):
+        names = sorted(n for n in {*first, *other} if first.get(n) != other.get(n))
+        if names:
+            raise ValueError(f"{paths[0]} and {path} differ in {', '.join(names[:4])}; {fix}")
+
+
+def describe(
+    path: str | Path,
+    model: Any,
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    row_format: str = "",
+    weights: str | None = None,
+) -> dict[str, Any]:
+    """Return what a loaded model is: hashes of weights and tokenizer, dtype, longest row."""
+    max_length = max_length or model.config.context_length
+    return {
+        "path": str(path),
+        "weights": weights or weights_hash(model),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "dtype": jax.numpy.dtype(model.config.dtype).name,
+        "max_length": max_length,
+        **({"row_format": row_format} if row_format else {}),
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """Return when, by which version and command, and on what a result is computed."""
+    device = jax.devices()[0]
+    return {
+        "version": f"biomedlm-jax {biomedlm_jax.__version__}, jax {jax.__version__}, "
+        f"Python {platform.python_version()}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def account(skipped: Skipped) -> dict[str, dict[str, Any]]:
+    """Return what a reader left out: each of its tables, reason -> places or a count."""
+    tables = {k: v for k, v in vars(skipped).items() if isinstance(v, Mapping) and v}
+    return {name: dict(table) for name, table in tables.items()}
+
+
+def _start_and_settings(path: str | Path) -> dict[str, Any]:
+    """Return what must be equal between seeds: where training started, and its settings."""
+    record = training_record(path)
+    start = record.get("started_from")
+    if not start:
+        fix = "several --model are seeds of one training; evaluate it alone"
+        raise ValueError(f"{path} does not state what it was trained from; {fix}")
+    compared = {f"started_from.{k}": v for k, v in start.items() if k not in NOT_COMPARED}
+    for group in record.keys() - {*UNCOMPARED}:
+        fields = record[group] if isinstance(record[group], Mapping) else {"": record[group]}
+        compared |= {f"{group}.{name}".rstrip("."): value for name, value in fields.items()}
+    free = {"training.seed", "data.path", "data.train", "data.dev"}  # the data are hashed
+    return {name: value for name, value in compared.items() if name not in free}

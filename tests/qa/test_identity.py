@@ -1,0 +1,94 @@
+"""identity.py: hashes of what was asked, and which directories are seeds of one training."""
+
+import json
+
+import pytest
+
+from biomedlm_jax.qa.identity import (
+    account,
+    check_seeds,
+    chosen_on,
+    question_hash,
+    questions_hash,
+    training_record,
+)
+from biomedlm_jax.qa.questions import Question, Skipped
+
+QUESTION = Question("a", "Which?", ("x", "y"), 0)
+RUN = {
+    "recipe": "questions",
+    "training": {"seed": 1, "epochs": 3},
+    "optimizer": {"learning_rate": 1e-5},
+    "task": {"name": "medqa", "dev_split": "dev", "path": "here"},
+    "mesh": {"fsdp": 1},
+    "started_from": {"path": "base", "weights": "w", "questions": "q"},
+}
+
+
+def make_run(path, **changes):
+    (path / "model").mkdir(parents=True)
+    (path / "run.json").write_text(json.dumps({**RUN, **changes}))
+    facts = {"dev_accuracy": 50.0, "task": "medqa", "started_from": RUN["started_from"]}
+    (path / "model" / "config.json").write_text(json.dumps({"model": {}, "facts": facts}))
+    return path
+
+
+def test_a_question_is_what_is_asked():
+    same = Question("b", "Which?", ("x", "y"), 1, group="g", subject="s")
+    assert question_hash(same) == question_hash(QUESTION)
+    others = [
+        Question("a", "Which one?", ("x", "y"), 0),
+        Question("a", "Which?", ("y", "x"), 0),
+        Question("a", "Which?", ("x", "y"), 0, context="c"),
+        Question("a", "Which?", ("x", "y \ud800"), 0),
+    ]
+    hashes = {question_hash(one) for one in [QUESTION, *others]}
+    assert len(hashes) == 5
+    assert questions_hash([QUESTION]) != questions_hash([same])  # another label
+
+
+def test_seeds_of_one_training(tmp_path):
+    first = make_run(tmp_path / "one")
+    seed = make_run(
+        tmp_path / "two",
+        training={"seed": 2, "epochs": 3},
+        mesh={"fsdp": 8},
+        started_from={**RUN["started_from"], "path": "elsewhere"},
+    )
+    check_seeds([first, seed, first / "model"])
+    for changes, name in (
+        ({"optimizer": {"learning_rate": 2e-5}}, "optimizer.learning_rate"),
+        ({"training": {"seed": 2, "epochs": 4}}, "training.epochs"),
+        ({"started_from": {**RUN["started_from"], "questions": "r"}}, "started_from.questions"),
+        ({"lora": {"rank": 4}}, "lora.rank"),
+    ):
+        other = make_run(tmp_path / name, **changes)
+        with pytest.raises(ValueError, match=f"differ in {name}; several --model are seeds of"):
+            check_seeds([first, other])
+
+
+def test_a_run_of_before_names_its_dev_split(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert training_record(run / "model")["recipe"] == "questions"
+    assert chosen_on(run, "medqa", "dev", [QUESTION])
+    assert not chosen_on(run, "medqa", "test", [QUESTION])
+    assert not chosen_on(run, "medmcqa", "dev", [QUESTION])
+
+
+def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = json.loads((run / "model" / "config.json").read_text())
+    config["facts"] |= {"chosen_on": "dev", "chosen_on_questions": questions_hash([QUESTION])}
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    assert chosen_on(run, "jsonl:mine", "test", [QUESTION])
+    assert not chosen_on(run, "jsonl:mine", "test", [QUESTION, QUESTION])
+
+
+def test_every_table_of_a_reader_is_kept():
+    skipped = Skipped()
+    skipped.left_out["of the subject law"] += 3
+    skipped.add("dir/file.jsonl:4: label 'x' is unknown", "message")
+    assert account(skipped) == {
+        "left_out": {"of the subject law": 3},
+        "places": {"label '...' is unknown": ["file.jsonl:4"]},
+    }
