@@ -4,7 +4,8 @@
     biomedlm evaluate --model=RUN --harness_tasks=sciq --num_fewshot=5 --limit=100 --out=RESULTS
 
 A language model is scored by option letters and by option texts; a fine-tuned model by its head.
-REPORT gets items.jsonl, report.json, report.md and a plot for each way of scoring. The second form
+REPORT gets items.jsonl, report.json, report.md and a plot for each way of scoring; after an
+interruption the same command resumes from REPORT.partial. The second form
 runs tasks of lm-evaluation-harness (extra `harness`), its own or those of --harness_directory, and
 writes its results_*.json. Offline, its data sets come from the `datasets` cache. All devices work;
 several processes are started as for `biomedlm pretrain`.
@@ -23,18 +24,24 @@ FLAGS.define("shots", 0, "Answered questions before each question, with --mode=l
 FLAGS.define("fold", 0, "Which tenth of PubMedQA's training questions is dev, 0 to 9.", least=0)
 FLAGS.define("on_error", "raise", "Stop at a bad question, or skip it.", choices=("raise", "skip"))
 FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
+DEV = "This model's report on dev, to fit a temperature and a threshold to abstain."
+FLAGS.define("calibrate", None, DEV)
+FLAGS.define("risk", 0.2, "Share of wrong dev answers that the threshold allows.", least=0)
+ORDERS = "Orders of the options to show, the file's and random ones, for the position bias."
+FLAGS.define("orders", 1, ORDERS, least=1)
 FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
 FLAGS.define("harness_tasks", [], "Tasks of lm-evaluation-harness instead, comma-separated.")
 FLAGS.define("harness_directory", None, "Directory of YAML files of more --harness_tasks.")
 SHOTS = "Answered questions before each question, in place of the harness task's."
 FLAGS.define("num_fewshot", None, SHOTS, kind=int, least=0)
-LIMIT = "Questions of each harness task, or below 1 a fraction of them."
+LIMIT = "Only the first questions of each task: a number, or below 1 a fraction of them."
 FLAGS.define("limit", None, LIMIT, kind=float, least=0)
 FLAGS.define(
     "samples", None, 'Questions of harness tasks: JSON such as {"sciq": [0, 7]}, or a file.'
 )
 QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "baseline")
-HARNESS = ("harness_directory", "num_fewshot", "limit", "samples")
+QUESTIONS += ("calibrate", "risk", "orders")
+HARNESS = ("harness_directory", "num_fewshot", "samples")
 FLAGS.add("mesh", "dtype", "processes")
 
 
@@ -61,7 +68,7 @@ def run(options: Flags) -> None:
             text = ""
         else:
             given = options.pick("task", "path", "format", "split", "mode", "shots", "fold")
-            given |= options.pick("on_error", "baseline")
+            given |= options.pick("on_error", "baseline", "limit", "calibrate", "risk", "orders")
             summaries = evaluate(options.model, options.out, **given, **common)
             text = report.markdown(*summaries) if len(summaries) == 1 else report.table(summaries)
         if jax.process_index() == 0:

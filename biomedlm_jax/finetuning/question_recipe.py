@@ -17,7 +17,6 @@ from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, wit
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.evaluation import check_head
-from biomedlm_jax.qa.identity import questions_hash
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS
 from biomedlm_jax.qa.questions import Skipped, counted
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
@@ -62,7 +61,6 @@ def finetune_questions(
     )
     content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
     started_from = {**start.started_from, "questions": content_hash(content)}
-    chosen_on = {"chosen_on": wanted.dev_split, "chosen_on_questions": questions_hash(dev)}
 
     def make_model(base) -> Scorer:
         if isinstance(base, Scorer):
@@ -77,7 +75,7 @@ def finetune_questions(
         accuracy = 100 * float(np.mean(right))
         figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy}
         if accuracy > read_facts(folder).get("dev_accuracy", -1.0):
-            facts = {**figures, "task": task.name, "started_from": started_from, **chosen_on}
+            facts = {**figures, "task": task.name, "started_from": started_from}
             save_finetuned(folder, finetuned, start.tokenizer, head, step=step, facts=facts)
         return figures
 

@@ -1,11 +1,15 @@
 """evaluate(): answer a task's questions with a model and write the report."""
 
+import dataclasses
+import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -18,10 +22,19 @@ from biomedlm_jax.mesh import check_fits
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.qa import identity, report, statistics
-from biomedlm_jax.qa.formats import CLASSIFICATION
+from biomedlm_jax.qa import calibration, identity, report, statistics
+from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
+from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.questions import Question, Skipped, counted
-from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, WAYS, score
+from biomedlm_jax.qa.scoring import (
+    BATCH_TOKENS,
+    CLASSIFIER,
+    LETTER,
+    NOT_PROBABILITIES,
+    OPTION,
+    WAYS,
+    score,
+)
 from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions
 from biomedlm_jax.training.provenance import weights_hash
 
@@ -41,14 +54,21 @@ def evaluate(
     fold: int = 0,
     on_error: str = "raise",
     baseline: str | Path | None = None,
+    limit: float | None = None,
+    calibrate: str | Path | None = None,
+    risk: float = calibration.RISK,
+    orders: int = 1,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
     notify: Callable[[str], None] = print,
+    progress: Callable[[str], None] = print_progress,
     **execution,
 ) -> list[dict]:
     """Score a model on a split of a task, write a report into `out`, and return its summaries.
 
+    Batches that are scored are kept in `out`.partial until the report is written: the same call
+    after an interruption resumes there (not in several processes). Progress is printed to stderr.
     Call it in every process; process 0 writes and notifies. For the questions' arguments see
     `find_task`, `read_questions` and `default_split`; `execution` are fields of the model's config.
 
@@ -58,6 +78,11 @@ def evaluate(
       mode: one of WAYS; "auto" is "classifier" for a fine-tuned model, else "letter" and "option".
         Of several ways of scoring each gets a folder in `out`.
       shots: answered questions before each question (letter), the first of the first split.
+      limit: score only the first questions: a number, or below 1 a fraction of them.
+      calibrate: this model's report on dev questions, to fit a temperature and to choose the
+        threshold below which to abstain: at most a share `risk` of the dev answers is wrong.
+      orders: in how many orders the options are shown (the file's, then random ones), for the
+        position bias of the first model's letters or head.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
     Raises ValueError, FileNotFoundError or FileExistsError for bad input, before any work.
@@ -75,6 +100,8 @@ def evaluate(
     if baseline and not labelled:
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
         raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
+    in_split = len(questions)
+    questions = _first(questions, limit)
     complete = chosen.sizes.get(split) == len(questions) + skipped.bad
     heads = [check_model(model, mesh) for model in models]
     modes = _modes(mode, models, heads, chosen)
@@ -83,25 +110,46 @@ def evaluate(
     baselines = {way: report.read_seeds(baseline, way=way) for way in ways} if baseline else {}
     for items in itertools.chain(*baselines.values()):
         statistics.same_ids({one.id for one in questions}, {item["id"] for item in items})
+    if orders < 1 or (orders > 1 and not (labelled and chosen.kind == CHOICE)):
+        got = f"got orders={orders} for {name}"
+        raise ValueError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
+    on_dev = (
+        _dev_reports(calibrate, ways, models, questions, labelled=labelled) if calibrate else {}
+    )
+    chosen_on_dev = {w: calibration.calibrate(d, risk=risk) for w, (d, _) in on_dev.items()}
     writes = jax.process_index() == 0
     if writes:
         check_output(out, replaceable=report.is_report, overwrite=overwrite)
         unlike = chosen.unlike_official(split, len(questions))
+        unlike += f" (the first of {in_split:,})" if limit is not None else ""
         notify(f"{name}: {counted(len(questions), 'question')}{unlike}; skipped: {skipped}")
     weights = _different_weights(models, heads, mesh)
+    partial = f"{Path(out)}.partial" if jax.process_count() == 1 else None
     results: dict[str, list[list[dict]]] = {}
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
-    described, chose = [], []
+    described, chose, shuffled = [], [], {}
     for directory, head, digest in zip(models, heads, weights, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
         rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
         options |= rows
         described.append(identity.describe(directory, model, tokenizer, weights=digest, **rows))
+        for _, digest in on_dev.values():
+            if digest != described[-1]["weights"]:
+                got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"
+                raise ValueError(f"{got}; fix: evaluate this model on dev first")
+        start = [described[-1]["weights"], described[-1]["dtype"]]
+        journal = Journal(partial, start=start, notify=progress if writes else _silent)
         chose.append(identity.chosen_on(directory, chosen.name, split, questions))
         for one in modes:
-            scored = score(model, tokenizer, questions, chosen, mode=one, **options)
+            scored = score(
+                model, tokenizer, questions, chosen, mode=one, journal=journal, **options
+            )
             for way, items in scored.items():
                 results.setdefault(way, []).append(items)
+            if orders > 1 and directory == models[0] and one != OPTION:
+                again = {"task": chosen, "mode": one, "journal": journal, **options}
+                answer = functools.partial(score, model, tokenizer, **again)
+                shuffled[one] = _shuffled(questions, scored[one], orders, answer, way=one)
     provenance = {
         "models": described,
         "questions": {
@@ -111,7 +159,8 @@ def evaluate(
             "fold": fold,
             "hash": identity.questions_hash(questions),
             "scored": len(questions),
-            "skipped": skipped.bad + sum(skipped.left_out.values()),
+            "in_split": in_split,
+            "limit": limit,
         },
         "shots": {"count": shots, "hash": identity.questions_hash(examples) if shots else None},
         **identity.circumstances(),
@@ -133,13 +182,86 @@ def evaluate(
             skipped=identity.account(skipped),
             provenance={**provenance, "way": way},
             chose_checkpoint=any(chose),
+            shuffled=shuffled.get(way),
+            calibrated={"name": str(calibrate), **calibration.apply(chosen_on_dev[way], seeds[0])}
+            if way in chosen_on_dev
+            else None,
         )
         reports[way if len(results) > 1 else ""] = summary, *seeds
         if summary["truncated"] and writes:
             notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
     if writes:
         report.write_reports(out, reports, overwrite=overwrite)
+        Journal(partial).remove()
     return [summary for summary, *_ in reports.values()]
+
+
+def _dev_reports(
+    path: str | Path,
+    ways: Sequence[str],
+    models: Sequence[str | Path],
+    questions: Sequence[Question],
+    *,
+    labelled: bool,
+) -> dict[str, tuple[list[dict], str]]:
+    """Return the items on dev and the hash of their weights, by way with probabilities."""
+    if len(models) > 1 or not labelled:
+        raise ValueError("expected one model and gold labels with calibrate; fix: leave it out")
+    here = {identity.question_hash(question) for question in questions}
+    reports = {}
+    for way in ways:
+        if way in NOT_PROBABILITIES:
+            continue
+        items = report.read_items(path, way=way)
+        if both := [item["id"] for item in items if item.get("content") in here]:
+            got = f"{len(both)} questions of {path} are among those to score, as {both[0]!r}"
+            raise ValueError(f"{got}; fix: calibrate on another split")
+        described = report.read_provenance(path, way=way).get("models") or [{}]
+        reports[way] = items, str(described[0].get("weights"))
+    return reports
+
+
+def _shuffled(
+    questions: Sequence[Question],
+    items: Sequence[dict],
+    count: int,
+    answer: Callable[[list[Question]], dict[str, list[dict]]],
+    *,
+    way: str,
+) -> dict:
+    """Return the position bias over `count` orders of the options, `items` those of the first."""
+    orders = [[list(range(len(question.options))) for question in questions]]
+    answered = [items]
+    for seed in range(1, count):
+        rng = np.random.default_rng(seed)
+        orders.append([rng.permutation(len(one.options)).tolist() for one in questions])
+        shown = [
+            dataclasses.replace(
+                one,
+                options=tuple(one.options[k] for k in order),
+                label=None if one.label is None else order.index(one.label),
+            )
+            for one, order in zip(questions, orders[-1], strict=True)
+        ]
+        answered.append(answer(shown)[way])
+    predicted, gold = (
+        np.array([[item[name] for item in of_order] for of_order in answered])
+        for name in ("prediction", "gold")
+    )
+    return statistics.position_bias(predicted, gold, orders)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _first(questions: list[Question], limit: float | None) -> list[Question]:
+    """Return the first questions: `limit` of them, or below 1 this fraction."""
+    if limit is None:
+        return questions
+    if limit <= 0 or (limit > 1 and limit != int(limit)):
+        raise ValueError(f"got limit={limit}; expected a number of questions, or a fraction of 1")
+    return questions[: math.ceil(len(questions) * limit) if limit < 1 else int(limit)]
 
 
 def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None:

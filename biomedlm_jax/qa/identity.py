@@ -1,5 +1,6 @@
 """What a result is of: hashes of the model and the questions, and how they were evaluated."""
 
+import dataclasses
 import datetime
 import platform
 import shlex
@@ -27,8 +28,8 @@ def question_hash(question: Question) -> str:
 
 
 def questions_hash(questions: Sequence[Question]) -> str:
-    """Return the hash of questions in their order, with their labels; ids do not count."""
-    return content_hash([[question_hash(one), one.label] for one in questions])
+    """Return the SHA-256 (hexadecimal) of a set of questions: ids, texts and labels, in order."""
+    return content_hash([dataclasses.astuple(question) for question in questions])
 
 
 def training_record(path: str | Path) -> dict[str, Any]:
@@ -48,9 +49,9 @@ def chosen_on(path: str | Path, task: str, split: str, questions: Sequence[Quest
     facts, settings = record["facts"], record.get("task") or {}
     if "dev_accuracy" not in facts:
         return False
-    if facts.get("chosen_on_questions") == questions_hash(questions):
+    if facts.get("dev_questions") == questions_hash(questions):
         return True
-    return (facts.get("task"), facts.get("chosen_on", settings.get("dev_split"))) == (task, split)
+    return (facts.get("task"), facts.get("dev_split", settings.get("dev_split"))) == (task, split)
 
 
 def check_seeds(paths: Sequence[str | Path]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from biomedlm_jax.files import atomic_directory, read_jsonl, write_json, write_text
-from biomedlm_jax.qa import statistics
+from biomedlm_jax.files import atomic_directory, read_json, read_jsonl, write_json, write_text
+from biomedlm_jax.qa import calibration, statistics
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
 
@@ -34,6 +34,13 @@ def read_seeds(path: str | Path, *, way: str = "") -> list[list[dict]]:
     others = file.parent.glob(pattern) if pattern else ()
     by_number = sorted(others, key=lambda one: int(one.stem.rpartition("-")[2]))
     return [_read_file(one) for one in (file, *by_number)]
+
+
+def read_provenance(path: str | Path, *, way: str = "") -> dict:
+    """Return what a report directory states that it is of; {} for a file, or an older report."""
+    file = _items_file(Path(path), way).with_name(JSON)
+    known = Path(path).is_dir() and file.exists()
+    return (read_json(file).get("provenance") or {}) if known else {}
 
 
 def _items_file(path: Path, way: str) -> Path:
@@ -84,6 +91,8 @@ def summarise(
     skipped: Mapping[str, Mapping] | None = None,
     provenance: Mapping | None = None,
     chose_checkpoint: bool = False,
+    calibrated: Mapping | None = None,
+    shuffled: Mapping | None = None,
     seed: int = 0,
 ) -> dict:
     """Return everything that the report prints, as one dict that JSON can hold.
@@ -97,6 +106,8 @@ def summarise(
       skipped: what was read but not scored: tables of reasons with places or counts.
       provenance: what the result is of, as `identity` makes it.
       chose_checkpoint: these questions chose the model's checkpoint.
+      calibrated: figures of `calibration.apply`, with the dev report's name.
+      shuffled: the figures of `statistics.position_bias`.
       seed: of the bootstrap.
 
     Items without gold labels give the number of predictions of each option and no score.
@@ -116,6 +127,8 @@ def summarise(
         **dict.fromkeys(SCORES),
         **(_scores(items, seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
         "chose_checkpoint": chose_checkpoint,
+        "calibrated": None if calibrated is None else dict(calibrated),
+        "shuffled": None if shuffled is None else dict(shuffled),
         "published_percent": dict(published or {}),
         "published_split": published_split,
         "baseline": None
@@ -127,8 +140,8 @@ def summarise(
 
 
 SCORES = (
-    *("groups", "accuracy", "majority_class", "gold_positions", "macro_f1"),
-    *("ece", "brier", "reliability", "seeds"),
+    *("groups", "accuracy", "majority_class", "gold_positions", "macro_f1", "subjects"),
+    *("subject_mean", "ece", "brier", "reliability", "risk_coverage", "aurc", "seeds"),
 )
 
 
@@ -139,6 +152,9 @@ def _scores(
     answers = statistics.columns(items)
     every = [answers] if seeds is None else [*map(statistics.columns, seeds)]
     bins = statistics.reliability(answers) if answers.probabilities else None
+    top_N = np.array([row.max() for row in answers.probabilities])
+    curve = calibration.risk_coverage(top_N, answers.right_N) if bins else None
+    subjects = _by_subject(items, every, seed=seed)
     return {
         "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "accuracy": statistics.accuracy(*every, seed=seed)._asdict(),
@@ -148,8 +164,42 @@ def _scores(
         "ece": statistics.calibration_error(bins) if bins else None,
         "brier": statistics.brier_score(answers) if bins else None,
         "reliability": bins,
+        "risk_coverage": calibration.shortened(curve) if curve else None,
+        "aurc": calibration.area(curve) if curve else None,
+        "subjects": subjects,
+        "subject_mean": float(np.mean([one["value"] for one in subjects.values()]))
+        if len(subjects) > 1
+        else None,
         "seeds": None if seeds is None else _over_seeds(every),
     }
+
+
+def _by_subject(
+    items: Sequence[Item], seeds: Sequence[statistics.Columns], *, seed: int
+) -> dict[str, dict]:
+    """Return the number of questions and the accuracy of each subject; {} if none is named."""
+    named = np.array([item.get("subject") or "" for item in items])
+    if not named.astype(bool).any():
+        return {}
+    subjects = {}
+    for name in sorted({*named.tolist()}):
+        chosen = [_only(one, {i for i, s in zip(seeds[0].ids, named, strict=True) if s == name})
+                  for one in seeds]  # fmt: skip
+        interval = statistics.accuracy(*chosen, seed=seed)
+        subjects[name or "(none)"] = {"n": len(chosen[0].ids), **interval._asdict()}
+    return subjects
+
+
+def _only(answers: statistics.Columns, ids: set[str]) -> statistics.Columns:
+    keep = [n for n, name in enumerate(answers.ids) if name in ids]
+    group_N = answers.group_N
+    return statistics.Columns(
+        [answers.ids[n] for n in keep],
+        answers.gold_N[keep],
+        answers.prediction_N[keep],
+        [],
+        None if group_N is None else np.unique(group_N[keep], return_inverse=True)[1],
+    )
 
 
 def _versus(
@@ -185,6 +235,19 @@ def markdown(summary: Mapping) -> str:
     if summary["ece"] is not None:
         rows += [(f"calibration error (ECE){first}", f"{summary['ece']:.3f}")]
         rows += [(f"Brier score{first}", f"{summary['brier']:.3f}")]
+        rows += [(f"area under the risk-coverage curve{first}", f"{summary['aurc']:.3f}")]
+    if one := summary["calibrated"]:
+        rows += [(f"temperature, fitted on {one['name']}", f"{one['temperature']:.3f}")]
+        rows += [("ECE / Brier after it", f"{one['ece']:.3f} / {one['brier']:.3f}")]
+        rows += [("abstention", _abstention(one))]
+    if one := summary["shuffled"]:
+        rows += [
+            (f"accuracy with {one['orders']} orders of the options", _percent(one["accuracy"]))
+        ]
+        rows += [("the same answer in every order", _percent(one["consistent"]))]
+        rows += [("position bias (total variation)", f"{one['bias']:.3f}")]
+    if summary["subject_mean"] is not None:
+        rows += [("mean of the subjects", _percent(summary["subject_mean"]))]
     for noun in ("predicted", "gold"):
         if shares := summary[f"{noun}_positions"]:
             rows += [(f"{noun} positions, in %", " / ".join(f"{100 * one:.0f}" for one in shares))]
@@ -204,11 +267,32 @@ def markdown(summary: Mapping) -> str:
         *_conclusions(summary),
         "",
     ]
+    if summary["subjects"]:
+        subjects = [(k, f"{v['n']:,}: {_score(v)}") for k, v in summary["subjects"].items()]
+        lines += ["## By subject", "", *_rows(subjects)]
+    if curve := summary["risk_coverage"]:
+        points = [
+            (
+                f"confidence at least {one['threshold']:.3f}",
+                f"{100 * one['coverage']:.0f} % answered, {_percent(one['risk'])} of them wrong",
+            )
+            for one in curve
+        ]
+        lines += ["## Risk and coverage", "", *_rows(points)]
     if account := _account(summary):
         lines += ["## Left out, cut or indistinct", "", *_rows(account)]
     if provenance := summary["provenance"]:
         lines += ["## What this is of", "", *_rows(_flat(provenance))]
     return "\n".join(lines)
+
+
+def _abstention(chosen: Mapping) -> str:
+    if chosen["threshold"] is None:
+        return f"no threshold has at most {_percent(chosen['risk'])} wrong on dev"
+    given = chosen["accuracy_of_given"]
+    right = "none" if given is None else f"{_percent(given)} of them right"
+    kept = f"{100 * chosen['coverage']:.1f} % answered, {right}"
+    return f"below {chosen['threshold']:.3f} (at most {_percent(chosen['risk'])} wrong): {kept}"
 
 
 def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
@@ -222,8 +306,9 @@ def _account(summary: Mapping) -> list[tuple[str, str]]:
         "truncated to fit": summary["truncated_ids"],
         "with options cut to equal tokens": summary["indistinct_ids"],
     }
-    for reasons in summary["skipped"].values():
-        listed |= {f"left out: {reason}": of_reason for reason, of_reason in reasons.items()}
+    for table, reasons in summary["skipped"].items():
+        kind = {"places": "bad row", "left_out": "left out"}.get(table, table)
+        listed |= {f"{kind}: {reason}": of_reason for reason, of_reason in reasons.items()}
     rows = []
     for reason, of_reason in listed.items():
         if isinstance(of_reason, int):
@@ -350,6 +435,9 @@ def _conclusions(summary: Mapping) -> list[str]:
     ]
     if groups and groups < FEW_GROUPS:
         lines.append(f"With fewer than {FEW_GROUPS} groups these intervals are too narrow.")
+    scored = summary["provenance"].get("questions", {})
+    if scored.get("limit") is not None:
+        lines.append(f"Only the first {summary['n']:,} of {scored['in_split']:,} were scored.")
     if summary["chose_checkpoint"]:
         lines.append("This split chose the checkpoint: the accuracy is biased upwards.")
     if summary["seeds"]:

@@ -15,6 +15,7 @@ from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import prompts, states
 from biomedlm_jax.qa.identity import question_hash
+from biomedlm_jax.qa.journal import Journal
 from biomedlm_jax.qa.packing import LAST, TOKENS, Prompt, Rows, batches, make_buckets
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.tasks import Task
@@ -43,13 +44,15 @@ def score(
     row_format: str = PAPER,
     max_length: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    journal: Journal | None = None,
 ) -> dict[str, list[dict]]:
     """Answer the questions; return a list of items, one per question, for each way in WAYS[mode].
 
     `mode` "letter" scores the options' letters, after answered `shots`; "option" their texts by the
     summed log-probability in nats, by that per character and per token, and by that minus their
     log-probability without the question; "classifier" needs a Scorer, and the `row_format` and
-    `max_length` of its training. `batch_tokens` per device bound the activation memory.
+    `max_length` of its training. `batch_tokens` per device bound the activation memory. `journal`
+    keeps the results of batches and prints the progress.
 
     Items have id, content (a hash of what was asked), group, subject, options, gold, prediction
     (the first of equal scores), scores, probabilities (a softmax over the options; None for
@@ -64,7 +67,8 @@ def score(
 
     def sums(made: prompts.Prompts) -> list[np.ndarray]:
         assert isinstance(model, LanguageModel)
-        branches = branch_log_probabilities(model, made.prompts, batch_tokens=batch_tokens)
+        options = {"batch_tokens": batch_tokens, "journal": journal}
+        branches = branch_log_probabilities(model, made.prompts, **options)
         return _by_option(questions, branches)
 
     if isinstance(model, Scorer):
@@ -77,7 +81,7 @@ def score(
             raise ValueError(f"the head has {classes} classes, and {one}")
         rows = {"row_format": row_format, "max_length": min(max_length or limit, limit)}
         made = prompts.HEAD_PROMPTS[model.kind](tokenizer, questions, **rows)
-        scores = [_by_option(questions, _by_head(model, made, batch_tokens))]
+        scores = [_by_option(questions, _by_head(model, made, batch_tokens, journal))]
     elif mode == CLASSIFIER:
         raise ValueError("mode=classifier needs a fine-tuned head, and this is a language model")
     elif mode == LETTER:
@@ -108,10 +112,15 @@ def score(
 
 
 def branch_log_probabilities(
-    model: LanguageModel, packed: Sequence[Prompt], *, batch_tokens: int = BATCH_TOKENS
+    model: LanguageModel,
+    packed: Sequence[Prompt],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    journal: Journal | None = None,
 ) -> Generator[tuple[int, int, float, bool], None, None]:
     """Yield question, option, log-probability in nats and greediness of every branch, unordered."""
-    results = _computed(states.token_log_probabilities, model, packed, TOKENS, batch_tokens)
+    compute = states.token_log_probabilities
+    results = _computed(compute, model, packed, TOKENS, batch_tokens, journal)
     for rows, (logp_BxE, argmax_BxE) in results:
         used_BxE = rows.question_BxE >= 0
         branch_2xE = np.stack([rows.question_BxE, rows.option_BxE])[:, used_BxE]
@@ -121,9 +130,9 @@ def branch_log_probabilities(
         yield from zip(*branch_2xE[:, starts].tolist(), sums.tolist(), greedy.tolist(), strict=True)
 
 
-def _by_head(model: Scorer, made: prompts.Prompts, batch_tokens: int):
+def _by_head(model: Scorer, made: prompts.Prompts, batch_tokens: int, journal: Journal | None):
     """Yield question, option and score of each option; of a classification all scores at once."""
-    for rows, scores in _computed(_head_scores, model, made.prompts, LAST, batch_tokens):
+    for rows, scores in _computed(_head_scores, model, made.prompts, LAST, batch_tokens, journal):
         for b, e in np.argwhere(rows.question_BxE >= 0):
             option = rows.option_BxE[b, e] if model.kind == CHOICE else slice(None)
             yield rows.question_BxE[b, e], option, scores[b, e]
@@ -138,31 +147,51 @@ def _by_option(questions: Sequence[Question], entries: Iterable[tuple]) -> list[
 
 
 def _computed(
-    compute: Callable, model, packed: Sequence[Prompt], read: str, batch_tokens: int
+    compute: Callable,
+    model,
+    packed: Sequence[Prompt],
+    read: str,
+    batch_tokens: int,
+    journal: Journal | None = None,
 ) -> Iterator[tuple[Rows, Any]]:
     """Yield every batch of rows with `compute(model, rows)`, as numpy arrays in every process."""
     place = jax.tree.leaves(model)[0].sharding
     mesh: Any = place.mesh if isinstance(place, NamedSharding) else meshes.one_device()
     shards, layout = meshes.batch_shards(mesh), meshes.sharding(mesh, "batch", None)
-    waiting = None
-    for bucket in make_buckets(packed, read=read):
+    buckets, journal = make_buckets(packed, read=read), journal or Journal()
+    total = sum(bucket.length * len(bucket.rows) for bucket in buckets)
+    journal.begin([read, shards, batch_tokens, packed], total=total)
+    waiting: tuple | None = None
+    number = 0
+
+    def fetched(number: int, rows: Rows, result: Any, new: bool, size: int) -> tuple[Rows, Any]:
+        if new:
+            result = multihost_utils.process_allgather(result, tiled=True)
+        journal.write(number, result, size=size, new=new)
+        return rows, result
+
+    for bucket in buckets:
         per_shard = max(1, batch_tokens // bucket.length)
         batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
         for rows in batches(packed, bucket, batch_size=batch_size, read=read):
-            largest, size = int(np.max(rows.tokens_BxL)), model.config.vocab_size
-            if largest >= size:
-                got = (
-                    f"a text has token id {largest}, and the model's vocabulary ends at {size - 1}"
-                )
-                raise ValueError(f"{got}; remove the special token that it spells")
-            placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
-            with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
-                result = rows, compute(model, placed)
+            largest, rows_of = int(np.max(rows.tokens_BxL)), model.config.vocab_size
+            if largest >= rows_of:
+                got = f"a text has token id {largest}"
+                known = f"the model's vocabulary ends at {rows_of - 1}"
+                raise ValueError(f"{got}, and {known}; remove the special token that it spells")
+            size = bucket.length * int((rows.prompt_BxL >= 0).any(axis=1).sum())
+            result = journal.read(number)
+            new = result is None
+            if new:
+                placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
+                with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
+                    result = compute(model, placed)
             if waiting:  # fetched while the next batch is computed
-                yield waiting[0], multihost_utils.process_allgather(waiting[1], tiled=True)
-            waiting = result
+                yield fetched(*waiting)
+            waiting = number, rows, result, new, size
+            number += 1
     if waiting:
-        yield waiting[0], multihost_utils.process_allgather(waiting[1], tiled=True)
+        yield fetched(*waiting)
 
 
 def _equal_options(packed: Sequence[Prompt]) -> set[int]:

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 import biomedlm_jax
 from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.tokenizer import tokenizer_hash, train_tokenizer
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 from biomedlm_jax.interop.finetuned import PAPER, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa import evaluation, report
+from biomedlm_jax.qa import calibration, evaluation, report, states
 from biomedlm_jax.qa.evaluation import evaluate
 from biomedlm_jax.qa.prompts import ADDED_TOKENS
 from biomedlm_jax.qa.report import FILES, PLOT, read_items, read_seeds
@@ -97,7 +97,7 @@ def release(root, tokenizer):
 FACTS = {
     "task": "medqa",
     "dev_accuracy": 40.0,
-    "chosen_on": "dev",
+    "dev_split": "dev",
     "started_from": {"path": "here", "weights": "w" * 64, "questions": "q" * 64},
 }
 
@@ -281,15 +281,16 @@ def test_a_report_states_what_it_is_of(first_seed, seeds, medqa, monkeypatch):
     assert (described["dtype"], described["max_length"]) == ("float32", 64)
     assert described["row_format"] == PAPER
     assert described["path"] == str(seeds[0])
-    of_each = []
+    of_each, whole = [], []
     for line in (medqa / "dev.jsonl").read_text().splitlines():
         row = json.loads(line)
-        content = json.dumps(["", row["question"], [*row["options"].values()]])
-        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        of_each.append([digest, "ABCD".index(row["answer_idx"])])
+        asked = ["", row["question"], [*row["options"].values()]]
+        of_each.append(hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16])
+        _, text, options = asked
+        whole.append([row["id"], text, options, "ABCD".index(row["answer_idx"]), "", None, ""])
     questions = states["questions"]
-    assert questions["hash"] == hashlib.sha256(json.dumps(of_each).encode()).hexdigest()
-    assert [item["content"] for item in read_items(out)] == [digest for digest, _ in of_each]
+    assert questions["hash"] == hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    assert [item["content"] for item in read_items(out)] == of_each
     assert (questions["task"], questions["split"], questions["scored"]) == ("medqa", "dev", 12)
     assert states["shots"] == {"count": 0, "hash": None}
     assert biomedlm_jax.__version__ in states["version"]
@@ -333,10 +334,108 @@ def test_skipped_and_cut_questions_stand_in_the_report(tmp_path, release, root):
     assert places == ["some.jsonl:3"]
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| truncated to fit | 1: long |" in text
-    assert f"| left out: {reason} | 1: some.jsonl:3 |" in text
+    assert f"| bad row: {reason} | 1: some.jsonl:3 |" in text
     assert (
         json.loads((tmp_path / "out" / "report.json").read_text())["skipped"] == summary["skipped"]
     )
+
+
+@pytest.mark.parametrize(("limit", "n"), [(5, 5), (0.25, 3), (0.01, 1), (99, 12)])
+def test_a_limit_scores_the_first_questions(limit, n, tmp_path, release, medqa, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    lines = []
+    read = {"task": "medqa", "path": medqa, "split": "dev", "mode": "letter"}
+    (summary,) = evaluate(release, tmp_path / "out", limit=limit, notify=lines.append, **read)
+    assert [item["id"] for item in read_items(tmp_path / "out")] == [f"q{k}" for k in range(n)]
+    assert "(the first of 12)" in lines[0]
+    assert summary["provenance"]["questions"]["in_split"] == 12
+    assert f"Only the first {n} of 12" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_no_published_scores_beside_a_limit(tmp_path, release, medqa, monkeypatch):
+    task = dataclasses.replace(find_task("medqa"), sizes={"dev": 12}, published_split="dev")
+    monkeypatch.setattr(evaluation, "find_task", lambda *_, **__: task)
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    read = {"task": "medqa", "path": medqa, "split": "dev", "mode": "letter", "notify": silent}
+    for limit, shown in ((None, True), (11, False)):
+        (summary,) = evaluate(release, tmp_path / "out", limit=limit, overwrite=True, **read)
+        assert bool(summary["published_percent"]) == shown
+
+
+def test_an_interrupted_evaluation_resumes(tmp_path, release, medqa, monkeypatch):
+    """Batches that were scored are not computed again, and the report is the same."""
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent, "batch_tokens": 64}
+    evaluate(release, tmp_path / "whole", **read)
+    original, calls = states.token_log_probabilities, []
+
+    def interrupting(*arguments):
+        calls.append(None)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(states, "token_log_probabilities", interrupting)
+    stop, lines = 20, []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(release, tmp_path / "out", **read)
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial").is_dir()
+    stop = 0
+    evaluate(release, tmp_path / "out", progress=lines.append, **read)
+    total = len(calls) - 20
+    calls.clear()
+    evaluate(release, tmp_path / "again", **read)
+    assert len(calls) - total == 18  # 19 were computed, and the last of them was not fetched
+    assert lines == ["resuming an interrupted evaluation"] * len(lines) != []
+    assert not (tmp_path / "out.partial").exists()
+    for way in MEDQA_WAYS:
+        assert read_items(tmp_path / "out", way=way) == read_items(tmp_path / "whole", way=way)
+
+
+def test_a_dev_report_gives_a_temperature_and_a_threshold(tmp_path, release, medqa, root):
+    """They are chosen on other questions of the same model."""
+    rows = [json.loads(line) for line in (medqa / "dev.jsonl").read_text().splitlines()]
+    other = [{**row, "question": f"And {row['question']}"} for row in rows]
+    write(tmp_path / "medqa" / "test.jsonl", other)
+    read = {"task": "medqa", "mode": "letter", "notify": silent}
+    evaluate(release, tmp_path / "dev", path=medqa, split="dev", **read)
+    read |= {"path": tmp_path / "medqa", "split": "test", "calibrate": tmp_path / "dev"}
+    (summary,) = evaluate(release, tmp_path / "out", risk=0.5, **read)
+    chosen = calibration.calibrate(read_items(tmp_path / "dev"), risk=0.5)
+    figures = summary["calibrated"]
+    assert (figures["temperature"], figures["threshold"]) == chosen[:2]
+    assert figures["ece"] == calibration.apply(chosen, read_items(tmp_path / "out"))["ece"]
+    assert "| abstention |" in (tmp_path / "out" / "report.md").read_text()
+    stranger = export_hf(
+        GPT2(CONFIG, key=jax.random.key(7)), load_tokenizer(release), tmp_path / "stranger"
+    )
+    with pytest.raises(ValueError, match=r"is of the weights \w{12}, not .*stranger's; fix: eval"):
+        evaluate(stranger, tmp_path / "two", **read)
+    with pytest.raises(
+        ValueError, match=r"12 questions of .*dev are among those to score, as 'q0'"
+    ):
+        evaluate(release, tmp_path / "two", **{**read, "path": medqa, "split": "dev"})
+
+
+def test_the_order_of_the_options_and_the_position_bias(tmp_path, seeds, medqa):
+    """A head scores options one by one: every order gets the same answers."""
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent, "orders": 3}
+    (summary,) = evaluate(seeds[0], tmp_path / "out", **read)
+    figures = summary["shuffled"]
+    assert (figures["orders"], figures["consistent"]) == (3, 1)
+    assert figures["accuracies"] == [pytest.approx(accuracy(read_items(tmp_path / "out")))] * 3
+    assert "| position bias (total variation) |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_model_that_always_answers_a_has_a_position_bias(tmp_path, release, medqa, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering(calls := []))
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent, "mode": "letter"}
+    (summary,) = evaluate(release, tmp_path / "out", orders=4, **read)
+    figures = summary["shuffled"]
+    assert len(calls) == 4
+    assert figures["predicted_positions"][0] == 1
+    assert figures["bias"] == pytest.approx(1 - figures["gold_positions"][0])
+    assert figures["consistent"] < 0.5
 
 
 def test_questions_without_answers_get_predictions(tmp_path, release, medqa):
@@ -571,6 +670,15 @@ REFUSED = {
         "has a classification head",
     ),
     "mesh that does not divide the model": ({"mesh": {"fsdp": 1, "tensor": 8}}, "mesh.tensor=8"),
+    "no order": ({"orders": 0}, "got orders=0"),
+    "orders of classes": (
+        {"task": "pubmedqa", "path": "{pubmedqa}", "split": "test", "orders": 2},
+        "got orders=2 for pubmedqa, test; expected at least 1, and 1 for classes",
+    ),
+    "no dev report": ({"calibrate": "nowhere", "mode": "letter"}, "nowhere"),
+    "calibration of itself": ({"calibrate": "{other}", "risk": 2.0}, "got risk=2.0"),
+    "no questions at all": ({"limit": 0}, "got limit=0"),
+    "half a question": ({"limit": 1.5}, "got limit=1.5"),
     "unknown format": ({"format": "csv"}, "got 'csv'"),
     "no tokenizer": ({"models": ["{mute}"]}, "has no tokenizer"),
     "no labels and a baseline": (

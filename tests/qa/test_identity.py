@@ -78,7 +78,7 @@ def test_a_run_of_before_names_its_dev_split(tmp_path):
 def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
     run = make_run(tmp_path / "run")
     config = json.loads((run / "model" / "config.json").read_text())
-    config["facts"] |= {"chosen_on": "dev", "chosen_on_questions": questions_hash([QUESTION])}
+    config["facts"] |= {"dev_split": "dev", "dev_questions": questions_hash([QUESTION])}
     (run / "model" / "config.json").write_text(json.dumps(config))
     assert chosen_on(run, "jsonl:mine", "test", [QUESTION])
     assert not chosen_on(run, "jsonl:mine", "test", [QUESTION, QUESTION])

@@ -257,3 +257,31 @@ def test_every_seed_is_kept(tmp_path):
     assert "resamples of the questions and 12 seeds" in report.markdown(summary)
     file = tmp_path / "report" / report.ITEMS
     assert report.read_seeds(file) == seeds[:1]
+
+
+def test_accuracy_by_subject():
+    items = [{**one, "subject": "law" if n < 20 else "bones"} for n, one in enumerate(questions())]
+    seeds = [items, [{**one, "prediction": one["prediction"]} for one in reversed(items)]]
+    right = [one["gold"] == one["prediction"] for one in items]
+    for given in (None, seeds):
+        summary = report.summarise(items, name="mmlu", seeds=given)
+        law, bones = summary["subjects"]["law"], summary["subjects"]["bones"]
+        assert [*summary["subjects"]] == ["bones", "law"]
+        assert (law["n"], bones["n"]) == (20, 40)
+        assert law["value"] == pytest.approx(np.mean(right[:20]))
+        assert bones["value"] == pytest.approx(np.mean(right[20:]))
+        assert summary["subject_mean"] == pytest.approx((law["value"] + bones["value"]) / 2)
+        assert law["low"] < law["value"] < law["high"]
+    text = report.markdown(summary)
+    assert "| mean of the subjects |" in text
+    assert f"| law | 20: {100 * law['value']:.1f} % [" in text
+    assert report.summarise(questions(), name="medqa")["subjects"] == {}
+
+
+def test_the_risk_coverage_curve_is_printed():
+    items = questions()
+    summary = report.summarise(items, name="medqa")
+    last = summary["risk_coverage"][-1]
+    wrong = np.mean([one["gold"] != one["prediction"] for one in items])
+    assert (last["coverage"], last["risk"]) == (1, pytest.approx(wrong))
+    assert f"| 100 % answered, {100 * wrong:.1f} % of them wrong |" in report.markdown(summary)
