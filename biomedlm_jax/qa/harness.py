@@ -35,6 +35,7 @@ from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import make_mesh, platform
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 from biomedlm_jax.qa.evaluation import check_model
+from biomedlm_jax.qa.identity import circumstances
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import continuation_prompts
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, branch_log_probabilities
@@ -142,6 +143,7 @@ class Harness(TemplateLM):
             "tokenizer_sha": tokenizer_hash(self._tokens),
             "max_length": self.max_length,
             "biomedlm_jax": biomedlm_jax.__version__,
+            **circumstances(),
         }
 
     @property

@@ -1,5 +1,6 @@
 """The harness plug-in beside the harness's own `hf` backend, on one exported random checkpoint."""
 
+import datetime
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import biomedlm_jax
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
 from biomedlm_jax.generation import decoding
@@ -639,6 +641,10 @@ def test_the_command_writes_results_and_samples(exported, tasks, tmp_path, capsy
     assert results["model_source"] == results["config"]["model"] == "biomedlm"
     assert results["model_name"] == results["config"]["model_args"]["path"] == str(exported)
     assert len(results["config"]["tokenizer_sha"]) == 64
+    written = results["config"]
+    assert written["command"]
+    assert biomedlm_jax.__version__ in written["version"]
+    assert datetime.datetime.fromisoformat(written["date"]).tzinfo is not None
     (file,) = out.glob(f"{exported.name}/samples_own_questions_*.jsonl")
     lines = file.read_text().splitlines()
     assert len(lines) == 12
