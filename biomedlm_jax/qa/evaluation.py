@@ -102,14 +102,14 @@ def evaluate(
         raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
     in_split = len(questions)
     questions = _first(questions, limit)
-    complete = chosen.sizes.get(split) == len(questions) + skipped.bad
+    complete = chosen.sizes.get(split) == in_split + skipped.bad and len(questions) == in_split
     heads = [check_model(model, mesh) for model in models]
     modes = _modes(mode, models, heads, chosen)
     examples = _shots(shots, modes, chosen, questions, path, read)
     ways = [way for one in modes for way in WAYS[one]]
     baselines = {way: report.read_seeds(baseline, way=way) for way in ways} if baseline else {}
     for items in itertools.chain(*baselines.values()):
-        statistics.same_ids({one.id for one in questions}, {item["id"] for item in items})
+        statistics.same_questions(_asked(questions), statistics.columns(items))
     if orders < 1 or (orders > 1 and not (labelled and chosen.kind == CHOICE)):
         got = f"got orders={orders} for {name}"
         raise ValueError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
@@ -137,7 +137,7 @@ def evaluate(
             if digest != described[-1]["weights"]:
                 got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"
                 raise ValueError(f"{got}; fix: evaluate this model on dev first")
-        start = [described[-1]["weights"], described[-1]["dtype"]]
+        start = [described[-1]["weights"], described[-1]["dtype"], repr(model.config)]
         journal = Journal(partial, start=start, notify=progress if writes else _silent)
         chose.append(identity.chosen_on(directory, chosen.name, split, questions))
         for one in modes:
@@ -196,6 +196,14 @@ def evaluate(
     return [summary for summary, *_ in reports.values()]
 
 
+def _asked(questions: Sequence[Question]) -> statistics.Columns:
+    """Return the questions as a result has them; the predictions are the gold labels."""
+    gold_N = np.array([question.label for question in questions])
+    content = [identity.question_hash(question) for question in questions]
+    ids, options = [one.id for one in questions], [one.options for one in questions]
+    return statistics.Columns(ids, gold_N, gold_N, [], None, options, content)
+
+
 def _dev_reports(
     path: str | Path,
     ways: Sequence[str],
@@ -212,11 +220,14 @@ def _dev_reports(
     for way in ways:
         if way in NOT_PROBABILITIES:
             continue
-        items = report.read_items(path, way=way)
+        items, of_report = report.read_items(path, way=way), report.read_provenance(path, way=way)
+        if of_report.get("way") not in (None, way):
+            got = f"{path} is a report of the way {of_report['way']!r}, not {way!r}"
+            raise ValueError(f"{got}; fix: choose its --mode, or evaluate dev with this one")
         if both := [item["id"] for item in items if item.get("content") in here]:
             got = f"{len(both)} questions of {path} are among those to score, as {both[0]!r}"
             raise ValueError(f"{got}; fix: calibrate on another split")
-        described = report.read_provenance(path, way=way).get("models") or [{}]
+        described = of_report.get("models") or [{}]
         reports[way] = items, str(described[0].get("weights"))
     return reports
 

@@ -621,6 +621,7 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
         "medqa": medqa,
         "pubmedqa": pubmedqa,
         "other": other,
+        "renamed": write(tmp_path / "renamed.jsonl", ITEMS),
         "full": full,
         "mute": mute,
         "mute_copy": tmp_path / "lm_copy",
@@ -670,6 +671,10 @@ REFUSED = {
         "has a classification head",
     ),
     "mesh that does not divide the model": ({"mesh": {"fsdp": 1, "tensor": 8}}, "mesh.tensor=8"),
+    "baseline of the same ids on other questions": (
+        {"baseline": "{renamed}"},
+        "the results are of other questions: 12 lists of options differ, as of 'q0'",
+    ),
     "no order": ({"orders": 0}, "got orders=0"),
     "orders of classes": (
         {"task": "pubmedqa", "path": "{pubmedqa}", "split": "test", "orders": 2},
