@@ -109,7 +109,7 @@ def evaluate(
     ways = [way for one in modes for way in WAYS[one]]
     baselines = {way: report.read_seeds(baseline, way=way) for way in ways} if baseline else {}
     for items in itertools.chain(*baselines.values()):
-        statistics.same_questions(_asked(questions), statistics.columns(items))
+        statistics.same_questions(_as_result(questions), statistics.columns(items))
     if orders < 1 or (orders > 1 and not (labelled and chosen.kind == CHOICE)):
         got = f"got orders={orders} for {name}"
         raise ValueError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
@@ -196,7 +196,7 @@ def evaluate(
     return [summary for summary, *_ in reports.values()]
 
 
-def _asked(questions: Sequence[Question]) -> statistics.Columns:
+def _as_result(questions: Sequence[Question]) -> statistics.Columns:
     """Return the questions as a result has them; the predictions are the gold labels."""
     gold_N = np.array([question.label for question in questions])
     content = [identity.question_hash(question) for question in questions]

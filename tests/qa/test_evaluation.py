@@ -284,9 +284,9 @@ def test_a_report_states_what_it_is_of(first_seed, seeds, medqa, monkeypatch):
     of_each, whole = [], []
     for line in (medqa / "dev.jsonl").read_text().splitlines():
         row = json.loads(line)
-        asked = ["", row["question"], [*row["options"].values()]]
-        of_each.append(hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16])
-        _, text, options = asked
+        content = ["", row["question"], [*row["options"].values()]]
+        of_each.append(hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16])
+        _, text, options = content
         whole.append([row["id"], text, options, "ABCD".index(row["answer_idx"]), "", None, ""])
     questions = states["questions"]
     assert questions["hash"] == hashlib.sha256(json.dumps(whole).encode()).hexdigest()
