@@ -21,7 +21,7 @@ from biomedlm_jax.qa import report, statistics
 from biomedlm_jax.qa.formats import CLASSIFICATION
 from biomedlm_jax.qa.questions import Question, Skipped, counted
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, CLASSIFIER, LETTER, OPTION, WAYS, score
-from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions
+from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions, read_shots
 from biomedlm_jax.training.provenance import weights_hash
 
 AUTO = "auto"
@@ -39,6 +39,8 @@ def evaluate(
     shots: int = 0,
     fold: int = 0,
     on_error: str = "raise",
+    label_base: str = "auto",
+    twins: str = "keep",
     baseline: str | Path | None = None,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
@@ -69,6 +71,7 @@ def evaluate(
     split = split or default_split(chosen, path)
     name, skipped = f"{chosen.name}, {split}", Skipped()
     read = {"fold": fold, "on_error": on_error, "skipped": skipped}
+    read |= {"label_base": label_base, "twins": twins}
     questions = read_questions(chosen, path, split=split, labelled=True, **read)
     complete = chosen.sizes.get(split) == len(questions) + skipped.bad
     heads = [check_model(model, mesh) for model in models]
@@ -174,16 +177,9 @@ def _modes(
 def _shots(
     count: int, modes: Sequence[str], task: Task, questions: Sequence[Question], path, read: dict
 ) -> list[Question]:
-    """Return the first questions of the task's first split, none of which is scored."""
+    """Return the shots of the letter prompts; raise ValueError if the modes have none."""
     if (count and LETTER not in modes) or count < 0:
         raise ValueError(f"got shots={count}; only letter prompts have shots, at least 0 of them")
     if not count:
         return []
-    split = task.splits[0]
-    shots = read_questions(task, path, split=split, **read)[:count]
-    if len(shots) < count or any(shot.label is None for shot in shots):
-        raise ValueError(f"got shots={count}; {split} has {len(shots)} with answers")
-    if {*shots} & {*questions}:
-        fix = f"give a directory with a {split} split, and score another one"
-        raise ValueError(f"got shots={count}, which are among the questions to score; {fix}")
-    return shots
+    return read_shots(task, path, count, questions, **read)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.finetuned import PAPER, Head, load_finetuned, save_finetuned, with_head
+from biomedlm_jax.interop.finetuned import KEEP_END, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
@@ -91,7 +91,7 @@ def release(root, tokenizer):
 
 
 def finetuned(path, tokenizer, kind, *, seed, classes=()):
-    head = Head(kind=kind, task="medqa", row_format=PAPER, max_length=64, classes=classes)
+    head = Head(kind=kind, task="medqa", row_format=KEEP_END, max_length=64, classes=classes)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     added = tokenizer.add_special_tokens(list(ADDED_TOKENS[kind]))
     trunk = grow_vocabulary(GPT2(CONFIG, key=jax.random.key(0)), added, key=jax.random.key(0))
