@@ -105,6 +105,8 @@ def test_bad_records_are_refused(changes, message):
         "classes": [],
     }
     assert Head.from_json(good, where="here").to_json() == good
+    former = {**good, "row_format": "paper"}  # its name until it was named what it does
+    assert Head.from_json(former, where="here").to_json() == good
     with pytest.raises(ValueError, match=r"^here: [^\n]*$") as caught:
         Head.from_json({**good, **changes}, where="here")
     assert message in str(caught.value)

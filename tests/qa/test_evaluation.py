@@ -308,7 +308,7 @@ def test_one_mode_needs_no_folder_of_its_own(tmp_path, release, medqa, monkeypat
 
 def test_skipped_rows_are_counted(tmp_path, release, root, monkeypatch):
     good = {"question": "q?", "options": ["x", "y"], "label": 0}
-    file = write(root / "some.jsonl", [good, {**good, "label": 2}, {**good, "options": ["x"] * 3}])
+    file = write(root / "some.jsonl", [good, {**good, "label": 2}, {**good, "options": ["x", ""]}])
     lines = []
     monkeypatch.setattr(evaluation, "score", answering([]))
     summaries = evaluate(

@@ -449,11 +449,11 @@ def test_all_subjects_of_mmlu_as_published(tmp_path):
         f"dev {subject} {n}?" for subject in ("anatomy", "virology") for n in (0, 1)
     ]
     assert skipped.noted == {}
-    with pytest.raises(ValueError, match="got shots=7; dev has 6 of .* with answers"):
+    with pytest.raises(ValueError, match=r"got shots=7; dev has 6 of .* with answers"):
         read_shots(task, tmp_path, 7, asked)
     virology = tmp_path / "test" / "virology_test.csv"
     with pytest.raises(
-        ValueError, match="no questions of mmlu:anatomy .*6 of the subject virology"
+        ValueError, match=r"no questions of mmlu:anatomy .*6 of the subject virology"
     ):
         read_questions(find_task("mmlu:anatomy"), virology, split="test")
 
