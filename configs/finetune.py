@@ -2,12 +2,16 @@
 
 Questions (a head that scores options or classes); BioMedLM's published figures (arXiv 2403.18421):
     medqa        50.3 % of the test split; 54.7 % after medmcqa, whose run is then --model
-    medmcqa      57.3 % of the dev split; a few questions have two equal options and are skipped
-    pubmedqa     74.4 % of the test split; 450 to learn, 50 to check; task.fold chooses the tenth
+    medmcqa      57.3 % of the dev split; files with no cop 0 and none 4 need task.label_base
+    pubmedqa     74.4 % of the test split; 450 to learn, 50 to check; task.fold chooses the tenth;
+                 task.train_path=ori_pqaa.json learns from the 211,269 artificial ones instead
     bioasq       95.7 % of the test split of BLURB's yes/no questions
     small_world  the quickstart's questions: no published figure
-Optimizer, warmup ratio, decay and format are the published ones. Learning rate, epochs and batch
-size are not published: sweep over them (BioLinkBERT took 6 epochs of MedQA, 23 of PubMedQA).
+Optimizer, warmup ratio and decay are the published ones. The published code's rows are
+task.row_format=released: the longer text loses its end, and rows to classify have no marks. The
+default, keep_end, has the marks of the paper and cuts the start: the request stays. Learning rate,
+epochs and batch size are not published: sweep over them (BioLinkBERT took 6 epochs of MedQA, 23 of
+PubMedQA).
 
 Text (answers and summaries):
     meqsum       summaries of consumer health questions, 1,000 pairs, no official split
@@ -90,12 +94,15 @@ def questions(config: ConfigDict, task: str) -> None:
         {
             "name": task,
             "path": "",  # a file or directory
+            "train_path": "",  # of the training questions; empty: the same
             "format": "",  # of the files; empty: the task's own
             "train_split": "train",
             "dev_split": "dev",
             "fold": 0,
             "on_error": "raise",  # "skip" leaves bad questions out and counts them
-            "row_format": "paper",
+            "label_base": "auto",  # number of the first option in the files: 0, 1
+            "twins": "keep",  # questions with two equal options; or "skip"
+            "row_format": "keep_end",  # of a long text; "released" (published) keeps the start
             "max_length": 512,  # tokens of a question with one option
         }
     )

@@ -23,7 +23,7 @@ from biomedlm_jax.benchmarks.bench_train import Steps, jax_steps, torch_steps
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.finetuning.losses import Batch, question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
-from biomedlm_jax.interop.finetuned import PAPER, Head, with_head
+from biomedlm_jax.interop.finetuned import KEEP_END, Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import make_config, make_model
 from biomedlm_jax.model.heads import CHOICE, Scorer
@@ -161,7 +161,9 @@ def tuning_sides(
     """Return the sides that train on the same batches of questions; a call returns its losses."""
     extended = Tokenizer.from_str(tokenizer.to_str())
     added = extended.add_special_tokens(list(ADDED_TOKENS[CHOICE]))
-    prompts = choice_prompts(extended, questions, row_format=PAPER, max_length=max_length).prompts
+    prompts = choice_prompts(
+        extended, questions, row_format=KEEP_END, max_length=max_length
+    ).prompts
     labels = [int(question.label or 0) for question in questions]
     shuffle: dict[str, Any] = {"batch_size": batch_size, "multiple": 1, "kind": CHOICE, "seed": 0}
     data = ShuffledQuestions(prompts, labels, **shuffle)
@@ -170,7 +172,7 @@ def tuning_sides(
     chosen = [order[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
     one_each = [separate(prompts[i]._replace(question=q) for q, i in enumerate(c)) for c in chosen]
     gold = [[labels[i] for i in c] for c in chosen]
-    head = Head(kind=CHOICE, task="medqa", row_format=PAPER, max_length=max_length)
+    head = Head(kind=CHOICE, task="medqa", row_format=KEEP_END, max_length=max_length)
     key = jax.random.key(0)
     scorer = with_head(grow_vocabulary(model, added, key=key), head, key=key)
     shared = [data.batch(step) for step in range(steps)]

@@ -23,6 +23,9 @@ FLAGS.define("mode", "auto", "Way of scoring; auto: all that fit the model.", ch
 FLAGS.define("shots", 0, "Answered questions before each question, with --mode=letter.", least=0)
 FLAGS.define("fold", 0, "Which tenth of PubMedQA's training questions is dev, 0 to 9.", least=0)
 FLAGS.define("on_error", "raise", "Stop at a bad question, or skip it.", choices=("raise", "skip"))
+BASES = ("auto", "0", "1")
+FLAGS.define("label_base", "auto", "Number of the first option in the file.", choices=BASES)
+FLAGS.define("twins", "keep", "Questions with two equal options.", choices=("keep", "skip"))
 FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
 DEV = "This model's report on dev, to fit a temperature and a threshold to abstain."
 FLAGS.define("calibrate", None, DEV)
@@ -68,7 +71,8 @@ def run(options: Flags) -> None:
             text = ""
         else:
             given = options.pick("task", "path", "format", "split", "mode", "shots", "fold")
-            given |= options.pick("on_error", "baseline", "limit", "calibrate", "risk", "orders")
+            given |= options.pick("on_error", "label_base", "twins", "baseline", "limit")
+            given |= options.pick("calibrate", "risk", "orders")
             summaries = evaluate(options.model, options.out, **given, **common)
             text = report.markdown(*summaries) if len(summaries) == 1 else report.table(summaries)
         if jax.process_index() == 0:

@@ -46,8 +46,12 @@ def read_json_records(
         yield 1, read_whole(path, limit=limit)
 
 
-def read_parquet_records(path: Path, *, columns: set[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_parquet_records(
+    path: Path, *, columns: set[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row from 1, record) of a parquet file with the `columns`, or all if one is missing.
+
+    Without `columns`, a record has all.
 
     Raises BrokenStreamError if the file cannot be read.
     """
@@ -57,7 +61,8 @@ def read_parquet_records(path: Path, *, columns: set[str]) -> Iterator[tuple[int
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            chosen = sorted(columns) if columns <= set(file.schema_arrow.names) else None
+            names = set(file.schema_arrow.names)
+            chosen = sorted(columns) if columns is not None and columns <= names else None
             for batch in file.iter_batches(_ROWS, columns=chosen, use_threads=False):
                 for record in batch.to_pylist():
                     number += 1

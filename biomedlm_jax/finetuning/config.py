@@ -4,7 +4,7 @@ import dataclasses
 
 from biomedlm_jax.interop.finetuned import RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import LEAST_LENGTH
-from biomedlm_jax.qa.tasks import ON_ERROR
+from biomedlm_jax.qa.tasks import LABEL_BASES, ON_ERROR, TWINS
 from biomedlm_jax.settings import Settings, setting
 from biomedlm_jax.training.config import RunSettings, StepSettings
 
@@ -40,11 +40,14 @@ class TaskSettings(Settings):
     group = "task"
     name: str = setting(free=True)  # of qa/tasks.py, or jsonl:PATH
     path: str = setting(free=True)  # a file or directory
+    train_path: str = setting("", free=True)  # of the training questions; empty: the same
     format: str = setting(free=True)  # of the files; empty: the task's own
     train_split: str = setting(free=True)
     dev_split: str = setting(free=True)
     fold: int = setting(least=0, free=True)
     on_error: str = setting(choices=ON_ERROR, free=True)
+    label_base: str = setting("auto", choices=LABEL_BASES, free=True)  # of the first option
+    twins: str = setting("keep", choices=TWINS, free=True)  # questions with two equal options
     row_format: str = setting(choices=ROW_FORMATS)
     max_length: int = setting(least=LEAST_LENGTH)  # tokens of a question with one option
 

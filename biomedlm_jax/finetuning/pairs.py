@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.files import read_jsonl, read_lines
 from biomedlm_jax.finetuning.config import PairSettings
 from biomedlm_jax.qa.packing import Prompt
+from biomedlm_jax.qa.prompts import encode_plain, special_texts
 
 PAD, SEPARATOR = "[PAD]", "<|startoftext|>"
 ADDED_TOKENS = (PAD, SEPARATOR)  # in the order of their ids, 28896 and 28897 for BioMedLM
@@ -33,6 +34,9 @@ def train_and_dev(settings: PairSettings) -> tuple[list[Pair], list[Pair]]:
     fields = settings.source_field, settings.target_field, settings.group_field
     train = read_pairs(settings.train, *fields)
     if settings.dev:
+        if Path(settings.dev).resolve() == Path(settings.train).resolve():
+            fix = "give another file, or leave data.dev empty: a part of train is dev then"
+            raise ValueError(f"got {settings.train} as both data.train and data.dev; {fix}")
         return train, read_pairs(settings.dev, *fields)
     return split(train, dev_fraction=settings.dev_fraction)
 
@@ -83,12 +87,30 @@ def text_prompts(
     prompts, cut, separator = [], 0, tokenizer.token_to_id(SEPARATOR)
     assert separator is not None, "the tokenizer has ADDED_TOKENS"
     for number, pair in enumerate(pairs):
-        source = tokenizer.encode(pair.source, add_special_tokens=False).ids
-        target = tokenizer.encode(pair.target, add_special_tokens=False).ids
+        source = encode_plain(tokenizer, pair.source)
+        target = encode_plain(tokenizer, pair.target)
         cut += len(source) > settings.source_tokens or len(target) > settings.target_tokens
         prefix = [*source[: settings.source_tokens], separator]
         prompts.append(Prompt(prefix, [[*target[: settings.target_tokens], end_id]], number))
     return prompts, cut
+
+
+def remarks(tokenizer: Tokenizer, train: Sequence[Pair], dev: Sequence[Pair]) -> str:
+    """Return what a reader should know of the pairs, as the end of a sentence; "" if nothing."""
+    specials, known = special_texts(tokenizer), {_key(pair) for pair in train}
+    spelled = [
+        pair
+        for pair in [*train, *dev]
+        if any(name in text for text in (pair.source, pair.target) for name in specials)
+    ]
+    again = sum(_key(pair) in known for pair in dev)
+    counts = {"of dev that are also in train": again}
+    counts["spelling a special token, encoded as text"] = len(spelled)
+    return "".join(f"; {n:,} {remark}" for remark, n in counts.items() if n)
+
+
+def _key(pair: Pair) -> tuple[str, ...]:
+    return " ".join(pair.source.split()), " ".join(pair.target.split())
 
 
 def _pair(row: dict, where: str, source: str, target: str, group: str) -> Pair:

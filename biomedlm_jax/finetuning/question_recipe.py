@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +18,10 @@ from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, wit
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.evaluation import check_head
-from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS
-from biomedlm_jax.qa.questions import Skipped, counted
+from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS, spells_special
+from biomedlm_jax.qa.questions import Skipped, counted, overlap, questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
-from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.qa.tasks import check_splits, find_task, read_questions
 from biomedlm_jax.training.fit import fit
 from biomedlm_jax.training.provenance import content_hash
 
@@ -37,9 +38,12 @@ def finetune_questions(
     """
     folder, training, wanted = workdir / MODEL_FOLDER, settings.training, settings.task
     task, skipped = find_task(wanted.name, format=wanted.format), Skipped()
-    read = {"fold": wanted.fold, "on_error": wanted.on_error, "skipped": skipped, "labelled": True}
-    train = read_questions(task, wanted.path, split=wanted.train_split, **read)
+    train_path, splits = wanted.train_path or wanted.path, (wanted.train_split, wanted.dev_split)
+    read: dict[str, Any] = {"fold": wanted.fold, "on_error": wanted.on_error, "labelled": True}
+    read |= {"label_base": wanted.label_base, "twins": wanted.twins, "skipped": skipped}
+    train = read_questions(task, train_path, split=wanted.train_split, **read)
     dev = read_questions(task, wanted.path, split=wanted.dev_split, **read)
+    check_splits(task, (train_path, wanted.path), splits, fold=wanted.fold)
     start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
     rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
     head = Head(kind=task.kind, task=task.name, classes=task.classes, **rows)
@@ -61,6 +65,13 @@ def finetune_questions(
     )
     content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
     started_from = {**start.started_from, "questions": content_hash(content)}
+    sets = {"train_split": splits[0], "train_questions": questions_hash(train)}
+    sets |= {"dev_split": splits[1], "dev_questions": questions_hash(dev)}
+    both = [*train, *dev]
+    alike = [one.id for one, same in zip(train, encoded.alike, strict=True) if same]
+    skipped.note("of dev that are also in train", overlap(dev, train))
+    skipped.note("spelling a special token, encoded as text", spells_special(start.tokenizer, both))
+    skipped.note("with options of the same tokens", alike)
 
     def make_model(base) -> Scorer:
         if isinstance(base, Scorer):
@@ -75,7 +86,7 @@ def finetune_questions(
         accuracy = 100 * float(np.mean(right))
         figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy}
         if accuracy > read_facts(folder).get("dev_accuracy", -1.0):
-            facts = {**figures, "task": task.name, "started_from": started_from}
+            facts = {**figures, "task": task.name, "started_from": started_from, **sets}
             save_finetuned(folder, finetuned, start.tokenizer, head, step=step, facts=facts)
         return figures
 

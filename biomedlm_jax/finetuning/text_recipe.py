@@ -13,7 +13,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.files import read_json, write_json, write_text
 from biomedlm_jax.finetuning.config import TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
-from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, text_prompts, train_and_dev
+from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, remarks, text_prompts, train_and_dev
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import load_start, make_recipe
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
@@ -50,7 +50,8 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
     rows = {"row_length": settings.data.row_tokens, "batch_size": training.batch_size}
     data = ShuffledTexts(prompts, **rows, parts=training.accumulation, seed=training.seed)
     dev_data, layout = ShuffledTexts(dev_prompts, **rows), meshes.sharding(mesh, "batch", None)
-    started_from = {**start.started_from, "texts": content_hash([prompts, dev_prompts])}
+    content = [prompts, dev_prompts, [dataclasses.astuple(pair) for pair in dev]]
+    started_from = {**start.started_from, "texts": content_hash(content)}
     started_from |= {f"generation.{name}": v for name, v in settings.generation.items()}
     if check_run(workdir, "text", settings, started_from) and (workdir / REPORT).exists():
         if jax.process_index() == 0:
@@ -104,7 +105,8 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
         started_from=started_from,
         line=f"{counted(len(train), 'training text')} in {counted(data.rows, 'row')}, "
         f"{full:.0%} full ({cut:,} cut to {settings.data.source_tokens} source or "
-        f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}",
+        f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}"
+        f"{remarks(start.tokenizer, train, dev)}",
     )
     finetuned, _ = fit(recipe, workdir, mesh)
     count = min(evaluation.final_examples or len(dev), len(dev))

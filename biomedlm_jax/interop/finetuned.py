@@ -32,7 +32,10 @@ from biomedlm_jax.settings import Settings, check_names, setting
 from biomedlm_jax.training.checkpoint import load_tree, save_model
 from biomedlm_jax.training.stopping import wait_for_all
 
-PAPER, RELEASED = ROW_FORMATS = ("paper", "released")
+# How a question becomes a row, see qa/prompts.py: "released" is the published code's, which cuts
+# the end of a long text; "keep_end" cuts its start, since most questions end with the request.
+KEEP_END, RELEASED = ROW_FORMATS = ("keep_end", "released")
+FORMER_NAME = "paper"  # of KEEP_END, in older directories
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,8 @@ class Head(Settings):
         try:
             check_names(value, [field.name for field in dataclasses.fields(cls)], where="head")
             listed = {k: tuple(v) for k, v in value.items() if isinstance(v, list)}
-            return cls(**{**value, **listed})
+            renamed = {"row_format": KEEP_END} if value["row_format"] == FORMER_NAME else {}
+            return cls(**{**value, **listed, **renamed})
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
 

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from biomedlm_jax.interop.finetuned import CHOICE, PAPER, Head
+from biomedlm_jax.interop.finetuned import CHOICE, KEEP_END, Head
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
 
@@ -60,7 +60,7 @@ CONTEXT, QUESTION, ANSWER = (
 )
 """
 ROWS = {
-    ("choice", "paper"): """\
+    ("choice", "keep_end"): """\
     options = [tokenizer.encode(" " + option + "[SEP]") for option in options]
     longest, question = max(map(len, options)), tokenizer.encode(question + "[SEP]")
     if len(question) + longest > LENGTH:  # the question loses its start, a long option its end
@@ -74,7 +74,7 @@ ROWS = {
         tokenizer(question + "[SEP]", " " + option + "[SEP]", **cut)["input_ids"]
         for option in options
     ]""",
-    ("classification", "paper"): """\
+    ("classification", "keep_end"): """\
     q, c = tokenizer.encode(question), tokenizer.encode(context)
     q = q[max(0, len(q) - LENGTH + 3) :]
     c = c[max(0, len(q) + len(c) - LENGTH + 3) :]  # a long context loses its start
@@ -109,7 +109,7 @@ def scoring_code(config: ModelConfig, head: Head) -> str:
         trunk=trunk,
         pretrained=trunk.removesuffix("Model") + "PreTrainedModel",
         attribute=of_family.PREFIX.removesuffix("."),
-        marks=MARKS if head.row_format == PAPER else "",
+        marks=MARKS if head.row_format == KEEP_END else "",
         length=min(head.max_length, config.context_length),
         rows=ROWS[head.kind, head.row_format],
     ).strip()

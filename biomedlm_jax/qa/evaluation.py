@@ -25,7 +25,7 @@ from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import calibration, identity, report, statistics
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress
-from biomedlm_jax.qa.questions import Question, Skipped, counted
+from biomedlm_jax.qa.questions import Question, Skipped, counted, questions_hash
 from biomedlm_jax.qa.scoring import (
     BATCH_TOKENS,
     CLASSIFIER,
@@ -35,7 +35,7 @@ from biomedlm_jax.qa.scoring import (
     WAYS,
     score,
 )
-from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions
+from biomedlm_jax.qa.tasks import Task, default_split, find_task, read_questions, read_shots
 from biomedlm_jax.training.provenance import weights_hash
 
 AUTO = "auto"
@@ -53,6 +53,8 @@ def evaluate(
     shots: int = 0,
     fold: int = 0,
     on_error: str = "raise",
+    label_base: str = "auto",
+    twins: str = "keep",
     baseline: str | Path | None = None,
     limit: float | None = None,
     calibrate: str | Path | None = None,
@@ -95,6 +97,7 @@ def evaluate(
     split = split or default_split(chosen, path)
     name, skipped = f"{chosen.name}, {split}", Skipped()
     read = {"fold": fold, "on_error": on_error, "skipped": skipped}
+    read |= {"label_base": label_base, "twins": twins}
     questions = read_questions(chosen, path, split=split, **read)
     labelled = questions[0].label is not None  # the reader refuses a mixture
     if baseline and not labelled:
@@ -157,12 +160,12 @@ def evaluate(
             "split": split,
             "path": str(path or chosen.path),
             "fold": fold,
-            "hash": identity.questions_hash(questions),
+            "hash": questions_hash(questions),
             "scored": len(questions),
             "in_split": in_split,
             "limit": limit,
         },
-        "shots": {"count": shots, "hash": identity.questions_hash(examples) if shots else None},
+        "shots": {"count": shots, "hash": questions_hash(examples) if shots else None},
         **identity.circumstances(),
     }
     reports = {}
@@ -347,16 +350,9 @@ def _modes(
 def _shots(
     count: int, modes: Sequence[str], task: Task, questions: Sequence[Question], path, read: dict
 ) -> list[Question]:
-    """Return the first questions of the task's first split, none of which is scored."""
+    """Return the shots of the letter prompts; raise ValueError if the modes have none."""
     if (count and LETTER not in modes) or count < 0:
         raise ValueError(f"got shots={count}; only letter prompts have shots, at least 0 of them")
     if not count:
         return []
-    split = task.splits[0]
-    shots = read_questions(task, path, split=split, **read)[:count]
-    if len(shots) < count or any(shot.label is None for shot in shots):
-        raise ValueError(f"got shots={count}; {split} has {len(shots)} with answers")
-    if {*shots} & {*questions}:
-        fix = f"give a directory with a {split} split, and score another one"
-        raise ValueError(f"got shots={count}, which are among the questions to score; {fix}")
-    return shots
+    return read_shots(task, path, count, questions, **read)

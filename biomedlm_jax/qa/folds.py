@@ -1,7 +1,13 @@
-"""PubMedQA's splits: one file of 1,000 articles -> the train, dev and test sets of its authors."""
+"""PubMedQA's sets: the labelled one has the splits of its authors, the artificial one is training.
+
+labelled    PQA-L, 1,000 articles: 552 yes, 338 no, 110 maybe -> train, dev and test
+artificial  PQA-A, answered yes or no by a heuristic: for training only
+unlabelled  PQA-U: no answers
+"""
 
 import math
 import random
+from collections import Counter
 from pathlib import Path
 
 from biomedlm_jax.files import read_json
@@ -9,6 +15,30 @@ from biomedlm_jax.qa.formats import Row
 
 FOLDS = 10  # of the 500 questions for training
 ANSWERS = ("yes", "no", "maybe")  # in the authors' order, which decides the samples
+LABELLED = {"yes": 552, "no": 338, "maybe": 110}
+ONE_SPLIT = "fix: --format=pubmedqa_set reads a file as one split of your own"
+
+
+def pubmedqa_split(rows: list[Row], file: Path, split: str, fold: int) -> list[Row]:
+    """Return the rows of a split of the set that `rows` are all of, recognised by its answers.
+
+    Raises ValueError for a split that the set does not have, or for none of the sets.
+    """
+    given = [row.fields.get("final_decision") for row in rows]
+    answers = Counter(None if answer is None else str(answer) for answer in given)
+    if dict(answers) == LABELLED:
+        return pubmedqa_folds(rows, file, fold)[split]
+    if answers.keys() <= {"yes", "no"}:
+        if split == "train":
+            return rows
+        got = "is PubMedQA's artificial set, which is for training"
+    elif answers.keys() == {None}:
+        got = "is PubMedQA's unlabelled set, which has no splits"
+    else:
+        counts = ", ".join(f"{n:,} {answer}" for answer, n in answers.most_common(5))
+        expected = ", ".join(f"{n} {answer}" for answer, n in LABELLED.items())
+        got = f"has the answers {counts}, not those of PubMedQA's labelled set ({expected})"
+    raise ValueError(f"{file} {got}; there is no {split} split in it; {ONE_SPLIT}")
 
 
 def pubmedqa_folds(rows: list[Row], file: Path, fold: int) -> dict[str, list[Row]]:

@@ -1,18 +1,24 @@
 """Adapters of the published file formats: a file -> rows of fields -> `Question` records.
 
-    questions     JSON lines: question, options (a list, or an object of letters), label (index),
-                  answer_idx (letter) or answer (letter or text). MedQA's, and your own choices
-    sentences     JSON lines: sentence1 (question), sentence2 (context), label (class name).
-                  BioLinkBERT's, and your own classification
-    endings       JSON lines: sent1, sent2, ending0, ending1, ..., label (index). BioMedLM's
-    medmcqa       JSON lines: question, opa to opd, cop (number of the correct option)
-    mmlu          CSV without a header: question, four options, letter
-    pubmedqa      JSON {pmid: {QUESTION, CONTEXTS, final_decision}}: all splits, see folds.py
-    pubmedqa_set  the same, but one split, as PubMedQA's own script writes it
-    bioasq        JSON {"questions": [{id, body, type, exact_answer, snippets}]}
-    blurb         TSV without a header: id, question, context, yes or no. BLURB's BioASQ
+    questions       rows: question, options (a list, or an object of letters), label (index),
+                    answer_idx (letter) or answer (letter, text, or index). MedQA's, and your own
+    choices         rows: question, choices (a list), answer (index). MMLU's on Hugging Face
+    bigbio          rows: question, choices, answer (a list of one text), context. BigBio's
+    bigbio_classes  the same, where the choices are the classes: yes, no, maybe
+    sentences       rows: sentence1 (question), sentence2 (context), label (class name).
+                    BioLinkBERT's, and your own classification
+    endings         rows: sent1, sent2, ending0, ending1, ..., label (index). BioMedLM's
+    medmcqa         rows: question, opa to opd, cop (number of the correct option)
+    mmlu            CSV without a header: question, four options, letter
+    pubmedqa        JSON {pmid: {QUESTION, CONTEXTS, final_decision}}: a whole set, see folds.py
+    pubmedqa_set    the same, but one split, as PubMedQA's own script writes it
+    pubmedqa_rows   rows: pubid, question, context.contexts, final_decision. Hugging Face's
+    bioasq          JSON {"questions": [{id, body, type, exact_answer, snippets}]}
+    blurb           TSV without a header: id, question, context, yes or no. BLURB's BioASQ
 
-A JSON row may also have `METADATA`. In JSON lines any other field (a misspelt `label`) is an error.
+Rows are JSON lines, a JSON array (.json) or parquet; all but parquet may be compressed. An index
+counts from 0, a `cop` from 0 or 1: see `first_numbers`. A row may also have `METADATA`; any other
+field (a misspelt `label`) is an error, but in dumps that have many (BigBio, PubMedQA, BioASQ).
 """
 
 import contextlib
@@ -20,14 +26,20 @@ import csv
 import functools
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from biomedlm_jax.files import parse_object, read_lines
+from biomedlm_jax.corpus.records import read_json_records, read_parquet_records
+from biomedlm_jax.files import (
+    COMPRESSIONS,
+    MAX_LINE_BYTES,
+    parse_object,
+    read_blocks,
+    read_lines,
+)
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
-from biomedlm_jax.qa.questions import Question, Skipped
+from biomedlm_jax.qa.questions import Question, Skipped, repeated
 
 LETTERS = string.ascii_uppercase
 NO_ANSWER = -1  # `cop` in mirrors of MedMCQA where the answer is secret
@@ -43,7 +55,7 @@ class Row(NamedTuple):
     path: Path
     place: int | str  # the line, or the entry where the file is one object
     fields: dict[str, Any]
-    first: int = 1  # the number that MedMCQA's `cop` gives to the first option
+    first: int = 0  # the number that an answer gives to the first option
 
     def __str__(self) -> str:
         return f"{self.path}:{self.place}"
@@ -51,7 +63,8 @@ class Row(NamedTuple):
     @property
     def id(self) -> Any:
         """The row's own id, or its file and place."""
-        return self.fields.get("id", f"{self.path.name}:{self.place}")
+        number = f"{self.path.name}:{self.place}"
+        return self.fields.get("id", self.fields.get("pubid", number))
 
 
 # The content of a row: question, options, answer (an index or the name of a class) and context.
@@ -70,14 +83,23 @@ class Format(NamedTuple):
 
 
 def to_questions(
-    rows: Iterable[Row], format: str, classes: tuple[str, ...], refuse: Refuse, skipped: Skipped
+    rows: Iterable[Row],
+    format: str,
+    classes: tuple[str, ...],
+    refuse: Refuse,
+    skipped: Skipped,
+    *,
+    twins: str = "keep",
 ) -> list[Question]:
-    """Convert rows to questions; `classes` are the sorted class names of a classification."""
+    """Convert rows to questions; `classes` are the sorted class names of a classification.
+
+    Questions with two equal options are kept and noted, or with twins="skip" left out.
+    """
     questions: list[Question] = []
     places: dict[str, Row] = {}
     for row in rows:
         if format == "bioasq" and (kind := row.fields.get("type", "yesno")) != "yesno":
-            skipped.left_out[f"{kind} questions"] += 1
+            skipped.leave_out(f"{kind} questions", str(row.id))
             continue
         try:
             one = _question(row, format, classes)
@@ -91,9 +113,47 @@ def to_questions(
         except ValueError as error:
             refuse(f"{row}: {error}")
         else:
-            questions.append(one)
             places[one.id] = row
+            if twins == "skip" and _has_twins(one):
+                skipped.leave_out("with two equal options", one.id)
+            else:
+                questions.append(one)
+    skipped.note("with two equal options", (one.id for one in questions if _has_twins(one)))
+    skipped.note("of the content of an earlier one", repeated(questions))
     return questions
+
+
+def first_numbers(rows: Iterable[Row]) -> dict[int, Row]:
+    """Return the numbers, 0 or 1, that the first option may have: each with a row that shows it.
+
+    An answer 0 shows that the first option is 0; one that equals the number of options, that it is
+    1. Both, or none, is for the caller to judge.
+    """
+    shown: dict[int, Row] = {}
+    for row in rows:
+        number, options = answer_number(row), row.fields.get("options", row.fields.get("choices"))
+        count = sum(bool(re.fullmatch(r"op[a-d]|ending\d+", str(name))) for name in row.fields)
+        if isinstance(options, list | dict):
+            count = len(options)
+        if number == 0:
+            shown.setdefault(0, row)
+        elif number == count:
+            shown.setdefault(1, row)
+    return shown
+
+
+def answer_number(row: Row) -> int | None:
+    """Return the number of the right option as the row has it; None without one."""
+    values = [row.fields.get(name) for name in ("cop", "label", "answer")]
+    numbers = [value for value in values if type(value) is int and value != NO_ANSWER]
+    return numbers[0] if numbers else None
+
+
+def plain_name(path: Path) -> str:
+    """Return the name of a file in lower case, without the suffix of a compression."""
+    name = path.name.lower()
+    suffix = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
 
 
 def class_names(rows: Iterable[Row], format: str) -> set[str]:
@@ -146,8 +206,15 @@ def _parts(row: Row, format: str) -> Parts:
 # ---- Rows: the lines, cells or entries of a file.
 
 
-def _json_lines(path: Path, refuse: Refuse) -> Iterator[Row]:
-    for line, raw in read_lines(path):
+def _rows(path: Path, refuse: Refuse) -> Iterator[Row]:
+    if plain_name(path).endswith(".parquet"):
+        for number, fields in read_parquet_records(path):
+            yield Row(path, number, fields)
+        return
+    lines = read_lines(path)
+    if plain_name(path).endswith(".json"):
+        lines = read_json_records(path, limit=MAX_LINE_BYTES, on_long=None)
+    for line, raw in lines:
         if raw.strip():
             try:
                 fields = parse_object(raw, f"{path}:{line}")
@@ -157,20 +224,10 @@ def _json_lines(path: Path, refuse: Refuse) -> Iterator[Row]:
                 yield Row(path, line, fields)
 
 
-def _medmcqa_lines(path: Path, refuse: Refuse) -> list[Row]:
-    """The official files count the options from 1, mirrors from 0: those with a 0 anywhere."""
-    rows = list(_json_lines(path, refuse))
-    numbered = {row.fields["cop"]: row for row in rows if type(row.fields.get("cop")) is int}
-    if 0 in numbered and 4 in numbered:
-        got = f"{numbered[4]}: got cop 4, but cop 0 at {numbered[0]}"
-        raise ValueError(f"{got}; expected options counted from 1 to 4, or all from 0 to 3")
-    return [row._replace(first=0) for row in rows] if 0 in numbered else rows
-
-
 def _entries(path: Path, refuse: Refuse, *, key: str = "") -> Iterator[Row]:
     """The entries of one JSON object by their ids, or of its list `key`."""
     try:
-        content = parse_object(path.read_bytes(), str(path))
+        content = parse_object(b"".join(read_blocks(path)), str(path))
     except ValueError as error:
         return refuse(str(error))
     if not key:
@@ -219,8 +276,11 @@ def _lettered(row: Row) -> Parts:
         raise ValueError(f"{expected}, got {str(options)[:40]!r}")
     options = _options(options)
     letter, answer = fields.get("answer_idx"), fields.get("answer")
-    index = _index(fields.get("label"), options, "label")
-    chosen = set() if index is None else {index}
+    chosen = {_index(fields.get("label"), options, "label", row.first)}
+    if type(answer) is int:  # an option may be a number too, but then its text is the answer
+        chosen.add(_index(answer, options, "answer", row.first))
+        answer = None
+    chosen.discard(None)
     if letter is not None:
         if letter not in list(LETTERS[: len(options)]):
             last = LETTERS[len(options) - 1]
@@ -228,7 +288,8 @@ def _lettered(row: Row) -> Parts:
         chosen.add(LETTERS.index(letter))
     if answer is not None:
         # Blood groups: an option may be the letter of another one; label or answer_idx decides.
-        named = {n for n, option in enumerate(options) if option.strip() == str(answer).strip()}
+        _text(answer, "answer")
+        named = {n for n, option in enumerate(options) if option.strip() == answer.strip()}
         named |= {n for n in range(len(options)) if LETTERS[n] == answer}
         if not named:
             raise ValueError(f"expected an answer among {options}, got {answer!r}")
@@ -248,19 +309,43 @@ def _endings(row: Row) -> Parts:
     options = _options([fields[f"ending{n}"] for n in range(count)])
     if start := _text(fields.get("sent2") or "", "sent2", empty=True).strip():
         options = [f"{start} {option}" for option in options]
-    label = _index(fields.get("label"), options, "label")
+    label = _index(fields.get("label"), options, "label", row.first)
     return fields["sent1"], options, label, fields.get("context")
+
+
+def _choices(row: Row) -> Parts:
+    return _lettered(row._replace(fields={**row.fields, "options": row.fields["choices"]}))
+
+
+def _bigbio(row: Row) -> Parts:
+    """The answer is the text of an option, never its letter."""
+    options, answer = _options(row.fields["choices"]), _bigbio_answer(row)
+    if answer is not None and options.count(answer) != 1:
+        raise ValueError(f"expected an answer that is one of {options}, got {answer!r}")
+    label = None if answer is None else options.index(answer)
+    return row.fields["question"], options, label, row.fields.get("context")
+
+
+def _bigbio_classes(row: Row) -> Parts:
+    return row.fields["question"], [], _class(_bigbio_answer(row)), row.fields.get("context")
+
+
+def _bigbio_answer(row: Row) -> Any:
+    answers = row.fields.get("answer")
+    if not isinstance(answers, list) or len(answers) > 1:
+        raise ValueError(f"expected answer as a list of one text, got {str(answers)[:40]!r}")
+    return answers[0] if answers else None
 
 
 def _abcd(row: Row) -> Parts:
     fields, number = row.fields, row.fields.get("cop")
     options = _options([fields[name] for name in ("opa", "opb", "opc", "opd")])
-    label = None if number == NO_ANSWER else _index(number, options, "cop", first=row.first)
+    label = None if number == NO_ANSWER else _index(number, options, "cop", row.first)
     return fields["question"], options, label, fields.get("context")
 
 
 def _mmlu(row: Row) -> Parts:
-    question, *options, letter = row.fields.values()
+    question, *options, letter = (row.fields[name] for name in _MMLU[1])
     fields = {"question": question, "options": options, "answer_idx": letter.strip()}
     return _lettered(row._replace(fields=fields))
 
@@ -271,11 +356,22 @@ def _sentences(row: Row) -> Parts:
 
 
 def _pubmedqa(row: Row) -> Parts:
-    contexts = row.fields["CONTEXTS"]
-    if not isinstance(contexts, list):
-        raise ValueError(f"expected CONTEXTS as a list of texts, got {type(contexts).__name__}")
-    context = "\n".join(_text(text, "CONTEXTS", empty=True) for text in contexts)
-    return row.fields["QUESTION"], [], _class(row.fields.get("final_decision")), context
+    contexts = _joined(row.fields["CONTEXTS"], "CONTEXTS")
+    return row.fields["QUESTION"], [], _class(row.fields.get("final_decision")), contexts
+
+
+def _pubmedqa_row(row: Row) -> Parts:
+    context = row.fields["context"]
+    if not isinstance(context, dict) or "contexts" not in context:
+        raise ValueError(f"expected a context with contexts, got {str(context)[:40]!r}")
+    contexts = _joined(context["contexts"], "context.contexts")
+    return row.fields["question"], [], _class(row.fields.get("final_decision")), contexts
+
+
+def _joined(texts: Any, field: str) -> str:
+    if not isinstance(texts, list):
+        raise ValueError(f"expected {field} as a list of texts, got {type(texts).__name__}")
+    return "\n".join(_text(text, field, empty=True) for text in texts)
 
 
 def _bioasq(row: Row) -> Parts:
@@ -299,12 +395,16 @@ def _name(value: Any, field: str) -> str:
     return str(value) if type(value) is int else _text(value, field)
 
 
-def _options(options: list[Any]) -> list[str]:
+def _has_twins(question: Question) -> bool:
+    return len({*map(str.strip, question.options)}) < len(question.options)
+
+
+def _options(options: Any) -> list[str]:
+    if not isinstance(options, list):
+        raise ValueError(f"expected the options as a list, got {str(options)[:40]!r}")
     texts = [_text(option, f"option {LETTERS[n % 26]}") for n, option in enumerate(options)]
     if len(texts) < 2:
         raise ValueError(f"expected at least two options, got {len(texts)}")
-    if twins := [text for text, n in Counter(map(str.strip, texts)).items() if n > 1]:
-        raise ValueError(f"the option {twins[0]!r} occurs twice")
     return texts
 
 
@@ -333,23 +433,30 @@ def _some(names: Iterable[str]) -> str:
 
 
 _LETTERED = _lettered, ("question", "options"), ("answer_idx", "answer", "label", "context")
+_CHOICES = _choices, ("question", "choices"), ("answer", "answer_idx", "label", "context")
+_BIGBIO_NEEDS = ("question", "choices", "answer"), None
 _SENTENCES = _sentences, ("sentence1",), ("sentence2", "label")
 _ENDINGS = _endings, ("sent1", "ending0"), ("sent2", "label", "context")
 _ABCD = _abcd, ("question", "opa", "opb", "opc", "opd"), ("cop", "context")
 _MMLU = _mmlu, ("question", "A", "B", "C", "D", "answer"), ()
 _ARTICLES = _entries, _pubmedqa, ("QUESTION", "CONTEXTS"), None
+_ARTICLE_ROWS = _pubmedqa_row, ("pubid", "question", "context"), None
 _BIOASQ = functools.partial(_entries, key="questions"), _bioasq, ("body",), None
 _CSV = functools.partial(_cells, columns=_MMLU[1], least=6)
 _BLURB = {"columns": ("id", "sentence1", "sentence2", "label"), "least": 3}
 _TSV = functools.partial(_cells, **_BLURB, delimiter="\t", quoting=csv.QUOTE_NONE)
 FORMATS = {
-    "questions": Format(CHOICE, ".jsonl", _json_lines, *_LETTERED),
-    "sentences": Format(CLASSIFICATION, ".jsonl", _json_lines, *_SENTENCES),
-    "endings": Format(CHOICE, ".jsonl", _json_lines, *_ENDINGS),
-    "medmcqa": Format(CHOICE, ".jsonl", _medmcqa_lines, *_ABCD),
+    "questions": Format(CHOICE, ".jsonl", _rows, *_LETTERED),
+    "choices": Format(CHOICE, ".jsonl", _rows, *_CHOICES),
+    "bigbio": Format(CHOICE, ".jsonl", _rows, _bigbio, *_BIGBIO_NEEDS),
+    "bigbio_classes": Format(CLASSIFICATION, ".jsonl", _rows, _bigbio_classes, *_BIGBIO_NEEDS),
+    "sentences": Format(CLASSIFICATION, ".jsonl", _rows, *_SENTENCES),
+    "endings": Format(CHOICE, ".jsonl", _rows, *_ENDINGS),
+    "medmcqa": Format(CHOICE, ".jsonl", _rows, *_ABCD),
     "mmlu": Format(CHOICE, ".csv", _CSV, *_MMLU),
     "pubmedqa": Format(CLASSIFICATION, ".json", *_ARTICLES),
     "pubmedqa_set": Format(CLASSIFICATION, ".json", *_ARTICLES),
+    "pubmedqa_rows": Format(CLASSIFICATION, ".jsonl", _rows, *_ARTICLE_ROWS),
     "bioasq": Format(CLASSIFICATION, ".json", *_BIOASQ),
     "blurb": Format(CLASSIFICATION, ".tsv", _TSV, *_SENTENCES),
 }

@@ -1,6 +1,5 @@
 """What a result is of: hashes of the model and the questions, and how they were evaluated."""
 
-import dataclasses
 import datetime
 import platform
 import shlex
@@ -15,7 +14,7 @@ import biomedlm_jax
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 from biomedlm_jax.files import read_json
 from biomedlm_jax.interop import directories
-from biomedlm_jax.qa.questions import Question, Skipped
+from biomedlm_jax.qa.questions import Question, Skipped, questions_hash
 from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, content_hash, weights_hash
 
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
@@ -25,11 +24,6 @@ UNCOMPARED = ("facts", "started_from", "mesh", "sweep", "logging", "checkpoint",
 def question_hash(question: Question) -> str:
     """Return the hash of what is asked: the context, the question and its options in order."""
     return content_hash([question.context, question.question, question.options])[:16]
-
-
-def questions_hash(questions: Sequence[Question]) -> str:
-    """Return the SHA-256 (hexadecimal) of a set of questions: ids, texts and labels, in order."""
-    return content_hash([dataclasses.astuple(question) for question in questions])
 
 
 def training_record(path: str | Path) -> dict[str, Any]:

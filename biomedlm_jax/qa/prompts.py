@@ -19,11 +19,45 @@ ADDED_TOKENS = {
 LEAST_LENGTH = 8  # tokens of a row: the added tokens, part of the question, part of an option
 
 
+def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a user's text; one that spells a special token is plain text."""
+    before, tokenizer.encode_special_tokens = tokenizer.encode_special_tokens, True
+    try:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    finally:
+        tokenizer.encode_special_tokens = before
+
+
+def special_texts(tokenizer: Tokenizer) -> list[str]:
+    """Return the texts of the special tokens."""
+    return [one.content for one in tokenizer.get_added_tokens_decoder().values() if one.special]
+
+
+def spells_special(tokenizer: Tokenizer, questions: Iterable[Question]) -> list[str]:
+    """Return the ids of the questions whose texts spell a special token, such as [SEP]."""
+    specials = special_texts(tokenizer)
+    return [
+        one.id
+        for one in questions
+        if any(
+            name in text for text in (one.question, one.context, *one.options) for name in specials
+        )
+    ]
+
+
 class Prompts(NamedTuple):
     """The prompts of some questions, and which questions lost text to fit the length."""
 
     prompts: list[Prompt]
     truncated: list[bool]
+
+    @property
+    def alike(self) -> list[bool]:
+        """Which questions have options of the same tokens: equal texts, or cut to be equal."""
+        texts: list[list[tuple[int, ...]]] = [[] for _ in self.truncated]
+        for prompt in self.prompts:
+            texts[prompt.question] += [(*prompt.prefix, *branch) for branch in prompt.branches]
+        return [len({*of_question}) < len(of_question) for of_question in texts]
 
 
 def choice_prompts(
@@ -31,17 +65,18 @@ def choice_prompts(
 ) -> Prompts:
     """Return `question[SEP]` with a branch ` option[SEP]` for each option: for MultipleChoice.
 
-    Beyond `max_length` tokens, "paper" cuts the start of the question, whose end has the request,
-    then the ends of options that leave it less than half of the row. "released" cuts the end of the
-    longer part, option by option, `[SEP]` included, as the original code's tokenizer does. Raises
-    ValueError for less than `LEAST_LENGTH` tokens, or a tokenizer without the added tokens.
+    Beyond `max_length` tokens, "keep_end" cuts the start of the question, whose end has the
+    request, then the ends of options that leave it less than half of the row. "released" cuts the
+    end of the longer part, option by option, `[SEP]` included, as the published code's tokenizer
+    does. Raises ValueError for less than `LEAST_LENGTH` tokens, or a tokenizer without the added
+    tokens.
     """
     _, _, *separator = _added_ids(tokenizer, CHOICE, max_length)
     prompts, truncated = [], []
     for number, question in enumerate(questions):
         before = f"{question.context} " if question.context else ""
-        prefix = _ids(tokenizer, before + question.question) + separator
-        options = [_ids(tokenizer, f" {option}") + separator for option in question.options]
+        prefix = encode_plain(tokenizer, before + question.question) + separator
+        options = [encode_plain(tokenizer, f" {option}") + separator for option in question.options]
         longest = max(map(len, options))
         fits = len(prefix) + longest <= max_length
         truncated.append(not fits)
@@ -64,16 +99,18 @@ def classification_prompts(
 ) -> Prompts:
     """Return one text for each question, read at its last token: for SequenceClassifier.
 
-    "paper" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`, cut at the start of the
-    context, then of the question. "released" is the context, its lines joined, and the question,
-    cut at the end of the longer.
+    "keep_end" is `<|CONTEXT|> context <|QUESTION1|> question <|ANSWER|>`, cut at the start of the
+    context, then of the question. "released", the published code's, is the context, its lines
+    joined, and the question, cut at the end of the longer.
     """
     _, first, second, _, last = _added_ids(tokenizer, CLASSIFICATION, max_length)
     prompts, truncated = [], []
     for number, one in enumerate(questions):
         released = row_format == RELEASED
-        context = _ids(tokenizer, one.context.replace("\n", " ") if released else one.context)
-        question = _ids(tokenizer, one.question)
+        context = encode_plain(
+            tokenizer, one.context.replace("\n", " ") if released else one.context
+        )
+        question = encode_plain(tokenizer, one.question)
         room = max_length if released else max_length - 3
         truncated.append(len(context) + len(question) > room)
         if released:
@@ -98,16 +135,33 @@ def letter_prompts(
     shots: Sequence[Question] = (),
     max_length: int,
 ) -> Prompts:
-    """Return lm-evaluation-harness's prompt of the task, with letters (or classes) as branches."""
+    """Return lm-evaluation-harness's prompt of the task, with letters (or classes) as branches.
+
+    Of MMLU, a question has the shots of its own subject. A shot that equals a question is left out
+    of its prompt.
+    """
     answers = _options if task.kind == CLASSIFICATION else _letters
-    before = [_letter_text(shot, task) + answers(shot)[shot.label or 0] for shot in shots]
+    mmlu = task.name.startswith("mmlu")
+    before = [
+        (
+            shot.content,
+            shot.subject or task.subject,
+            _letter_text(shot, task) + answers(shot)[shot.label or 0],
+        )
+        for shot in shots
+    ]
     texts = []
     for one in questions:
-        subject = (one.subject or task.subject).replace("_", " ")
-        about = f" about {subject}" if subject else ""
+        subject = one.subject or task.subject
+        about = f" about {subject.replace('_', ' ')}" if subject else ""
         description = f"The following are multiple choice questions (with answers){about}."
-        first = [description] if task.name.startswith("mmlu") else []
-        texts.append("\n\n".join([*first, *before, _letter_text(one, task)]))
+        here = one.content
+        shown = [
+            text
+            for content, of_subject, text in before
+            if content != here and (of_subject == subject or not mmlu)
+        ]
+        texts.append("\n\n".join([*[description] * mmlu, *shown, _letter_text(one, task)]))
     return _continued(tokenizer, questions, texts, map(answers, questions), max_length)
 
 
@@ -165,9 +219,9 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 def _continued(tokenizer: Tokenizer, questions, texts, answers, max_length: int) -> Prompts:
     entries = []
     for question, text, options in zip(questions, texts, answers, strict=True):
-        prefix = _ids(tokenizer, text)
+        prefix = encode_plain(tokenizer, text)
         # lm-eval encodes an option together with the text before it, and splits the tokens.
-        branches = [_ids(tokenizer, text + option)[len(prefix) :] for option in options]
+        branches = [encode_plain(tokenizer, text + option)[len(prefix) :] for option in options]
         entries.append((f"question {question.id!r}", prefix, branches))
     return continuation_prompts(entries, max_length=max_length)
 
@@ -180,10 +234,6 @@ def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
     if max_length < LEAST_LENGTH:
         raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
     return [vocabulary[name] for name in ADDED_TOKENS[kind]]
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _end(ids: list[int], length: int) -> list[int]:

@@ -1,8 +1,11 @@
 """The one record of a question, and the account of what a reader left out."""
 
 import re
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+from biomedlm_jax.training.provenance import content_hash
 
 
 @dataclass(frozen=True)
@@ -17,14 +20,21 @@ class Question:
     group: str | None = None  # questions of one group are dependent: statistics resample groups
     subject: str = ""  # of MMLU
 
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What is equal for equal questions: all texts, but for case, white space and order."""
+        texts = self.question, self.context, *sorted(map(_plain, self.options))
+        return tuple(map(_plain, texts))
+
 
 @dataclass
 class Skipped:
-    """What a reader left out, and why; pass one to `read_questions` and print it afterwards."""
+    """What a reader left out or noted, and why; pass one to `read_questions`, then print it."""
 
-    left_out: Counter[str] = field(default_factory=Counter)  # good rows outside the task
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> ids, outside the task
     error: str = ""  # the message of the first bad row, under on_error="skip"
     places: dict[str, list[str]] = field(default_factory=dict)  # reason -> "file:line" of bad rows
+    noted: dict[str, list[str]] = field(default_factory=dict)  # remark -> ids of questions in use
 
     @property
     def bad(self) -> int:
@@ -37,16 +47,62 @@ class Skipped:
         place, _, reason = re.sub(r"'[^']*'", "'...'", problem).partition(": ")
         self.places.setdefault(reason, []).append(place.rsplit("/", 1)[-1])
 
+    def leave_out(self, reason: str, id: str) -> None:
+        """Count a good row that is not used."""
+        self.left_out.setdefault(reason, []).append(id)
+
+    def note(self, remark: str, ids: Iterable[str]) -> None:
+        """Count questions that are used, and that a reader should know of."""
+        if ids := [*ids]:
+            self.noted.setdefault(remark, []).extend(ids)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return all of it as a list of kind, reason, number and ids, which JSON can hold."""
+        kinds = {"bad": self.places, "left out": self.left_out, "noted": self.noted}
+        return [
+            {"kind": kind, "reason": reason, "n": len(ids), "ids": ids}
+            for kind, reasons in kinds.items()
+            for reason, ids in reasons.items()
+        ]
+
     def __str__(self) -> str:
-        """One line, "nothing" if no row was left out."""
+        """One line, "nothing" if no row was left out; after "; used:" what is noted."""
         parts = [f"{counted(self.bad, 'bad row')}, the first: {self.error}"] if self.bad else []
         for reason, places in self.places.items() if self.bad > 1 else ():
             more = ", ..." if len(places) > 3 else ""
             parts.append(f"{len(places):,} {reason} ({', '.join(places[:3])}{more})")
-        parts += [f"{n:,} {reason}" for reason, n in sorted(self.left_out.items())[:30]]
-        return "; ".join(parts) or "nothing"
+        parts += [f"{len(ids):,} {reason}" for reason, ids in sorted(self.left_out.items())[:30]]
+        noted = [f"{len(ids):,} {remark}" for remark, ids in self.noted.items()]
+        used = f"; used: {', '.join(noted)}" if noted else ""
+        return ("; ".join(parts) or "nothing") + used
+
+
+def overlap(questions: Iterable[Question], others: Iterable[Question]) -> list[str]:
+    """Return the ids of the `questions` that have the content of one of the `others`."""
+    contents = {other.content for other in others}
+    return [question.id for question in questions if question.content in contents]
+
+
+def repeated(questions: Iterable[Question]) -> list[str]:
+    """Return the ids of the questions that have the content of an earlier one."""
+    seen: set[tuple[str, ...]] = set()
+    again = []
+    for question in questions:
+        if question.content in seen:
+            again.append(question.id)
+        seen.add(question.content)
+    return again
+
+
+def questions_hash(questions: Sequence[Question]) -> str:
+    """Return the SHA-256 (hexadecimal) of a set of questions: ids, texts and labels, in order."""
+    return content_hash([astuple(question) for question in questions])
 
 
 def counted(n: int, noun: str) -> str:
     """Return the number with its noun: "1 question", "1,273 questions"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

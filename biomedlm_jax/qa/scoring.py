@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.interop.finetuned import PAPER
+from biomedlm_jax.interop.finetuned import KEEP_END
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import prompts, states
@@ -41,7 +41,7 @@ def score(
     *,
     mode: str = OPTION,
     shots: Sequence[Question] = (),
-    row_format: str = PAPER,
+    row_format: str = KEEP_END,
     max_length: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,

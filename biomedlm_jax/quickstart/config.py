@@ -72,7 +72,7 @@ def finetuning_config(task: str, *, epochs: int = EPOCHS) -> ConfigDict:
             dev_split="dev",
             fold=0,
             on_error="raise",
-            row_format="paper",
+            row_format="keep_end",
             max_length=LENGTH,
         ),
         mesh=MeshSettings(),

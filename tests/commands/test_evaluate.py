@@ -47,7 +47,8 @@ def test_it_prints_the_table_and_where_the_report_is(tmp_path, model, questions,
     assert run(*where, "--data=2", "--fsdp=2", "--tensor=2") == 0
     lines = capsys.readouterr().out.splitlines()
     name = f"jsonl:{questions}, dev"
-    assert lines[0] == f"{name}: 5 questions; skipped: nothing"
+    again = "used: 4 of the content of an earlier one"
+    assert lines[0] == f"{name}: 5 questions; skipped: nothing; {again}"
     assert lines[-1] == f"wrote {out}"
     assert sum(line.startswith("| ") for line in lines) == 2 + len(WAYS["letter"] + WAYS["option"])
     assert run(*where) == 2

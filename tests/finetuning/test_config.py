@@ -15,7 +15,7 @@ def test_the_published_questions(name, get_config):
     assert {name: optimizer[name] for name in wanted} == wanted
     assert (optimizer["clip_norm"], optimizer["warmup_ratio"]) == (1.0, 0.5)
     assert settings.task.name == name
-    assert (settings.task.row_format, settings.task.max_length) == ("paper", 512)
+    assert (settings.task.row_format, settings.task.max_length) == ("keep_end", 512)
 
 
 @pytest.mark.parametrize("name", ["meqsum", "medquad"])
@@ -30,7 +30,7 @@ def test_the_published_texts(name, get_config):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("task.row_format", "papper", "row_format='papper'; expected one of paper, released"),
+        ("task.row_format", "papper", "row_format='papper'; expected one of keep_end, released"),
         ("task.max_length", 2, "max_length=2; expected at least 8"),
         ("training.epochs", 0, "epochs=0; expected at least 1"),
         ("training.seed", -1, "seed=-1"),

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 
 import pytest
 
@@ -9,6 +10,7 @@ from biomedlm_jax.finetuning.pairs import (
     ADDED_TOKENS,
     Pair,
     read_pairs,
+    remarks,
     split,
     text_prompts,
     train_and_dev,
@@ -53,7 +55,12 @@ def test_a_split_keeps_groups_together_and_is_always_the_same(tmp_path):
     assert split(pairs[::-1], dev_fraction=0.2)[1] == dev[::-1]
     file = str(tmp_path / "x.jsonl")
     assert train_and_dev(settings(train=file, group_field="g", dev_fraction=0.2)) == (train, dev)
-    assert train_and_dev(settings(train=file, dev=file))[1] == read_pairs(file)
+    other = shutil.copy(file, tmp_path / "y.jsonl")
+    assert train_and_dev(settings(train=file, dev=str(other)))[1] == read_pairs(file)
+    (tmp_path / "link.jsonl").symlink_to(file)
+    for same in (file, str(tmp_path / "link.jsonl")):
+        with pytest.raises(ValueError, match=r"x\.jsonl as both data\.train and data\.dev; give"):
+            train_and_dev(settings(train=file, dev=same))
 
 
 @pytest.mark.parametrize(
@@ -95,3 +102,19 @@ def test_a_prompt_is_source_separator_and_a_branch_of_target_and_end():
     assert short.question == 1
     assert short.branches[0][-1] == 279
     assert cut == 1
+
+
+def test_pairs_that_spell_a_special_token_are_plain_text_and_counted():
+    tokenizer = train_tokenizer(iter(TEXTS * 9), vocab_size=280)
+    tokenizer.add_special_tokens(list(ADDED_TOKENS))
+    odd = Pair("a <|startoftext|> b", "<|endoftext|> c", "")
+    ((prefix, (branch,), *_),), _ = text_prompts(
+        tokenizer, [odd], settings(source_tokens=40, target_tokens=40, row_tokens=99), end_id=279
+    )
+    assert (prefix.count(281), prefix[-1], branch.count(279), branch[-1]) == (1, 281, 1, 279)
+    assert tokenizer.decode(prefix[:-1]) == odd.source
+    plain = Pair("a  b", "c", "")
+    assert remarks(tokenizer, [plain], [Pair("d", "e", "")]) == ""
+    assert remarks(tokenizer, [plain, odd], [Pair("a b ", "c", "")]) == (
+        "; 1 of dev that are also in train; 1 spelling a special token, encoded as text"
+    )

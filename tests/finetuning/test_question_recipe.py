@@ -6,8 +6,9 @@ import pytest
 
 from biomedlm_jax.finetuning import question_recipe
 from biomedlm_jax.finetuning.finetune import finetune
-from biomedlm_jax.interop.finetuned import load_finetuned
+from biomedlm_jax.interop.finetuned import load_finetuned, read_facts
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.tasks import find_task, read_questions
 from biomedlm_jax.training.checkpoint import steps
@@ -41,6 +42,45 @@ def test_a_finished_run_is_not_repeated(world, question_run, question_config, co
     before = read_metrics(run)
     assert finetune(question_config(), world / "base", run) == result
     assert read_metrics(run) == before
+
+
+def test_the_model_states_what_it_learnt_from_and_was_chosen_by(world, question_run):
+    task, facts = find_task(f"jsonl:{world / 'choice'}"), read_facts(question_run[0] / "model")
+    for split in ("train", "dev"):
+        questions = read_questions(task, split=split)
+        assert facts[f"{split}_split"] == split
+        assert facts[f"{split}_questions"] == questions_hash(questions)
+
+
+def test_what_a_reader_should_know_of_the_questions_is_printed(
+    world, question_config, question_run, capfd
+):
+    finetune(question_config(), world / "base", question_run[0])
+    # The questions of this test's two splits are the same on purpose.
+    assert "; used: 16 of dev that are also in train" in capfd.readouterr().err
+
+
+def test_one_file_for_train_and_dev_is_refused(world, question_config, tmp_path):
+    both = shutil.copy(world / "choice" / "dev.jsonl", tmp_path / "both.jsonl")
+    config = question_config(task__name="medqa", task__path=str(both))
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"both\.jsonl has the questions of both train and dev; e"):
+        finetune(config, world / "base", run)
+    assert not run.exists()
+    config.task.train_path = str(world / "choice" / "train.jsonl")
+    config.training.epochs = 1
+    assert finetune(config, world / "base", run)["step"] == 3
+
+
+def test_another_dev_set_is_another_run(world, question_config, question_run, tmp_path):
+    shutil.copytree(world / "choice", tmp_path / "set")
+    dev = tmp_path / "set" / "dev.jsonl"
+    first, *others = dev.read_text().splitlines(keepends=True)
+    dev.write_text("".join([first.replace("what", "which", 1), *others]))
+    shutil.copytree(question_run[0], tmp_path / "run")
+    config = question_config(task__name=f"jsonl:{tmp_path / 'set'}")
+    with pytest.raises(ValueError, match=r"holds a run with .*questions="):
+        finetune(config, world / "base", tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

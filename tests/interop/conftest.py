@@ -101,7 +101,7 @@ def make_finetuned(tokenizer):
         "classification": ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"],
     }
 
-    def make(kind, row_format="paper", **fields):
+    def make(kind, row_format="keep_end", **fields):
         grown = Tokenizer.from_str(tokenizer.to_str())
         grown.add_special_tokens([AddedToken(name, normalized=False) for name in added[kind]])
         size = {"vocab_size": grown.get_vocab_size(), "eos_token_id": 299, "context_length": 64}

@@ -87,7 +87,7 @@ def test_onto_a_mesh_and_from_it(make_finetuned, assert_same, tmp_path):
     ("changes", "message"),
     [
         ({"kind": "choise"}, "got head.kind='choise'; expected one of choice, classification"),
-        ({"row_format": "mine"}, "expected one of paper, released"),
+        ({"row_format": "mine"}, "expected one of keep_end, released"),
         ({"max_length": 0}, "got head.max_length=0; expected at least 1"),
         ({"max_length": "40"}, "got head.max_length='40'; expected a whole number"),
         ({"classes": ["a", "b"]}, "a choice has none"),
@@ -97,8 +97,16 @@ def test_onto_a_mesh_and_from_it(make_finetuned, assert_same, tmp_path):
     ],
 )
 def test_bad_records_are_refused(changes, message):
-    good = {"kind": "choice", "task": "t", "row_format": "paper", "max_length": 40, "classes": []}
+    good = {
+        "kind": "choice",
+        "task": "t",
+        "row_format": "keep_end",
+        "max_length": 40,
+        "classes": [],
+    }
     assert Head.from_json(good, where="here").to_json() == good
+    former = {**good, "row_format": "paper"}  # its name until it was named what it does
+    assert Head.from_json(former, where="here").to_json() == good
     with pytest.raises(ValueError, match=r"^here: [^\n]*$") as caught:
         Head.from_json({**good, **changes}, where="here")
     assert message in str(caught.value)

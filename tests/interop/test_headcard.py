@@ -78,7 +78,7 @@ def assert_close(scores, expected, tolerance=5e-5):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("row_format", ["paper", "released"])
+@pytest.mark.parametrize("row_format", ["keep_end", "released"])
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_cards_code_computes_the_same_scores(
     kind, row_format, make_finetuned, tmp_path, monkeypatch

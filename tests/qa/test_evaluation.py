@@ -15,7 +15,7 @@ import biomedlm_jax
 from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
-from biomedlm_jax.interop.finetuned import PAPER, Head, load_finetuned, save_finetuned, with_head
+from biomedlm_jax.interop.finetuned import KEEP_END, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
@@ -103,7 +103,7 @@ FACTS = {
 
 
 def finetuned(path, tokenizer, kind, *, seed, classes=(), facts=FACTS):
-    head = Head(kind=kind, task="medqa", row_format=PAPER, max_length=64, classes=classes)
+    head = Head(kind=kind, task="medqa", row_format=KEEP_END, max_length=64, classes=classes)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     added = tokenizer.add_special_tokens(list(ADDED_TOKENS[kind]))
     trunk = grow_vocabulary(GPT2(CONFIG, key=jax.random.key(0)), added, key=jax.random.key(0))
@@ -279,7 +279,7 @@ def test_a_report_states_what_it_is_of(first_seed, seeds, medqa, monkeypatch):
     assert described["weights"] == weights_hash(model)
     assert described["tokenizer"] == tokenizer_hash(tokenizer)
     assert (described["dtype"], described["max_length"]) == ("float32", 64)
-    assert described["row_format"] == PAPER
+    assert described["row_format"] == KEEP_END
     assert described["path"] == str(seeds[0])
     of_each, whole = [], []
     for line in (medqa / "dev.jsonl").read_text().splitlines():
@@ -517,7 +517,7 @@ def test_one_mode_needs_no_folder_of_its_own(tmp_path, release, medqa, monkeypat
 
 def test_skipped_rows_are_counted(tmp_path, release, root, monkeypatch):
     good = {"question": "q?", "options": ["x", "y"], "label": 0}
-    file = write(root / "some.jsonl", [good, {**good, "label": 2}, {**good, "options": ["x"] * 3}])
+    file = write(root / "some.jsonl", [good, {**good, "label": 2}, {**good, "options": ["x", ""]}])
     lines = []
     monkeypatch.setattr(evaluation, "score", answering([]))
     summaries = evaluate(

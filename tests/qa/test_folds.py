@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from biomedlm_jax.qa.folds import FOLDS, pubmedqa_folds
+from biomedlm_jax.qa.folds import FOLDS, LABELLED, pubmedqa_folds, pubmedqa_split
 from biomedlm_jax.qa.formats import Row
 
 
@@ -75,3 +75,32 @@ def test_the_draws_are_those_of_the_published_test_set(real_data):
     rows = [Row(folder, name, {**article, "id": name}) for name, article in articles.items()]
     elsewhere = folder.parent / "ori_pqal.json"  # with no official ids to compare with
     assert set(names(pubmedqa_folds(rows, elsewhere, 0)["test"])) == set(official)
+
+
+def test_the_labelled_set_is_divided_whatever_its_file(tmp_path):
+    rows, file = rows_of(LABELLED), tmp_path / "train-00000-of-00001.parquet"
+    for split in ("train", "dev", "test"):
+        assert pubmedqa_split(rows, file, split, 3) == pubmedqa_folds(rows, file, 3)[split]
+
+
+def test_the_artificial_set_is_for_training_only():
+    rows = rows_of({"yes": 12, "no": 3})
+    assert pubmedqa_split(rows, Path("ori_pqaa.json"), "train", 0) == rows
+    for split in ("dev", "test"):
+        with pytest.raises(ValueError, match=f"artificial set, which is for tr.* no {split} split"):
+            pubmedqa_split(rows, Path("ori_pqaa.json"), split, 0)
+
+
+def test_the_unlabelled_set_has_no_splits():
+    rows = [row._replace(fields={"id": "1"}) for row in rows_of({"yes": 3})]
+    for split in ("train", "dev", "test"):
+        with pytest.raises(
+            ValueError, match=r"unlabelled set, which has no splits; .*pubmedqa_set"
+        ):
+            pubmedqa_split(rows, Path("ori_pqau.json"), split, 0)
+
+
+def test_a_part_of_the_labelled_set_is_not_divided():
+    rows = rows_of({"yes": 551, "no": 338, "maybe": 110})
+    with pytest.raises(ValueError, match=r"551 yes, 338 no, 110 maybe, not those .*552 yes, 338 n"):
+        pubmedqa_split(rows, Path("ori_pqal.json"), "test", 0)

@@ -1,12 +1,23 @@
 """formats.py: every format gives the same question, and each kind of bad row has its message."""
 
 import functools
+import gzip
 import json
+import lzma
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from biomedlm_jax.qa.formats import FORMATS, Row, class_names, to_questions
+from biomedlm_jax.qa.formats import (
+    FORMATS,
+    Row,
+    answer_number,
+    class_names,
+    first_numbers,
+    to_questions,
+)
 from biomedlm_jax.qa.questions import Question, Skipped
 
 DICT = {"question": "q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}
@@ -29,9 +40,10 @@ def refuse(problem):
     raise ValueError(problem)
 
 
-def check(*records, format="questions", refuse=refuse, skipped=None, first=1):
+def check(*records, format="questions", refuse=refuse, skipped=None, first=None, **options):
+    first = int(format == "medmcqa") if first is None else first
     rows = [Row(Path("f"), n, fields, first) for n, fields in enumerate(records, 1)]
-    return to_questions(rows, format, CLASSES, refuse, skipped or Skipped())
+    return to_questions(rows, format, CLASSES, refuse, skipped or Skipped(), **options)
 
 
 def read(path, format, content, refuse=refuse):
@@ -135,7 +147,14 @@ BAD_CHOICES = [
     ({**DICT, "options": {"A": "x", "B": " "}}, r"empty option B"),
     ({**DICT, "options": {"A": "x", "B": "y\0"}}, r"NUL character in option B"),
     ({**DICT, "options": {"A": "x", "B": 3}}, r"expected text for option B, got int"),
-    ({**DICT, "options": {"A": "y", "B": "y "}}, r"the option 'y' occurs twice"),
+    ({**DICT, "answer": True}, r"expected text for answer, got bool"),
+    ({**DICT, "answer": ["y"]}, r"expected text for answer, got list"),
+    ({**DICT, "answer": 2}, r"expected answer as a whole number from 0 to 1, got 2"),
+    ({**DICT, "answer": 0}, r"\{'answer_idx': 'B', 'answer': 0\} names several"),
+    (
+        {"question": "q?", "options": ["y", "y "], "answer": "y"},
+        r"\{'answer': 'y'\} names several of \['y', 'y '\]; fix: give a label",
+    ),
     ({**DICT, "options": {"A": "x"}}, r"expected at least two options, got 1"),
     ({**DICT, "options": []}, r"expected at least two options, got 0"),
     ({**DICT, "options": {"A": "x", "C": "y"}}, r"expected options A, B, C and so on, got A, C"),
@@ -291,13 +310,176 @@ def test_a_bad_file_is_named_and_its_other_rows_are_read(tmp_path, format, conte
 
 
 @pytest.mark.parametrize(
-    ("numbers", "first"), [([1, 4, 2], 1), ([2, 3], 1), ([0, 3], 0), ([-1, 0], 0), ([-1, -1], 1)]
+    ("records", "numbers"),
+    [
+        ([{**ABCD, "cop": n} for n in (1, 4, 2)], {1: 4}),
+        ([{**ABCD, "cop": n} for n in (3, 0, 2)], {0: 0}),
+        ([{**ABCD, "cop": n} for n in (0, 4)], {0: 0, 1: 4}),
+        ([{**ABCD, "cop": n} for n in (1, 2, 3, -1, None)], {}),
+        ([{"question": "q", "choices": ["x", "y"], "answer": n} for n in (1, 2)], {1: 2}),
+        ([{"question": "q", "options": ["x", "y"], "answer": n} for n in ("y", 0)], {0: 0}),
+        ([{**ENDINGS, "label": 1}], {}),
+        ([{**ENDINGS, "label": 2}], {1: 2}),
+    ],
 )
-def test_a_file_of_medmcqa_counts_from_0_if_it_has_a_0(tmp_path, numbers, first):
-    text = "\n".join(json.dumps({"cop": number}) for number in numbers)
-    assert {row.first for row in read(tmp_path / "dev.json", "medmcqa", text)} == {first}
+def test_only_a_0_or_the_number_of_options_shows_where_a_file_begins_to_count(records, numbers):
+    shown = first_numbers(Row(Path("f"), n, record) for n, record in enumerate(records))
+    assert {first: answer_number(row) for first, row in shown.items()} == numbers
 
 
-def test_a_file_that_counts_both_ways_is_refused_whatever_may_be_skipped(tmp_path):
-    with pytest.raises(ValueError, match=r"dev\.json:2: got cop 4, but cop 0 at .*dev\.json:1; e"):
-        read(tmp_path / "dev.json", "medmcqa", '{"cop": 0}\n{"cop": 4}\n', lambda problem: None)
+TWINS = {"question": "q?", "options": ["x", "y", "x "], "answer_idx": "C"}
+
+
+def test_equal_options_are_kept_and_noted_or_left_out():
+    skipped = Skipped()
+    kept = check(DICT, {**TWINS, "id": "t"}, skipped=skipped)
+    assert [(q.id, q.label) for q in kept] == [("f:1", 1), ("t", 2)]  # as lm-eval scores it
+    assert skipped.noted == {"with two equal options": ["t"]}
+    skipped = Skipped()
+    assert len(check(DICT, {**TWINS, "id": "t"}, skipped=skipped, twins="skip")) == 1
+    assert skipped.left_out == {"with two equal options": ["t"]}
+
+
+def test_questions_of_the_same_content_are_noted():
+    again = {"id": "z", "question": " Q? ", "options": {"A": "y", "B": "x"}, "answer_idx": "A"}
+    skipped = Skipped()
+    assert len(check(DICT, again, {**again, "context": "c", "id": "w"}, skipped=skipped)) == 3
+    assert skipped.noted == {"of the content of an earlier one": ["z"]}
+
+
+# ---- Published and mirrored forms: small files of every form, written as their sources write them.
+
+OPTIONS = ["ACTH", "Renin", "Insulin", "ADH"]
+ABSTRACT = ["Background text.", "Results text."]
+PUBMED = {"QUESTION": "Does it?", "CONTEXTS": ABSTRACT, "LABELS": ["B", "R"], "YEAR": "2014"}
+ANY = {"question": "Which?"}
+FORMS = {
+    "the zip of MedMCQA": ("medmcqa", 1, {**ABCD, "id": "i", "exp": None, "choice_type": "multi"}),
+    "MedMCQA on Hugging Face": ("medmcqa", 0, {**ABCD, "topic_name": None, "subject_name": "A"}),
+    "MedQA, 4 options": (
+        "questions",
+        0,
+        {**ANY, "options": dict(zip("ABCD", OPTIONS, strict=True)), "meta_info": "step1"},
+    ),
+    "MedQA, 5 options": (
+        "questions",
+        0,
+        {**ANY, "options": dict(zip("ABCDE", [*OPTIONS, "GH"], strict=True)), "meta_info": "s"},
+    ),
+    "choices and an integer": ("choices", 0, {**ANY, "choices": OPTIONS, "subject": "anatomy"}),
+    "options and an integer": ("questions", 0, {**ANY, "options": OPTIONS}),
+    "bigbio": (
+        "bigbio",
+        0,
+        {"id": "0", "document_id": "0", "type": "multiple_choice", **ANY, "choices": OPTIONS}
+        | {"question_id": "0", "context": ""},
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.xz", ".parquet"])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_labels_of_every_form_are_the_truth(tmp_path, form, suffix):
+    """Every position of the right option, in every container."""
+    format, first, record = FORMS[form]
+    texts = [record[name] for name in ("opa", "opb", "opc", "opd") if name in record]
+    given = texts or record.get("choices") or record["options"]
+    texts = [*given.values()] if isinstance(given, dict) else given
+    records = []
+    for n, text in enumerate(texts):
+        answer = {
+            "medmcqa": {"cop": n + first},
+            "choices": {"answer": n},
+            "bigbio": {"answer": [text]},
+            "questions": {"answer": n},
+        }[format]
+        if form.startswith("MedQA"):
+            answer = {"answer": text, "answer_idx": "ABCDE"[n]}
+        records.append({**record, "id": f"q{n}", **answer})
+    path = tmp_path / f"train{suffix}"
+    save(path, records)
+    rows = [row._replace(first=first) for row in FORMATS[format].read(path, refuse)]
+    questions = to_questions(rows, format, (), refuse, Skipped())
+    assert [q.options[q.label] for q in questions] == [*texts]
+    assert [q.options for q in questions] == [tuple(texts)] * len(texts)
+    assert [q.id for q in questions] == [f"q{n}" for n in range(len(texts))]
+
+
+def save(path, records):
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records, indent=1))
+    elif path.suffix == ".xz":
+        path.write_bytes(lzma.compress(lines.encode()))
+    else:
+        path.write_text(lines)
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "record"),
+    [
+        ("pubmedqa", ".json", lambda n, a: (str(n), {**PUBMED, "final_decision": a})),
+        ("pubmedqa_set", ".json.gz", lambda n, a: (str(n), {**PUBMED, "final_decision": a})),
+        *(
+            (
+                "pubmedqa_rows",
+                suffix,
+                lambda n, a: (
+                    {"pubid": n, "question": "Does it?", "long_answer": "It does."}
+                    | {"context": {"contexts": ABSTRACT, "labels": ["B", "R"]}, "final_decision": a}
+                ),
+            )
+            for suffix in (".jsonl", ".parquet")
+        ),
+        *(
+            (
+                "bigbio_classes",
+                suffix,
+                lambda n, a: (
+                    {"id": str(n), "question": "Does it?", "answer": [a]}
+                    | {"choices": ["yes", "no", "maybe"], "context": "\n".join(ABSTRACT)}
+                ),
+            )
+            for suffix in (".jsonl", ".parquet")
+        ),
+    ],
+)
+def test_every_form_of_pubmedqa_is_the_same_question(tmp_path, format, suffix, record):
+    answers = ["yes", "maybe", "no", "yes"]
+    records = [record(n, answer) for n, answer in enumerate(answers)]
+    path = tmp_path / f"a{suffix}"
+    if format.endswith(("_rows", "_classes")):
+        save(path, records)
+    else:
+        text = json.dumps(dict(records)).encode()
+        path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    rows = FORMATS[format].read(path, refuse)
+    assert to_questions(rows, format, CLASSES, refuse, Skipped()) == [
+        Question(str(n), "Does it?", CLASSES, CLASSES.index(answer), "\n".join(ABSTRACT))
+        for n, answer in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("format", "bad", "message"),
+    [
+        ("bigbio", {"answer": ["none"]}, r"expected an answer that is one of .*, got 'none'"),
+        ("bigbio", {"answer": ["A"]}, r"expected an answer that is one of"),  # never a letter
+        ("bigbio", {"answer": ["ACTH", "ADH"]}, r"expected answer as a list of one text"),
+        ("bigbio", {"answer": "ACTH"}, r"expected answer as a list of one text, got 'ACTH'"),
+        ("bigbio", {"choices": "ACTH", "answer": ["A"]}, r"expected the options as a list"),
+        ("choices", {"choices": {"text": ["a"]}, "answer": 0}, r"expected options A, B, C and so"),
+        ("choices", {"answer": 4}, r"expected answer as a whole number from 0 to 3, got 4"),
+    ],
+)
+def test_a_bad_row_of_a_mirror_is_named(format, bad, message):
+    with pytest.raises(ValueError, match="^f:1: .*" + message):
+        check({**ANY, "choices": OPTIONS, **bad}, format=format)
+
+
+def test_a_context_without_contexts_is_named():
+    row = {"pubid": 1, "question": "q?", "context": "text"}
+    with pytest.raises(ValueError, match=r"^f:1: expected a context with contexts, got 'text'"):
+        check(row, format="pubmedqa_rows")

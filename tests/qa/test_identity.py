@@ -9,10 +9,9 @@ from biomedlm_jax.qa.identity import (
     check_seeds,
     chosen_on,
     question_hash,
-    questions_hash,
     training_record,
 )
-from biomedlm_jax.qa.questions import Question, Skipped
+from biomedlm_jax.qa.questions import Question, Skipped, questions_hash
 
 QUESTION = Question("a", "Which?", ("x", "y"), 0)
 RUN = {
@@ -86,9 +85,9 @@ def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
 
 def test_every_table_of_a_reader_is_kept():
     skipped = Skipped()
-    skipped.left_out["of the subject law"] += 3
+    skipped.leave_out("of the subject law", "7")
     skipped.add("dir/file.jsonl:4: label 'x' is unknown", "message")
     assert account(skipped) == {
-        "left_out": {"of the subject law": 3},
+        "left_out": {"of the subject law": ["7"]},
         "places": {"label '...' is unknown": ["file.jsonl:4"]},
     }

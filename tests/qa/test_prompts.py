@@ -1,13 +1,15 @@
 """prompts.py: every format, token by token, against strings written by hand; and what is cut."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.finetuned import PAPER, RELEASED, ROW_FORMATS
+from biomedlm_jax.interop.finetuned import KEEP_END, RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import (
     ADDED_TOKENS,
     choice_prompts,
@@ -16,6 +18,7 @@ from biomedlm_jax.qa.prompts import (
     letter_prompts,
     longest_first,
     option_prompts,
+    spells_special,
 )
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.tasks import Task, find_task, read_questions
@@ -23,6 +26,7 @@ from biomedlm_jax.qa.tasks import Task, find_task, read_questions
 WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
 Q = Question("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)
 SHOT = Question("s", "Which organ?", ("heart", "liver", "skin"), 2)
+MORE = Question("m", "Which hormone falls?", ("renin", "↓ ANP"), 1)
 PUBMED = Question("p", "Does it work?", ("maybe", "no", "yes"), 2, "It did.\nTwice.")
 PUBMED_SHOT = Question("t", "Is it so?", ("maybe", "no", "yes"), 0, "Perhaps.")
 EXOTIC = (
@@ -129,7 +133,7 @@ def test_the_row_of_an_option(for_choice, row_format):
 @pytest.mark.parametrize(
     ("row_format", "text"),
     [
-        (PAPER, "<|CONTEXT|>It did.\nTwice.<|QUESTION1|>Does it work?<|ANSWER|>"),
+        (KEEP_END, "<|CONTEXT|>It did.\nTwice.<|QUESTION1|>Does it work?<|ANSWER|>"),
         (RELEASED, "It did. Twice.Does it work?"),
     ],
 )
@@ -144,7 +148,10 @@ def test_the_row_of_a_classification(for_classes, row_format, text):
 
 def test_a_classification_without_a_context(for_classes):
     bare = Question("b", "Is it?", ("no", "yes"), 0)
-    for row_format, text in ((PAPER, "<|CONTEXT|><|QUESTION1|>Is it?<|ANSWER|>"), (RELEASED, "")):
+    for row_format, text in (
+        (KEEP_END, "<|CONTEXT|><|QUESTION1|>Is it?<|ANSWER|>"),
+        (RELEASED, ""),
+    ):
         made = classification_prompts(for_classes, [bare], row_format=row_format, max_length=64)
         assert texts(made.prompts) == [ids(for_classes, text or "Is it?")]
 
@@ -166,8 +173,9 @@ def test_letters_of_medqa(tokenizer):
     before = "Question: Which organ?\nA. heart\nB. liver\nC. skin\nAnswer: C\n\n"
     made = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT], max_length=999)
     assert only_prompt(made) == [ids(tokenizer, before + prefix + f" {c}") for c in "AB"]
-    twice = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT, Q], max_length=999)
-    assert only_prompt(twice)[0] == ids(tokenizer, f"{before}{prefix} B\n\n{prefix} A")
+    twice = letter_prompts(tokenizer, [Q], find_task("medqa"), shots=[SHOT, MORE], max_length=999)
+    more = prefix.replace("rises", "falls")
+    assert only_prompt(twice)[0] == ids(tokenizer, f"{before}{more} B\n\n{prefix} A")
 
 
 def test_letters_of_medmcqa(tokenizer):
@@ -199,6 +207,77 @@ def test_letters_of_mmlu(tokenizer):
     made = letter_prompts(tokenizer, both, find_task("mmlu"), max_length=999)
     texts = [description + prefix, description.replace("college biology", "anatomy") + prefix]
     assert [prompt.prefix for prompt in made.prompts] == [ids(tokenizer, text) for text in texts]
+
+
+def test_a_question_of_mmlu_has_the_shots_of_its_subject(tokenizer):
+    subjects = ("anatomy", "virology")
+    shots = [dataclasses.replace(one, subject=s) for s in subjects for one in (SHOT, MORE)]
+    shots[0] = dataclasses.replace(shots[0], question="Which bone?")
+    asked = [dataclasses.replace(Q, subject=name) for name in subjects]
+    made = letter_prompts(tokenizer, asked, find_task("mmlu"), shots=shots, max_length=999)
+    for prompt, first in zip(made.prompts, ("bone", "organ"), strict=True):
+        text = tokenizer.decode(prompt.prefix)
+        assert (text.count("Answer:"), f"Which {first}?" in text) == (3, True)
+    # The same prompts as those of the subjects one by one.
+    for n, name in enumerate(subjects):
+        task, own = find_task(f"mmlu:{name}"), shots[2 * n : 2 * n + 2]
+        alone = letter_prompts(tokenizer, [asked[n]], task, shots=own, max_length=999)
+        assert alone.prompts[0].prefix == made.prompts[n].prefix
+
+
+def test_a_shot_that_equals_the_question_is_not_in_its_prompt(tokenizer):
+    twin = Question("other id", "which  hormone RISES?", ("↓ ANP", "renin"), 0)
+    both = letter_prompts(
+        tokenizer, [Q, MORE], find_task("medqa"), shots=[twin, SHOT], max_length=999
+    )
+    counts = [tokenizer.decode(p.prefix).count("Answer:") for p in both.prompts]
+    assert counts == [2, 3]
+    assert "RISES" not in tokenizer.decode(both.prompts[0].prefix)
+
+
+@pytest.mark.parametrize("text", ["a [SEP] b", "<|endoftext|>", "x<|ANSWER|>[PAD]"])
+def test_text_that_spells_a_special_token_is_plain_text(tokenizer, for_choice, for_classes, text):
+    """As transformers encodes it with split_special_tokens=True."""
+    one = Question("s", f"Is it {text}?", (text, "no"), 0, context=f"So {text}.")
+    plain = [Q, dataclasses.replace(Q, id="t", context="[sep]")]
+    for known, make in (
+        (tokenizer, lambda t: option_prompts(t, [one], max_length=999)),
+        (tokenizer, lambda t: letter_prompts(t, [one], find_task("medqa"), max_length=999)),
+        *(
+            (known, functools.partial(_rows, make, one, row_format))
+            for known, make in ((for_choice, choice_prompts), (for_classes, classification_prompts))
+            for row_format in ROW_FORMATS
+        ),
+    ):
+        added = {i for i, t in known.get_added_tokens_decoder().items() if t.special}
+        marks = {known.token_to_id(name) for name in ("[SEP]", *ADDED_TOKENS["classification"])}
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=known, eos_token="<|endoftext|>")
+        expected = wrapped.encode(text, split_special_tokens=True, add_special_tokens=False)
+        assert not added & {*expected}
+        for row in texts(make(known).prompts):
+            special = [i for i in row if i in added]
+            assert len(special) <= 3  # those of the format
+            assert {*special} <= marks
+            assert known.decode(row, skip_special_tokens=False).count(text) >= 1
+    spelled = [name in text for name in ("[SEP]", "<|endoftext|>", "[PAD]")]
+    assert spells_special(for_choice, [*plain, one]) == (["s"] if any(spelled) else [])
+    assert not for_choice.encode_special_tokens  # as it was
+
+
+def _rows(make, one, row_format, tokenizer):
+    return make(tokenizer, [one], row_format=row_format, max_length=99)
+
+
+def test_options_cut_to_the_same_tokens_are_alike(for_choice):
+    start = long_text(for_choice, 50)
+    one = Question("a", "q?", (f"{start} renin", f"{start} ANP", "x"), 0)
+    twins = Question("t", "q?", ("x", "y", "x"), 0)
+    for row_format in ROW_FORMATS:
+        made = choice_prompts(for_choice, [Q, one, twins], row_format=row_format, max_length=40)
+        assert made.alike == [False, True, True]
+        assert made.truncated == [False, True, False]
+        made = choice_prompts(for_choice, [Q, one, twins], row_format=row_format, max_length=90)
+        assert made.alike == [False, False, True]
 
 
 def test_the_classes_of_pubmedqa(tokenizer):
@@ -259,7 +338,7 @@ def test_any_text_survives(tokenizer, for_choice, text):
     expected = f"Question: {text}\nAnswer: b{text}"
     made = option_prompts(tokenizer, [one], max_length=999)
     assert tokenizer.decode(texts(made.prompts)[1]) == expected
-    made = choice_prompts(for_choice, [one], row_format=PAPER, max_length=999)
+    made = choice_prompts(for_choice, [one], row_format=KEEP_END, max_length=999)
     decoded = for_choice.decode(texts(made.prompts)[0], skip_special_tokens=False)
     assert decoded == f"{text}[SEP] {text}[SEP]"
 
@@ -295,7 +374,7 @@ def test_longest_first_cuts_as_the_tokenizers_library_does(tokenizer):
 def test_a_long_question_loses_its_start(for_choice):
     question, options = long_text(for_choice, 90), ("renin", long_text(for_choice, 9))
     one = Question("l", question, options, 0)
-    made = choice_prompts(for_choice, [Q, one, Q], row_format=PAPER, max_length=40)
+    made = choice_prompts(for_choice, [Q, one, Q], row_format=KEEP_END, max_length=40)
     assert made.truncated == [False, True, False]
     separator = for_choice.token_to_id("[SEP]")
     branches = [[*ids(for_choice, " " + o), separator] for o in options]
@@ -334,7 +413,7 @@ def test_nothing_is_cut_that_fits(for_choice, row_format, question, option):
 @pytest.mark.parametrize("sizes", [(50, 3), (3, 60), (60, 60), (38, 37), (21, 20)])
 def test_every_text_fits_and_ends_as_it_should(for_choice, sizes):
     one = Question("b", long_text(for_choice, sizes[0]), (long_text(for_choice, sizes[1]), "z"), 0)
-    made = choice_prompts(for_choice, [one], row_format=PAPER, max_length=40)
+    made = choice_prompts(for_choice, [one], row_format=KEEP_END, max_length=40)
     assert made.truncated == [sizes[0] + sizes[1] + 1 > 38]
     separator = for_choice.token_to_id("[SEP]")
     for text in texts(made.prompts):
@@ -371,18 +450,18 @@ def test_a_long_classification(for_classes):
         return text
 
     one = Question("l", question, ("no", "yes"), 0, context)
-    assert made_of(one, PAPER, 40) == [
+    assert made_of(one, KEEP_END, 40) == [
         *[mark["<|CONTEXT|>"], *b[-25:]],
         *[mark["<|QUESTION1|>"], *a, mark["<|ANSWER|>"]],
     ]
     assert made_of(one, RELEASED, 40) == b[:28] + a
-    assert made_of(one, PAPER, 10) == [
+    assert made_of(one, KEEP_END, 10) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
         *[*a[-7:], mark["<|ANSWER|>"]],
     ]
     assert made_of(one, RELEASED, 10) == b[:5] + a[:5]
     swapped = Question("s", context, ("no", "yes"), 0, question)
-    assert made_of(swapped, PAPER, 40) == [
+    assert made_of(swapped, KEEP_END, 40) == [
         *[mark["<|CONTEXT|>"], mark["<|QUESTION1|>"]],
         *[*b[-37:], mark["<|ANSWER|>"]],
     ]

@@ -1,13 +1,17 @@
 """questions.py: counts and the account of what was skipped."""
 
-from collections import Counter
+import dataclasses
+import json
 
-from biomedlm_jax.qa.questions import Skipped, counted
+from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap, questions_hash, repeated
+
+ONE = Question("a", "Which  hormone?", ("Renin", "ADH"), 1)
+SAME = Question("b", "which hormone? ", ("adh", "renin"), 0)
 
 
 def test_what_was_skipped_is_one_line():
     assert str(Skipped()) == "nothing"
-    skipped = Skipped(Counter({"list questions": 3}))
+    skipped = Skipped({"list questions": ["a", "b", "c"]})
     skipped.add("deep/f:2: label 'a' is bad", "deep/f:2: label 'a' is bad; fix it")
     assert (
         str(skipped) == "1 bad row, the first: deep/f:2: label 'a' is bad; fix it; 3 list questions"
@@ -24,3 +28,29 @@ def test_what_was_skipped_is_one_line():
 
 def test_counted():
     assert [counted(n, "epoch") for n in (0, 1, 1273)] == ["0 epochs", "1 epoch", "1,273 epochs"]
+
+
+def test_the_account_is_a_list_for_the_report():
+    skipped = Skipped()
+    skipped.leave_out("list questions", "7")
+    skipped.add("deep/f:2: empty id", "deep/f:2: empty id; fix it")
+    skipped.note("with two equal options", ["a", "b"])
+    skipped.note("of no question", [])
+    assert json.loads(json.dumps(skipped.entries())) == [
+        {"kind": "bad", "reason": "empty id", "n": 1, "ids": ["f:2"]},
+        {"kind": "left out", "reason": "list questions", "n": 1, "ids": ["7"]},
+        {"kind": "noted", "reason": "with two equal options", "n": 2, "ids": ["a", "b"]},
+    ]
+    assert str(skipped).endswith("; 1 list questions; used: 2 with two equal options")
+
+
+def test_questions_are_equal_by_their_content():
+    other = dataclasses.replace(SAME, id="c", context="After a meal.")
+    assert overlap([ONE, other], [SAME]) == ["a"]
+    assert repeated([ONE, other, SAME]) == ["b"]
+
+
+def test_the_hash_of_a_set_is_of_everything_in_it():
+    sets = [[ONE], [SAME], [ONE, SAME], [SAME, ONE], [dataclasses.replace(ONE, label=0)]]
+    assert len({questions_hash(one) for one in sets}) == len(sets)
+    assert questions_hash([ONE]) == questions_hash([dataclasses.replace(ONE)])

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.interop.finetuned import PAPER, RELEASED, Head, with_head
+from biomedlm_jax.interop.finetuned import KEEP_END, RELEASED, Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
@@ -303,7 +303,7 @@ def test_sharded_scores_are_those_of_one_device(release, tokenizer, answered):
 
 def make_finetuned(model, tokenizer, kind, outputs):
     classes = PUBMEDQA.classes[:outputs] if kind == CLASSIFICATION else ()
-    head = Head(kind=kind, task="task", row_format=PAPER, max_length=CONTEXT, classes=classes)
+    head = Head(kind=kind, task="task", row_format=KEEP_END, max_length=CONTEXT, classes=classes)
     grown = grow_vocabulary(model, len(ADDED_TOKENS[kind]), key=jax.random.key(2))
     finetuned = with_head(grown, head, key=jax.random.key(1))
     if kind == CHOICE:
@@ -345,7 +345,7 @@ def test_a_choice_head_scores_a_row_for_each_option(choice, tmp_path):
     finetuned, tokenizer = choice
     state = last_states(finetuned, tokenizer, tmp_path / "gpt")
     kernel, bias = np.asarray(finetuned.score.kernel[...]), np.asarray(finetuned.score.bias[...])
-    cut = {PAPER: 0, RELEASED: 0}
+    cut = {KEEP_END: 0, RELEASED: 0}
     cutting = Tokenizer.from_str(tokenizer.to_str())
     cutting.enable_truncation(48, strategy="longest_first")
     for row_format in cut:
@@ -368,7 +368,7 @@ def test_a_choice_head_scores_a_row_for_each_option(choice, tmp_path):
             np.testing.assert_allclose(item["scores"], expected, atol=1e-4, err_msg=one.id)
             assert item["truncated"] == (len(question) + longest > 46)
             cut[row_format] += item["truncated"]
-    assert cut == {PAPER: 1, RELEASED: 1}
+    assert cut == {KEEP_END: 1, RELEASED: 1}
 
 
 def test_a_classifier_scores_every_class_of_a_text(classifier, tmp_path):

@@ -1,19 +1,30 @@
 """tasks.py: every task finds its files and reads them, and the real sets have their sizes."""
 
+import bz2
 import gzip
 import json
+import lzma
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from biomedlm_jax.qa.formats import FORMATS
 from biomedlm_jax.qa.questions import Question, Skipped
-from biomedlm_jax.qa.tasks import TASKS, default_split, find_task, read_questions
+from biomedlm_jax.qa.tasks import (
+    TASKS,
+    check_splits,
+    default_split,
+    find_task,
+    read_questions,
+    read_shots,
+)
 
 CHOICE = {"question": "q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}
 PAIR = {"sentence1": "q?", "sentence2": "c", "label": "no"}
 ENDINGS = {"sent1": "q?", "sent2": "", "ending0": "x", "ending1": "y", "label": 1}
-ABCD = {"id": "i", "question": "q?", "opa": "x", "opb": "y", "opc": "z", "opd": "u", "cop": 2}
+ABCD = {"id": "i", "question": "q?", "opa": "x", "opb": "z", "opc": "u", "opd": "y", "cop": 4}
 
 
 def write(path, *records):
@@ -90,7 +101,9 @@ def test_mmlu_in_folders_of_splits(tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "virology_val.csv").write_text("q?,w,x,y,z,C\n")
     (question,) = read_questions(find_task("mmlu:virology"), tmp_path, split="val")
-    assert question == Question("virology_val.csv:1", "q?", ("w", "x", "y", "z"), 2)
+    assert question == Question(
+        "virology_val.csv:1", "q?", ("w", "x", "y", "z"), 2, subject="virology"
+    )
 
 
 def test_mmlu_leaves_out_other_subjects_and_counts_them(tmp_path):
@@ -113,7 +126,7 @@ def test_both_sources_of_bioasq_give_the_same_question(tmp_path):
     questions = read_questions(task, tmp_path / "7b.json", split="test", skipped=skipped)
     assert questions == read_questions(task, tmp_path, split="test")
     assert questions == [Question("55", "Is it?", ("no", "yes"), 1, "It is. So.")]
-    assert skipped.left_out == {"list questions": 1}
+    assert skipped.left_out == {"list questions": ["56"]}
 
 
 def test_pubmedqa_as_its_own_script_leaves_it(tmp_path):
@@ -215,7 +228,7 @@ def test_an_own_set_of_another_format(tmp_path, format, file, text):
     for path in (tmp_path, tmp_path / file):
         task = find_task(f"jsonl:{path}", format=format)
         (question,) = read_questions(task, split="train")
-        assert (task.splits, question.options[1], question.label) == (("train",), "y", 1)
+        assert (task.splits, question.options[question.label]) == (("train",), "y")
 
 
 def test_the_classes_of_an_own_set_are_those_of_all_its_splits(tmp_path):
@@ -248,12 +261,10 @@ def test_an_own_set_without_questions(tmp_path):
 
 
 def test_bad_rows_stop_the_reading_or_are_counted(tmp_path):
-    bad = {**CHOICE, "options": ["x", "x "]}
+    bad = {**CHOICE, "options": ["x", " "]}
     path = write(tmp_path / "dev.jsonl", CHOICE, bad, *[{}] * 8, {**CHOICE, "id": "last"})
     task = find_task("medqa")
-    with pytest.raises(
-        ValueError, match=r"dev\.jsonl:2: the option 'x' occurs twice; fix"
-    ) as error:
+    with pytest.raises(ValueError, match=r"dev\.jsonl:2: empty option B; fix") as error:
         read_questions(task, path, split="dev")
     assert str(error.value).endswith("--on_error=skip")
     skipped = Skipped()
@@ -307,13 +318,175 @@ def test_the_real_choices_have_their_sizes(real_data):
     partial = real_data / "medqa" / "train_partial_4opt.jsonl"
     assert len(read_questions(TASKS["medqa"], partial, split="train")) == 796
     skipped, file = Skipped(), real_data / "medmcqa" / "dev_first2000.jsonl"
-    with pytest.raises(ValueError, match=r"dev_first2000\.jsonl:45: the option .* occurs twice"):
-        read_questions(TASKS["medmcqa"], file, split="dev")
-    questions = read_questions(
-        TASKS["medmcqa"], file, split="dev", on_error="skip", skipped=skipped
-    )
-    assert (len(questions), skipped.bad) == (1987, 13)
+    questions = read_questions(TASKS["medmcqa"], file, split="dev", skipped=skipped)
+    truth = [json.loads(line)["answer"] for line in file.read_text().splitlines()]
+    assert [q.options[q.label] for q in questions] == truth
+    twins = "with two equal options"
+    assert (len(questions), skipped.bad, len(skipped.noted[twins])) == (2000, 0, 13)
+    skipped = Skipped()
+    options = {"split": "dev", "twins": "skip", "skipped": skipped}
+    assert len(read_questions(TASKS["medmcqa"], file, **options)) == 1987
+    assert len(skipped.left_out[twins]) == 13
     subjects = [task for task in TASKS.values() if task.subject]
     shots = [read_questions(t, real_data / "mmlu_medical", split="dev") for t in subjects]
     assert [len(part) for part in shots] == [task.sizes["dev"] for task in subjects] == [5] * 6
     assert len(read_questions(TASKS["mmlu"], real_data / "mmlu_medical", split="dev")) == 30
+
+
+# ---- What is not guessed.
+
+MEDMCQA = find_task("medmcqa")
+
+
+def numbered(path, *numbers):
+    return write(path, *({**ABCD, "id": str(n), "cop": cop} for n, cop in enumerate(numbers)))
+
+
+def labels(path, split="dev", **options):
+    return [q.label for q in read_questions(MEDMCQA, path, split=split, **options)]
+
+
+def test_the_numbers_of_medmcqa_are_those_that_the_file_or_a_sibling_shows(tmp_path):
+    dev = numbered(tmp_path / "dev.json", 1, 2, 3)
+    for path in (dev, tmp_path):
+        with pytest.raises(ValueError, match=r"dev\.json: no cop is 0 and none is 4, here and in"):
+            labels(path, on_error="skip")
+        assert labels(path, label_base="0") == [1, 2, 3]
+        assert labels(path, label_base="1") == [0, 1, 2]
+        numbered(tmp_path / "train.json", 1, 4)
+        assert labels(path) == [0, 1, 2]
+        numbered(tmp_path / "train.json", 1, 0)
+        assert labels(path) == [1, 2, 3]
+        (tmp_path / "train.json").unlink()
+
+
+def test_numbers_that_contradict_each_other_are_refused_whatever_may_be_skipped(tmp_path):
+    dev = numbered(tmp_path / "dev.json", 0, 4)
+    with pytest.raises(ValueError, match=r"json:2: got cop 4, but cop 0 at .*json:1; e"):
+        labels(dev, on_error="skip")
+    numbered(dev, 1, 4)
+    with pytest.raises(ValueError, match=r"json:2: got the answer 4 where options count from 0"):
+        labels(dev, on_error="skip", label_base="0")
+    numbered(tmp_path / "train.json", 0, 2)
+    with pytest.raises(ValueError, match=r"dev\.json:2: got cop 4, but cop 0 at .*train\.json:1"):
+        labels(dev, on_error="skip")
+    assert labels(dev, label_base="1") == [0, 3]
+
+
+def test_hidden_answers_need_no_numbers(tmp_path):
+    assert labels(numbered(tmp_path / "test.json", -1, -1), "test") == [None, None]
+
+
+def test_an_own_set_that_counts_from_1_is_not_read_as_if_from_0(tmp_path):
+    rows = [{"question": f"q{n}", "options": list("xyz"), "answer": n} for n in (1, 2, 3)]
+    path = write(tmp_path / "dev.jsonl", *rows)
+    with pytest.raises(ValueError, match=r"jsonl:3: got the answer 3 where options count from 0; "):
+        read_questions(find_task("medqa"), path, split="dev", on_error="skip")
+    questions = read_questions(find_task("medqa"), path, split="dev", label_base="1")
+    assert [q.label for q in questions] == [0, 1, 2]
+    with pytest.raises(ValueError, match="expected label_base among auto, 0, 1, got '2'"):
+        read_questions(find_task("medqa"), path, split="dev", label_base="2")
+    with pytest.raises(ValueError, match="expected twins among keep, skip, got 'drop'"):
+        read_questions(find_task("medqa"), path, split="dev", twins="drop")
+
+
+def test_the_artificial_set_of_pubmedqa_is_for_training(tmp_path):
+    article = {"QUESTION": "q?", "CONTEXTS": ["a"], "LONG_ANSWER": "l"}
+    rows = {str(n): {**article, "final_decision": "yes" if n % 3 else "no"} for n in range(9)}
+    (tmp_path / "ori_pqaa.json").write_text(json.dumps(rows))
+    task = find_task("pubmedqa")
+    assert len(read_questions(task, tmp_path / "ori_pqaa.json", split="train")) == 9
+    with pytest.raises(
+        ValueError, match="there is no test split in it; fix: --format=pubmedqa_set"
+    ):
+        read_questions(task, tmp_path / "ori_pqaa.json", split="test")
+    one_split = find_task("pubmedqa", format="pubmedqa_set")
+    assert len(read_questions(one_split, tmp_path / "ori_pqaa.json", split="test")) == 9
+    (tmp_path / "ori_pqau.json").write_text(json.dumps({"1": article}))
+    with pytest.raises(ValueError, match="PubMedQA's unlabelled set"):
+        read_questions(task, tmp_path / "ori_pqau.json", split="train")
+
+
+# ---- Files as they are published.
+
+
+def test_parts_of_parquet_in_a_directory(tmp_path):
+    rows = [{"question": f"q{n}", "choices": ["x", "y"], "answer": n % 2} for n in range(5)]
+    (tmp_path / "data").mkdir()
+    for part, some in enumerate((rows[:3], rows[3:])):
+        path = tmp_path / "data" / f"validation-0000{part}-of-00002.parquet"
+        pq.write_table(pa.Table.from_pylist(some), path)
+    for task, own in ((find_task("medqa", format="choices"), tmp_path), (None, None)):
+        task = task or find_task(f"jsonl:{tmp_path}", format="choices")
+        questions = read_questions(task, own, split="dev")
+        assert [(q.question, q.label) for q in questions] == [(f"q{n}", n % 2) for n in range(5)]
+    assert questions[3].id == "validation-00001-of-00002.parquet:1"
+    with pytest.raises(ValueError, match=r"unknown format of .*parquet; fix: --format="):
+        read_questions(find_task("medqa"), path, split="dev")
+
+
+def test_validation_is_dev_but_of_mmlu_it_is_val(tmp_path):
+    write(tmp_path / "validation.jsonl", CHOICE)
+    assert len(read_questions(find_task("medqa"), tmp_path, split="dev")) == 1
+    mmlu = find_task("mmlu")
+    assert len(read_questions(mmlu, tmp_path, split="val")) == 1
+    assert default_split(mmlu, tmp_path / "validation.jsonl") == "val"
+    with pytest.raises(ValueError, match="no dev file of mmlu"):
+        read_questions(mmlu, tmp_path, split="dev")
+
+
+def test_all_subjects_of_mmlu_as_published(tmp_path):
+    for split in ("dev", "test"):
+        (tmp_path / split).mkdir()
+        for subject in ("anatomy", "virology"):
+            lines = "".join(f"{split} {subject} {n}?,w,x,y,z,C\n" for n in range(6))
+            (tmp_path / split / f"{subject}_{split}.csv").write_text(lines)
+    task, skipped = find_task("mmlu"), Skipped()
+    asked = read_questions(task, tmp_path, split="test")
+    assert [q.subject for q in asked] == ["anatomy"] * 6 + ["virology"] * 6
+    shots = read_shots(task, tmp_path, 2, asked, skipped=skipped)
+    assert [q.question for q in shots] == [
+        f"dev {subject} {n}?" for subject in ("anatomy", "virology") for n in (0, 1)
+    ]
+    assert skipped.noted == {}
+    with pytest.raises(ValueError, match=r"got shots=7; dev has 6 of .* with answers"):
+        read_shots(task, tmp_path, 7, asked)
+    virology = tmp_path / "test" / "virology_test.csv"
+    with pytest.raises(
+        ValueError, match=r"no questions of mmlu:anatomy .*6 of the subject virology"
+    ):
+        read_questions(find_task("mmlu:anatomy"), virology, split="test")
+
+
+def test_a_shot_that_is_asked_under_another_id_is_noted(tmp_path):
+    write(tmp_path / "train.jsonl", {**CHOICE, "id": "a"})
+    write(tmp_path / "dev.jsonl", {**CHOICE, "id": "b"}, {**CHOICE, "question": "r?", "id": "c"})
+    task, skipped = find_task("medqa"), Skipped()
+    asked = read_questions(task, tmp_path, split="dev")
+    assert len(read_shots(task, tmp_path, 1, asked, skipped=skipped)) == 1
+    assert skipped.noted == {"equal to a shot, which their prompts leave out": ["b"]}
+
+
+def test_one_file_is_not_two_splits(tmp_path):
+    task, both = find_task("medqa"), write(tmp_path / "all.jsonl", CHOICE)
+    (tmp_path / "link.jsonl").symlink_to(both)
+    for paths in ((both, both), (both, tmp_path / "link.jsonl")):
+        with pytest.raises(
+            ValueError, match=r"all\.jsonl has the questions of both train and dev;"
+        ):
+            check_splits(task, paths, ("train", "dev"))
+    other = write(tmp_path / "dev.jsonl", CHOICE)
+    check_splits(task, (both, other), ("train", "dev"))
+    whole = tmp_path / "ori_pqal.json"
+    whole.write_text("{}")
+    pubmedqa = find_task("pubmedqa")
+    check_splits(pubmedqa, (whole, tmp_path), ("train", "dev"))
+    with pytest.raises(ValueError, match=r"has the questions of both dev and dev"):
+        check_splits(pubmedqa, (whole, tmp_path), ("dev", "dev"))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_a_compressed_file_in_a_directory_is_found(tmp_path, suffix):
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
+    (tmp_path / f"dev.jsonl{suffix}").write_bytes(compress(json.dumps(CHOICE).encode()))
+    assert len(read_questions(find_task("medqa"), tmp_path, split="dev")) == 1

@@ -26,7 +26,7 @@ def test_both_finetuned_models_can_be_loaded(finished):
     _, out = finished
     for name in ("finetuned", "finetuned-random"):
         model, _, head = load_finetuned(out / "effect" / name)
-        assert (model.kind, head.row_format) == ("choice", "paper")
+        assert (model.kind, head.row_format) == ("choice", "keep_end")
 
 
 @pytest.mark.slow
