@@ -1,6 +1,7 @@
 """finetune_questions(): the recipe of a head that answers a task's questions."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -69,7 +70,7 @@ def finetune_questions(
         trunk = grow_vocabulary(base, start.new_tokens, key=grow_key)
         return with_head(trunk, head, key=score_key)
 
-    def evaluate(finetuned: Scorer, step: int) -> dict[str, float]:
+    def evaluate(finetuned: Scorer, step: int, check_stop: Callable) -> dict[str, float]:
         items = score(finetuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
         right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
         accuracy = 100 * float(np.mean(right))

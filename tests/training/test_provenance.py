@@ -1,12 +1,14 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.language_model import map_parameters
 from biomedlm_jax.settings import read_settings
+from biomedlm_jax.training import provenance
 from biomedlm_jax.training.pretrain import PretrainSettings
 from biomedlm_jax.training.provenance import check_run, content_hash, weights_hash, write_run
 
@@ -33,6 +35,20 @@ def test_the_hash_is_the_same_on_every_mesh():
     mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, meshes.abstract_sharded(make, mesh))
     assert weights_hash(jax.device_put(make(), shardings)) == weights_hash(make())
+
+
+def test_several_processes_hash_the_same_weights_part_by_part(monkeypatch):
+    expected, sizes = weights_hash(make()), []
+
+    def gather(part, tiled):
+        sizes.append(part.nbytes)
+        return np.asarray(part)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(provenance, "PART_BYTES", 5_000)  # a layer of the MLP has 16,384
+    monkeypatch.setattr(provenance.multihost_utils, "process_allgather", gather)
+    assert weights_hash(make()) == expected
+    assert max(sizes) == 4 * 32 * 128
 
 
 def test_content_hashes_follow_the_content():
