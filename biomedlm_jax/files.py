@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import glob
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -67,6 +68,11 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
             f"{where}: expected a JSON object, got JSON of type {type(value).__name__}"
         )
     return value
+
+
+def content_hash(value: Any) -> str:
+    """Return the SHA-256 (hexadecimal) of a JSON value, such as token ids."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

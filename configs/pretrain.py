@@ -11,11 +11,15 @@ gpt_125m       one GPU or a small TPU slice: the size of the paper's tokenizer a
                2005.14165, table 2.1). 20,000 steps of 256 x 1024 tokens are 5.2 B tokens.
 gpt_cpu        10.6 M parameters for two CPU cores: real articles, BioMedLM's vocabulary. 1,000
                steps of 4 x 256 tokens are 1.0 M tokens; docs/benchmarks.md has the result.
+continued      more steps from the weights of --init=DIR, whose architecture it takes. The rate is a
+               tenth of BioMedLM's and constant after the warmup, so that a finished run can get
+               more steps with a larger --config.training.steps. Neither value is published.
 tiny           trains in seconds, for tests and a first look; rows of any length and vocabulary.
 
     biomedlm pretrain --config=configs/pretrain.py:gpt_cpu --config.data.path=TOKENS --workdir=RUN
 
-Vocabulary size, end-of-text id and row length come from the token rows unless they are set.
+Vocabulary size, end-of-text id and row length come from the token rows unless they are set. With
+--init=DIR what the model group leaves unset comes from DIR, and a contradiction is an error.
 """
 
 from ml_collections import ConfigDict
@@ -27,6 +31,7 @@ def get_config(variant: str = "gpt_cpu") -> ConfigDict:
         "biomedlm_2_7b": biomedlm_2_7b,
         "gpt_125m": gpt_125m,
         "gpt_cpu": gpt_cpu,
+        "continued": continued,
         "tiny": tiny,
     }
     if variant not in variants:
@@ -118,6 +123,16 @@ def gpt_125m(config: ConfigDict) -> None:
 
 def gpt_cpu(config: ConfigDict) -> None:
     config.model.update(layers=4, width=256, heads=4)
+
+
+def continued(config: ConfigDict) -> None:
+    with config.ignore_type():  # None: as in the model of --init
+        config.model.update(scale_attn_by_inverse_layer_idx=placeholder(bool))
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            config.model[name] = placeholder(float)
+        config.model.vocab_multiple = placeholder(int)
+    config.optimizer.update(schedule="constant", learning_rate=1.6e-5, weight_decay=1.6e-6)
+    config.optimizer.final_lr_fraction = 1.0
 
 
 def tiny(config: ConfigDict) -> None:

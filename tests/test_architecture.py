@@ -29,14 +29,14 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_325,
-    ("training",): 1_340,
+    ("model",): 1_335,
+    ("training",): 1_600,
     ("corpus",): 1_780,
     ("generation",): 1_945,
-    ("interop",): 1_655,
-    ("qa", "finetuning"): 4_860,
+    ("interop",): 1_680,
+    ("qa", "finetuning"): 4_750,
     ("planning",): 1_000,
-    ("cli", "commands"): 1_000,
+    ("cli", "commands"): 1_010,
 }
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asks", "asked", "said", "told", "tells", "knows", "heard"}

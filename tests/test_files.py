@@ -18,6 +18,7 @@ from biomedlm_jax.files import (
     BrokenStreamError,
     atomic_directory,
     check_output,
+    content_hash,
     parse_object,
     read_json,
     read_jsonl,
@@ -330,3 +331,8 @@ def test_a_long_line_takes_linear_time_and_one_beyond_the_limit_is_named(tmp_pat
     messages = []
     kept = list(read_lines(path, limit=1000, on_long=messages.append))
     assert (kept, len(messages)) == ([(1, b"a\n"), (3, b"b\n")], 1)
+
+
+def test_content_hashes_follow_the_content():
+    assert content_hash({"a": [1, 2], "b": 3}) == content_hash({"b": 3, "a": [1, 2]})
+    assert content_hash([[1], [2]]) != content_hash([[1, 2]])

@@ -63,6 +63,11 @@ class QuestionSettings(RunSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.training.loss_chunks != 1:
+            raise ValueError(
+                f"got training.loss_chunks={self.training.loss_chunks} with recipe=questions, "
+                "whose loss has no logits over the vocabulary; set --config.training.loss_chunks=1"
+            )
         if self.task.row_format == RELEASED and self.training.accumulation > 1:
             raise ValueError(
                 f"got training.accumulation={self.training.accumulation} with row_format=released, "

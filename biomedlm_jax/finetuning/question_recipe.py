@@ -1,6 +1,7 @@
 """finetune_questions(): the recipe of a head that answers a task's questions."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.files import content_hash
 from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.losses import question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
@@ -23,7 +25,6 @@ from biomedlm_jax.qa.questions import Skipped, counted, overlap, questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.tasks import check_splits, find_task, read_questions
 from biomedlm_jax.training.fit import fit
-from biomedlm_jax.training.provenance import content_hash
 
 
 def finetune_questions(
@@ -80,7 +81,7 @@ def finetune_questions(
         trunk = grow_vocabulary(base, start.new_tokens, key=grow_key)
         return with_head(trunk, head, key=score_key)
 
-    def evaluate(finetuned: Scorer, step: int) -> dict[str, float]:
+    def evaluate(finetuned: Scorer, step: int, check_stop: Callable) -> dict[str, float]:
         items = score(finetuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
         right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
         accuracy = 100 * float(np.mean(right))

@@ -17,16 +17,14 @@ from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.finetuned import Head
-from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
-from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.model.vocabulary import with_added_tokens
 from biomedlm_jax.qa.evaluation import check_model, load_model
 from biomedlm_jax.qa.questions import counted
+from biomedlm_jax.training.description import describe_run
 from biomedlm_jax.training.fit import Recipe, StepData
 from biomedlm_jax.training.metrics import flops_per_token
-from biomedlm_jax.training.pretrain import introduce
 from biomedlm_jax.training.provenance import weights_hash
 
 
@@ -94,7 +92,6 @@ def make_recipe(
     config, length, steps = start.config, data.row_length, data.steps_per_epoch
     epochs = settings.training.epochs
     rows = {"length": length, "segments": True, "branches": data.branched}
-    kernel = attention.training_kernel(config, mesh, **rows)
     abstract = abstract_model(config)
     return Recipe(
         name=settings.recipe,
@@ -107,7 +104,7 @@ def make_recipe(
         tokens_per_step=data.tokens_per_step,
         flops_per_token=flops_per_token(abstract, length),
         introduction=(
-            introduce(config, parameter_count(abstract), mesh, kernel),
+            describe_run(abstract, mesh, **rows),
             line,
             f"{counted(epochs, 'epoch')} of {counted(steps, 'step')}, {data.tokens_per_step:,.0f} "
             f"tokens each in rows of {length}",

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.files import read_json, write_json, write_text
+from biomedlm_jax.files import content_hash, read_json, write_json, write_text
 from biomedlm_jax.finetuning.config import TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, remarks, text_prompts, train_and_dev
@@ -25,7 +26,7 @@ from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.fit import StepData, fit
-from biomedlm_jax.training.provenance import check_run, content_hash
+from biomedlm_jax.training.provenance import check_run
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 
@@ -63,28 +64,35 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
     def make_model(base) -> LanguageModel:
         return grow_vocabulary(base, start.new_tokens, key=jax.random.key(training.seed))
 
-    def dev_loss(model: LanguageModel) -> float:
+    def dev_loss(model: LanguageModel, check_stop: Callable = lambda: None) -> float:
         batches = StepData(dev_data.in_order, layout)
-        steps = range(dev_data.steps_per_epoch)
-        return sum(float(compiled_loss(model, next(batches))) for _ in steps) / dev_data.targets
+        total = 0.0
+        for _ in range(dev_data.steps_per_epoch):
+            check_stop()
+            total += float(compiled_loss(model, next(batches)))
+        return total / dev_data.targets
 
-    def answer(finetuned: LanguageModel, count: int) -> tuple[list[str], dict]:
+    def answer(
+        finetuned: LanguageModel, count: int, check_stop: Callable = lambda: None
+    ) -> tuple[list[str], dict]:
         """Return the answers to the first dev sources, and the report on them."""
         texts = generate_until(
             Generator(finetuned, start.tokenizer),
             [prompt.prefix for prompt in dev_prompts[:count]],
             until=(),
             batch_size=evaluation.batch_size,
+            notify=lambda number, text: check_stop(),
             **{"max_new_tokens": options.max_new_tokens, **settings.generation},
         )
         texts = [text.strip() for text in texts]
         sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
         return texts, text_report(sources, targets, texts, groups=groups)
 
-    def evaluate(finetuned: LanguageModel, step: int) -> dict[str, float]:
-        epoch, figures = step // data.steps_per_epoch, {"dev_loss": dev_loss(finetuned)}
+    def evaluate(finetuned: LanguageModel, step: int, check_stop: Callable) -> dict[str, float]:
+        epoch = step // data.steps_per_epoch
+        figures: dict[str, float] = {"dev_loss": dev_loss(finetuned, check_stop)}
         if evaluation.examples and epoch < training.epochs:  # after the last one: the report
-            _, report = answer(finetuned, evaluation.examples)
+            _, report = answer(finetuned, evaluation.examples, check_stop)
             figures |= {kind: report[kind]["mean"] for kind in KINDS}
         figures = {"epoch": epoch, **figures}
         facts = {**figures, "started_from": started_from}

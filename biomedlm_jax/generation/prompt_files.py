@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from biomedlm_jax.files import parse_object, read_jsonl, read_lines
+from biomedlm_jax.files import content_hash, parse_object, read_jsonl, read_lines
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
-from biomedlm_jax.training.provenance import content_hash, weights_hash
+from biomedlm_jax.training.provenance import weights_hash
 
 
 def answer_file(

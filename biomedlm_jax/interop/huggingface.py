@@ -104,7 +104,7 @@ def export_directory(
     """
     overwrite = options.get("overwrite", False)
     check_output(path, replaceable=is_hugging_face, overwrite=overwrite)
-    parse_size(options.get("max_shard_size", 0))
+    parse_size(options.get("max_shard_size", "5GB"))
     directories.read_config(source)  # that it is a directory of a model
     source = directories.model_directory(source)
     if finetuned.read_head(source) is None:

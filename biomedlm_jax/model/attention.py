@@ -120,6 +120,11 @@ def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> s
 
     Raises ValueError if a named kernel does not support the call.
     """
+    return _choose(kernel, query_BxHxLxK, key_BxGxSxK, **features)[0]
+
+
+def _choose(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> tuple[str, str]:
+    """Return what `choose_kernel` does, and why `auto` takes no fused kernel (else "")."""
     platform = meshes.platform()
     best = {theirs: name for name, theirs in PLATFORMS.items()}.get(platform, "xla")
     wanted = best if kernel == "auto" else kernel
@@ -133,10 +138,10 @@ def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> s
     if reason is not None:
         if kernel != "auto":
             raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
-        wanted = "xla"
+        reason, wanted = f"not {wanted}: {reason}", "xla"
     why = f" ({reason})" if reason else ""
     _log_once("attention: %s on %s%s", wanted, platform, why)
-    return wanted
+    return wanted, reason or ""
 
 
 def unsupported_reason(
@@ -180,17 +185,25 @@ def unsupported_reason(
     return None
 
 
-def training_kernel(config, mesh, *, length: int | None = None, **features: bool) -> str:
-    """Return the kernel of a training step on rows of `length` (default: the context length).
+def training_kernel(config, mesh, **rows: Any) -> str:
+    """Return the kernel of a training step on `rows`, see `explained_kernel`."""
+    return explained_kernel(config, mesh, **rows)[0]
 
-    Nothing is traced. Raises ValueError if the config names a kernel without support.
+
+def explained_kernel(
+    config, mesh, *, length: int | None = None, **features: bool
+) -> tuple[str, str]:
+    """Return the kernel of a training step, and why `auto` takes no fused kernel (else "").
+
+    Rows have `length` tokens (default: the context length). Nothing is traced. Raises ValueError if
+    the config names a kernel without support.
     """
     L, rows = length or config.context_length, meshes.batch_shards(mesh)
     query = jax.ShapeDtypeStruct((rows, config.heads, L, config.head_dim), config.dtype)
     key = jax.ShapeDtypeStruct((rows, config.key_value_heads, L, config.head_dim), config.dtype)
     features["dropping"] = config.attention_dropout > 0
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return choose_kernel(config.attention, query, key, **features)
+        return _choose(config.attention, query, key, **features)
 
 
 def _splash(

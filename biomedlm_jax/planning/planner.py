@@ -25,7 +25,7 @@ from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
 from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.metrics import flops_per_token
-from biomedlm_jax.training.pretrain import PretrainSettings, config_of_rows
+from biomedlm_jax.training.pretrain import PretrainSettings, fill_config_from_manifest
 
 # Assumption, not a measurement: attention kernels reach this fraction of the peak.
 KERNEL_EFFICIENCY = 0.4
@@ -169,7 +169,9 @@ def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConf
         flags = " and ".join(f"--config.model.{name}" for name in unset)
         raise ValueError(f"expected {flags}, or --config.data.path=DIR of token rows; got none")
     if unset:
-        return settings, config_of_rows(settings.model, read_manifest(settings.data.path))
+        return settings, fill_config_from_manifest(
+            settings.model, read_manifest(settings.data.path)
+        )
     return settings, make_config(settings.model)
 
 

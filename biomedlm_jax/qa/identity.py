@@ -12,10 +12,10 @@ import jax
 
 import biomedlm_jax
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import content_hash, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.qa.questions import Question, Skipped, questions_hash
-from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, content_hash, weights_hash
+from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, weights_hash
 
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
 UNCOMPARED = ("facts", "started_from", "mesh", "sweep", "logging", "checkpoint", "model", "task")

@@ -12,8 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from biomedlm_jax.training.provenance import content_hash
-
 EVERY_SECONDS = 10.0  # between lines of progress
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from biomedlm_jax.training.provenance import content_hash
+from biomedlm_jax.files import content_hash
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -27,14 +27,14 @@ class MeshSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Settings):
-    """AdamW: `schedule` cosine (pre-training) or linear (fine-tuning), see optimizer.py."""
+    """AdamW: `schedule` cosine (pre-training), linear (fine-tuning) or constant: optimizer.py."""
 
     group = "optimizer"
-    schedule: str = setting("linear", choices=("cosine", "linear"))
+    schedule: str = setting("linear", choices=("cosine", "linear", "constant"))
     learning_rate: float = setting(above=0)
     warmup_steps: int | None = setting(None, least=0)  # this, or a share of all steps:
     warmup_ratio: float | None = setting(None, least=0, most=1)
-    final_lr_fraction: float = setting(0.0, least=0, most=1)
+    final_lr_fraction: float = setting(0.0, least=0, most=1)  # of learning_rate, at the end
     beta1: float = setting(0.9, least=0, below=1)
     beta2: float = setting(0.999, least=0, below=1)
     epsilon: float = setting(1e-8, above=0)
@@ -49,6 +49,16 @@ class OptimizerSettings(Settings):
                 f"got optimizer.warmup_steps={self.warmup_steps} and "
                 f"optimizer.warmup_ratio={self.warmup_ratio}; set one of them, the other to None"
             )
+        if self.schedule == "constant" and self.final_lr_fraction != 1.0:
+            raise ValueError(
+                f"got optimizer.final_lr_fraction={self.final_lr_fraction} with schedule=constant, "
+                "which does not decay; set --config.optimizer.final_lr_fraction=1.0"
+            )
+
+    @property
+    def depends_on_steps(self) -> bool:
+        """Whether the learning rate of a step depends on the number of all steps."""
+        return self.schedule != "constant" or self.warmup_ratio is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,10 +112,13 @@ class RunSettings(Settings):
     logging: LoggingSettings
 
 
-def differences(before: Mapping[str, Any], settings: Settings) -> list[str]:
+def changed_settings(
+    before: Mapping[str, Any], settings: Settings, *, may_change: Sequence[str] = ()
+) -> list[str]:
     """Return how a saved run's groups differ from `settings`, free settings excepted.
 
-    `before` is the JSON object of `to_json`; the `model` group is compared by its caller.
+    `may_change` are names of others to leave out, such as training.steps. `before` is the JSON
+    object of `to_json`; the `model` group is compared by its caller.
     """
     differing = []
     for group, new in to_json(settings).items():
@@ -113,7 +126,8 @@ def differences(before: Mapping[str, Any], settings: Settings) -> list[str]:
         differing += [
             f"{group}.{name}={old.get(name)!r} (now {value!r})"
             for name, value in (new.items() if isinstance(typed, Settings) else ())
-            if name not in typed.free_names() and old.get(name) != value
+            if name not in typed.free_names() and f"{group}.{name}" not in may_change
+            if old.get(name) != value
         ]
     return differing
 

@@ -20,11 +20,18 @@ from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.lora import Adapter
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.config import RunSettings
-from biomedlm_jax.training.metrics import Recorder, Silent, StepTimer, check_finite, plot_losses
+from biomedlm_jax.training.metrics import (
+    NullRecorder,
+    Recorder,
+    StepTimer,
+    check_finite,
+    plot_losses,
+    was_evaluated,
+)
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.provenance import check_run, write_run
 from biomedlm_jax.training.state import TrainState, compile_step, init_state, train_step
-from biomedlm_jax.training.stopping import stop_signals, wait_for_all
+from biomedlm_jax.training.stopping import Stopped, stop_signals, wait_for_all
 
 
 class Data(Protocol):
@@ -73,9 +80,11 @@ class Recipe:
     """What `fit` trains.
 
     `make_model(*base)` is traced and returns the starting model (a LanguageModel or a Scorer).
-    `loss(model, batch, dropout_key=...)` is a scalar in nats. `evaluate(model, step)` returns
-    figures, every `evaluate_every` steps (0: never) and after the last. `started_from` identifies
-    the start by content. `write(first_time)` writes the recipe's own files, in process 0.
+    `loss(model, batch, dropout_key=...)` is a scalar in nats. `evaluate(model, step, check_stop)`
+    returns figures, every `evaluate_every` steps (0: never) and after the last; it calls
+    `check_stop()` between its batches, in every process, and lets pass what that raises.
+    `started_from` identifies the start by content. A resumed run may differ in `may_change`, names
+    such as training.steps. `write(first_time)` writes the recipe's own files, in process 0.
     """
 
     name: str
@@ -86,11 +95,13 @@ class Recipe:
     added_tokens: int = 0  # vocabulary rows that are trained beside LoRA's factors
     data: Data
     loss: Callable[..., jax.Array]
-    evaluate: Callable[[Any, int], dict[str, float]] | None = None
+    evaluate: Callable[[Any, int, Callable[[], None]], dict[str, float]] | None = None
     evaluate_every: int = 0
     tokens_per_step: float
     flops_per_token: float
     started_from: Mapping[str, Any]
+    may_change: Sequence[str] = ()
+    history: Sequence[Mapping[str, Any]] = ()  # of such changes, for run.json
     write: Callable[[bool], None] = lambda first_time: None
     introduction: Sequence[str] = ()
 
@@ -99,10 +110,11 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
     """Train until the recipe's last step, or resume the run in `workdir`.
 
     Writes `run.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events. Ctrl-C (or SIGTERM)
-    ends the step, saves and raises KeyboardInterrupt. Call it under `jax.set_mesh(mesh)`. Returns
-    the model (LoRA merged) and {"step": ..., and the last evaluation's figures if this call
-    evaluated}. Raises ValueError, before anything is written, if settings, data and directory do
-    not fit together, and if a loss is not finite.
+    ends the step or the evaluation's batch, saves and raises KeyboardInterrupt; an evaluation that
+    was not finished is the first thing that a resumed run does. Call it under
+    `jax.set_mesh(mesh)`. Returns the model (LoRA merged) and {"step": ..., and the last
+    evaluation's figures if this call evaluated}. Raises ValueError, before anything is written, if
+    settings, data and directory do not fit together, and if a loss is not finite.
     """
     keep_freed_memory()
     settings, steps = recipe.settings, recipe.steps
@@ -112,14 +124,15 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
     abstract, abstract_frozen = (
         meshes.abstract_sharded(make, mesh, *recipe.base) for make in (make_state, make_frozen)
     )
-    resuming = check_run(workdir, recipe.name, settings, recipe.started_from)
+    start = recipe.started_from
+    resuming = check_run(workdir, recipe.name, settings, start, may_change=recipe.may_change)
     with contextlib.ExitStack() as resources:
         resources.callback(recipe.data.close)
         wait_for_all("checked")
         if jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
             recipe.write(not resuming)
-            write_run(workdir, recipe.name, settings, recipe.started_from)
+            write_run(workdir, recipe.name, settings, start, history=recipe.history)
         wait_for_all("written")
         checkpointer = Checkpointer(workdir, keep=settings.checkpoint.keep)
         resources.callback(checkpointer.close)
@@ -135,15 +148,16 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         frozen = _sharded(make_frozen, abstract_frozen, recipe.base) if abstract_frozen else ()
         recipe.base.clear()
         step = begin = int(state.step)
-        recorder = Silent()
+        recorder = NullRecorder()
         if jax.process_index() == 0:
             board = settings.logging.tensorboard
             recorder = Recorder(workdir, first_step=begin, steps=steps, tensorboard=board)
         resources.callback(recorder.close)
+        wait_for_all("open")
         for line in recipe.introduction:
-            recorder.say(line)
+            recorder.print_line(line)
         if begin:
-            recorder.say(f"resuming after step {begin} of {steps}")
+            recorder.print_line(f"resuming after step {begin} of {steps}")
 
         # ---- Steps.
         update = compile_step(
@@ -159,7 +173,7 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         # One step may run ahead of its figures, so that devices never wait for the host; on a CPU
         # that would only delay Ctrl-C.
         run_ahead = 0 if meshes.platform() == "cpu" else 1
-        result, pending, stopping = {}, [], False
+        result, pending, stopping, owed = {}, [], False, False  # owed: an evaluation
 
         def read(how_many: int, timed: bool) -> None:
             """Fetch the figures of all but the newest `how_many` steps."""
@@ -168,40 +182,64 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
                 figures = check_finite(done, metrics, workdir)
                 losses["sum"] += figures["loss"]
                 losses["count"] += 1
-                due = done % settings.logging.every == 0 or done == begin + 1 or recorder.quiet()
+                due = done % settings.logging.every == 0 or done == begin + 1
+                due = due or recorder.is_overdue()
                 if timed and (due or timer.restarted):
                     figures |= timer.read(done)
                 if due or not timed:
                     figures["learning_rate"] = float(np.asarray(schedule(done - 1)))
                     recorder.write(done, figures)
 
+        def is_evaluated(step: int) -> bool:
+            return recipe.evaluate is not None and _due(step, recipe.evaluate_every, steps)
+
+        def evaluate() -> bool:
+            """Evaluate; return False if a signal stopped it."""
+            assert recipe.evaluate is not None
+            try:
+                figures = recipe.evaluate(_merged(state.model, frozen), step, check_stop)
+            except Stopped:
+                return False
+            result.clear()
+            result.update(train_loss=losses["sum"] / losses["count"], **figures)
+            losses.update(sum=0.0, count=0)
+            return_freed_memory()
+            recorder.write(step, result)
+            return True
+
+        def check_stop() -> None:
+            if stop(True):
+                raise Stopped
+
+        if begin and is_evaluated(begin) and losses["count"]:
+            if was_evaluated(workdir, begin):
+                losses.update(sum=0.0, count=0)
+            else:
+                owed = not evaluate()
+                stopping = stop(True)
         while step < steps and not stopping:
             state, metrics = update(state, next(recipe.data), *frozen)
             step += 1
             pending.append((step, metrics))
             read(run_ahead, timed=True)
             stopping = stop(_due(step, settings.logging.every, steps))
-            evaluating = _due(step, recipe.evaluate_every, steps)
-            saving = stopping or _due(step, settings.checkpoint.every, steps)
-            if not (evaluating or saving):
+            due = _due(step, settings.checkpoint.every, steps)
+            if not (stopping or due or is_evaluated(step)):
                 continue
             read(0, timed=run_ahead == 0)
-            if evaluating and recipe.evaluate is not None:
-                result = {"train_loss": losses["sum"] / losses["count"]}
-                result |= recipe.evaluate(_merged(state.model, frozen), step)
-                losses.update(sum=0.0, count=0)
-                return_freed_memory()
-                recorder.write(step, result)
-            if saving:
+            if is_evaluated(step):
+                owed = stopping or not evaluate()
+                stopping = stopping or stop(True)
+            if stopping or due:
                 checkpointer.save(state, {"data": recipe.data.position(), "losses": {**losses}})
             timer.restart()
         checkpointer.wait()
-        if step < steps:
-            recorder.say(f"stopped at step {step} and saved; run the same command to resume")
+        if step < steps or owed:
+            recorder.print_line(f"stopped at step {step} and saved; run the same command to resume")
             raise KeyboardInterrupt
         if jax.process_index() == 0:
             plot_losses(workdir)
-        recorder.say(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
+        recorder.print_line(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
         return _merged(state.model, frozen), {"step": step, **result}
 
 

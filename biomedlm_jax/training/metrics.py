@@ -134,9 +134,9 @@ class Recorder:
         elapsed = time.monotonic() - self._began
         remaining = elapsed / max(1, step - self._first) * (self._steps - step)
         clock = f"elapsed {_duration(elapsed)}  remaining {_duration(remaining)}"
-        self.say(f"step {step}/{self._steps}  {figures}  {clock}")
+        self.print_line(f"step {step}/{self._steps}  {figures}  {clock}")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line for the person at the terminal."""
         self._printed = time.monotonic()
         if self._progress:
@@ -144,7 +144,7 @@ class Recorder:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def quiet(self) -> bool:
+    def is_overdue(self) -> bool:
         """Return whether the last line is so old that a person waits for the next."""
         return time.monotonic() - self._printed > QUIET_SECONDS
 
@@ -157,15 +157,15 @@ class Recorder:
         self._file.close()
 
 
-class Silent:
+class NullRecorder:
     """The recorder of every process but the first, which drops everything."""
 
     def write(self, *arguments: Any) -> None:
         """Do nothing."""
 
-    say = close = write
+    print_line = close = write
 
-    def quiet(self) -> bool:
+    def is_overdue(self) -> bool:
         """Return False."""
         return False
 
@@ -174,6 +174,13 @@ def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's `metrics.jsonl`."""
     text = (run_directory / "metrics.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
+
+
+def was_evaluated(run_directory: Path, step: int) -> bool:
+    """Return whether a run's `metrics.jsonl` has the evaluation of `step`."""
+    return any(
+        line["step"] == step and "train_loss" in line for line in read_metrics(run_directory)
+    )
 
 
 def plot_losses(run_directory: Path) -> Path:

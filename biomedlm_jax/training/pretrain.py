@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.packer import token_bytes
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from biomedlm_jax.files import write_json
-from biomedlm_jax.model import attention
+from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
-from biomedlm_jax.model.language_model import parameter_count
+from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.settings import Settings, read_settings, setting
+from biomedlm_jax.training.checkpoint import latest_step
 from biomedlm_jax.training.config import RunSettings, StepSettings
+from biomedlm_jax.training.description import describe_run
 from biomedlm_jax.training.fit import Recipe, fit
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.metrics import flops_per_token, validation_metrics
+from biomedlm_jax.training.optimizer import make_optimizer
+from biomedlm_jax.training.provenance import RUN_FILE, weights_hash
 from biomedlm_jax.training.state import random_model
+
+CONFIG = "config.json"  # what the model is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,14 @@ class PretrainSteps(StepSettings):
     evaluate_every: int = setting(least=0, free=True)  # steps; 0: never
     evaluate_batches: int = setting(-1, free=True)  # spread over the validation split; -1: all
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.evaluate_batches != -1 and self.evaluate_batches < 1:
+            raise ValueError(
+                f"got training.evaluate_batches={self.evaluate_batches}; expected at least 1, or "
+                "-1 for the whole validation split (training.evaluate_every=0 never evaluates)"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainSettings(RunSettings):
@@ -55,8 +69,29 @@ class PretrainSettings(RunSettings):
     training: PretrainSteps
 
 
-def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """A language model that a run starts from; `interop.initial.initial_weights` makes it."""
+
+    path: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    read: Callable[[LanguageModel], LanguageModel]  # abstract and sharded -> with its values
+    files: Mapping[str, dict]  # JSON files that the run keeps, by name
+
+
+def pretrain(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    init: InitialWeights | None = None,
+    extend: bool = False,
+) -> dict:
     """Train the config's model on its token rows, or resume the run in `workdir`.
+
+    A new run starts from the weights of `init`, without its optimizer state and from step 0 of the
+    schedule, or from random parameters. A resumed run needs no `init`. A run gets more steps than
+    it had if its learning rate does not depend on their number, or with `extend`.
 
     Writes `config.json`, the tokenizer, the rows' `manifest.json` and what `fit` writes. Returns
     the step and, if this call evaluated, the last validation metrics. Raises ValueError, before
@@ -66,19 +101,36 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
     settings = read_settings(PretrainSettings, config)
     training = settings.training
     if settings.lora.rank:
-        raise ValueError("got lora.rank above 0; pre-training from random parameters has no LoRA")
+        raise ValueError(
+            "got lora.rank above 0; pre-training has no LoRA: set --config.lora.rank=0"
+        )
     if not settings.data.path:
         raise ValueError(
             "got an empty config.data.path; set --config.data.path=DIR to a directory that "
             "`biomedlm build-tokens` wrote"
         )
     manifest = read_manifest(settings.data.path)
-    model_config = config_of_rows(settings.model, manifest)
+    before = read_json(workdir / RUN_FILE) if (workdir / RUN_FILE).exists() else {}
+    started_from = _initial_facts(before, workdir, init)
+    fields, source = settings.model, None if init is None else init.config
+    if init is None and started_from:
+        source = make_config(read_json(workdir / CONFIG)["model"])
+    if source is not None:
+        where = started_from["path"] if init is None else init.path
+        fields = _fill_config_from_source(fields, source, where=where)
+    elif fields.get("layers") is None:
+        raise ValueError(
+            "got no model.layers; set --config.model.layers, or start from weights with --init=DIR"
+        )
+    model_config = fill_config_from_manifest(fields, manifest)
     known = (workdir / "tokenizer.json").exists()  # a run keeps its tokenizer
     tokenizer = load_tokenizer(workdir if known else settings.data.path)
+    if init is not None:
+        _check_tokenizer(init, manifest["tokenizer_hash"], rows=settings.data.path)
+    smaller = source is not None and manifest["vocab_size"] <= source.vocab_size
     check_tokens(
         manifest,
-        vocab_size=model_config.vocab_size,
+        vocab_size=None if smaller else model_config.vocab_size,
         length=model_config.context_length,
         eos_id=model_config.eos_token_id,
         tokenizer_hash=tokenizer_hash(tokenizer),
@@ -94,15 +146,23 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             f"{settings.data.path} has no validation rows; build it with --validation_fraction, "
             "or set --config.training.evaluate_every=0"
         )
+    lengthening = _lengthening(before, settings, workdir, extend=extend)
     mesh = settings.mesh.make()
     abstract = abstract_model(model_config)
     batch_size, path = training.batch_size, settings.data.path
     meshes.check_fits(
         mesh, batch_size=batch_size, accumulation=training.accumulation, model=abstract
     )
-    kernel = attention.training_kernel(model_config, mesh)
+    description = describe_run(abstract, mesh)
     sharding = meshes.sharding(mesh, "batch", "length")
     layout: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
+    base = []
+    if init is not None:
+        with jax.set_mesh(mesh):
+            base = [init.read(abstract_model(model_config, mesh))]
+            started_from["weights"] = weights_hash(base[0])
+        if latest_step(workdir) is not None:
+            base.clear()  # a checkpoint follows it
     batches = Batches(path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
     lengths_V = jnp.asarray(token_bytes(tokenizer))
@@ -113,19 +173,26 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
 
     limit = training.evaluate_batches if training.evaluate_batches > 0 else None
 
-    def evaluate(model, step: int) -> dict[str, float]:
+    def evaluate(model, step: int, check_stop: Callable[[], None]) -> dict[str, float]:
         total, count, text_bytes = 0.0, 0.0, 0
         for tokens, weights in validation_batches(path, **layout, limit=limit):
+            check_stop()
             sums = loss_sums(model, tokens, weights_B=weights)
             total, count = total + float(sums[0]), count + float(sums[1])
             text_bytes += int(byte_sum(tokens, weights))
         return validation_metrics(total / count, tokens=round(count), text_bytes=text_bytes)
 
+    def make_model(*base: LanguageModel) -> LanguageModel:
+        return base[0] if base else random_model(model_config, seed=training.seed)
+
     def write(first_time: bool) -> None:
-        write_json(workdir / "config.json", {"model": model_config.to_json()})
+        facts = {"started_from": started_from} if started_from else {}
+        write_json(workdir / CONFIG, {"model": model_config.to_json(), **facts})
         if not known:
             write_json(workdir / "manifest.json", manifest)
-            save_tokenizer(tokenizer, workdir)
+            save_tokenizer(tokenizer if init is None else init.tokenizer, workdir)
+        for name, value in (init.files if init else {}).items():
+            write_json(workdir / name, value)
 
     tokens = batch_size * manifest["length"]
     seen, there = training.steps * tokens, manifest["splits"]["train"]["tokens"]
@@ -133,7 +200,8 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
         name="pretrain",
         settings=settings,
         steps=training.steps,
-        make_model=lambda: random_model(model_config, seed=training.seed),
+        make_model=make_model,
+        base=base,
         data=batches,
         loss=functools.partial(next_token_loss, chunks=training.loss_chunks),
         evaluate=evaluate if training.evaluate_every else None,
@@ -145,32 +213,100 @@ def pretrain(config: ConfigDict, workdir: str | Path) -> dict:
             "initialisation": _initialisation(model_config),
             "tokenizer": manifest["tokenizer_hash"],
             "rows": manifest["fingerprint"],
+            **started_from,
         },
+        may_change=["training.steps"] if lengthening else [],
+        history=[*before.get("history", []), *([lengthening] if lengthening else [])],
         write=write,
         introduction=(
-            introduce(model_config, parameter_count(abstract), mesh, kernel),
+            description,
+            *([f"starting from the weights of {init.path}"] if init and base else []),
             f"{training.steps:,} steps of {batch_size} x {manifest['length']} tokens: "
             f"{seen / there:.2f} passes over {there:,} tokens",
+            *([lengthening["learning_rate"]] if lengthening else []),
         ),
     )
     with jax.set_mesh(mesh):
         return fit(recipe, workdir, mesh)[1]
 
 
-def config_of_rows(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:
+def fill_config_from_manifest(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:
     """Return the model config, what it leaves as None taken from the token rows."""
     names = {"vocab_size": "vocab_size", "eos_token_id": "eos_id", "context_length": "length"}
     unset = {ours: manifest[its] for ours, its in names.items() if fields.get(ours) is None}
     return make_config({**fields, **unset})
 
 
-def introduce(config: ModelConfig, parameters: int, mesh, kernel: str) -> str:
-    """Return one line about the model and where it runs."""
-    sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    return (
-        f"{parameters:,} parameters on {mesh.size} {jax.devices()[0].device_kind} ({sizes}), "
-        f"{np.dtype(config.dtype).name}, attention by {kernel}"
+def _fill_config_from_source(fields: dict, source: ModelConfig, *, where: str) -> dict:
+    """Return the model group, what it leaves unset taken from the model that a run starts from.
+
+    Raises ValueError if it sets what is computed from the weights otherwise.
+    """
+    values, free = source.to_json(), source.free_names()
+    fixed = {**source.architecture(), "vocab_multiple": source.vocab_multiple}
+    for name, value in fixed.items():
+        if fields.get(name) not in (None, value):
+            raise ValueError(
+                f"got model.{name}={fields[name]!r}, and the weights in {where} are of a model "
+                f"with {name}={value!r}; set --config.model.{name}={value}, or leave it unset"
+            )
+    unset = [name for name in values if name not in free and fields.get(name) is None]
+    return {**fields, **{name: values[name] for name in unset}}
+
+
+def _initial_facts(before: Mapping, workdir: Path, init: InitialWeights | None) -> dict[str, str]:
+    """Return path and hash of the weights that a run started from, the hash if it is known."""
+    if init is not None:
+        return {"path": str(Path(init.path).absolute())}
+    saved = before.get("started_from", {})
+    facts = {name: saved[name] for name in ("path", "weights") if name in saved}
+    if facts and latest_step(workdir) is None:
+        raise ValueError(
+            f"{workdir} was to start from {facts.get('path')} and has no checkpoint yet; give "
+            f"--init={facts.get('path')} again"
+        )
+    return facts
+
+
+def _check_tokenizer(init: InitialWeights, rows_hash: str, *, rows: str) -> None:
+    """Raise ValueError unless token rows have the tokenizer of the weights."""
+    if tokenizer_hash(init.tokenizer) != rows_hash:
+        raise ValueError(
+            f"the token rows in {rows} have another tokenizer ({rows_hash[:12]}) than {init.path} "
+            f"({tokenizer_hash(init.tokenizer)[:12]}); build them again with "
+            f"biomedlm build-tokens --tokenizer={init.path}"
+        )
+
+
+def _lengthening(
+    before: Mapping[str, Any], settings: PretrainSettings, workdir: Path, *, extend: bool
+) -> dict[str, Any] | None:
+    """Return what changes if a run gets more steps than it had before; None if it does not.
+
+    Raises ValueError if its learning rate would change without `extend`.
+    """
+    if extend and not before:
+        raise ValueError(f"got --extend, and {workdir} holds no run; leave it out for a new run")
+    old, new = before.get("training", {}).get("steps"), settings.training.steps
+    if not isinstance(old, int) or new <= old:
+        return None
+    step, optimizer = latest_step(workdir) or 0, settings.optimizer
+
+    def rate(steps: int, count: int) -> str:
+        _, schedule = make_optimizer(optimizer, steps=steps)
+        return f"{float(np.asarray(schedule(count))):.3g}"
+
+    line = (
+        f"{old:,} steps become {new:,}; with schedule={optimizer.schedule} the learning rate goes "
+        f"from {rate(old, max(0, step - 1))} at step {step} to {rate(new, step)} at the next, and "
+        f"ends at {rate(new, new - 1)}"
     )
+    if optimizer.depends_on_steps and not extend:
+        raise ValueError(
+            f"got training.steps={new} for the run in {workdir}: {line}; allow this with "
+            "--extend, or choose another --workdir"
+        )
+    return {"steps": new, "steps_before": old, "after_step": step, "learning_rate": line}
 
 
 def _initialisation(config: ModelConfig) -> dict:

@@ -5,8 +5,7 @@ hashes of the weights, tokenizer and data it started from. `config.json` says wh
 """
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,48 @@ from jax.experimental import multihost_utils
 
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.language_model import named_leaves
-from biomedlm_jax.training.config import RunSettings, differences, to_json
+from biomedlm_jax.training.config import RunSettings, changed_settings, to_json
 
 RUN_FILE = "run.json"
+PART_BYTES = 2**26  # of a leaf that several processes gather at once
 NOT_COMPARED = ("path",)  # of started_from: the same content may lie elsewhere
-
-
-def content_hash(value: Any) -> str:
-    """Return the SHA-256 (hexadecimal) of a JSON value, such as token ids."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def weights_hash(model: Any) -> str:
     """Return the SHA-256 of a model's parameters (names, shapes, values), equal on every mesh."""
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(model).items()):
-        if jax.process_count() > 1:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode("ascii"))
-        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode("ascii"))
+        for part in _host_parts(leaf):
+            digest.update(part.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return digest.hexdigest()
 
 
+def _host_parts(leaf: jax.Array) -> Iterator[np.ndarray]:
+    """Yield the values of a leaf in order; no device gathers more than PART_BYTES or a layer."""
+    size = len(leaf)
+    if jax.process_count() > 1:
+        size = max(1, size * PART_BYTES // leaf.nbytes)
+    for start in range(0, len(leaf), size):
+        part = leaf
+        if jax.process_count() > 1:
+            part = jax.lax.dynamic_slice_in_dim(leaf, start, min(size, len(leaf) - start))
+            part = multihost_utils.process_allgather(part, tiled=True)
+        yield np.ascontiguousarray(part)
+
+
 def check_run(
-    workdir: Path, recipe: str, settings: RunSettings, started_from: Mapping[str, Any]
+    workdir: Path,
+    recipe: str,
+    settings: RunSettings,
+    started_from: Mapping[str, Any],
+    *,
+    may_change: Sequence[str] = (),
 ) -> bool:
     """Return whether `workdir` holds this run already (False: it is empty or absent).
 
-    Raises ValueError for other files, another recipe, other fixed settings, or another start.
+    Raises ValueError for other files, another recipe, other fixed settings (those of `may_change`
+    excepted, such as training.steps), or another start.
     """
     file = workdir / RUN_FILE
     if not file.exists():
@@ -54,7 +66,7 @@ def check_run(
             )
         return False
     before = read_json(file)
-    differing = differences(before, settings)
+    differing = changed_settings(before, settings, may_change=may_change)
     if before.get("recipe") != recipe:
         differing.insert(0, f"recipe={before.get('recipe')!r} (now {recipe!r})")
     old = before.get("started_from", {})
@@ -72,8 +84,17 @@ def check_run(
 
 
 def write_run(
-    workdir: Path, recipe: str, settings: RunSettings, started_from: Mapping[str, Any]
+    workdir: Path,
+    recipe: str,
+    settings: RunSettings,
+    started_from: Mapping[str, Any],
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write `run.json`; what may change (the mesh, a path) is updated on a resume."""
+    """Write `run.json`; what may change (the mesh, a path) is updated on a resume.
+
+    `history` lists the changes of settings that decide the result, such as training.steps.
+    """
     record = {"recipe": recipe, **to_json(settings), "started_from": dict(started_from)}
+    record |= {"history": [dict(change) for change in history]} if history else {}
     write_json(workdir / RUN_FILE, record)

@@ -10,6 +10,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
+class Stopped(Exception):
+    """A signal arrived during an evaluation, which is not finished."""
+
+
 @contextlib.contextmanager
 def stop_signals(recorder: Any) -> Iterator[Any]:
     """Yield stop(agree) -> whether to stop now; a second signal ends the process at once.
@@ -22,7 +26,7 @@ def stop_signals(recorder: Any) -> Iterator[Any]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        recorder.say("stopping after this step, then saving (again: stop at once)")
+        recorder.print_line("stopping after this step, then saving (again: stop at once)")
 
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread, where no signal arrives

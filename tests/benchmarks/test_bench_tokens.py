@@ -4,7 +4,7 @@ import pytest
 
 from biomedlm_jax.benchmarks.bench_tokens import BUILD, measure
 from biomedlm_jax.benchmarks.rounds import print_result
-from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i in range(60)]
 
@@ -12,8 +12,8 @@ TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i i
 def test_every_side_is_measured(tmp_path, capsys):
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    train_tokenizer(TEXTS, vocab_size=280).save(str(tmp_path / "tokenizer.json"))
-    result = measure([file], tmp_path, length=16, rounds=1)
+    save_tokenizer(train_tokenizer(TEXTS, vocab_size=280), tmp_path / "tokenizer")
+    result = measure([file], tmp_path / "tokenizer", length=16, rounds=1)
     assert (result["documents"], result["text_bytes"]) == (len(TEXTS), sum(map(len, TEXTS)))
     sides = result["tables"]["tokens"]
     assert list(sides) == [BUILD, "encode_batch", "encode_batch_fast"]

@@ -34,6 +34,11 @@ def test_the_published_texts(name, get_config):
         ("task.max_length", 2, "max_length=2; expected at least 8"),
         ("training.epochs", 0, "epochs=0; expected at least 1"),
         ("training.seed", -1, "seed=-1"),
+        (
+            "training.loss_chunks",
+            2,
+            "loss_chunks=2 with recipe=questions, whose loss has no logits",
+        ),
         ("lora.rank", -1, "lora.rank=-1; expected at least 0"),
         ("lora.alpha", 0.0, "lora.alpha=0.0; expected above 0"),
         ("optimizer.warmup_ratio", 1.5, "warmup_ratio=1.5"),

@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -39,6 +40,25 @@ def test_a_tiny_model_learns_to_answer(text_run, tmp_path):
     command = ["generate", f"--model={run}", f"--prompts={prompts}", "--nonotice"]
     assert main([*command, f"--out={answers}"]) == 0
     assert json.loads(answers.read_text())["answers"] == [first["answer"]]
+
+
+def test_a_stop_is_honoured_while_dev_sources_are_answered(
+    world, text_config, text_run, records, tmp_path, monkeypatch
+):
+    (whole, expected), run, original = text_run, tmp_path / "run", text_recipe.generate_until
+
+    def interrupted(*arguments, **options):
+        monkeypatch.setattr(text_recipe, "generate_until", original)
+        signal.raise_signal(signal.SIGINT)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(text_recipe, "generate_until", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(text_config(), world / "base", run)
+    assert steps(run) == [epochs(whole)[0]["step"]]
+    assert epochs(run) == []
+    assert finetune(text_config(), world / "base", run) == expected
+    assert records(run) == records(whole)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from biomedlm_jax.settings import read_settings
-from biomedlm_jax.training.config import OptimizerSettings, differences, to_json
+from biomedlm_jax.training.config import OptimizerSettings, changed_settings, to_json
 from biomedlm_jax.training.pretrain import PretrainSettings
 
 
@@ -19,8 +19,8 @@ def test_what_is_free_makes_no_difference(config, name):
     settings = read_settings(PretrainSettings, config)
     before = json.loads(json.dumps(to_json(settings)))
     mesh = dataclasses.replace(settings.mesh, **{name: 2})
-    assert differences(before, dataclasses.replace(settings, mesh=mesh)) == []
+    assert changed_settings(before, dataclasses.replace(settings, mesh=mesh)) == []
     lora = dataclasses.replace(settings.lora, alpha=3.0)
-    assert differences(before, dataclasses.replace(settings, lora=lora)) == [
+    assert changed_settings(before, dataclasses.replace(settings, lora=lora)) == [
         "lora.alpha=16.0 (now 3.0)"
     ]

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from biomedlm_jax.corpus.batches import validation_batches
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training import fit
+from biomedlm_jax.training import pretrain as recipe
 from biomedlm_jax.training.checkpoint import latest_step, steps
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
@@ -63,6 +65,50 @@ def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, mo
     for a, b in zip(parameters(finished), parameters(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(a, b)
     assert without_speed(tmp_path / "run") == without_speed(finished)
+
+
+@pytest.mark.parametrize("where", ["step", "evaluation"])
+@pytest.mark.parametrize("at", [6, 12], ids=["in between", "at the end"])
+def test_a_stop_saves_before_it_evaluates(config, finished, tmp_path, monkeypatch, at, where):
+    """A signal comes in a step that is evaluated, or in its evaluation."""
+    run, original, signals = tmp_path / "run", fit.compile_step, [where]
+
+    def interrupt(*place):
+        if signals == [*place]:
+            signal.raise_signal(signals.pop() and signal.SIGTERM)
+
+    def interrupting(*arguments, **options):
+        step = original(*arguments, **options)
+
+        def stepping(state, *values):
+            if int(state.step) + 1 == at:
+                interrupt("step")
+            return step(state, *values)
+
+        return stepping
+
+    def batches(*arguments, **options):
+        for number, batch in enumerate(validation_batches(*arguments, **options)):
+            # The signal of the evaluation at step 12 must not come in the one at step 6.
+            if number == 1 and latest_step(run) == {6: 4, 12: 8}[at]:
+                interrupt("evaluation")
+            yield batch
+
+    monkeypatch.setattr(fit, "compile_step", interrupting)
+    monkeypatch.setattr(recipe, "validation_batches", batches)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, run)
+    assert not signals
+    assert latest_step(run) == at
+    assert [line["step"] for line in read_metrics(run) if "train_loss" in line] == [6][: at // 12]
+    done = pretrain(config, run)
+    assert done["step"] == 12
+    assert "validation_loss" in done
+    for a, b in zip(parameters(finished), parameters(run), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert without_speed(run) == without_speed(finished)
+    pretrain(config, run)  # the evaluation is not repeated
+    assert without_speed(run) == without_speed(finished)
 
 
 def test_lines_that_no_checkpoint_kept_are_dropped(config, finished, tmp_path):

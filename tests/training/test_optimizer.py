@@ -102,7 +102,7 @@ def test_clipping_bounds_the_global_norm():
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("warmup_ratio", 1.5),
-        ("schedule", "constant"),
+        ("schedule", "step"),
         ("final_lr_fraction", 1.5),
         ("beta2", 1.0),
         ("epsilon", 0.0),
@@ -172,3 +172,32 @@ def test_the_warmup_is_given_once(both):
 def test_a_warmup_longer_than_the_run_names_the_flag():
     with pytest.raises(ValueError, match=r"set --config.optimizer.warmup_steps=5"):
         make_optimizer(OptimizerSettings(**PUBLISHED), steps=50)
+
+
+def test_the_linear_schedule_decays_to_the_fraction_that_it_is_given():
+    values = {**FINETUNING, "final_lr_fraction": 0.1}
+    _, mine = make_optimizer(OptimizerSettings(**values), steps=60)
+    theirs = optax.linear_schedule(3e-3, 3e-4, 31)  # from the warmup's end to after the last step
+    for step in range(29, 60):
+        np.testing.assert_allclose(mine(step), theirs(step - 29), rtol=1e-5)
+    assert mine(0) == pytest.approx(1e-4)
+
+
+def test_the_constant_schedule_is_transformers():
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    from transformers import get_constant_schedule_with_warmup
+
+    values = {**FINETUNING, "schedule": "constant", "final_lr_fraction": 1.0}
+    with pytest.raises(ValueError, match=r"set --config.optimizer.final_lr_fraction=1.0"):
+        OptimizerSettings(**{**values, "final_lr_fraction": 0.1})
+    assert OptimizerSettings(**values).depends_on_steps
+    settings = OptimizerSettings(**{**values, "warmup_ratio": None, "warmup_steps": 5})
+    assert not settings.depends_on_steps
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    theirs = get_constant_schedule_with_warmup(optimizer, 5)
+    schedules = [make_optimizer(settings, steps=steps)[1] for steps in (3, 20)]
+    for step in range(20):
+        for mine in schedules:
+            np.testing.assert_allclose(mine(step), theirs.get_last_lr()[0], rtol=1e-6)
+        optimizer.step()
+        theirs.step()

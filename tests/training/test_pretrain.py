@@ -1,14 +1,31 @@
+import functools
 import json
+import runpy
 import shutil
+from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 import pytest
 
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.corpus.batches import Batches
 from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.interop.finetuned import save_finetuned
+from biomedlm_jax.interop.huggingface import export_directory, load
+from biomedlm_jax.interop.initial import initial_weights
+from biomedlm_jax.model.families import make_model
+from biomedlm_jax.model.gpt2 import GPT2Config
+from biomedlm_jax.training.checkpoint import steps
+from biomedlm_jax.training.loss import next_token_loss
+from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
+from biomedlm_jax.training.provenance import weights_hash
+from biomedlm_jax.training.state import compile_step, init_state, train_step
 
 
 def test_what_the_config_leaves_unset_comes_from_the_token_rows(finished):
@@ -29,6 +46,8 @@ def test_what_the_config_leaves_unset_comes_from_the_token_rows(finished):
         ("training", "steps", 0, "at least 1"),
         ("optimizer", "learning_rate", float("nan"), "got optimizer.learning_rate=nan"),
         ("optimizer", "warmup_steps", 12, "set --config.optimizer.warmup_steps=1"),
+        ("training", "evaluate_batches", 0, "evaluate_batches=0; expected at least 1, or -1"),
+        ("training", "evaluate_batches", -5, "evaluate_batches=-5; expected at least 1, or -1"),
         ("lora", "rank", 2, "no LoRA"),
         ("training", "loss_chunks", 5, "loss_chunks=5; expected a divisor"),
         ("data", "path", "nowhere", "nowhere"),
@@ -98,3 +117,157 @@ def test_bits_per_byte_are_of_the_rows_that_were_evaluated(config, tokenizer, tm
     text_bytes = sum(len(symbols(i)) for i in chosen[:, 1:].ravel().tolist() if i != end)
     bits = metrics["validation_loss"] / np.log(2) * chosen[:, 1:].size
     assert metrics["bits_per_byte"] == pytest.approx(bits / text_bytes, rel=1e-6)
+
+
+@pytest.fixture
+def continued(config):
+    """The variant whose architecture is that of the weights, with the tiny run's other groups."""
+    path = Path(__file__).parents[2] / "configs" / "pretrain.py"
+    result = runpy.run_path(str(path))["get_config"]("continued")
+    for group in ("data", "training", "checkpoint", "logging"):
+        result[group].update(config[group])
+    result.optimizer.update(learning_rate=3e-3, warmup_steps=0)
+    return result
+
+
+def leaves(run: Path) -> list[np.ndarray]:
+    return jax.tree.leaves(jax.tree.map(np.asarray, load(run)[0]))
+
+
+@pytest.mark.parametrize("kind", ["run", "hugging_face"])
+def test_the_first_step_from_weights_is_one_made_by_hand(continued, finished, tmp_path, kind):
+    source, run = finished, tmp_path / "run"
+    if kind == "hugging_face":
+        source = export_directory(finished, tmp_path / "release", max_shard_size="5GB")
+    continued.training.update(steps=1, evaluate_every=0, seed=5)
+    pretrain(continued, run, init=initial_weights(source))
+
+    mesh = meshes.make_mesh()
+    with jax.set_mesh(mesh):
+        model, _ = load(source, mesh=mesh, residual_dropout=0.0)
+        rows = {"batch_size": 8, "sharding": meshes.sharding(mesh, "batch", "length")}
+        tokens = next(Batches(continued.data.path, **rows, seed=continued.data.seed))
+        decay = continued.optimizer.weight_decay / 3e-3
+        adamw = optax.adamw(3e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay)
+        tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+
+        @jax.jit
+        def step(model, moments):
+            loss, gradient = jax.value_and_grad(next_token_loss)(model, tokens)
+            updates, moments = tx.update(gradient, moments, model)
+            return loss, optax.apply_updates(model, updates), moments
+
+        loss, expected, _ = step(model, tx.init(model))
+
+        # Bits depend on how XLA fuses: equal ones need the same program.
+        make = functools.partial(init_state, tx=tx)
+        abstract = meshes.abstract_sharded(make, mesh, model)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.jit(make, out_shardings=shardings)(model)
+        kept = {"tx": tx, "seed": 5, "loss_of": next_token_loss}
+        same, metrics = compile_step(train_step, abstract=abstract, **kept)(state, tokens)
+    assert read_metrics(run)[0]["loss"] == float(metrics["loss"])
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
+    results = leaves(run), jax.tree.leaves(same.model), jax.tree.leaves(expected)
+    for mine, bits, theirs in zip(*results, strict=True):
+        np.testing.assert_array_equal(mine, bits)
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+    record = json.loads((run / "run.json").read_text())
+    assert record["started_from"]["weights"] == weights_hash(model)
+    assert record["started_from"]["path"] == str(source)
+    started_from = {name: record["started_from"][name] for name in ("path", "weights")}
+    config = json.loads((run / "config.json").read_text())
+    assert config["started_from"] == started_from
+    assert config["model"]["layers"] == 2
+
+
+def test_a_run_from_weights_resumes_without_them(continued, finished, tmp_path):
+    source, whole = shutil.copytree(finished, tmp_path / "source"), tmp_path / "whole"
+    pretrain(continued, whole, init=initial_weights(source))
+    part, new = (shutil.copytree(whole, tmp_path / name) for name in ("part", "new"))
+    for step in (8, 12):
+        shutil.rmtree(part / "checkpoints" / str(step))
+    shutil.rmtree(new / "checkpoints")
+    other = save_finetuned(tmp_path / "other", *load(source, step=4))
+    with pytest.raises(ValueError, match=r"holds a run with weights=\w{12} \(now \w{12}\)"):
+        pretrain(continued, part, init=initial_weights(other))
+    shutil.rmtree(source)
+    assert pretrain(continued, part)["step"] == 12
+    for a, b in zip(leaves(whole), leaves(part), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in ("run.json", "config.json"):
+        assert (part / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(ValueError, match=r"has no checkpoint yet; give --init=.*source again"):
+        pretrain(continued, new)
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
+    config, continued, finished, tokenizer, tmp_path
+):
+    init, run = initial_weights(finished), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"got no model.layers; .* start from weights with --init"):
+        pretrain(continued, run)
+    config.model.layers = 3
+    with pytest.raises(ValueError, match=r"got model.layers=3, and the .* layers=2; set"):
+        pretrain(config, run, init=init)
+    texts = [f"quite another corpus of {i * 7919} words and figures" for i in range(200)]
+    other = train_tokenizer(iter(texts), vocab_size=300)
+    documents = [Document(text, text) for text in texts]
+    rows = {"validation_fraction": 0.1}
+    build_tokens(documents, other, tmp_path / "other", length=32, **rows)
+    build_tokens(documents, tokenizer, tmp_path / "long", length=64, **rows)
+    continued.data.path = str(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"have another tokenizer .* build them again with"):
+        pretrain(continued, run, init=init)
+    continued.data.path = str(tmp_path / "long")
+    with pytest.raises(ValueError, match="have length=64, but the model has length=32"):
+        pretrain(continued, run, init=init)
+    assert not run.exists()
+
+
+def test_a_run_of_constant_rate_gets_more_steps(continued, finished, tmp_path, capsys):
+    init, whole, parts = initial_weights(finished), tmp_path / "whole", tmp_path / "parts"
+    pretrain(continued, whole, init=init)
+    continued.training.steps = 5
+    pretrain(continued, parts, init=init)
+    continued.training.steps = 12
+    assert pretrain(continued, parts)["step"] == 12
+    line = "5 steps become 12; with schedule=constant the learning rate goes from 0.003 at step 5"
+    assert f"{line} to 0.003 at the next, and ends at 0.003" in capsys.readouterr().err
+    for a, b in zip(leaves(whole), leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (change,) = json.loads((parts / "run.json").read_text())["history"]
+    assert (change["steps_before"], change["steps"], change["after_step"]) == (5, 12, 5)
+    continued.training.steps = 8
+    with pytest.raises(ValueError, match=r"training.steps=12 \(now 8\)"):
+        pretrain(continued, parts)
+
+
+def test_a_run_whose_rate_would_change_needs_permission(config, finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config.training.steps = 24
+    with pytest.raises(ValueError, match=r"from 0.000434 at step 12 to 0.00219 .*allow .* --ext"):
+        pretrain(config, run)
+    with pytest.raises(ValueError, match=r"got --extend, and .* holds no run"):
+        pretrain(config, tmp_path / "none", extend=True)
+    assert pretrain(config, run, extend=True)["step"] == 24
+    line = "12 steps become 24; with schedule=cosine the learning rate goes from 0.000434 at step"
+    assert line in capsys.readouterr().err
+    rates = {line["step"]: line["learning_rate"] for line in read_metrics(run) if "loss" in line}
+    after = 3e-3 * (0.1 + 0.9 * (1 + np.cos(np.pi * 7 / 19)) / 2)  # 5 steps were the warmup
+    assert (rates[12], rates[13]) == (pytest.approx(4.34e-4, 1e-2), pytest.approx(after, 1e-5))
+    pretrain(config, run, extend=True)  # the same command: nothing is left to do
+    assert len(json.loads((run / "run.json").read_text())["history"]) == 1
+    assert steps(run)[-1] == 24
+
+
+def test_a_model_with_more_vocabulary_than_its_tokenizer_is_continued(
+    continued, tokenizer, tmp_path
+):
+    sizes = {"vocab_size": 310, "eos_token_id": 299, "context_length": 32}
+    config = GPT2Config(**sizes, layers=1, width=32, heads=2)
+    model = make_model(config, key=jax.random.key(0))
+    source = save_finetuned(tmp_path / "source", model, tokenizer)
+    continued.training.update(steps=1, evaluate_every=0)
+    pretrain(continued, tmp_path / "run", init=initial_weights(source))
+    assert load(tmp_path / "run")[0].config.architecture() == config.architecture()

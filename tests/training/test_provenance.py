@@ -1,14 +1,16 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.language_model import map_parameters
 from biomedlm_jax.settings import read_settings
+from biomedlm_jax.training import provenance
 from biomedlm_jax.training.pretrain import PretrainSettings
-from biomedlm_jax.training.provenance import check_run, content_hash, weights_hash, write_run
+from biomedlm_jax.training.provenance import check_run, weights_hash, write_run
 
 CONFIG = GPT2Config(vocab_size=304, context_length=16, layers=2, width=32, heads=2)
 
@@ -35,9 +37,18 @@ def test_the_hash_is_the_same_on_every_mesh():
     assert weights_hash(jax.device_put(make(), shardings)) == weights_hash(make())
 
 
-def test_content_hashes_follow_the_content():
-    assert content_hash({"a": [1, 2], "b": 3}) == content_hash({"b": 3, "a": [1, 2]})
-    assert content_hash([[1], [2]]) != content_hash([[1, 2]])
+def test_several_processes_hash_the_same_weights_part_by_part(monkeypatch):
+    expected, sizes = weights_hash(make()), []
+
+    def gather(part, tiled):
+        sizes.append(part.nbytes)
+        return np.asarray(part)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(provenance, "PART_BYTES", 5_000)  # a layer of the MLP has 16,384
+    monkeypatch.setattr(provenance.multihost_utils, "process_allgather", gather)
+    assert weights_hash(make()) == expected
+    assert max(sizes) == 4 * 32 * 128
 
 
 def test_a_run_is_resumed_with_its_own_content_wherever_it_lies(config, tmp_path):

@@ -6,7 +6,7 @@ from biomedlm_jax.training.stopping import stop_signals
 
 
 class Lines(list):
-    def say(self, text):
+    def print_line(self, text):
         self.append(text)
 
 
