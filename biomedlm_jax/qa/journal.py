@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from biomedlm_jax.files import content_hash
+
 EVERY_SECONDS = 10.0  # between lines of progress
 
 

@@ -22,4 +22,4 @@ def test_every_side_is_measured(tmp_path, capsys):
     print_result(result)
     assert "encode_batch_fast" in capsys.readouterr().out
     with pytest.raises(ValueError, match="rounds=0"):
-        measure([file], tmp_path, rounds=0)
+        measure([file], tmp_path / "tokenizer", rounds=0)

@@ -213,15 +213,15 @@ def test_a_question_of_mmlu_has_the_shots_of_its_subject(tokenizer):
     subjects = ("anatomy", "virology")
     shots = [dataclasses.replace(one, subject=s) for s in subjects for one in (SHOT, MORE)]
     shots[0] = dataclasses.replace(shots[0], question="Which bone?")
-    asked = [dataclasses.replace(Q, subject=name) for name in subjects]
-    made = letter_prompts(tokenizer, asked, find_task("mmlu"), shots=shots, max_length=999)
+    with_subjects = [dataclasses.replace(Q, subject=name) for name in subjects]
+    made = letter_prompts(tokenizer, with_subjects, find_task("mmlu"), shots=shots, max_length=999)
     for prompt, first in zip(made.prompts, ("bone", "organ"), strict=True):
         text = tokenizer.decode(prompt.prefix)
         assert (text.count("Answer:"), f"Which {first}?" in text) == (3, True)
     # The same prompts as those of the subjects one by one.
     for n, name in enumerate(subjects):
         task, own = find_task(f"mmlu:{name}"), shots[2 * n : 2 * n + 2]
-        alone = letter_prompts(tokenizer, [asked[n]], task, shots=own, max_length=999)
+        alone = letter_prompts(tokenizer, [with_subjects[n]], task, shots=own, max_length=999)
         assert alone.prompts[0].prefix == made.prompts[n].prefix
 
 
