@@ -442,15 +442,15 @@ def test_all_subjects_of_mmlu_as_published(tmp_path):
             lines = "".join(f"{split} {subject} {n}?,w,x,y,z,C\n" for n in range(6))
             (tmp_path / split / f"{subject}_{split}.csv").write_text(lines)
     task, skipped = find_task("mmlu"), Skipped()
-    asked = read_questions(task, tmp_path, split="test")
-    assert [q.subject for q in asked] == ["anatomy"] * 6 + ["virology"] * 6
-    shots = read_shots(task, tmp_path, 2, asked, skipped=skipped)
+    with_answers = read_questions(task, tmp_path, split="test")
+    assert [q.subject for q in with_answers] == ["anatomy"] * 6 + ["virology"] * 6
+    shots = read_shots(task, tmp_path, 2, with_answers, skipped=skipped)
     assert [q.question for q in shots] == [
         f"dev {subject} {n}?" for subject in ("anatomy", "virology") for n in (0, 1)
     ]
     assert skipped.noted == {}
     with pytest.raises(ValueError, match=r"got shots=7; dev has 6 of .* with answers"):
-        read_shots(task, tmp_path, 7, asked)
+        read_shots(task, tmp_path, 7, with_answers)
     virology = tmp_path / "test" / "virology_test.csv"
     with pytest.raises(
         ValueError, match=r"no questions of mmlu:anatomy .*6 of the subject virology"
@@ -462,8 +462,8 @@ def test_a_shot_that_is_asked_under_another_id_is_noted(tmp_path):
     write(tmp_path / "train.jsonl", {**CHOICE, "id": "a"})
     write(tmp_path / "dev.jsonl", {**CHOICE, "id": "b"}, {**CHOICE, "question": "r?", "id": "c"})
     task, skipped = find_task("medqa"), Skipped()
-    asked = read_questions(task, tmp_path, split="dev")
-    assert len(read_shots(task, tmp_path, 1, asked, skipped=skipped)) == 1
+    with_answers = read_questions(task, tmp_path, split="dev")
+    assert len(read_shots(task, tmp_path, 1, with_answers, skipped=skipped)) == 1
     assert skipped.noted == {"equal to a shot, which their prompts leave out": ["b"]}
 
 
