@@ -129,5 +129,6 @@ class TextSettings(RunSettings):
         if max(row, source + 1 + new_tokens) > positions:
             raise ValueError(
                 f"got data.row_tokens={row}, data.source_tokens={source} and generation."
-                f"max_new_tokens={new_tokens}; expected at most the model's {positions} positions"
+                f"max_new_tokens={new_tokens}; expected at most the model's {positions} positions; "
+                f"set --config.data.row_tokens={positions}, and a source and an answer that fit"
             )

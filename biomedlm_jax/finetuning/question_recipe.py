@@ -51,7 +51,9 @@ def finetune_questions(
     if start.head is not None:
         check_head(start.head, task, where=model, fix="start from the pre-trained model")
     if head.max_length > start.config.context_length:
-        most = f"expected at most the model's {start.config.context_length} positions"
+        positions = start.config.context_length
+        fix = f"set --config.task.max_length={positions}, which cuts longer questions"
+        most = f"expected at most the model's {positions} positions; {fix}"
         raise ValueError(f"got task.max_length={head.max_length}; {most}")
     encoded = HEAD_PROMPTS[head.kind](start.tokenizer, train, **rows)
     labels = [int(question.label) for question in train if question.label is not None]

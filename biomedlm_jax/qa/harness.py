@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ try:
     from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 except ModuleNotFoundError as error:
     advice = "pip install 'biomedlm-jax[harness]'"
-    raise ValueError(f"harness tasks need {error.name}, not installed; {advice}") from None
+    problem = f"harness tasks need {error.name}, not installed; {advice}"
+    if __name__ == "__main__":
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise ValueError(problem) from None
 
 NEW_TOKENS = 256  # where a task has no limit, as in the `hf` backend
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -103,13 +103,13 @@ class Recorder:
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._first, self._steps = first_step, steps
-        self._began = self._printed = time.monotonic()
         self._board = self._progress = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # it imports torch if that is installed: 2 s
 
             purge = first_step + 1 if first_step else None
             self._board = SummaryWriter(str(run_directory), purge_step=purge)
+        self._began = self._printed = time.monotonic()
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             console = Console(stderr=True)
@@ -128,7 +128,7 @@ class Recorder:
             self._progress.update(self._task, completed=step, description=brief)
             return
         figures = "  ".join(
-            f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}"
+            f"{name} {value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{name} {value:.4g}"
             for name, value in values.items()
         )
         elapsed = time.monotonic() - self._began
