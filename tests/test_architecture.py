@@ -33,7 +33,7 @@ LINES = {
     ("training",): 1_600,
     ("corpus",): 1_780,
     ("generation",): 1_945,
-    ("interop",): 1_682,
+    ("interop",): 1_683,
     ("qa", "finetuning"): 4_750,
     ("planning",): 1_000,
     ("cli", "commands"): 1_010,

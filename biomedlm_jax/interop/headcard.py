@@ -61,8 +61,9 @@ CONTEXT, QUESTION, ANSWER = (
 """
 ROWS = {
     ("choice", "keep_end"): """\
-    options = [tokenizer.encode(" " + option + "[SEP]") for option in options]
-    longest, question = max(map(len, options)), tokenizer.encode(question + "[SEP]")
+    sep, plain = [tokenizer.convert_tokens_to_ids("[SEP]")], {"split_special_tokens": True}
+    options = [tokenizer.encode(" " + option, **plain) + sep for option in options]
+    longest, question = max(map(len, options)), tokenizer.encode(question, **plain) + sep
     if len(question) + longest > LENGTH:  # the question loses its start, a long option its end
         question = question[-max(LENGTH - longest, LENGTH // 2) :]
         room = LENGTH - len(question) - 1
