@@ -35,7 +35,7 @@ class Answer:
 
 
 class Generator:
-    """A model laid out for decoding, with its tokenizer (else ValueError) and speed statistics."""
+    """A decoder of one model, with its tokenizer (else ValueError) and speed statistics."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer | None, *, begin: int | None = None

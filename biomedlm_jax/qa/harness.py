@@ -75,9 +75,9 @@ KNOWN -= {"num_return_sequences", "stop_strings", "max_new_tokens", "seed"}
 class Harness(TemplateLM):
     """For `lm_eval.simple_evaluate(Harness(model, tokenizer), tasks=...)`, as the `hf` backend.
 
-    Answers are those of the `hf` backend at batch size 1: in its batches a row goes on until all
-    have stopped. With num_beams each beam ends at its own stop sequence, as in transformers; that
-    backend ends all of them when the best one has it.
+    Answers are those of the `hf` backend at batch size 1: its larger batches decode every row until
+    all have stopped. With num_beams each beam ends at its own stop sequence, as in transformers;
+    that backend ends all of them when the best one has it.
 
     `batch_tokens` bound a batch that is scored, `batch_size` prompts are continued together; no
     answer depends on them. `seed` and a request's place decide its samples. `generation_config`
@@ -266,7 +266,7 @@ class Harness(TemplateLM):
 
     @functools.cached_property
     def _generator(self) -> Generator:
-        """The model laid out for decoding: a copy, made when a task first generates."""
+        """The decoder, with a copy of the model, made when a task first generates."""
         return Generator(self._model, self._tokens)
 
 

@@ -271,7 +271,9 @@ def test_parts_that_transformers_leaves_out_are_named(trained, tmp_path):
     write(tmp_path, config={"model_type": "gpt2"})
     parts = "normalizer NFC, pre_tokenizer ByteLevel.add_prefix_space=True, use_regex=True., which"
     with pytest.warns(RuntimeWarning, match=parts):
-        load_tokenizer(tmp_path)
+        tokenizer = load_tokenizer(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert [tokenizer.encode(text).ids for text in TEXTS] == [theirs(t)["input_ids"] for t in TEXTS]
 
 
 def test_the_model_of_another_directory_does_not_change_the_tokenizer(trained, tmp_path):

@@ -160,7 +160,8 @@ def test_without_the_file_settings_are_those_of_config_json(tmp_path):
 def test_a_file_without_an_end_is_named(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"num_beams": 2}')
     with pytest.warns(RuntimeWarning, match="has no eos_token_id: transformers does not stop"):
-        read_generation_config(tmp_path)
+        config = read_generation_config(tmp_path)
+    assert config == {"num_beams": 2}
 
 
 def test_several_ends_of_a_model_end_an_answer():
