@@ -33,7 +33,8 @@ from biomedlm_jax.qa.packing import LAST, Bucket, lay_out, separate, size
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, choice_prompts
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.scoring import OPTION, score
-from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.qa.splits import read_questions
+from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.training.config import OptimizerSettings
 
 SCORING, TUNING = PARTS = ("scoring", "tuning")

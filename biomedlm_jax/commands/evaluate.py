@@ -57,8 +57,8 @@ def run(options: Flags) -> None:
         raise ValueError(f"got --{given[0]} with --{used}, where it has no effect; leave it out")
     import jax
 
-    from biomedlm_jax.qa import report
     from biomedlm_jax.qa.evaluation import evaluate
+    from biomedlm_jax.qa.presentation import markdown, table
 
     with options.multiprocess_run():
         common = {**options.pick("batch_tokens", "overwrite"), **options.loading()}
@@ -74,6 +74,6 @@ def run(options: Flags) -> None:
             given |= options.pick("on_error", "label_base", "twins", "baseline", "limit")
             given |= options.pick("calibrate", "risk", "orders")
             summaries = evaluate(options.model, options.out, **given, **common)
-            text = report.markdown(*summaries) if len(summaries) == 1 else report.table(summaries)
+            text = markdown(*summaries) if len(summaries) == 1 else table(summaries)
         if jax.process_index() == 0:
             print(f"{text}\nwrote {options.out}".lstrip())

@@ -4,7 +4,7 @@ import dataclasses
 
 from biomedlm_jax.interop.finetuned import RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import LEAST_LENGTH
-from biomedlm_jax.qa.tasks import LABEL_BASES, ON_ERROR, TWINS
+from biomedlm_jax.qa.splits import LABEL_BASES, ON_ERROR, TWINS
 from biomedlm_jax.settings import Settings, setting
 from biomedlm_jax.training.config import RunSettings, StepSettings
 

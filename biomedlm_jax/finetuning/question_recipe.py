@@ -19,11 +19,12 @@ from biomedlm_jax.interop.directories import MODEL_FOLDER
 from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, with_head
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa.evaluation import check_head
+from biomedlm_jax.qa.models import check_head
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS, spells_special
 from biomedlm_jax.qa.questions import Skipped, counted, overlap, questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
-from biomedlm_jax.qa.tasks import check_splits, find_task, read_questions
+from biomedlm_jax.qa.splits import check_splits, read_questions
+from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.training.fit import fit
 
 

@@ -20,7 +20,7 @@ from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.vocabulary import with_added_tokens
-from biomedlm_jax.qa.evaluation import check_model, load_model
+from biomedlm_jax.qa.models import check_model, load_model
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.description import describe_run
 from biomedlm_jax.training.fit import Recipe, StepData

@@ -14,7 +14,7 @@ import biomedlm_jax
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 from biomedlm_jax.files import content_hash, read_json
 from biomedlm_jax.interop import directories
-from biomedlm_jax.qa.questions import Question, Skipped, questions_hash
+from biomedlm_jax.qa.questions import Question, questions_hash
 from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, weights_hash
 
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
@@ -89,12 +89,6 @@ def circumstances() -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {device.device_kind}",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-
-
-def account(skipped: Skipped) -> dict[str, dict[str, Any]]:
-    """Return what a reader left out: each of its tables, reason -> places or a count."""
-    tables = {k: v for k, v in vars(skipped).items() if isinstance(v, Mapping) and v}
-    return {name: dict(table) for name, table in tables.items()}
 
 
 def _start_and_settings(path: str | Path) -> dict[str, Any]:

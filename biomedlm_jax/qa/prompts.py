@@ -6,7 +6,8 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from biomedlm_jax.interop.finetuned import RELEASED
-from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, LETTERS
+from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
+from biomedlm_jax.qa.adapters import LETTERS
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.tasks import Task
@@ -54,9 +55,10 @@ class Prompts(NamedTuple):
     @property
     def alike(self) -> list[bool]:
         """Which questions have options of the same tokens: equal texts, or cut to be equal."""
-        texts: list[list[tuple[int, ...]]] = [[] for _ in self.truncated]
+        texts: list[list[tuple]] = [[] for _ in self.truncated]
         for prompt in self.prompts:
-            texts[prompt.question] += [(*prompt.prefix, *branch) for branch in prompt.branches]
+            prefix = tuple(prompt.prefix)
+            texts[prompt.question] += [(prefix, *branch) for branch in prompt.branches]
         return [len({*of_question}) < len(of_question) for of_question in texts]
 
 

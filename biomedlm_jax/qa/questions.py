@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any
 
 from biomedlm_jax.files import content_hash
 
@@ -56,14 +55,9 @@ class Skipped:
         if ids := [*ids]:
             self.noted.setdefault(remark, []).extend(ids)
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Return all of it as a list of kind, reason, number and ids, which JSON can hold."""
-        kinds = {"bad": self.places, "left out": self.left_out, "noted": self.noted}
-        return [
-            {"kind": kind, "reason": reason, "n": len(ids), "ids": ids}
-            for kind, reasons in kinds.items()
-            for reason, ids in reasons.items()
-        ]
+    def tables(self) -> dict[str, dict[str, list[str]]]:
+        """Return what was left out or noted, by kind and reason, without the empty tables."""
+        return {k: dict(v) for k, v in vars(self).items() if isinstance(v, dict) and v}
 
     def __str__(self) -> str:
         """One line, "nothing" if no row was left out; after "; used:" what is noted."""

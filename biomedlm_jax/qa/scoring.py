@@ -103,8 +103,8 @@ def score(
             map(np.divide, whole, _by_option(questions, lengths)),
             map(np.subtract, whole, sums(alone)),
         ]
-    equal = _equal_options(made.prompts)
-    flags = [{"truncated": cut, "indistinct": n in equal} for n, cut in enumerate(made.truncated)]
+    both = zip(made.truncated, made.alike, strict=True)
+    flags = [{"truncated": cut, "indistinct": alike} for cut, alike in both]
     return {
         way: [_item(*one, way) for one in zip(questions, of_way, flags, strict=True)]
         for way, of_way in zip(WAYS[mode], scores, strict=True)
@@ -192,18 +192,6 @@ def _computed(
             number += 1
     if waiting:
         yield fetched(*waiting)
-
-
-def _equal_options(packed: Sequence[Prompt]) -> set[int]:
-    """Return the questions of which two options are the same tokens after the same prefix."""
-    seen: set[tuple] = set()
-    equal: set[int] = set()
-    for prompt in packed:
-        for branch in prompt.branches:
-            tokens = prompt.question, tuple(prompt.prefix), tuple(branch)
-            equal |= {prompt.question} if tokens in seen else set()
-            seen.add(tokens)
-    return equal
 
 
 def _item(question: Question, scores: np.ndarray, flags: Mapping[str, bool], way: str) -> dict:

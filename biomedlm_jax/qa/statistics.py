@@ -201,38 +201,6 @@ def compare_seeds(
     return Comparison(len(gain_NxSxT), difference, wins, losses, p_value, compared, test)
 
 
-def position_bias(
-    predicted_KxN: np.ndarray, gold_KxN: np.ndarray, orders: Sequence[Sequence[Sequence[int]]]
-) -> dict:
-    """Return how answers to N questions depend on the places of the options in K orders.
-
-    `predicted_KxN` and `gold_KxN` are places as shown; `orders[k][n]` lists the option at each
-    place. `bias` is the total variation distance between the places that are predicted and those
-    that are right: 0 without bias, 1 at most. `consistent` is the share of questions with the same
-    option predicted in every order.
-    """
-    count = 1 + int(max(predicted_KxN.max(), gold_KxN.max()))
-    predicted, gold = (
-        np.bincount(one.ravel(), minlength=count) / one.size for one in (predicted_KxN, gold_KxN)
-    )
-    options_KxN = np.array(
-        [
-            [of_one[place] for of_one, place in zip(order, places, strict=True)]
-            for order, places in zip(orders, predicted_KxN, strict=True)
-        ]
-    )
-    accuracies = (predicted_KxN == gold_KxN).mean(axis=1)
-    return {
-        "orders": len(orders),
-        "accuracy": float(accuracies.mean()),
-        "accuracies": accuracies.tolist(),
-        "consistent": float((options_KxN == options_KxN[0]).all(axis=0).mean()),
-        "predicted_positions": predicted.tolist(),
-        "gold_positions": gold.tolist(),
-        "bias": float(np.abs(predicted - gold).sum() / 2),
-    }
-
-
 def paired_test(gain_N: np.ndarray, group_N: np.ndarray | None = None) -> float:
     """Return the exact two-sided p-value of a permutation test of two models.
 

@@ -13,7 +13,7 @@ from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.qa.evaluation import evaluate
-from biomedlm_jax.qa.report import p_text
+from biomedlm_jax.qa.presentation import p_text
 
 
 def measure_effect(config: ConfigDict, run: str | Path, out: str | Path) -> list[dict]:

@@ -10,7 +10,8 @@ from biomedlm_jax.interop.finetuned import load_finetuned, read_facts
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
-from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.qa.splits import read_questions
+from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.metrics import read_metrics
 

@@ -20,12 +20,14 @@ from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa import calibration, evaluation, report, states
+from biomedlm_jax.qa import calibration, evaluation, states
 from biomedlm_jax.qa.evaluation import evaluate
+from biomedlm_jax.qa.presentation import table
 from biomedlm_jax.qa.prompts import ADDED_TOKENS
 from biomedlm_jax.qa.report import FILES, PLOT, read_items, read_seeds
 from biomedlm_jax.qa.scoring import NOT_PROBABILITIES, WAYS, score
-from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.qa.splits import read_questions
+from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.training.provenance import weights_hash
 
 CONFIG = GPT2Config(
@@ -449,7 +451,7 @@ def test_questions_without_answers_get_predictions(tmp_path, release, medqa):
     assert (summary["n"], summary["accuracy"], summary["ece"]) == (12, None, None)
     assert summary["predicted_positions"] == scored["predicted_positions"]
     assert "without a score" in (tmp_path / "test" / "report.md").read_text()
-    assert "| 12 | - |" in report.table([summary])
+    assert "| 12 | - |" in table([summary])
 
 
 def test_classes_get_a_macro_f1(tmp_path, classifier, pubmedqa):

@@ -5,13 +5,12 @@ import json
 import pytest
 
 from biomedlm_jax.qa.identity import (
-    account,
     check_seeds,
     chosen_on,
     question_hash,
     training_record,
 )
-from biomedlm_jax.qa.questions import Question, Skipped, questions_hash
+from biomedlm_jax.qa.questions import Question, questions_hash
 
 QUESTION = Question("a", "Which?", ("x", "y"), 0)
 RUN = {
@@ -81,13 +80,3 @@ def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
     (run / "model" / "config.json").write_text(json.dumps(config))
     assert chosen_on(run, "jsonl:mine", "test", [QUESTION])
     assert not chosen_on(run, "jsonl:mine", "test", [QUESTION, QUESTION])
-
-
-def test_every_table_of_a_reader_is_kept():
-    skipped = Skipped()
-    skipped.leave_out("of the subject law", "7")
-    skipped.add("dir/file.jsonl:4: label 'x' is unknown", "message")
-    assert account(skipped) == {
-        "left_out": {"of the subject law": ["7"]},
-        "places": {"label '...' is unknown": ["file.jsonl:4"]},
-    }

@@ -21,7 +21,8 @@ from biomedlm_jax.qa.prompts import (
     spells_special,
 )
 from biomedlm_jax.qa.questions import Question
-from biomedlm_jax.qa.tasks import Task, find_task, read_questions
+from biomedlm_jax.qa.splits import read_questions
+from biomedlm_jax.qa.tasks import Task, find_task
 
 WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
 Q = Question("q", "Which hormone rises?", ("renin", "↓ ANP"), 1)

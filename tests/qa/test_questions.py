@@ -1,7 +1,6 @@
 """questions.py: counts and the account of what was skipped."""
 
 import dataclasses
-import json
 
 from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap, questions_hash, repeated
 
@@ -30,17 +29,17 @@ def test_counted():
     assert [counted(n, "epoch") for n in (0, 1, 1273)] == ["0 epochs", "1 epoch", "1,273 epochs"]
 
 
-def test_the_account_is_a_list_for_the_report():
+def test_the_account_is_a_table_of_reasons_for_the_report():
     skipped = Skipped()
     skipped.leave_out("list questions", "7")
     skipped.add("deep/f:2: empty id", "deep/f:2: empty id; fix it")
     skipped.note("with two equal options", ["a", "b"])
     skipped.note("of no question", [])
-    assert json.loads(json.dumps(skipped.entries())) == [
-        {"kind": "bad", "reason": "empty id", "n": 1, "ids": ["f:2"]},
-        {"kind": "left out", "reason": "list questions", "n": 1, "ids": ["7"]},
-        {"kind": "noted", "reason": "with two equal options", "n": 2, "ids": ["a", "b"]},
-    ]
+    assert skipped.tables() == {
+        "places": {"empty id": ["f:2"]},
+        "left_out": {"list questions": ["7"]},
+        "noted": {"with two equal options": ["a", "b"]},
+    }
     assert str(skipped).endswith("; 1 list questions; used: 2 with two equal options")
 
 

@@ -333,19 +333,3 @@ def test_results_on_other_questions_are_refused():
         statistics.compare([one], [{**one, "content": "0124"}])
     with pytest.raises(ValueError, match="of other questions: 1 lists of options differ"):
         statistics.compare([one], [{**old, "options": ["other", *one["options"][1:]]}])
-
-
-def test_position_bias_by_hand():
-    # Two questions of three options; the second order is reversed. All answers are the first place.
-    orders = [[[0, 1, 2]] * 2, [[2, 1, 0]] * 2]
-    predicted, gold = np.zeros((2, 2), int), np.array([[0, 1], [2, 1]])
-    figures = statistics.position_bias(predicted, gold, orders)
-    assert figures["orders"] == 2
-    assert figures["accuracies"] == [0.5, 0.0]
-    assert figures["accuracy"] == 0.25
-    assert figures["consistent"] == 0
-    assert figures["predicted_positions"] == [1, 0, 0]
-    assert figures["gold_positions"] == [0.25, 0.5, 0.25]
-    assert figures["bias"] == pytest.approx(0.75)
-    right = statistics.position_bias(gold, gold, orders)
-    assert (right["bias"], right["consistent"], right["accuracy"]) == (0, 1, 1)

@@ -4,7 +4,8 @@ from itertools import chain, combinations
 
 import pytest
 
-from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.qa.splits import read_questions
+from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.quickstart.multiple_choice import questions, split_facts, write_questions
 from biomedlm_jax.quickstart.world import SHARED_VALUES, facts, make_world
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from biomedlm_jax.qa.tasks import find_task, read_questions
+from biomedlm_jax.qa.splits import read_questions
+from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.quickstart.quickstart import CONTENTS, run_quickstart
 
 

@@ -1,0 +1,87 @@
+"""The models of an evaluation: checked before any is loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+from tokenizers import Tokenizer
+
+from biomedlm_jax.interop.directories import model_config, read_tokenizer
+from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
+from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.mesh import check_fits
+from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.heads import Scorer
+from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.qa import identity
+from biomedlm_jax.qa.scoring import CLASSIFIER, LETTER, OPTION, WAYS
+from biomedlm_jax.qa.tasks import Task
+from biomedlm_jax.training.provenance import weights_hash
+
+AUTO = "auto"
+
+
+def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None:
+    """Return the head of a directory (None: a language model); raise if it does not fit."""
+    head, config = read_head(path), model_config(path, **execution)
+    if read_tokenizer(path, config) is None:
+        raise ValueError(f"{path} has no tokenizer; add the tokenizer.json it was trained with")
+    if mesh is not None:
+        check_fits(mesh, model=abstract_model(config))
+    return head
+
+
+def load_model(
+    path: str | Path, head: Head | None, mesh: Mesh | None, **execution
+) -> tuple[LanguageModel | Scorer, Tokenizer]:
+    """Load a model that `check_model` returned the head of, and its tokenizer."""
+    loader = load if head is None else load_finetuned
+    model, tokenizer, *_ = loader(path, mesh=mesh, **execution)
+    assert tokenizer is not None  # by check_model
+    return model, tokenizer
+
+
+def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:
+    """Raise ValueError if the head of the model at `where` is of another kind than the task."""
+    if (head.kind, head.classes) != (task.kind, task.classes):
+        got = f"{where} has a {head.kind} head {list(head.classes) or ''}"
+        needed = f"{task.name} needs {task.kind} {list(task.classes) or ''}"
+        raise ValueError(f"{got} (fine-tuned on {head.task}), and {needed}; {fix}")
+
+
+def weights_of_seeds(
+    models: Sequence[str | Path], heads: Sequence[Head | None], mesh: Mesh | None
+) -> list[str | None]:
+    """Return the hashes of the weights of several seeds; raise ValueError unless they are seeds."""
+    if len(models) == 1:
+        return [None]
+    seen: dict[str, str | Path] = {}
+    identity.check_seeds([*{Path(model).resolve(): model for model in models}.values()])
+    for directory, head in zip(models, heads, strict=True):
+        digest = weights_hash(load_model(directory, head, mesh)[0])
+        if digest in seen:
+            got = f"{directory} has the same weights as {seen[digest]}"
+            raise ValueError(f"{got}; fix: name each seed once")
+        seen[digest] = directory
+    return [*seen]
+
+
+def choose_modes(
+    mode: str, models: Sequence[str | Path], heads: Sequence[Head | None], task: Task
+) -> list[str]:
+    """Return the modes to score in; raise ValueError if mode, models and task do not fit."""
+    for path, head in zip(models, heads, strict=True):
+        if head is not None:
+            check_head(head, task, where=path, fix="choose another model")
+    finetuned = [head is not None for head in heads]
+    if any(finetuned) and not all(finetuned):
+        one, other = models[finetuned.index(True)], models[finetuned.index(False)]
+        raise ValueError(f"{one} is fine-tuned and {other} is not; evaluate them one at a time")
+    if mode == AUTO:
+        return [CLASSIFIER] if finetuned[0] else [LETTER, OPTION]
+    if mode not in WAYS:
+        raise ValueError(f"got mode={mode!r}; choose one of {AUTO}, {', '.join(WAYS)}")
+    if finetuned[0] != (mode == CLASSIFIER):
+        kind = "has a fine-tuned head" if finetuned[0] else "is a language model"
+        raise ValueError(f"mode={mode} does not fit {models[0]}, which {kind}; choose {AUTO}")
+    return [mode]

@@ -1,0 +1,233 @@
+"""How a summary is shown: in Markdown, in one table with others, and as a diagram."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from biomedlm_jax.qa.questions import counted
+
+JSON = "report.json"
+SHOWN = 20  # ids in report.md; report.json has all
+BLUE, ORANGE, GREY = "#2a6ebb", "#d9822b", "#6b7280"
+FEW_GROUPS = 20  # below it a cluster bootstrap's percentile intervals are too narrow
+
+
+def markdown(summary: Mapping) -> str:
+    """Return the summary as one table and the conclusions that it allows."""
+    questions = f"{_count(summary)} ({summary['truncated']:,} truncated)"
+    rows = [("questions", questions)]
+    seeds, baseline, score = summary["seeds"], summary["baseline"], summary["accuracy"]
+    first = " (first seed)" if seeds else ""
+    if score:
+        rows += [("accuracy", _score(score))]
+    if seeds:
+        spread = f" ± {_percent(seeds['deviation'])}" if seeds["deviation"] is not None else ""
+        rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", _percent(seeds["mean"]) + spread)]
+    if summary["macro_f1"]:
+        rows += [(f"macro-F1{first}", _score(summary["macro_f1"]))]
+    rows += [("chance", _percent(summary["chance"]))]
+    if score:
+        rows += [("always the most common class", _percent(summary["majority_class"]))]
+    if summary["ece"] is not None:
+        rows += [(f"calibration error (ECE){first}", f"{summary['ece']:.3f}")]
+        rows += [(f"Brier score{first}", f"{summary['brier']:.3f}")]
+        rows += [(f"area under the risk-coverage curve{first}", f"{summary['aurc']:.3f}")]
+    if one := summary["calibrated"]:
+        rows += [(f"temperature, fitted on {one['name']}", f"{one['temperature']:.3f}")]
+        rows += [("ECE / Brier after it", f"{one['ece']:.3f} / {one['brier']:.3f}")]
+        rows += [("abstention", _abstention(one))]
+    if one := summary["shuffled"]:
+        rows += [
+            (f"accuracy with {one['orders']} orders of the options", _percent(one["accuracy"]))
+        ]
+        rows += [("the same answer in every order", _percent(one["consistent"]))]
+        rows += [("position bias (total variation)", f"{one['bias']:.3f}")]
+    if summary["subject_mean"] is not None:
+        rows += [("mean of the subjects", _percent(summary["subject_mean"]))]
+    for noun in ("predicted", "gold"):
+        if shares := summary[f"{noun}_positions"]:
+            rows += [(f"{noun} positions, in %", " / ".join(f"{100 * one:.0f}" for one in shares))]
+    if baseline:
+        who, one = baseline["name"], baseline["difference"]
+        ends = f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
+        counts = f"{baseline['only_first']:,} / {baseline['only_second']:,}"
+        rows += [(f"accuracy of {who}", _percent(score["value"] - one["value"]))]
+        rows += [(f"difference to {who}, in points", f"{100 * one['value']:+.1f} {ends}")]
+        rows += [(f"right only here / only in {who}", counts)]
+        rows += [(f"{baseline['test']}, two-sided", p_text(baseline["p_value"]))]
+    rows += [(f"published: {k}", f"{v:.1f} %") for k, v in summary["published_percent"].items()]
+    lines = [
+        f"# {summary['task']}: {summary['what']}",
+        "",
+        *_rows(rows),
+        *_conclusions(summary),
+        "",
+    ]
+    if summary["subjects"]:
+        subjects = [(k, f"{v['n']:,}: {_score(v)}") for k, v in summary["subjects"].items()]
+        lines += ["## By subject", "", *_rows(subjects)]
+    if curve := summary["risk_coverage"]:
+        points = [
+            (
+                f"confidence at least {one['threshold']:.3f}",
+                f"{100 * one['coverage']:.0f} % answered, {_percent(one['risk'])} of them wrong",
+            )
+            for one in curve
+        ]
+        lines += ["## Risk and coverage", "", *_rows(points)]
+    if account := _account(summary):
+        lines += ["## Left out, cut or indistinct", "", *_rows(account)]
+    if provenance := summary["provenance"]:
+        lines += ["## What this is of", "", *_rows(_flat(provenance))]
+    return "\n".join(lines)
+
+
+def table(summaries: Sequence[Mapping]) -> str:
+    """Return several results side by side, one per row, in Markdown."""
+    tasks = {summary["task"] for summary in summaries}
+    head = ["what", "n", "accuracy [95 %]", "macro-F1 [95 %]", "ECE", "Brier"]
+    lines = [head, [":--", *["--:"] * 5]]
+    for one in summaries:
+        what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
+        f1 = _score(one["macro_f1"]) if one["macro_f1"] else "-"
+        score = _score(one["accuracy"]) if one["accuracy"] else "-"
+        figures = ["-" if one[name] is None else f"{one[name]:.3f}" for name in ("ece", "brier")]
+        lines.append([_cell(what), _count(one), score, f1, *figures])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def plot(summary: Mapping, path: str | Path) -> None:
+    """Draw the reliability diagram, its bin counts and the accuracy with its interval; a PNG."""
+    from matplotlib.figure import Figure  # slow to import; without pyplot it needs no display
+
+    figure = Figure(figsize=(6, 6.4), layout="constrained")
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=[4, 1])
+    bins, score = [one for one in summary["reliability"] if one["n"]], summary["accuracy"]
+    middles = [(one["low"] + one["high"]) / 2 for one in bins]
+    *points, counts = ([one[name] for one in bins] for name in ("confidence", "accuracy", "n"))
+    width = 0.94 / len(summary["reliability"])
+    upper.bar(middles, points[1], width, color=BLUE, alpha=0.25)
+    upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+    areas = 12 + 100 * np.array(counts) / max(counts)  # a bin of two questions shows little
+    upper.scatter(*points, areas, color=BLUE, label="mean of a bin", clip_on=False)
+    ends = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
+    overall = np.average(points[0], weights=counts), score["value"]
+    label = f"all: accuracy {_score(score)}"
+    upper.errorbar(*overall, ends, fmt="D", color=ORANGE, capsize=5, linewidth=2, label=label)
+    chance = summary["chance"]
+    upper.axhline(chance, color=GREY, linestyle=":", label=f"chance {_percent(chance)}")
+    upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
+    upper.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
+    figures = f"n = {_count(summary)}, ECE {summary['ece']:.3f}, Brier {summary['brier']:.3f}"
+    upper.set_title(figures, fontsize=10)
+    figure.suptitle(f"{summary['task']}: {summary['what']}", parse_math=False, wrap=True, size=11)
+    bars = lower.bar(middles, counts, width, color=GREY, alpha=0.5)
+    lower.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=1)
+    lower.set(xlabel="probability of the answer", ylabel="questions", yticks=[], ymargin=0.3)
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, format="png")
+
+
+def p_text(p_value: float) -> str:
+    """Return "p = 0.123", or "p < 0.001"."""
+    return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
+
+
+def _conclusions(summary: Mapping) -> list[str]:
+    score, bootstrap, groups = summary["accuracy"], summary["bootstrap"], summary["groups"]
+    if not score:
+        return ["- The questions have no gold labels: these are predictions, without a score."]
+    units = f"{groups:,} groups of questions" if groups else "questions"
+    units += f" and {summary['seeds']['n']} seeds" if summary["seeds"] else ""
+    lines = [
+        f"Brackets are {100 * bootstrap['level']:.0f} % bootstrap intervals: "
+        f"{bootstrap['resamples']:,} resamples of the {units}, seed {bootstrap['seed']}."
+    ]
+    if groups and groups < FEW_GROUPS:
+        lines.append(f"With fewer than {FEW_GROUPS} groups these intervals are too narrow.")
+    scored = summary["provenance"].get("questions", {})
+    if scored.get("limit") is not None:
+        lines.append(f"Only the first {summary['n']:,} of {scored['in_split']:,} were scored.")
+    if summary["chose_checkpoint"]:
+        lines.append("This split chose the checkpoint: the accuracy is biased upwards.")
+    if summary["seeds"]:
+        lines.append("The accuracy is the mean of the seeds.")
+    if not summary["reliability"]:
+        lines.append("These scores are no log-probabilities: there is no ECE and no Brier score.")
+    if summary["baseline"]:
+        lines.append(f"Compared with the baseline: {summary['baseline']['compared']} are equal.")
+    if summary["official_n"] not in (None, summary["n"]):
+        lines.append(f"The official split has {summary['official_n']:,} questions.")
+    if score["low"] == score["high"]:
+        lines.append("The bootstrap has no uncertainty where all or no answers are right.")
+    elif score["low"] <= summary["chance"] <= score["high"]:
+        lines.append("The interval includes chance: the accuracy does not differ from guessing.")
+    elif score["low"] <= summary["majority_class"]:
+        lines.append("The accuracy is not reliably above always giving the most common class.")
+    if summary["published_percent"]:
+        split = summary["published_split"] and f" on the {summary['published_split']} split"
+        lines.append(f"Published scores are as reported{split}; other questions, other scores.")
+    return [f"- {line}" for line in lines]
+
+
+def _account(summary: Mapping) -> list[tuple[str, str]]:
+    """Return a row for each reason why questions were left out, cut, or hard to tell apart."""
+    listed = {
+        "truncated to fit": summary["truncated_ids"],
+        "with options cut to equal tokens": summary["indistinct_ids"],
+    }
+    for table, reasons in summary["skipped"].items():
+        kind = {"places": "bad row", "left_out": "left out"}.get(table, table)
+        listed |= {f"{kind}: {reason}": of_reason for reason, of_reason in reasons.items()}
+    rows = []
+    for reason, of_reason in listed.items():
+        if isinstance(of_reason, int):
+            rows.append((reason, f"{of_reason:,}"))
+        elif of_reason:
+            more = f", ... (all in {JSON})" if len(of_reason) > SHOWN else ""
+            names = ", ".join(map(str, of_reason[:SHOWN]))
+            rows.append((reason, f"{len(of_reason):,}: {names}{more}"))
+    return rows
+
+
+def _abstention(chosen: Mapping) -> str:
+    if chosen["threshold"] is None:
+        return f"no threshold has at most {_percent(chosen['risk'])} wrong on dev"
+    given = chosen["accuracy_of_given"]
+    right = "none" if given is None else f"{_percent(given)} of them right"
+    kept = f"{100 * chosen['coverage']:.1f} % answered, {right}"
+    return f"below {chosen['threshold']:.3f} (at most {_percent(chosen['risk'])} wrong): {kept}"
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Return the leaves of nested dicts and lists with their dotted names."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        pairs = value.items() if isinstance(value, Mapping) else enumerate(value, 1)
+        return [row for key, one in pairs for row in _flat(one, f"{name}.{key}".strip("."))]
+    return [(name, str(value))]
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+    body = [f"| {_cell(label)} | {_cell(value)} |" for label, value in rows]
+    return ["| | |", "|:--|--:|", *body, ""]
+
+
+def _count(summary: Mapping) -> str:
+    groups = summary["groups"] and f" in {counted(summary['groups'], 'group')}"
+    return f"{summary['n']:,}{groups or ''}"
+
+
+def _score(interval: Mapping) -> str:
+    low, high = (100 * interval[end] for end in ("low", "high"))
+    return f"{_percent(interval['value'])} [{low:.1f}, {high:.1f}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,177 @@
+"""The questions of one split of a task, read and checked against those of other splits."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from biomedlm_jax.qa.folds import pubmedqa_split
+from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_numbers, to_questions
+from biomedlm_jax.qa.question_rows import Row, plain_name
+from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap
+from biomedlm_jax.qa.tasks import Task, split_files
+
+ON_ERROR = ("raise", "skip")
+TWINS = ("keep", "skip")  # questions with two equal options
+LABEL_BASES = ("auto", "0", "1")  # the number of the first option in the file's answers
+WHOLE_SETS = ("pubmedqa", "pubmedqa_rows")  # formats of files that have all splits
+
+
+def read_questions(
+    task: Task,
+    path: str | Path | None = None,
+    *,
+    split: str,
+    fold: int = 0,
+    on_error: str = "raise",
+    label_base: str = "auto",
+    twins: str = "keep",
+    skipped: Skipped | None = None,
+    labelled: bool = False,
+) -> list[Question]:
+    """Return the questions of one split, in the order of the file.
+
+    `path` is a directory with one of `task.files`, or a file; None for `jsonl:<path>`. `fold` is
+    the tenth of PubMedQA's training questions that is dev; the original took 0. on_error="skip"
+    counts bad rows in `skipped`. `label_base` is the number of the first option; "auto" is 0, and
+    for MedMCQA what the file and those of its other splits show. `twins`: whether questions with
+    two equal options are kept, as lm-evaluation-harness does. `labelled`: every question must have
+    a label. Raises ValueError (for a bad row with its file and line) or FileNotFoundError.
+    """
+    choices = {"on_error": ON_ERROR, "label_base": LABEL_BASES, "twins": TWINS}
+    for value, (name, allowed) in zip((on_error, label_base, twins), choices.items(), strict=True):
+        if value not in allowed:
+            raise ValueError(f"expected {name} among {', '.join(allowed)}, got {value!r}")
+    if split not in task.splits:
+        raise ValueError(f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}")
+    if fold not in range(task.folds):
+        raise ValueError(f"{task.name} has the folds 0 to {task.folds - 1}, got {fold}")
+    if path and task.path:
+        raise ValueError(f"{task.name} has the path {task.path}, got another one: {path}")
+    path = path or task.path
+    if not path:
+        raise ValueError(f"{task.name} needs the path of its data; fix: --path (config.task.path)")
+    skipped = Skipped() if skipped is None else skipped
+
+    def refuse(problem: str) -> None:
+        message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
+        if on_error == "raise":
+            raise ValueError(message)
+        skipped.add(problem, message)
+
+    files, format = split_files(task, Path(path), split=split, fold=fold)
+    file = files[0]
+    rows = [row for one in files for row in FORMATS[format].read(one, refuse)]
+    if format in WHOLE_SETS:
+        rows = pubmedqa_split(rows, file, split, fold)
+    elif fold and split != "test" and f"fold{fold}" not in str(file):
+        raise ValueError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
+    if task.kind == CHOICE:
+        rows = _numbered(rows, task, format, Path(path), split, label_base)
+    if format == "mmlu":
+        rows = [_with_subject(row) for row in rows]
+    if task.subject:
+        kept = []
+        for row in rows:
+            subject = row.fields.get("subject", task.subject)
+            if subject == task.subject:
+                kept.append(row)
+            else:
+                skipped.leave_out(f"of the subject {subject}", str(row.id))
+        rows = kept
+    questions = to_questions(rows, format, task.classes, refuse, skipped, twins=twins)
+    if not questions:
+        raise ValueError(f"no questions of {task.name} in {file}; skipped: {skipped}")
+    if labelled and (missing := sum(question.label is None for question in questions)):
+        got = f"{missing} of {counted(len(questions), 'question')} of {task.name}, {split}, have"
+        raise ValueError(f"{got} no label, so nothing can be reported; fix: choose another split")
+    return questions
+
+
+def check_splits(
+    task: Task, paths: Sequence[str | Path | None], splits: Sequence[str], *, fold: int = 0
+) -> None:
+    """Raise ValueError if two splits, each read from its path, are the questions of one file."""
+    read = [
+        split_files(task, Path(path or task.path or ""), split=split, fold=fold)
+        for path, split in zip(paths, splits, strict=True)
+    ]
+    (first, format), (second, _) = read
+    one, other = ({file.resolve() for file in files} for files in (first, second))
+    if one & other and (format not in WHOLE_SETS or splits[0] == splits[1]):
+        got = f"{first[0]} has the questions of both {splits[0]} and {splits[1]}"
+        fix = "fix: give a directory with a file for each, or task.train_path"
+        raise ValueError(f"{got}; expected different files; {fix}")
+
+
+def read_shots(
+    task: Task, path: str | Path | None, count: int, questions: Sequence[Question], **read
+) -> list[Question]:
+    """Return the first `count` questions of the task's first split, of MMLU those of each subject.
+
+    `read` are arguments of `read_questions`. A shot with the content of one of `questions` under
+    another id is noted: `letter_prompts` leaves it out of that question's prompt. Raises ValueError
+    for fewer than `count` answered shots, or shots that are among the `questions`.
+    """
+    split, skipped = task.splits[0], read.pop("skipped", None)
+    by_subject: dict[str, list[Question]] = {}
+    for one in read_questions(task, path, split=split, **read):
+        by_subject.setdefault(_shot_subject(task, one), []).append(one)
+    by_subject = {subject: ones[:count] for subject, ones in by_subject.items()}
+    for subject in {_shot_subject(task, one) for one in questions}:
+        here = by_subject.get(subject, [])
+        if len(here) < count or any(shot.label is None for shot in here):
+            of = f" of {subject}" if subject else ""
+            raise ValueError(f"got shots={count}; {split} has {len(here)}{of} with answers")
+    shots = [shot for ones in by_subject.values() for shot in ones]
+    if {*shots} & {*questions}:
+        fix = f"give a directory with a {split} split, and score another one"
+        raise ValueError(f"got shots={count}, which are among the questions to score; {fix}")
+    if skipped is not None:
+        skipped.note("equal to a shot, which their prompts leave out", overlap(questions, shots))
+    return shots
+
+
+def _shot_subject(task: Task, question: Question) -> str:
+    return (question.subject or task.subject) if task.name.startswith("mmlu") else ""
+
+
+def _numbered(
+    rows: list[Row], task: Task, format: str, path: Path, split: str, label_base: str
+) -> list[Row]:
+    """Return the rows with the number of their first option; raise ValueError if none is sure."""
+    shown, base = first_numbers(rows), 0 if label_base == "auto" else int(label_base)
+    fix = "set --label_base (config.task.label_base) to"
+    published = format == "medmcqa"  # the official files count from 1, mirrors from 0
+    if published and label_base == "auto":
+        for other in _sibling_rows(task, format, path, split):
+            shown = first_numbers(other) | shown
+        if len(shown) == 2:
+            got = f"{shown[1]}: got cop 4, but cop 0 at {shown[0]}"
+            raise ValueError(f"{got}; expected options counted from 1 to 4, or all from 0 to 3")
+        if not shown and any(answer_number(row) is not None for row in rows):
+            got = f"{rows[0].path}: no cop is 0 and none is 4, here and in the other splits"
+            raise ValueError(f"{got}; {fix} 0 for a mirror, 1 for the official files")
+        base = min(shown, default=1)
+    other = shown.get(1 - base)
+    if other is not None and (published or base not in shown):
+        got = f"{other}: got the answer {answer_number(other)} where options count from {base}"
+        raise ValueError(f"{got}; correct the row, or {fix} {1 - base}")
+    return [row._replace(first=base) for row in rows]
+
+
+def _sibling_rows(task: Task, format: str, path: Path, split: str) -> Iterator[list[Row]]:
+    """Yield the rows of the task's other splits in the same directory and format."""
+    folder = path if path.is_dir() else path.parent
+    for other in task.splits:
+        with contextlib.suppress(ValueError):  # there is none
+            files, kind = split_files(task, folder, split=other, fold=0)
+            if other != split and kind == format:
+                read = FORMATS[format].read
+                yield [row for file in files for row in read(file, lambda problem: None)]
+
+
+def _with_subject(row: Row) -> Row:
+    """Add the subject that the name of MMLU's file states."""
+    named = re.fullmatch(r"(.+)_(dev|val|test)\.csv", plain_name(row.path))
+    return row._replace(fields={**row.fields, "subject": named[1]}) if named else row

@@ -1,0 +1,134 @@
+"""The summary of a set of answered questions: everything that its report prints."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from biomedlm_jax.qa import calibration, statistics
+from biomedlm_jax.qa.statistics import Item
+
+SCORES = (
+    *("groups", "accuracy", "majority_class", "gold_positions", "macro_f1", "subjects"),
+    *("subject_mean", "ece", "brier", "reliability", "risk_coverage", "aurc", "seeds"),
+)
+
+
+def summarise(
+    items: Sequence[Item],
+    *,
+    name: str,
+    what: str = "this model",
+    official: int | None = None,
+    published: Mapping[str, float] | None = None,
+    published_split: str = "",
+    with_macro_f1: bool = False,
+    baseline: Sequence[Sequence[Item]] = (),
+    baseline_name: str = "baseline",
+    seeds: Sequence[Sequence[Item]] | None = None,
+    skipped: Mapping[str, Mapping] | None = None,
+    provenance: Mapping | None = None,
+    chose_checkpoint: bool = False,
+    calibrated: Mapping | None = None,
+    shuffled: Mapping | None = None,
+    seed: int = 0,
+) -> dict:
+    """Return everything that the report prints, as one dict that JSON can hold.
+
+    Args:
+      name: the task; `what` is the model and mode.
+      official: the number of questions of the split as published.
+      published: percentages on `published_split`.
+      baseline: the results of every seed of another model.
+      seeds: the results of every seed, `items` among them; the accuracy is their mean.
+      skipped: what was read but not scored: tables of reasons with places or counts.
+      provenance: what the result is of, as `identity` makes it.
+      chose_checkpoint: these questions chose the model's checkpoint.
+      calibrated: figures of `calibration.apply`, with the dev report's name.
+      shuffled: the figures of `statistics.position_bias`.
+      seed: of the bootstrap.
+
+    Items without gold labels give the number of predictions of each option and no score.
+    """
+    labelled = any(item["gold"] is not None for item in items)
+    return {
+        "task": name,
+        "what": what,
+        "n": len(items),
+        "official_n": official,
+        "truncated": sum(bool(item["truncated"]) for item in items),
+        "truncated_ids": [item["id"] for item in items if item["truncated"]],
+        "indistinct_ids": [item["id"] for item in items if item.get("indistinct")],
+        "skipped": dict(skipped or {}),
+        "chance": float(np.mean([1 / len(item["options"]) for item in items])),
+        "predicted_positions": _shares(item["prediction"] for item in items),
+        **dict.fromkeys(SCORES),
+        **(_scores(items, seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
+        "chose_checkpoint": chose_checkpoint,
+        "calibrated": None if calibrated is None else dict(calibrated),
+        "shuffled": None if shuffled is None else dict(shuffled),
+        "published_percent": dict(published or {}),
+        "published_split": published_split,
+        "baseline": _versus(seeds or [items], baseline, baseline_name, seed) if baseline else None,
+        "bootstrap": {"level": statistics.LEVEL, "resamples": statistics.RESAMPLES, "seed": seed},
+        "provenance": dict(provenance or {}),
+    }
+
+
+def _scores(
+    items: Sequence[Item], seeds: Sequence[Sequence[Item]] | None, *, with_macro_f1: bool, seed: int
+) -> dict:
+    """Return the entries of SCORES; calibration is None where scores are no probabilities."""
+    answers = statistics.columns(items)
+    every = [answers] if seeds is None else [*map(statistics.columns, seeds)]
+    bins = statistics.reliability(answers) if answers.probabilities else None
+    top_N = np.array([row.max() for row in answers.probabilities])
+    curve = calibration.risk_coverage(top_N, answers.right_N) if bins else None
+    subjects = _by_subject(seeds or [items], seed=seed)
+    return {
+        "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
+        "accuracy": statistics.accuracy(*every, seed=seed)._asdict(),
+        "majority_class": float(np.bincount(answers.gold_N).max() / len(items)),
+        "gold_positions": _shares(answers.gold_N.tolist()),
+        "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
+        "ece": statistics.calibration_error(bins) if bins else None,
+        "brier": statistics.brier_score(answers) if bins else None,
+        "reliability": bins,
+        "risk_coverage": calibration.shortened(curve) if curve else None,
+        "aurc": calibration.area(curve) if curve else None,
+        "subjects": subjects,
+        "subject_mean": float(np.mean([one["value"] for one in subjects.values()]))
+        if len(subjects) > 1
+        else None,
+        "seeds": None if seeds is None else _over_seeds(every),
+    }
+
+
+def _by_subject(seeds: Sequence[Sequence[Item]], *, seed: int) -> dict[str, dict]:
+    """Return the number of questions and the accuracy of each subject; {} if none is named."""
+    names = {item.get("subject") or "" for item in seeds[0]}
+    subjects = {}
+    for name in sorted(names if any(names) else ()):
+        chosen = [[one for one in items if (one.get("subject") or "") == name] for items in seeds]
+        interval = statistics.accuracy(*map(statistics.columns, chosen), seed=seed)
+        subjects[name or "(none)"] = {"n": len(chosen[0]), **interval._asdict()}
+    return subjects
+
+
+def _versus(
+    seeds: Sequence[Sequence[Item]], baselines: Sequence[Sequence[Item]], name: str, seed: int
+) -> dict:
+    first, second = ([*map(statistics.columns, one)] for one in (seeds, baselines))
+    versus = statistics.compare_seeds(first, second, seed=seed)
+    return {**versus._asdict(), "name": name, "difference": versus.difference._asdict()}
+
+
+def _over_seeds(seeds: Sequence[statistics.Columns]) -> dict:
+    """Mean and sample standard deviation (None for one seed) of the accuracy."""
+    values = [float(np.mean(one.right_N)) for one in seeds]
+    return {**statistics.mean_and_deviation(values), "n": len(values), "values": values}
+
+
+def _shares(labels: Iterable[int]) -> list[float]:
+    """Return the share of each option, by its place in the list of options."""
+    counts = np.bincount([*labels])
+    return (counts / counts.sum()).tolist()
