@@ -45,7 +45,8 @@ def finetune_questions(
     read |= {"label_base": wanted.label_base, "twins": wanted.twins, "skipped": skipped}
     train = read_questions(task, train_path, split=wanted.train_split, **read)
     dev = read_questions(task, wanted.path, split=wanted.dev_split, **read)
-    check_splits(task, (train_path, wanted.path), splits, fold=wanted.fold)
+    both_paths = train_path, wanted.path
+    check_splits(task, both_paths, splits, fold=wanted.fold, questions=(train, dev))
     start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
     rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
     head = Head(kind=task.kind, task=task.name, classes=task.classes, **rows)

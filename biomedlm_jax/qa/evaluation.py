@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import check_output
-from biomedlm_jax.qa import calibration, identity, report, statistics
+from biomedlm_jax.qa import calibration, identity, prompts, report, statistics
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.models import (
@@ -23,10 +23,10 @@ from biomedlm_jax.qa.models import (
     load_model,
     weights_of_seeds,
 )
-from biomedlm_jax.qa.orders import bias_over_orders
+from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, shown
 from biomedlm_jax.qa.questions import Question, Skipped, counted, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
-from biomedlm_jax.qa.splits import read_questions, read_shots
+from biomedlm_jax.qa.splits import note_training_questions, read_questions, read_shots
 from biomedlm_jax.qa.summary import summarise
 from biomedlm_jax.qa.tasks import default_split, find_task
 
@@ -60,7 +60,7 @@ def evaluate(
     """Score a model on a split of a task, write a report into `out`, and return its summaries.
 
     Batches that are scored are kept in `out`.partial until the report is written: the same call
-    after an interruption resumes there (not in several processes). Progress is printed to stderr.
+    after an interruption resumes there. Progress is printed to stderr.
     Call it in every process; process 0 writes and notifies. For the questions' arguments see
     `find_task`, `read_questions` and `default_split`; `execution` are fields of the model's config.
 
@@ -74,7 +74,7 @@ def evaluate(
       calibrate: this model's report on dev questions, to fit a temperature and to choose the
         threshold below which to abstain: at most a share `risk` of the dev answers is wrong.
       orders: in how many orders the options are shown (the file's, then random ones), for the
-        position bias of the first model's letters or head.
+        position bias of letters or heads, over the answers of all models.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
     Raises ValueError, FileNotFoundError or FileExistsError for bad input, before any work.
@@ -93,6 +93,7 @@ def evaluate(
     if baseline and not labelled:
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
         raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
+    note_training_questions(chosen, path, questions, split=split, **read)
     in_split = len(questions)
     questions = _first(questions, limit)
     complete = chosen.sizes.get(split) == in_split + skipped.bad and len(questions) == in_split
@@ -117,10 +118,11 @@ def evaluate(
         unlike += f" (the first of {in_split:,})" if limit is not None else ""
         notify(f"{name}: {counted(len(questions), 'question')}{unlike}; skipped: {skipped}")
     weights = weights_of_seeds(models, heads, mesh)
-    partial = f"{Path(out)}.partial" if jax.process_count() == 1 else None
+    partial = f"{Path(out)}.partial" if writes else None  # of process 0, whose journal decides
     results: dict[str, list[list[dict]]] = {}
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
-    described, chose, shuffled = [], [], {}
+    described, uses = [], []
+    orderings, shuffled = random_orders(questions, orders), {}
     for directory, head, digest in zip(models, heads, weights, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
         rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
@@ -132,17 +134,19 @@ def evaluate(
                 raise ValueError(f"{got}; fix: evaluate this model on dev first")
         start = [described[-1]["weights"], described[-1]["dtype"], repr(model.config)]
         journal = Journal(partial, start=start, notify=progress if writes else lambda line: None)
-        chose.append(identity.chosen_on(directory, chosen.name, split, questions))
+        if directory == models[0]:
+            noted = prompts.spells_special(tokenizer, questions)
+            skipped.note("spelling a special token, encoded as text", noted)
+        uses += identity.used_in_training(directory, chosen.name, split, questions)
         for one in modes:
-            scored = score(
-                model, tokenizer, questions, chosen, mode=one, journal=journal, **options
-            )
+            given = {"task": chosen, "mode": one, "journal": journal, **options}
+            answer = functools.partial(score, model, tokenizer, **given)
+            scored = answer(questions)
             for way, items in scored.items():
                 results.setdefault(way, []).append(items)
-            if orders > 1 and directory == models[0] and one != OPTION:
-                again = {"task": chosen, "mode": one, "journal": journal, **options}
-                answer = functools.partial(score, model, tokenizer, **again)
-                shuffled[one] = bias_over_orders(questions, scored[one], orders, answer, way=one)
+            if orders > 1 and one != OPTION:
+                others = [answer(shown(questions, order))[one] for order in orderings[1:]]
+                shuffled.setdefault(one, []).append([scored[one], *others])
     provenance = {
         "models": described,
         "questions": {
@@ -173,8 +177,8 @@ def evaluate(
             seeds=seeds if len(seeds) > 1 else None,
             skipped=skipped.tables(),
             provenance={**provenance, "way": way},
-            chose_checkpoint=any(chose),
-            shuffled=shuffled.get(way),
+            uses=uses,
+            shuffled=bias_of_seeds(shuffled[way], orderings) if way in shuffled else None,
             calibrated={"name": str(calibrate), **calibration.apply(chosen_on_dev[way], seeds[0])}
             if way in chosen_on_dev
             else None,

@@ -149,7 +149,7 @@ def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
         answer,
         "" if context is None else plain_text(context, "context", empty=True),
         None if group is None else plain_label(group, "group"),
-        str(row.fields.get("subject") or ""),
+        str(row.fields.get("subject") or row.fields.get("subject_name") or ""),
     )
 
 

@@ -17,6 +17,7 @@ from biomedlm_jax.interop import directories
 from biomedlm_jax.qa.questions import Question, questions_hash
 from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, weights_hash
 
+TRAINING_FILE = "training.json"  # of an exported directory: the record of its source
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
 UNCOMPARED = ("facts", "started_from", "mesh", "sweep", "logging", "checkpoint", "model", "task")
 
@@ -27,25 +28,34 @@ def question_hash(question: Question) -> str:
 
 
 def training_record(path: str | Path) -> dict[str, Any]:
-    """Return how a directory states that it was trained: its run.json and facts; {} if nowhere."""
+    """Return how a directory states that it was trained: run.json or training.json, and facts."""
     folder = directories.model_directory(path)
     record = {"facts": directories.read_config(path).get("facts") or {}}
+    if (folder / TRAINING_FILE).exists():
+        record |= read_json(folder / TRAINING_FILE)
     places = [folder, folder.resolve().parent] if folder.name == directories.MODEL_FOLDER else []
     for place in places or [folder]:
         if (place / RUN_FILE).exists():
             return record | read_json(place / RUN_FILE)
-    return record | {"started_from": record["facts"].get("started_from")}
+    return {"started_from": record["facts"].get("started_from"), **record}
 
 
-def chosen_on(path: str | Path, task: str, split: str, questions: Sequence[Question]) -> bool:
-    """Return whether the model's checkpoint was chosen by its score on these questions."""
+def used_in_training(
+    path: str | Path, task: str, split: str, questions: Sequence[Question]
+) -> list[str]:
+    """Return which of "train" and "dev" (it chose the checkpoint) these questions were."""
     record = training_record(path)
     facts, settings = record["facts"], record.get("task") or {}
     if "dev_accuracy" not in facts:
-        return False
-    if facts.get("dev_questions") == questions_hash(questions):
-        return True
-    return (facts.get("task"), facts.get("dev_split", settings.get("dev_split"))) == (task, split)
+        return []
+    digest = questions_hash(questions)
+    return [
+        one
+        for one in ("train", "dev")
+        if facts.get(f"{one}_questions") == digest
+        or (facts.get("task"), facts.get(f"{one}_split", settings.get(f"{one}_split")))
+        == (task, split)
+    ]
 
 
 def check_seeds(paths: Sequence[str | Path]) -> None:

@@ -56,7 +56,9 @@ def weights_of_seeds(
     if len(models) == 1:
         return [None]
     seen: dict[str, str | Path] = {}
-    identity.check_seeds([*{Path(model).resolve(): model for model in models}.values()])
+    different = [*{Path(model).resolve(): model for model in models}.values()]
+    if len(different) > 1:
+        identity.check_seeds(different)
     for directory, head in zip(models, heads, strict=True):
         digest = weights_hash(load_model(directory, head, mesh)[0])
         if digest in seen:

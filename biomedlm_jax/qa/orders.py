@@ -1,41 +1,44 @@
 """Orders of the options: whether answers depend on the places of the options."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from biomedlm_jax.qa.questions import Question
+from biomedlm_jax.qa.statistics import Item
 
 
-def bias_over_orders(
-    questions: Sequence[Question],
-    items: Sequence[dict],
-    count: int,
-    answer: Callable[[list[Question]], dict[str, list[dict]]],
-    *,
-    way: str,
-) -> dict:
-    """Return the position bias over `count` orders of the options, `items` those of the first."""
-    orders = [[list(range(len(question.options))) for question in questions]]
-    answered = [items]
+def random_orders(questions: Sequence[Question], count: int) -> list[list[list[int]]]:
+    """Return `count` orders of each question's options: the file's, then random ones."""
+    orders = [[[*range(len(one.options))] for one in questions]]
     for seed in range(1, count):
         rng = np.random.default_rng(seed)
         orders.append([rng.permutation(len(one.options)).tolist() for one in questions])
-        shown = [
-            dataclasses.replace(
-                one,
-                options=tuple(one.options[k] for k in order),
-                label=None if one.label is None else order.index(one.label),
-            )
-            for one, order in zip(questions, orders[-1], strict=True)
-        ]
-        answered.append(answer(shown)[way])
+    return orders
+
+
+def shown(questions: Sequence[Question], order: Sequence[Sequence[int]]) -> list[Question]:
+    """Return the questions with their options in another order."""
+    return [
+        dataclasses.replace(
+            one,
+            options=tuple(one.options[k] for k in places),
+            label=None if one.label is None else places.index(one.label),
+        )
+        for one, places in zip(questions, order, strict=True)
+    ]
+
+
+def bias_of_seeds(
+    answered: Sequence[Sequence[Sequence[Item]]], orders: Sequence[Sequence[Sequence[int]]]
+) -> dict:
+    """Return the `position_bias` over all answers: `answered[seed][order][question]`."""
     predicted, gold = (
-        np.array([[item[name] for item in of_order] for of_order in answered])
+        np.concatenate([[[one[name] for one in items] for items in of] for of in answered], axis=1)
         for name in ("prediction", "gold")
     )
-    return position_bias(predicted, gold, orders)
+    return position_bias(predicted, gold, [[*order] * len(answered) for order in orders])
 
 
 def position_bias(

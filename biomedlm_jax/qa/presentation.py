@@ -39,9 +39,8 @@ def markdown(summary: Mapping) -> str:
         rows += [("ECE / Brier after it", f"{one['ece']:.3f} / {one['brier']:.3f}")]
         rows += [("abstention", _abstention(one))]
     if one := summary["shuffled"]:
-        rows += [
-            (f"accuracy with {one['orders']} orders of the options", _percent(one["accuracy"]))
-        ]
+        over = f"{one['orders']} orders of the options{' (all seeds)' if seeds else ''}"
+        rows += [(f"accuracy with {over}", _percent(one["accuracy"]))]
         rows += [("the same answer in every order", _percent(one["consistent"]))]
         rows += [("position bias (total variation)", f"{one['bias']:.3f}")]
     if summary["subject_mean"] is not None:
@@ -153,6 +152,8 @@ def _conclusions(summary: Mapping) -> list[str]:
         lines.append(f"Only the first {summary['n']:,} of {scored['in_split']:,} were scored.")
     if summary["chose_checkpoint"]:
         lines.append("This split chose the checkpoint: the accuracy is biased upwards.")
+    if summary["trained_on"]:
+        lines.append("The model was trained on this split: the accuracy is none of new questions.")
     if summary["seeds"]:
         lines.append("The accuracy is the mean of the seeds.")
     if not summary["reliability"]:

@@ -17,7 +17,7 @@ class Question:
     label: int | None  # index into options; None where the file has no answers
     context: str = ""  # the text that the question is about
     group: str | None = None  # questions of one group are dependent: statistics resample groups
-    subject: str = ""  # of MMLU
+    subject: str = ""  # MMLU's or MedMCQA's, for the breakdown
 
     @property
     def content(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """score(): a model's answers by option letter, by option text, or by a fine-tuned head."""
 
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,8 @@ def score(
     summed log-probability in nats, by that per character and per token, and by that minus their
     log-probability without the question; "classifier" needs a Scorer, and the `row_format` and
     `max_length` of its training. `batch_tokens` per device bound the activation memory. `journal`
-    keeps the results of batches and prints the progress.
+    prints the progress and, with a folder, keeps the results of batches: the same call after an
+    interruption (Ctrl-C) resumes there. Without one it starts again.
 
     Items have id, content (a hash of what was asked), group, subject, options, gold, prediction
     (the first of equal scores), scores, probabilities (a softmax over the options; None for
@@ -180,11 +182,11 @@ def _computed(
                 known = f"the model's vocabulary ends at {rows_of - 1}"
                 raise ValueError(f"{got}, and {known}; remove the special token that it spells")
             size = bucket.length * int((rows.prompt_BxL >= 0).any(axis=1).sum())
-            result = journal.read(number)
-            new = result is None
-            if new:
-                placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
-                with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
+            placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
+            with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
+                result = _kept(journal.read(number), functools.partial(compute, model, placed))
+                new = result is None
+                if new:
                     result = compute(model, placed)
             if waiting:  # fetched while the next batch is computed
                 yield fetched(*waiting)
@@ -192,6 +194,17 @@ def _computed(
             number += 1
     if waiting:
         yield fetched(*waiting)
+
+
+def _kept(result: Any, compute: Callable) -> Any:
+    """Return the result that process 0 has in its journal, in every process; None without one."""
+    if jax.process_count() == 1:
+        return result
+    if not multihost_utils.broadcast_one_to_all(np.array(result is not None)):
+        return None
+    empty = jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), jax.eval_shape(compute))
+    sent = multihost_utils.broadcast_one_to_all(empty if result is None else result)
+    return jax.tree.map(lambda one, zeros: np.asarray(one, zeros.dtype), sent, empty)
 
 
 def _item(question: Question, scores: np.ndarray, flags: Mapping[str, bool], way: str) -> dict:

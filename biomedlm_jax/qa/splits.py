@@ -9,7 +9,7 @@ from biomedlm_jax.qa.folds import pubmedqa_split
 from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_numbers, to_questions
 from biomedlm_jax.qa.question_rows import Row, plain_name
 from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap
-from biomedlm_jax.qa.tasks import Task, split_files
+from biomedlm_jax.qa.tasks import Task, split_files, split_in_name
 
 ON_ERROR = ("raise", "skip")
 TWINS = ("keep", "skip")  # questions with two equal options
@@ -61,6 +61,9 @@ def read_questions(
 
     files, format = split_files(task, Path(path), split=split, fold=fold)
     file = files[0]
+    named = split_in_name(Path(path), task.splits) or split
+    if named != split:
+        skipped.note(f"file of the {named} split by its name (fix: --split={named})", [file.name])
     rows = [row for one in files for row in FORMATS[format].read(one, refuse)]
     if format in WHOLE_SETS:
         rows = pubmedqa_split(rows, file, split, fold)
@@ -89,19 +92,61 @@ def read_questions(
 
 
 def check_splits(
-    task: Task, paths: Sequence[str | Path | None], splits: Sequence[str], *, fold: int = 0
+    task: Task,
+    paths: Sequence[str | Path | None],
+    splits: Sequence[str],
+    *,
+    fold: int = 0,
+    questions: Sequence[Sequence[Question]] = (),
 ) -> None:
-    """Raise ValueError if two splits, each read from its path, are the questions of one file."""
+    """Raise ValueError if two splits, each read from its path, are one file or one set.
+
+    `questions` are those of each split, to recognise a copy by its content.
+    """
     read = [
         split_files(task, Path(path or task.path or ""), split=split, fold=fold)
         for path, split in zip(paths, splits, strict=True)
     ]
     (first, format), (second, _) = read
     one, other = ({file.resolve() for file in files} for files in (first, second))
+    fix = "fix: give a directory with a file for each, or task.train_path"
     if one & other and (format not in WHOLE_SETS or splits[0] == splits[1]):
         got = f"{first[0]} has the questions of both {splits[0]} and {splits[1]}"
-        fix = "fix: give a directory with a file for each, or task.train_path"
         raise ValueError(f"{got}; expected different files; {fix}")
+    if questions:
+        _refuse_copy(*questions, names=(f"{first[0]} ({splits[0]})", f"{second[0]} ({splits[1]})"))
+
+
+def note_training_questions(
+    task: Task,
+    path: str | Path | None,
+    questions: Sequence[Question],
+    *,
+    split: str,
+    skipped: Skipped,
+    **read,
+) -> None:
+    """Note in `skipped` which questions are also in the train split of the same directory.
+
+    `read` are arguments of `read_questions`. Raises ValueError if the two splits are one set.
+    """
+    path = Path(path or task.path or "")
+    if split == "train" or "train" not in task.splits or not path.is_dir():
+        return
+    train: list[Question] = []
+    with contextlib.suppress(ValueError):  # there is none, or it cannot be read
+        where = None if task.path else path
+        train = read_questions(task, where, split="train", **{**read, "on_error": "skip"})
+    _refuse_copy(train, questions, names=("train", f"{split} of {path}"))
+    skipped.note("also in train", overlap(questions, train))
+
+
+def _refuse_copy(
+    first: Sequence[Question], second: Sequence[Question], *, names: tuple[str, str]
+) -> None:
+    if {one.content for one in first} == {one.content for one in second}:
+        got = f"{' and '.join(names)} have the same {counted(len(second), 'question')}"
+        raise ValueError(f"{got}; fix: give each split its own file")
 
 
 def read_shots(

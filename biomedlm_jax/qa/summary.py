@@ -27,7 +27,7 @@ def summarise(
     seeds: Sequence[Sequence[Item]] | None = None,
     skipped: Mapping[str, Mapping] | None = None,
     provenance: Mapping | None = None,
-    chose_checkpoint: bool = False,
+    uses: Sequence[str] = (),
     calibrated: Mapping | None = None,
     shuffled: Mapping | None = None,
     seed: int = 0,
@@ -42,7 +42,7 @@ def summarise(
       seeds: the results of every seed, `items` among them; the accuracy is their mean.
       skipped: what was read but not scored: tables of reasons with places or counts.
       provenance: what the result is of, as `identity` makes it.
-      chose_checkpoint: these questions chose the model's checkpoint.
+      uses: what these questions were in training: "train", "dev" (it chose the checkpoint).
       calibrated: figures of `calibration.apply`, with the dev report's name.
       shuffled: the figures of `statistics.position_bias`.
       seed: of the bootstrap.
@@ -63,7 +63,8 @@ def summarise(
         "predicted_positions": _shares(item["prediction"] for item in items),
         **dict.fromkeys(SCORES),
         **(_scores(items, seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
-        "chose_checkpoint": chose_checkpoint,
+        "chose_checkpoint": "dev" in uses,
+        "trained_on": "train" in uses,
         "calibrated": None if calibrated is None else dict(calibrated),
         "shuffled": None if shuffled is None else dict(shuffled),
         "published_percent": dict(published or {}),

@@ -139,7 +139,7 @@ def find_task(name: str, *, format: str = "") -> Task:
 
 def default_split(task: Task, path: str | Path | None = None) -> str:
     """Return the one split that the name of a file contains, else the task's last split."""
-    return _split_in_name(Path(path or task.path or ""), task.splits) or task.splits[-1]
+    return split_in_name(Path(path or task.path or ""), task.splits) or task.splits[-1]
 
 
 def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[Path], str]:
@@ -179,7 +179,8 @@ def _words(split: str, splits: Sequence[str]) -> list[str]:
     return [split, *(word for word, one in meant.items() if one == split != word)]
 
 
-def _split_in_name(file: Path, splits: tuple[str, ...]) -> str | None:
+def split_in_name(file: Path, splits: tuple[str, ...]) -> str | None:
+    """Return the one split that a file's name contains; None for none, several or a folder."""
     words = set() if file.is_dir() else {*re.findall(r"[a-z]+", file.name.lower())}
     named = {split for split in splits if words.intersection(_words(split, splits))}
     return named.pop() if len(named) == 1 else None
@@ -193,7 +194,7 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     name_of = f"{{split}}{one.suffix}"
     names = dict.fromkeys([name_of, *(PARQUET if one.suffix == ".jsonl" else ()), "*"], format)
     task = Task(name, one.kind, names, path=path)
-    files: dict[str, list[Path]] = {_split_in_name(path, SPLITS) or "test": [path]}
+    files: dict[str, list[Path]] = {split_in_name(path, SPLITS) or "test": [path]}
     if path.is_dir():
         files = {}
         for split in SPLITS:

@@ -104,18 +104,31 @@ def test_errors_are_one_line(arguments, message, capsys):
     assert captured.out == ""
 
 
-@pytest.mark.slow
-def test_two_processes_write_one_report(tmp_path, model, questions):
+INTERRUPTED = """
+import sys
+from biomedlm_jax import cli
+from biomedlm_jax.qa import states
+original, calls = states.token_log_probabilities, []
+def interrupting(*arguments):
+    calls.append(None)
+    if len(calls) == 3:
+        raise KeyboardInterrupt
+    return original(*arguments)
+states.token_log_probabilities = interrupting
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def run_two(program, *flags):
+    """Run `biomedlm evaluate` in two processes: (exit code, stdout, stderr) of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "biomedlm_jax.cli", "evaluate", f"--model={model}"]
-    command += [f"--task=jsonl:{questions}", "--mode=option", f"--out={tmp_path / 'two'}"]
-    command += [f"--coordinator=localhost:{port}", "--process_count=2"]
+    command = [sys.executable, *program, "evaluate", *flags, "--process_count=2"]
     environment = {**os.environ, "XLA_FLAGS": os.environ["FAST_COMPILATION"]}
     processes = [
         subprocess.Popen(
-            [*command, f"--process_id={n}"],
+            [*command, f"--coordinator=localhost:{port}", f"--process_id={n}"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -123,10 +136,24 @@ def test_two_processes_write_one_report(tmp_path, model, questions):
         )
         for n in range(2)
     ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [output.count("wrote ") for output, _ in outputs] == [1, 0]
-    assert run(*command[4:7], f"--out={tmp_path / 'one'}") == 0
+    return [(*process.communicate(timeout=120), process.returncode) for process in processes]
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_report_and_resume_from_the_first_ones_batches(
+    tmp_path, model, questions
+):
+    flags = [f"--model={model}", f"--task=jsonl:{questions}", "--mode=option", "--batch_tokens=64"]
+    out = tmp_path / "two"
+    interrupted = run_two(["-c", INTERRUPTED], *flags, f"--out={out}")
+    assert 0 not in [code for *_, code in interrupted], interrupted
+    assert [*tmp_path.glob("two.partial/*/*.npz")]
+    ends = run_two(["-m", "biomedlm_jax.cli"], *flags, f"--out={out}")
+    assert [code for *_, code in ends] == [0, 0], ends
+    assert [output.count("wrote ") for output, *_ in ends] == [1, 0]
+    assert [error.count("resuming an interrupted") for _, error, _ in ends] == [1, 0]
+    assert not out.with_name("two.partial").exists()
+    assert run(*flags, f"--out={tmp_path / 'one'}") == 0
     for way in WAYS["option"]:
         two, one = (read_items(tmp_path / name, way=way) for name in ("two", "one"))
         for item, alone in zip(two, one, strict=True):

@@ -1,5 +1,6 @@
 """adapters.py: every form of a question gives the same record; bad rows are named."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -70,7 +71,9 @@ def test_the_ways_to_write_a_choice_are_equal(format, record, check):
 def test_medmcqa_counts_from_1_mirrors_from_0_and_hide_answers_by_minus_1(check):
     medmcqa = functools.partial(check, format="medmcqa")
     question = Question("f:1", "q?", ("w", "x", "y", "z"), 1)
-    assert medmcqa({**ABCD, "choice_type": "multi", "exp": "e", "subject_name": "s"}) == [question]
+    assert medmcqa({**ABCD, "choice_type": "multi", "exp": "e"}) == [question]
+    (with_subject,) = medmcqa({**ABCD, "subject_name": "Anatomy", "topic_name": "Bones"})
+    assert with_subject == dataclasses.replace(question, subject="Anatomy")
     assert medmcqa({**ABCD, "cop": 1}, first=0) == [question]
     assert [q.label for q in medmcqa({**ABCD, "cop": -1}, {**ABCD, "cop": None})] == [None, None]
 

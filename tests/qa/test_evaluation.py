@@ -158,7 +158,7 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
     ]
     assert summaries[0]["truncated"] == 12
     official = "12 questions (the official dev split has 1,272)"
-    assert lines == [f"medqa, dev: {official}; skipped: nothing", *cut]
+    assert lines == [f"medqa, dev: {official}; skipped: nothing; used: 3 also in train", *cut]
     for way, summary in zip(ways, summaries, strict=True):
         folder = out / way.replace(" ", "_")
         files = {*FILES} - ({PLOT} if way in NOT_PROBABILITIES else set())
@@ -440,6 +440,54 @@ def test_a_model_that_always_answers_a_has_a_position_bias(tmp_path, release, me
     assert figures["consistent"] < 0.5
 
 
+def test_the_position_bias_is_of_all_seeds(tmp_path, seeds, medqa, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering(calls := []))
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent, "orders": 2}
+    (summary,) = evaluate(seeds[:2], tmp_path / "out", **read)
+    assert len(calls) == 4
+    assert summary["shuffled"]["predicted_positions"] == [1, 0, 0, 0]
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| accuracy with 2 orders of the options (all seeds) |" in text
+
+
+def test_the_report_counts_texts_that_spell_a_special_token(tmp_path, release, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    rows = [
+        {"id": f"q{n}", "question": text, "options": ["x", "y"], "label": 0}
+        for n, text in enumerate(("Is it?", "What is <|endoftext|>?"))
+    ]
+    read = {"task": f"jsonl:{write(tmp_path / 'test.jsonl', rows)}", "mode": "letter"}
+    (summary,) = evaluate(release, tmp_path / "out", notify=silent, **read)
+    remark = "spelling a special token, encoded as text"
+    assert summary["skipped"]["noted"] == {remark: ["q1"]}
+    assert f"| noted: {remark} | 1: q1 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_subjects_of_medmcqa_are_broken_down(tmp_path, release, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    options = {f"op{letter}": letter for letter in "abcd"}
+    rows = [
+        {"question": f"{n}?", **options, "cop": 1 + n % 4, "subject_name": subject}
+        for n, subject in enumerate(("Anatomy", "Surgery", "Surgery", "Surgery"))
+    ]
+    path = write(tmp_path / "dev.json", rows)
+    read = {"task": "medmcqa", "path": path, "mode": "letter", "notify": silent}
+    (summary,) = evaluate(release, tmp_path / "out", **read)
+    figures = {name: (one["n"], one["value"]) for name, one in summary["subjects"].items()}
+    assert figures == {"Anatomy": (1, 1.0), "Surgery": (3, 0.0)}
+    assert "## By subject" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_training_questions_are_named(tmp_path, tokenizer, medqa, monkeypatch):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    facts = {**FACTS, "train_split": "train"}
+    model = finetuned(tmp_path / "model", tokenizer, CHOICE, seed=1, facts=facts)
+    read = {"task": "medqa", "path": medqa, "split": "train", "notify": silent}
+    (summary,) = evaluate(model, tmp_path / "out", **read)
+    assert (summary["trained_on"], summary["chose_checkpoint"]) == (True, False)
+    assert "was trained on this split" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_questions_without_answers_get_predictions(tmp_path, release, medqa):
     read = {"task": "medqa", "path": medqa, "mode": "letter", "notify": silent}
     (summary,) = evaluate(release, tmp_path / "test", split="test", **read)
@@ -478,6 +526,7 @@ def answering(calls):
             {
                 "id": question.id,
                 "group": question.group,
+                "subject": question.subject,
                 "options": list(question.options),
                 "gold": question.label,
                 "prediction": 0,
@@ -605,6 +654,9 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
     full = tmp_path / "full"
     full.mkdir()
     (full / "notes.txt").write_text("mine")
+    copied = tmp_path / "copied"
+    write(copied / "train.jsonl", map(json.loads, (medqa / "dev.jsonl").read_text().splitlines()))
+    shutil.copy(copied / "train.jsonl", copied / "dev.jsonl")
     shutil.copytree(seeds[0], tmp_path / "copy")
     shutil.copytree(release, tmp_path / "lm_copy")
     start = {**FACTS["started_from"], "weights": "v" * 64}
@@ -626,6 +678,7 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
         "renamed": write(tmp_path / "renamed.jsonl", ITEMS),
         "full": full,
         "mute": mute,
+        "copied": copied,
         "mute_copy": tmp_path / "lm_copy",
         "stranger": stranger,
         "half": write(tmp_path / "test.jsonl", rows),
@@ -709,6 +762,10 @@ REFUSED = {
     "no such baseline": ({"baseline": "nowhere"}, "nowhere"),
     "baseline of other questions": ({"baseline": "{other}"}, "differ in questions"),
     "baseline that is no report": ({"baseline": "{medqa}/dev.jsonl"}, "dev.jsonl:1"),
+    "dev is a copy of train": (
+        {"path": "{copied}"},
+        "train and dev of {copied} have the same 12 questions; fix: give each split its own file",
+    ),
     "a foreign directory": ({"out": "{full}"}, "never overwritten"),
     "a foreign directory, forced": ({"out": "{full}", "overwrite": True}, "never overwritten"),
     "a file for a directory": ({"out": "{medqa}/dev.jsonl"}, "is a file; name a directory"),
@@ -731,7 +788,7 @@ def test_bad_input_is_refused_before_any_work(case, places, monkeypatch):
     models, out = given.pop("models"), given.pop("out")
     with pytest.raises(cli.INPUT_ERRORS) as caught:
         evaluate(models, out, notify=silent, **given)
-    assert message in str(caught.value)
+    assert message.replace("{copied}", str(places["copied"])) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert calls == []
     assert not places["new"].exists()

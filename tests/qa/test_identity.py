@@ -6,9 +6,9 @@ import pytest
 
 from biomedlm_jax.qa.identity import (
     check_seeds,
-    chosen_on,
     question_hash,
     training_record,
+    used_in_training,
 )
 from biomedlm_jax.qa.questions import Question, questions_hash
 
@@ -68,9 +68,9 @@ def test_seeds_of_one_training(tmp_path):
 def test_a_run_of_before_names_its_dev_split(tmp_path):
     run = make_run(tmp_path / "run")
     assert training_record(run / "model")["recipe"] == "questions"
-    assert chosen_on(run, "medqa", "dev", [QUESTION])
-    assert not chosen_on(run, "medqa", "test", [QUESTION])
-    assert not chosen_on(run, "medmcqa", "dev", [QUESTION])
+    assert used_in_training(run, "medqa", "dev", [QUESTION]) == ["dev"]
+    assert not used_in_training(run, "medqa", "test", [QUESTION])
+    assert not used_in_training(run, "medmcqa", "dev", [QUESTION])
 
 
 def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
@@ -78,5 +78,32 @@ def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
     config = json.loads((run / "model" / "config.json").read_text())
     config["facts"] |= {"dev_split": "dev", "dev_questions": questions_hash([QUESTION])}
     (run / "model" / "config.json").write_text(json.dumps(config))
-    assert chosen_on(run, "jsonl:mine", "test", [QUESTION])
-    assert not chosen_on(run, "jsonl:mine", "test", [QUESTION, QUESTION])
+    assert used_in_training(run, "jsonl:mine", "test", [QUESTION]) == ["dev"]
+    assert not used_in_training(run, "jsonl:mine", "test", [QUESTION, QUESTION])
+
+
+def test_the_questions_of_the_training_are_recognised(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = json.loads((run / "model" / "config.json").read_text())
+    config["facts"] |= {"train_split": "train", "train_questions": questions_hash([QUESTION])}
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    assert used_in_training(run, "jsonl:mine", "test", [QUESTION]) == ["train"]
+    assert used_in_training(run, "medqa", "train", []) == ["train"]
+
+
+def test_an_export_keeps_the_record_of_its_training(tmp_path):
+    """training.json is the run's record, without paths."""
+    exports = []
+    for seed in (1, 2):
+        run = make_run(tmp_path / f"run{seed}", training={"seed": seed, "epochs": 3})
+        exports.append(tmp_path / f"export{seed}")
+        exports[-1].mkdir()
+        (exports[-1] / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+        (exports[-1] / "training.json").write_text(json.dumps(training_record(run)))
+        assert training_record(exports[-1]) == training_record(run)
+        assert used_in_training(exports[-1], "medqa", "dev", [QUESTION]) == ["dev"]
+    check_seeds([*exports, run])
+    (exports[0] / "training.json").unlink()
+    assert used_in_training(exports[0], "medqa", "dev", [QUESTION]) == []
+    with pytest.raises(ValueError, match="export1 does not state what it was trained from"):
+        check_seeds(exports)

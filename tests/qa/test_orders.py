@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from biomedlm_jax.qa.orders import bias_over_orders, position_bias
+from biomedlm_jax.qa.orders import bias_of_seeds, position_bias, random_orders, shown
 from biomedlm_jax.qa.questions import Question
 
 
@@ -25,17 +25,27 @@ def test_position_bias_by_hand():
 
 def test_every_order_shows_the_same_options_with_the_right_one_among_them():
     questions = [Question(str(n), f"{n}?", ("w", "x", "y", "z"), n % 4) for n in range(40)]
-    shown = []
+    orders = random_orders(questions, 3)
+    assert orders == random_orders(questions, 3)
+    assert shown(questions, orders[0]) == questions
+    for order in orders:
+        for one, original in zip(shown(questions, order), questions, strict=True):
+            assert sorted(one.options) == sorted(original.options)
+            assert one.options[one.label] == original.options[original.label]
+    assert len({str(order) for order in orders}) == 3
 
-    def answer(others):
-        shown.extend(others)
-        return {"letter": [{"prediction": one.label, "gold": one.label} for one in others]}
 
-    items = answer(questions)["letter"]
-    figures = bias_over_orders(questions, items, 3, answer, way="letter")
-    assert (figures["accuracy"], figures["consistent"], figures["bias"]) == (1, 1, 0)
-    for one, original in zip(shown, questions * 3, strict=True):
-        assert sorted(one.options) == sorted(original.options)
-        assert one.options[one.label] == original.options[original.label]
-    orders = {one.options for one in shown if one.id == "0"}
-    assert len(orders) > 1
+def test_the_bias_is_over_the_answers_of_all_seeds():
+    """The first seed is right in every order, the second always answers the first place."""
+    questions = [Question(str(n), f"{n}?", ("x", "y"), n % 2) for n in range(6)]
+    orders = random_orders(questions, 4)
+    gold = [[one.label for one in shown(questions, order)] for order in orders]
+    right, first = (
+        [[{"gold": g, "prediction": p(g)} for g in of_order] for of_order in gold]
+        for p in (lambda g: g, lambda g: 0)
+    )
+    figures = bias_of_seeds([right, first], orders)
+    shares = [(1 + np.mean(np.array(of_order) == 0)) / 2 for of_order in gold]
+    assert figures["accuracies"] == pytest.approx(shares)
+    assert figures["predicted_positions"][0] == pytest.approx(np.mean([shares]))
+    assert bias_of_seeds([right], orders)["bias"] == 0

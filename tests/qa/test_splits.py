@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from biomedlm_jax.qa.questions import Question, Skipped
-from biomedlm_jax.qa.splits import check_splits, read_questions, read_shots
+from biomedlm_jax.qa.splits import check_splits, note_training_questions, read_questions, read_shots
 from biomedlm_jax.qa.tasks import TASKS, find_task
 
 CHOICE = {"question": "q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}
@@ -276,3 +276,38 @@ def test_one_file_is_not_two_splits(tmp_path):
     check_splits(pubmedqa, (whole, tmp_path), ("train", "dev"))
     with pytest.raises(ValueError, match=r"has the questions of both dev and dev"):
         check_splits(pubmedqa, (whole, tmp_path), ("dev", "dev"))
+
+
+def test_a_copy_of_the_training_set_is_refused_and_shared_questions_are_noted(tmp_path):
+    """By content: another file name, other ids, other white space."""
+    rows = [{**CHOICE, "question": f"q{n}?", "id": f"t{n}"} for n in range(3)]
+    copies = [{**row, "question": row["question"].upper() + " ", "id": f"d{n}"}
+              for n, row in enumerate(rows)]  # fmt: skip
+    train, dev = write(tmp_path / "train.jsonl", *rows), write(tmp_path / "dev.jsonl", *copies)
+    task = find_task("medqa")
+    first, second = (read_questions(task, tmp_path, split=one) for one in ("train", "dev"))
+    with pytest.raises(ValueError, match=r"train\.jsonl .* and .* have the same 3 questions;"):
+        check_splits(task, (train, dev), ("train", "dev"), questions=(first, second))
+    check_splits(task, (train, dev), ("train", "dev"), questions=(first, second[:2]))
+    skipped = Skipped()
+    options = {"split": "dev", "skipped": skipped}
+    with pytest.raises(ValueError, match=r"^train and dev of .* have the same 3 questions; fix: "):
+        note_training_questions(task, tmp_path, second, **options)
+    note_training_questions(task, dev, second, **options)  # a file alone
+    note_training_questions(task, tmp_path, first, split="train", skipped=skipped)
+    assert skipped.noted == {}
+    note_training_questions(task, tmp_path, second[1:], **options)
+    assert skipped.noted == {"also in train": ["d1", "d2"]}
+    train.write_text("no questions")
+    note_training_questions(task, tmp_path, second, **options)
+
+
+def test_a_file_named_for_another_split_is_noted(tmp_path):
+    file, task, skipped = write(tmp_path / "train.jsonl", CHOICE), find_task("medqa"), Skipped()
+    read_questions(task, file, split="test", skipped=skipped)
+    remark = "file of the train split by its name (fix: --split=train)"
+    assert skipped.noted == {remark: ["train.jsonl"]}
+    skipped = Skipped()
+    read_questions(task, file, split="train", skipped=skipped)
+    read_questions(task, write(tmp_path / "any.jsonl", CHOICE), split="test", skipped=skipped)
+    assert skipped.noted == {}
