@@ -23,7 +23,7 @@ from biomedlm_jax.qa.models import check_head
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS, spells_special
 from biomedlm_jax.qa.questions import Skipped, counted, overlap, questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
-from biomedlm_jax.qa.splits import check_splits, read_questions
+from biomedlm_jax.qa.splits import read_questions, refuse_copy
 from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.training.fit import fit
 
@@ -45,8 +45,7 @@ def finetune_questions(
     read |= {"label_base": wanted.label_base, "twins": wanted.twins, "skipped": skipped}
     train = read_questions(task, train_path, split=wanted.train_split, **read)
     dev = read_questions(task, wanted.path, split=wanted.dev_split, **read)
-    both_paths = train_path, wanted.path
-    check_splits(task, both_paths, splits, fold=wanted.fold, questions=(train, dev))
+    refuse_copy(train, dev, names=(f"{splits[0]} of {train_path or task.path}", splits[1]))
     start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
     rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
     head = Head(kind=task.kind, task=task.name, classes=task.classes, **rows)

@@ -165,7 +165,7 @@ def evaluate(
     reports = {}
     for way, seeds in results.items():
         summary = summarise(
-            seeds[0],
+            *seeds,
             name=name,
             what=f"{models[0]}, {way}" + (f", {shots} shots" if shots and way == LETTER else ""),
             official=chosen.sizes.get(split),
@@ -174,7 +174,6 @@ def evaluate(
             with_macro_f1=chosen.kind == CLASSIFICATION,
             baseline=baselines.get(way, ()),
             baseline_name=str(baseline),
-            seeds=seeds if len(seeds) > 1 else None,
             skipped=skipped.tables(),
             provenance={**provenance, "way": way},
             uses=uses,

@@ -23,8 +23,8 @@ def markdown(summary: Mapping) -> str:
     if score:
         rows += [("accuracy", _score(score))]
     if seeds:
-        spread = f" ± {_percent(seeds['deviation'])}" if seeds["deviation"] is not None else ""
-        rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", _percent(seeds["mean"]) + spread)]
+        mean, deviation = _percent(seeds["mean"]), _percent(seeds["deviation"])
+        rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", f"{mean} ± {deviation}")]
     if summary["macro_f1"]:
         rows += [(f"macro-F1{first}", _score(summary["macro_f1"]))]
     rows += [("chance", _percent(summary["chance"]))]

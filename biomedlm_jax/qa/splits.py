@@ -91,32 +91,6 @@ def read_questions(
     return questions
 
 
-def check_splits(
-    task: Task,
-    paths: Sequence[str | Path | None],
-    splits: Sequence[str],
-    *,
-    fold: int = 0,
-    questions: Sequence[Sequence[Question]] = (),
-) -> None:
-    """Raise ValueError if two splits, each read from its path, are one file or one set.
-
-    `questions` are those of each split, to recognise a copy by its content.
-    """
-    read = [
-        split_files(task, Path(path or task.path or ""), split=split, fold=fold)
-        for path, split in zip(paths, splits, strict=True)
-    ]
-    (first, format), (second, _) = read
-    one, other = ({file.resolve() for file in files} for files in (first, second))
-    fix = "fix: give a directory with a file for each, or task.train_path"
-    if one & other and (format not in WHOLE_SETS or splits[0] == splits[1]):
-        got = f"{first[0]} has the questions of both {splits[0]} and {splits[1]}"
-        raise ValueError(f"{got}; expected different files; {fix}")
-    if questions:
-        _refuse_copy(*questions, names=(f"{first[0]} ({splits[0]})", f"{second[0]} ({splits[1]})"))
-
-
 def note_training_questions(
     task: Task,
     path: str | Path | None,
@@ -137,16 +111,17 @@ def note_training_questions(
     with contextlib.suppress(ValueError):  # there is none, or it cannot be read
         where = None if task.path else path
         train = read_questions(task, where, split="train", **{**read, "on_error": "skip"})
-    _refuse_copy(train, questions, names=("train", f"{split} of {path}"))
+    refuse_copy(train, questions, names=("train", f"{split} of {path}"))
     skipped.note("also in train", overlap(questions, train))
 
 
-def _refuse_copy(
+def refuse_copy(
     first: Sequence[Question], second: Sequence[Question], *, names: tuple[str, str]
 ) -> None:
+    """Raise ValueError if two splits are one file, or different files of the same content."""
     if {one.content for one in first} == {one.content for one in second}:
         got = f"{' and '.join(names)} have the same {counted(len(second), 'question')}"
-        raise ValueError(f"{got}; fix: give each split its own file")
+        raise ValueError(f"{got}; fix: give each split its own file, or task.train_path")
 
 
 def read_shots(

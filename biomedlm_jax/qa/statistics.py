@@ -123,6 +123,12 @@ def accuracy(*seeds: Columns, seed: int = 0) -> Interval:
     return _over_seeds(right_NxS[:, :, None], seeds[0].group_N, seed)
 
 
+def mean(values_N: np.ndarray, *, group_N: np.ndarray | None = None, seed: int = 0) -> Interval:
+    """Return the mean of any figure of N answers with its percentile bootstrap interval."""
+    column_Nx1 = np.asarray(values_N, np.float64)[:, None]
+    return _bootstrap(column_Nx1, lambda sums_Rx1, n_R: sums_Rx1[:, 0] / n_R, group_N, seed)
+
+
 def macro_f1(answers: Columns, *, seed: int = 0) -> Interval:
     """Return the mean F1 over the classes that occur, as scikit-learn's, with its interval."""
     classes = np.union1d(answers.gold_N, answers.prediction_N)
@@ -222,7 +228,10 @@ def same_questions(first: Columns, second: Columns) -> np.ndarray:
 
     Ids, gold labels and options must be equal, and hashes of the content where both have them.
     """
-    same_ids(set(first.ids), set(second.ids))
+    only, extra = {*first.ids} - {*second.ids}, {*second.ids} - {*first.ids}
+    if only or extra:
+        counts = f"{len(only)} ids are only in the first and {len(extra)} only in the second"
+        raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
     place = {name: index for index, name in enumerate(second.ids)}
     order = np.array([place[name] for name in first.ids])
     differ = first.gold_N != second.gold_N[order]
@@ -242,14 +251,6 @@ def same_questions(first: Columns, second: Columns) -> np.ndarray:
             got = f"{len(differing)} {noun} differ, as of {differing[0]!r}"
             raise ValueError(f"the results are of other questions: {got}")
     return order
-
-
-def same_ids(first: set[str], second: set[str]) -> None:
-    """Raise ValueError unless two results are of the same questions."""
-    only, extra = first - second, second - first
-    if only or extra:
-        counts = f"{len(only)} ids are only in the first and {len(extra)} only in the second"
-        raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
 
 
 def _aligned(seeds: Sequence[Columns]) -> list[np.ndarray]:

@@ -14,8 +14,7 @@ SCORES = (
 
 
 def summarise(
-    items: Sequence[Item],
-    *,
+    *seeds: Sequence[Item],
     name: str,
     what: str = "this model",
     official: int | None = None,
@@ -24,7 +23,6 @@ def summarise(
     with_macro_f1: bool = False,
     baseline: Sequence[Sequence[Item]] = (),
     baseline_name: str = "baseline",
-    seeds: Sequence[Sequence[Item]] | None = None,
     skipped: Mapping[str, Mapping] | None = None,
     provenance: Mapping | None = None,
     uses: Sequence[str] = (),
@@ -35,11 +33,11 @@ def summarise(
     """Return everything that the report prints, as one dict that JSON can hold.
 
     Args:
+      seeds: the results of every seed; the accuracy is their mean, other figures the first's.
       name: the task; `what` is the model and mode.
       official: the number of questions of the split as published.
       published: percentages on `published_split`.
       baseline: the results of every seed of another model.
-      seeds: the results of every seed, `items` among them; the accuracy is their mean.
       skipped: what was read but not scored: tables of reasons with places or counts.
       provenance: what the result is of, as `identity` makes it.
       uses: what these questions were in training: "train", "dev" (it chose the checkpoint).
@@ -49,6 +47,7 @@ def summarise(
 
     Items without gold labels give the number of predictions of each option and no score.
     """
+    items = seeds[0]
     labelled = any(item["gold"] is not None for item in items)
     return {
         "task": name,
@@ -62,33 +61,31 @@ def summarise(
         "chance": float(np.mean([1 / len(item["options"]) for item in items])),
         "predicted_positions": _shares(item["prediction"] for item in items),
         **dict.fromkeys(SCORES),
-        **(_scores(items, seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
+        **(_scores(seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
         "chose_checkpoint": "dev" in uses,
         "trained_on": "train" in uses,
-        "calibrated": None if calibrated is None else dict(calibrated),
-        "shuffled": None if shuffled is None else dict(shuffled),
+        "calibrated": calibrated,
+        "shuffled": shuffled,
         "published_percent": dict(published or {}),
         "published_split": published_split,
-        "baseline": _versus(seeds or [items], baseline, baseline_name, seed) if baseline else None,
+        "baseline": _versus(seeds, baseline, baseline_name, seed) if baseline else None,
         "bootstrap": {"level": statistics.LEVEL, "resamples": statistics.RESAMPLES, "seed": seed},
         "provenance": dict(provenance or {}),
     }
 
 
-def _scores(
-    items: Sequence[Item], seeds: Sequence[Sequence[Item]] | None, *, with_macro_f1: bool, seed: int
-) -> dict:
+def _scores(seeds: Sequence[Sequence[Item]], *, with_macro_f1: bool, seed: int) -> dict:
     """Return the entries of SCORES; calibration is None where scores are no probabilities."""
-    answers = statistics.columns(items)
-    every = [answers] if seeds is None else [*map(statistics.columns, seeds)]
+    every = [*map(statistics.columns, seeds)]
+    answers = every[0]
     bins = statistics.reliability(answers) if answers.probabilities else None
     top_N = np.array([row.max() for row in answers.probabilities])
     curve = calibration.risk_coverage(top_N, answers.right_N) if bins else None
-    subjects = _by_subject(seeds or [items], seed=seed)
+    subjects = _by_subject(seeds, seed=seed)
     return {
         "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "accuracy": statistics.accuracy(*every, seed=seed)._asdict(),
-        "majority_class": float(np.bincount(answers.gold_N).max() / len(items)),
+        "majority_class": float(np.bincount(answers.gold_N).max() / len(answers.ids)),
         "gold_positions": _shares(answers.gold_N.tolist()),
         "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
         "ece": statistics.calibration_error(bins) if bins else None,
@@ -100,7 +97,7 @@ def _scores(
         "subject_mean": float(np.mean([one["value"] for one in subjects.values()]))
         if len(subjects) > 1
         else None,
-        "seeds": None if seeds is None else _over_seeds(every),
+        "seeds": _over_seeds(every) if len(every) > 1 else None,
     }
 
 

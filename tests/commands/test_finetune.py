@@ -35,8 +35,8 @@ def world(tmp_path_factory):
     questions = [
         {"question": f"what treats {i}", "options": DRUGS, "label": i % 4} for i in range(8)
     ]
-    for split in ("train", "dev"):
-        write_lines(path / "questions" / f"{split}.jsonl", questions)
+    write_lines(path / "questions" / "train.jsonl", questions)
+    write_lines(path / "questions" / "dev.jsonl", questions[:-1])
     texts = [{"source": f"what {i}", "target": f"it is {DRUGS[i % 4]}"} for i in range(40)]
     write_lines(path / "texts.jsonl", texts)
     return path

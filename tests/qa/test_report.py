@@ -101,7 +101,7 @@ def test_scores_that_are_no_probabilities_are_not_called_so(tmp_path, questions)
 
 def test_every_seed_is_kept(tmp_path, questions):
     seeds = [questions(seed=n) for n in range(12)]
-    summary = summarise(seeds[0], name="medqa", seeds=seeds)
+    summary = summarise(*seeds, name="medqa")
     report.write_reports(tmp_path / "report", {"": (summary, *seeds)})
     assert report.read_seeds(tmp_path / "report") == seeds
     assert report.read_items(tmp_path / "report") == seeds[0]

@@ -333,3 +333,16 @@ def test_results_on_other_questions_are_refused():
         statistics.compare([one], [{**one, "content": "0124"}])
     with pytest.raises(ValueError, match="of other questions: 1 lists of options differ"):
         statistics.compare([one], [{**old, "options": ["other", *one["options"][1:]]}])
+
+
+def test_the_interval_of_a_mean_is_scipys():
+    values = np.random.default_rng(3).gamma(2.0, size=200)
+    interval = statistics.mean(values)
+    options = {"method": "percentile", "n_resamples": 10_000, "rng": 0}
+    expected = stats.bootstrap((values,), np.mean, **options).confidence_interval
+    assert interval.value == pytest.approx(values.mean())
+    assert interval[1:] == pytest.approx([*expected], abs=0.1 * values.std() / 200**0.5)
+    pairs = np.repeat(np.arange(100), 2)
+    doubled = statistics.mean(np.repeat(values[:100], 2), group_N=pairs)
+    alone = statistics.mean(values[:100])
+    assert doubled == pytest.approx(alone)

@@ -32,7 +32,7 @@ def test_summary(questions, full_summary):
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert summarise(items, name="medqa")["macro_f1"] is None
     with pytest.raises(ValueError, match="results differ in questions"):
-        summarise(items, name="medqa", seeds=[items, items[1:]])
+        summarise(items, items[1:], name="medqa")
 
 
 def test_chance_of_mixed_numbers_of_options(questions):
@@ -46,8 +46,8 @@ def test_accuracy_by_subject(questions):
     items = [{**one, "subject": "law" if n < 20 else "bones"} for n, one in enumerate(questions())]
     seeds = [items, [{**one, "prediction": one["prediction"]} for one in reversed(items)]]
     right = [one["gold"] == one["prediction"] for one in items]
-    for given in (None, seeds):
-        summary = summarise(items, name="mmlu", seeds=given)
+    for given in ([items], seeds):
+        summary = summarise(*given, name="mmlu")
         law, bones = summary["subjects"]["law"], summary["subjects"]["bones"]
         assert [*summary["subjects"]] == ["bones", "law"]
         assert (law["n"], bones["n"]) == (20, 40)
