@@ -58,14 +58,14 @@ def test_what_a_reader_should_know_of_the_questions_is_printed(
 ):
     finetune(question_config(), world / "base", question_run[0])
     # The questions of this test's dev split are of its train split on purpose.
-    assert "; used: 15 of dev that are also in train" in capfd.readouterr().err
+    assert "; used: 7 of dev that are also in train" in capfd.readouterr().err
 
 
 def test_one_file_for_train_and_dev_is_refused(world, question_config, tmp_path):
     both = shutil.copy(world / "choice" / "dev.jsonl", tmp_path / "both.jsonl")
     config = question_config(task__name="medqa", task__path=str(both))
     run = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"train of .*both\.jsonl and dev have the same \d+ questions; fix"):
+    with pytest.raises(ValueError, match=r"train of .*both\.jsonl and dev have the same"):
         finetune(config, world / "base", run)
     assert not run.exists()
     config.task.train_path = str(world / "choice" / "train.jsonl")
