@@ -104,10 +104,10 @@ def reference(dataset, tmp_path_factory) -> list[float]:
 
 
 @pytest.mark.slow
-def test_four_processes_train_as_one(dataset, tmp_path, reference):
-    started = start(4, dataset, tmp_path / "run")
+def test_processes_train_as_one(dataset, tmp_path, reference):
+    started = start(2, dataset, tmp_path / "run")
     texts = ended(started, within=240)
-    assert [p.returncode for p in started] == [0] * 4, "\n".join(texts)
+    assert [p.returncode for p in started] == [0, 0], "\n".join(texts)
     assert sum("finished 6 steps" in text for text in texts) == 1  # process 0 alone prints
     np.testing.assert_allclose(losses(tmp_path / "run"), reference, rtol=0, atol=1e-6)
 

@@ -37,7 +37,6 @@ MESHES = [
     {"data": 8, "fsdp": 1, "tensor": 1},
     {"data": 1, "fsdp": 8, "tensor": 1},
     {"data": 1, "fsdp": 1, "tensor": 8},
-    {"data": 1, "fsdp": 2, "tensor": 4},
     {"data": 2, "fsdp": 2, "tensor": 2},
 ]
 
@@ -70,7 +69,7 @@ def batch(step: int) -> np.ndarray:
 
 
 class Trained(NamedTuple):
-    """What twenty steps left: the losses, the models around the first step, and the shards."""
+    """What twelve steps left: the losses, the models around the first step, and the shards."""
 
     losses: np.ndarray
     models: list
@@ -91,7 +90,7 @@ def trained(sizes: tuple, *, loss_chunks=1, **options) -> Trained:
         parts = [array.size // array.addressable_shards[0].data.size for array in (kernel, moment)]
         options["loss_of"] = functools.partial(next_token_loss, chunks=loss_chunks)
         step = compile_step(train_step, abstract=abstract, tx=tx, seed=0, **options)
-        for i in range(20):
+        for i in range(12):
             if i < 2:
                 models.append(jax.tree.map(np.array, state.model))
             tokens = jax.device_put(batch(i), meshes.sharding(mesh, "batch", "length"))
@@ -107,7 +106,7 @@ def losses(sizes: dict, **options) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_twenty_steps_on_eight_devices_equal_one_device(sizes):
+def test_twelve_steps_on_eight_devices_equal_one_device(sizes):
     np.testing.assert_allclose(losses(sizes), losses(ONE), rtol=0, atol=1e-5)
 
 
@@ -130,11 +129,11 @@ def test_golden_losses():
     changelog and write the new ones here; if not, the change has a side effect.
     """
     np.testing.assert_allclose(
-        losses(ONE)[[0, 10, 19]], GOLDEN, atol=2e-4, err_msg="see the docstring"
+        losses(ONE)[[0, 5, 11]], GOLDEN, atol=2e-4, err_msg="see the docstring"
     )
 
 
-GOLDEN = [5.696166, 5.290965, 5.068613]
+GOLDEN = [5.696166, 5.520514, 5.301356]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
