@@ -254,6 +254,8 @@ def test_shots_and_chosen_questions(exported, tasks, tmp_path):
         (["--harness_tasks=own_questions"], "lm-eval has no such task"),
         (["--harness_tasks=own_questions", "--shots=3"], "--shots with --harness_tasks"),
         (["--task=medqa", "--num_fewshot=3"], "--num_fewshot with --task"),
+        (["--harness_tasks=own_questions", "--twins=skip"], "--twins with --harness_tasks"),
+        (["--task=medqa", "--confirm_run_unsafe_code"], "--confirm_run_unsafe_code with --task"),
         ([*SAMPLED, '--samples={{"nothing": [1]}}'], "samples of nothing; expected some of own"),
         ([*SAMPLED, '--samples={{"own_questions": [12]}}'], "numbers from 0 to 11"),
         ([*SAMPLED, "--samples={{}}", "--limit=3"], "both a limit and samples"),
