@@ -63,7 +63,7 @@ def measure(
     return {
         **timed.describe(work, packages, config=config),
         "bytes_per_step_at_batch_1": step_bytes(decoder, 1, prompt_length + new_tokens),
-        "memory_bandwidth": bandwidth(1)[0],
+        "memory_bandwidth": bandwidth(1),
         "tables": tables,
     }
 

@@ -39,12 +39,13 @@ SHOTS = "Answered questions before each question, in place of the harness task's
 FLAGS.define("num_fewshot", None, SHOTS, kind=int, least=0)
 LIMIT = "Only the first questions of each task: a number, or below 1 a fraction of them."
 FLAGS.define("limit", None, LIMIT, kind=float, least=0)
-FLAGS.define(
-    "samples", None, 'Questions of harness tasks: JSON such as {"sciq": [0, 7]}, or a file.'
-)
+SAMPLES = 'Questions of harness tasks: JSON such as {"sciq": [0, 7]}, or a file.'
+FLAGS.define("samples", None, SAMPLES)
 QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "baseline")
-QUESTIONS += ("calibrate", "risk", "orders")
-HARNESS = ("harness_directory", "num_fewshot", "samples")
+UNSAFE = "confirm_run_unsafe_code"
+FLAGS.define(UNSAFE, False, "Run the code that the model writes for harness tasks of programs.")
+QUESTIONS += ("calibrate", "risk", "orders", "label_base", "twins")
+HARNESS = ("harness_directory", "num_fewshot", "samples", UNSAFE)
 FLAGS.add("mesh", "dtype", "processes")
 
 
@@ -63,9 +64,9 @@ def run(options: Flags) -> None:
     with options.multiprocess_run():
         common = {**options.pick("batch_tokens", "overwrite"), **options.loading()}
         if options.harness_tasks:
-            from biomedlm_jax.qa.harness import evaluate_tasks
+            from biomedlm_jax.qa.harness_tasks import evaluate_tasks
 
-            tasks = options.pick("num_fewshot", "limit", "samples")
+            tasks = options.pick("num_fewshot", "limit", "samples", UNSAFE)
             tasks |= {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
             evaluate_tasks(options.model, options.out, **tasks, **common)
             text = ""

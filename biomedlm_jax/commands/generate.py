@@ -20,6 +20,7 @@ FLAGS.define("out", None, "File to append the answers to --prompts to, as JSON l
 FLAGS.define("field", "prompt", "Field of a JSON line with the prompt.")
 FLAGS.define("score", None, "Text to print the token probabilities of, instead of an answer.")
 FLAGS.define("html", None, "File to write the coloured view of --score to.")
+FLAGS.define("overwrite", False, "Replace the file that --html names.")
 TRUNCATE = "Prompt too long for its answer: an error, or remove tokens on its left."
 FLAGS.define("truncate", "error", TRUNCATE, choices=("error", "left"))
 FLAGS.define("batch_size", 16, "Prompts decoded at once.", least=1)

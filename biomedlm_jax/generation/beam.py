@@ -102,8 +102,7 @@ def search(
         rules = strategy.rules()
         to_the_end = beams.early_stopping == "never" and beams.length_penalty > 0
         ending = beams.early_stopping is True, to_the_end
-        inputs = max_new_tokens, penalties_N1, real_B, rules, stops
-        state = _loop(decoder, state, *inputs, ending)
+        state = _loop(decoder, state, max_new_tokens, penalties_N1, real_B, rules, stops, ending)
         decoding.check_logits(state, range(rows) if numbers is None else numbers)
         best = (state.finished, state.finished_scores)
         tokens, scores = (decoding.fetch(x)[:rows, : beams.samples] for x in best)
@@ -152,8 +151,7 @@ def _loop(decoder, state: State, steps, penalties_N1, real_B, rules: Rules, stop
 
     def advance(state: State) -> State:
         scores_BxGxV, state = _score(decoder, rules, state)
-        limits = steps, penalties_N1, real_B
-        return _select(ending, rules, stops_SxV, state, scores_BxGxV, *limits)
+        return _select(ending, rules, stops_SxV, state, scores_BxGxV, steps, penalties_N1, real_B)
 
     return jax.lax.while_loop(unfinished, advance, state)
 

@@ -36,10 +36,27 @@ Cache = tuple[tuple[Any, Any], ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A model with one block per layer and, on a CPU, its output head transposed."""
+    """A model with one block per layer and, on a CPU, its output head transposed.
 
-    model: LanguageModel
-    head: nnx.Param | None  # [D, V], padding included
+    Its arrays are one list, so that no call of a jitted function flattens hundreds of modules.
+    """
+
+    leaves: list[Any]
+    structure: Any = dataclasses.field(metadata={"static": True})
+
+    @functools.cached_property
+    def _parts(self) -> tuple[LanguageModel, nnx.Param | None]:
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model, with a tuple of blocks."""
+        return self._parts[0]
+
+    @property
+    def head(self) -> nnx.Param | None:
+        """The transposed output head [D, V], padding included."""
+        return self._parts[1]
 
     @property
     def config(self) -> ModelConfig:
@@ -50,24 +67,23 @@ class Decoder:
 def make_decoder(model: LanguageModel) -> Decoder:
     """Return the decoding form of `model`: a copy in its compute dtype, on its own devices."""
     mesh, on_cpu = mesh_of(model), jax.default_backend() == "cpu"
-    build = functools.partial(_decoder, on_cpu=on_cpu)
+    build = functools.partial(_decoding_parts, on_cpu=on_cpu)
     shardings = None if mesh is None else meshes.tree_shardings(jax.eval_shape(build, model), mesh)
-    return jax.jit(build, out_shardings=shardings)(model)
+    return Decoder(*jax.tree.flatten(jax.jit(build, out_shardings=shardings)(model)))
 
 
 def abstract_decoder(config: ModelConfig, mesh: Mesh) -> Decoder:
     """Return the decoder's shapes, dtypes and shardings on `mesh`, without values."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    build = functools.partial(_decoder, on_cpu=on_cpu)
-    return meshes.abstract_sharded(build, mesh, abstract_model(config))
+    build = functools.partial(_decoding_parts, on_cpu=mesh.devices.flat[0].platform == "cpu")
+    return Decoder(*jax.tree.flatten(meshes.abstract_sharded(build, mesh, abstract_model(config))))
 
 
-def _decoder(model: LanguageModel, *, on_cpu: bool) -> Decoder:
+def _decoding_parts(model: LanguageModel, *, on_cpu: bool):
     model, head = model.unstacked(model.config.dtype), None
     if on_cpu:
         # XLA's CPU multiplies up to twice as fast by a matrix whose rows are the inputs.
         head = nnx.Param(model.head_weight.T, **axes("embed", "vocab"))
-    return Decoder(model, head)
+    return model, head
 
 
 def make_cache(config: ModelConfig, batch: int, length: int) -> Cache:

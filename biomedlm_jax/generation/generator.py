@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.generation.options import Options, default_new_tokens, make_options
+from biomedlm_jax.generation.options import Options, make_options, model_options
 from biomedlm_jax.generation.stats import Stats
 from biomedlm_jax.generation.stops import stop_table, token_bytes
 from biomedlm_jax.interop.huggingface import check_tokenizer
@@ -83,7 +84,7 @@ class Generator:
 
         def show(rows: list[list[int]]) -> list[bool]:
             if watch:
-                watch([self._settled_text(row, strategy.ends, options.stop) for row in rows])
+                watch([self._text(row, strategy.ends, options.stop, settled_text) for row in rows])
             return [False] * len(rows)
 
         common = {"max_new_tokens": options.max_new_tokens, "strategy": strategy}
@@ -138,20 +139,11 @@ class Generator:
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self.tokenizer, self.config.vocab_size)
 
-    def _text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str]) -> str:
-        """Return the text up to the first stop string."""
-        whole = self._whole(tokens, ends)
-        return self._without_special(tokens, whole, len(before_stops(whole, stops)))
-
-    def _settled_text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str]) -> str:
-        """Return the part of the text that further tokens do not change."""
-        whole = self._whole(tokens, ends)
-        return self._without_special(tokens, whole, len(self._settled(whole, stops)))
-
-    def _whole(self, tokens: list[int], ends: Sequence[int]) -> str:
-        """Return the text with special tokens, but without the end."""
-        tokens = tokens[:-1] if tokens and tokens[-1] in ends else tokens
-        return self.tokenizer.decode(tokens, skip_special_tokens=False)
+    def _text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str], cut=None) -> str:
+        """Return the text before end and stop strings, as `cut`, without special tokens."""
+        before = tokens[:-1] if tokens and tokens[-1] in ends else tokens
+        whole = self.tokenizer.decode(before, skip_special_tokens=False)
+        return self._without_special(tokens, whole, len((cut or before_stops)(whole, stops)))
 
     def _without_special(self, tokens: list[int], whole: str, size: int) -> str:
         """Return the first `size` characters of the tokens' text `whole`, less special tokens."""
@@ -166,14 +158,14 @@ class Generator:
         rest = "" if count < len(tokens) and tokens[count] in special else whole[len(begun) : size]
         return self.tokenizer.decode(tokens[:count]) + rest
 
-    @staticmethod
-    def _settled(text: str, stops: Sequence[str]) -> str:
-        """Return the text without an end that may still change or become a stop string."""
-        text = before_stops(text.rstrip(UNFINISHED), stops)
-        for stop in stops:
-            prefixes = (stop[:size] for size in range(len(stop) - 1, 0, -1))
-            text = text.removesuffix(next((p for p in prefixes if text.endswith(p)), ""))
-        return text
+
+def settled_text(text: str, stops: Sequence[str]) -> str:
+    """Return the text without an end that further tokens may change or make a stop string."""
+    text = before_stops(text.rstrip(UNFINISHED), stops)
+    for stop in stops:
+        prefixes = (stop[:size] for size in range(len(stop) - 1, 0, -1))
+        text = text.removesuffix(next((p for p in prefixes if text.endswith(p)), ""))
+    return text
 
 
 def before_stops(text: str, stops: Sequence[str]) -> str:
@@ -190,17 +182,19 @@ def generate(
     *,
     batch_size: int = 16,
     truncate: str = "error",
+    directory: str | Path | None = None,
     **options,
 ) -> list[str]:
     """Return continuations of `prompts`, without prompt, end of text and stop string.
 
-    `options` are fields of `Options`, such as max_new_tokens, temperature, beams, stop; several
-    samples of one prompt are adjacent. No answer depends on `batch_size`. `truncate` is that of
+    `options` are fields of `Options`, such as max_new_tokens, temperature, beams, stop. With the
+    `directory` of the model their defaults are those of `biomedlm generate`. Several samples of one
+    prompt are adjacent. No answer depends on `batch_size`. `truncate` is that of
     `Generator.encode`. Raises ValueError if options are unknown or contradict one another, the
     tokenizer does not fit the model, a prompt does not fit its positions, or logits are NaN.
     """
-    settings = make_options(**{"max_new_tokens": default_new_tokens(model.config), **options})
-    generator, new = Generator(model, tokenizer), settings.max_new_tokens
+    settings, begin = model_options(model.config, directory, **options)
+    generator, new = Generator(model, tokenizer, begin=begin), settings.max_new_tokens
     ids = generator.encode(prompts, new=new, truncate=truncate)
     answers = dict(answer_batches(generator, ids, settings, batch_size=batch_size))
     return [answer.text for number in range(len(ids)) for answer in answers[number]]
@@ -221,12 +215,8 @@ def generate_until(
     `notify(number, text)` is called after each batch. Raises ValueError as `generate` does.
     """
     settings = make_options(max_new_tokens=max_new_tokens, stop=until, **options)
-    config = generator.config
-    room = config.context_length - max_new_tokens
-    if room < 1:
-        limit = f"the model has {config.context_length} positions, and a prompt needs one"
-        raise ValueError(f"got max_new_tokens={max_new_tokens}; {limit}: lower it")
-    cut = [list(p[-room:]) or [config.bos_token_id] for p in prompts]
+    room = max(1, generator.config.context_length - max_new_tokens)
+    cut = [list(p[-room:]) or [generator.begin] for p in prompts]
     texts = [""] * len(cut)
     for number, (answer, *_) in answer_batches(generator, cut, settings, batch_size=batch_size):
         texts[number] = answer.text

@@ -57,6 +57,7 @@ FASTER = r"compile_config|disable_compile|cache_config|max_cache_len|prefill_chu
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # only with a temperature above 0
 COMPARING = ("length_penalty", "early_stopping")  # only with several beams
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}  # of transformers, with do_sample
+NO_END = (-1,)  # as `ends`: only max_new_tokens and stop strings end an answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,10 +74,12 @@ class Options(Strategy, Beams):
         super().__post_init__()
         for name in ("ends", "stop", "bad_words"):
             values = getattr(self, name)
-            ids = [values if name == "ends" else ()] + [v for v in values if isinstance(v, tuple)]
+            ids = (
+                values if name == "ends" else [i for v in values if isinstance(v, tuple) for i in v]
+            )
             if not all(value or value == 0 for value in values):
                 raise ValueError(f"got {name}={values!r}; expected entries that are not empty")
-            if not all(0 <= i <= LARGEST for some in ids for i in some):
+            if values != NO_END and not all(0 <= i <= LARGEST for i in ids):
                 raise ValueError(f"got {name}={values!r}; expected token ids of at least 0")
         changed = self.changed()
         if self.min_new_tokens > self.max_new_tokens:
@@ -120,7 +123,7 @@ class Options(Strategy, Beams):
         if unknown := [word for word in words if max(word, default=0) >= config.vocab_size]:
             expected = f"expected ids up to {config.vocab_size - 1}"
             raise ValueError(f"got bad_words with the ids {unknown[0]}; {expected}")
-        ends = self.ends or config.end_ids
+        ends = () if self.ends == NO_END else self.ends or config.end_ids
         return self.part(Strategy, bad_words=tuple(words), ends=ends)
 
     def to_hf(self, config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -130,6 +133,8 @@ class Options(Strategy, Beams):
             values["bad_words"] = self.strategy(config, tokenizer).bad_words
         if self.temperature:
             values["top_k"] = self.top_k  # transformers' default differs
+        if self.ends == NO_END:
+            values["ends"] = None
         ends = config.end_ids
         theirs = {ours: name for name, ours in RENAMED.items()}
         return {
@@ -145,13 +150,15 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
     """Return options from a `generation_config.json`, overridden by those `given` (None: not).
 
     As in transformers, sampling needs `do_sample` (or a given temperature), else its settings are
-    ignored; so are those of beams without beams. Raises ValueError for unknown names or values,
-    and for those that contradict one another.
+    ignored; so are those of beams without beams; an `eos_token_id` of null is no end at all. Raises
+    ValueError for unknown names or values, and for those that contradict one another.
     """
     known = [field.name for field in dataclasses.fields(Options)]
     config, values = generation_config or {}, {}
     for name, value in config.items():
         ours = RENAMED.get(name, name)
+        if ours == "ends" and value in (None, []):
+            value = NO_END
         if name in IGNORED or name == "do_sample" or value is None:
             continue
         if value in NEUTRAL.get(name, ()) or re.fullmatch(FASTER, name):
@@ -174,15 +181,26 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
     return Options(**{**values, **given})
 
 
-def default_new_tokens(config: ModelConfig) -> int:
-    """Return the default of max_new_tokens: 128, or half of a short context."""
-    return min(Options.max_new_tokens, config.context_length // 2)
+def model_options(
+    config: ModelConfig, directory: str | Path | None = None, **given: Any
+) -> tuple[Options, int]:
+    """Return a model's options, overridden by those `given`, and the id that begins an empty text.
+
+    They are those of the generation_config.json of the model's `directory`, if there is one. The
+    default of max_new_tokens is 128, or half of a short context. Raises what `make_options` raises.
+    """
+    entries = {} if directory is None else read_generation_config(directory)
+    if entries.get("max_new_tokens") is None:
+        entries["max_new_tokens"] = min(Options.max_new_tokens, config.context_length // 2)
+    begin = entries.get("bos_token_id")
+    return make_options(entries, **given), config.bos_token_id if begin is None else begin
 
 
 def read_generation_config(path: str | Path) -> dict[str, Any]:
     """Read `generation_config.json` of a model's directory; a fine-tuning run has it in RUN/model.
 
-    Without that file its entries in config.json have a meaning, as in transformers.
+    Without that file its entries in config.json have a meaning, as in transformers. `export_hf`
+    writes what it is given as `generation`.
     """
     file = model_directory(path) / GENERATION_CONFIG
     if file.exists():
@@ -196,8 +214,13 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     config = read_config(path)
     if kind_of(path) == RUN:
         config = json.loads(config["model"].get("hf_entries", "{}"))
-    known = {field.name for field in dataclasses.fields(Options)} | {"do_sample", *NEUTRAL}
-    known = (known | {*RENAMED}) - {"bos_token_id", "eos_token_id"}
+    known = {field.name for field in dataclasses.fields(Options)} | {
+        "do_sample",
+        *NEUTRAL,
+        *RENAMED,
+    }
+    if config.get("eos_token_id") not in (None, []):  # it is the model's
+        known.remove("eos_token_id")
     return {name: value for name, value in config.items() if name in known}
 
 

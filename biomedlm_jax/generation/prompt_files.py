@@ -42,8 +42,7 @@ def answer_file(
     config, weights = generator.config, weights_hash(generator.decoder.model)
     parts = [config.architecture(), str(config.dtype), str(options), truncate, field]
     settings = content_hash([weights, *parts])[:12]
-    kept = _kept_lines(out, [prompt for prompt, _ in prompts], settings)
-    if kept:
+    if kept := _kept_lines(out, [prompt for prompt, _ in prompts], settings):
         notify(f"{out} has {kept} of {len(prompts)} answers; resuming after them")
     columns = MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
@@ -69,8 +68,9 @@ def answer_file(
 def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str, dict[str, Any]]]:
     """Return the prompts of a file, each with {"id": ..} if it has one.
 
-    A .txt file (or .txt.gz, .txt.zst) has a prompt a line, any other JSON objects with the text
-    `field`. Blank lines are skipped. Raises FileNotFoundError, or ValueError naming the line.
+    A .txt file has a prompt a line, any other JSON objects with the text `field`; either may be
+    compressed (.gz, .zst, .bz2, .xz). Blank lines are skipped. Raises FileNotFoundError, or
+    ValueError naming the line.
     """
     prompts: list[tuple[str, dict[str, Any]]] = []
     if ".txt" in Path(source).suffixes[-2:]:

@@ -11,12 +11,7 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
 from biomedlm_jax.generation.generator import NOTICE, Generator, require_tokenizer
-from biomedlm_jax.generation.options import (
-    Options,
-    default_new_tokens,
-    make_options,
-    read_generation_config,
-)
+from biomedlm_jax.generation.options import Options, model_options
 from biomedlm_jax.generation.prompt_files import answer_file
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
@@ -30,12 +25,12 @@ def check_flags(flags, settings: Mapping[str, Any]) -> None:
     given = [n for n in ("prompt", "prompts", "score") if getattr(flags, n) is not None]
     if len(given) > 1:
         raise ValueError(f"got --{given[0]} and --{given[1]}; expected only one of them")
-    for name, needed in (("out", "prompts"), ("prompts", "out"), ("html", "score")):
-        if getattr(flags, name) is not None and getattr(flags, needed) is None:
+    pairs = ("out", "prompts"), ("prompts", "out"), ("html", "score"), ("overwrite", "html")
+    for name, needed in (*pairs, ("field", "prompts"), ("batch_size", "prompts")):
+        if flags[name].present and getattr(flags, needed) is None:
             raise ValueError(f"got --{name} without --{needed}; expected both")
-    for name in ("field", "batch_size"):
-        if flags[name].present and flags.prompts is None:
-            raise ValueError(f"got --{name} without --prompts; expected both")
+    if flags.html is not None and Path(flags.html).is_file() and not flags.overwrite:
+        raise FileExistsError(f"{flags.html} exists; name another file, or pass --overwrite")
     if flags.score is not None:
         for name in [*settings, *(n for n in ("stats", "truncate") if flags[n].present)]:
             raise ValueError(f"got --{name} with --score, which does not decode; leave it out")
@@ -45,19 +40,13 @@ def check_flags(flags, settings: Mapping[str, Any]) -> None:
 
 def answer(flags, given: Mapping[str, Any]) -> None:
     """Answer one prompt, a file of them, or those typed in; `given` are the options by name."""
-    config = read_generation_config(flags.model)
-    if config.get("max_new_tokens") is None:
-        config["max_new_tokens"] = default_new_tokens(model_config(flags.model))
-    options = make_options(config, **given)
-    generator = Generator(
-        *_load(flags), begin=config.get("bos_token_id")
-    )  # which has its own copy of the model
+    options, begin = model_options(model_config(flags.model), flags.model, **given)
+    generator = Generator(*_load(flags), begin=begin)  # which has its own copy of the model
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if flags.notice:
         console.print(f"[dim]{NOTICE} (--nonotice omits this line)[/dim]")
     if flags.prompts is not None:
-        named = {name: getattr(flags, name) for name in ("field", "batch_size", "truncate")}
-        named["notify"] = console.print
+        named = flags.pick("field", "batch_size", "truncate") | {"notify": console.print}
         counts = answer_file(generator, flags.prompts, flags.out, options, **named)
         console.print(f"{flags.out}: {counts['made']} answers made, {counts['kept']} kept")
     elif flags.prompt is not None:

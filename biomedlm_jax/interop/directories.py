@@ -93,7 +93,8 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
         raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
     try:
         if not run:
-            return config_from_hf(config, **{**_ids(path, config, execution), **execution})
+            given = {name: execution[name] for name in IDS if name in execution}
+            return config_from_hf(config | given, **{**_ids(path, config, given), **execution})
         kept = {name: v for name, v in fields.items() if name not in cls.free_names()}
         return make_config(kept, **execution)
     except ValueError as error:
@@ -108,7 +109,6 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
     size, result = config.get("vocab_size"), {}
     if type(size) is not int:
         return {}
-    given = {name: value for name, value in given.items() if name in IDS}
     bad = {name: config[name] for name in IDS if not _in_range(config.get(name), size)}
     if "eos_token_id" in given:
         result["more_eos_token_ids"] = ()

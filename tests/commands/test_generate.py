@@ -180,6 +180,12 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
     assert TEXTS[0] in message
     assert "perplexity" in message
     assert "perplexity" in page.read_text()
+    page.write_text("mine")
+    assert call(release, f"--score={TEXTS[0]}", f"--html={page}") == 2
+    assert "exists; name another file, or pass --overwrite" in capsys.readouterr().err
+    assert page.read_text() == "mine"
+    assert call(release, f"--score={TEXTS[0]}", f"--html={page}", "--overwrite") == 0
+    assert "perplexity" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +195,7 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
         (["--prompts=b"], "--prompts without --out"),
         (["--out=b"], "--out without --prompts"),
         (["--html=b"], "--html without --score"),
+        (["--score=a", "--overwrite"], "--overwrite without --html"),
         (["--prompts=nowhere", "--out=b"], "no such file: nowhere"),
         (["--score=a", "--beams=3"], "--beams with --score"),
         (["--score=a", "--stop=b"], "--stop with --score"),

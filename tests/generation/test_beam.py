@@ -100,7 +100,9 @@ def test_nan_logits_name_the_prompt(random_model):
     model.wte[...] = model.wte[...].at[5].set(np.nan)
     decoder = make_decoder(model)
     # The embedding of 5 is NaN, the head is not.
-    broken = dataclasses.replace(decoder, head=make_decoder(random_model()).head)
+    *leaves, _ = decoder.leaves
+    leaves.append(make_decoder(random_model()).leaves[-1])
+    broken = dataclasses.replace(decoder, leaves=leaves)
     options = {"beams": Beams(beams=2), "max_new_tokens": 4}
     for numbers, number in ((None, 1), ([3, 7], 7)):
         with pytest.raises(ValueError, match=f"NaN at step 0 of prompt {number};"):

@@ -35,6 +35,12 @@ def test_each_step_has_the_logits_of_the_full_forward_pass(random_model):
         np.testing.assert_allclose(logits[:, 0], expected_BxLxV[:, i], rtol=2e-4, atol=2e-4)
 
 
+def test_a_call_flattens_arrays_and_no_modules(pairs):
+    decoder = pairs["scaled"][1]
+    structure = jax.tree.structure(decoder)
+    assert structure.num_nodes == structure.num_leaves + 2  # the decoder and its list
+
+
 @pytest.mark.parametrize(
     "sizes", [{"data": 8}, {"fsdp": 8}, {"tensor": 4, "data": 2}, {"fsdp": 2, "tensor": 2}]
 )

@@ -129,7 +129,9 @@ def test_nan_logits_stop_with_step_and_row(random_model):
     step = free.rows[1].index(poison) + 1
     model.wte[...] = model.wte[...].at[poison].set(jnp.nan)
     decoder = make_decoder(model)
-    broken = dataclasses.replace(decoder, head=make_decoder(random_model()).head)
+    *leaves, _ = decoder.leaves
+    leaves.append(make_decoder(random_model()).leaves[-1])
+    broken = dataclasses.replace(decoder, leaves=leaves)
     with pytest.raises(ValueError, match=rf"NaN at step {step} of prompt 7;"):
         decode(broken, [[1, 2], [3, 4, 5]], max_new_tokens=9, numbers=[3, 7], strategy=Strategy())
 

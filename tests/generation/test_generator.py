@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.generator import Generator, generate, generate_until
+from biomedlm_jax.generation.generator import (
+    Generator,
+    generate,
+    generate_until,
+    settled_text,
+)
 from biomedlm_jax.generation.options import Options
+from biomedlm_jax.generation.stats import Stats
+from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
@@ -97,8 +105,6 @@ def peer(model, tokenizer, tmp_path_factory):
     """transformers' `generate` of the same model: new tokens, and the beams' scores."""
     import torch
     from transformers import AutoTokenizer, GPT2LMHeadModel
-
-    from biomedlm_jax.interop.huggingface import export_hf
 
     folder = export_hf(model, tokenizer, tmp_path_factory.mktemp("peer") / "hf")
     theirs = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
@@ -220,11 +226,10 @@ def test_streamed_pieces_make_the_whole_answer(generator, tokenizer):
 
 
 def test_what_is_streamed_is_settled():
-    settled = Generator._settled
-    assert settled("gen\ufffd", ()) == "gen"
-    assert settled("one END two", ("END",)) == "one "
-    assert settled("one EN", ("END", "x")) == "one "
-    assert settled("one", ("END",)) == "one"
+    assert settled_text("gen\ufffd", ()) == "gen"
+    assert settled_text("one END two", ("END",)) == "one "
+    assert settled_text("one EN", ("END", "x")) == "one "
+    assert settled_text("one", ("END",)) == "one"
 
 
 def test_a_harness_gets_texts_in_its_order(generator, tokenizer):
@@ -258,8 +263,25 @@ def test_tokenizers_that_do_not_fit(model):
         generate(model, None, ["a"])
 
 
+def test_a_directorys_generation_settings_apply_as_in_the_command(
+    model, tokenizer, tmp_path, capsys
+):
+    given = {"max_new_tokens": 9, "num_beams": 3, "eos_token_id": 299, "bos_token_id": 40}
+    folder = export_hf(model, tokenizer, tmp_path / "model", generation=given)
+    answers = generate(model, tokenizer, [TEXTS[0], ""], directory=folder)
+    assert answers[:1] == generate(model, tokenizer, TEXTS[:1], max_new_tokens=9, beams=3)
+    begin = tokenizer.decode([40])
+    assert answers[1:] == generate(model, tokenizer, [begin], max_new_tokens=9, beams=3)
+    for prompt, answer in zip((TEXTS[0], ""), answers, strict=True):
+        assert main(["generate", f"--model={folder}", f"--prompt={prompt}", "--nonotice"]) == 0
+        assert capsys.readouterr().out.split("] ", 1)[1] == answer + "\n"
+    greedy = generate(model, tokenizer, TEXTS[:1], directory=folder, beams=1)
+    assert greedy == generate(model, tokenizer, TEXTS[:1], max_new_tokens=9)
+    assert greedy != answers[:1]
+
+
 def test_stats_leave_compilation_out(generator, tokenizer):
-    generator.stats.clear()
+    generator.stats = Stats(generator.decoder)
     prompt = tokenizer.encode(TEXTS[0]).ids
     for _ in range(2):
         generator.answers([prompt] * 3, Options(max_new_tokens=5))

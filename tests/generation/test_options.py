@@ -1,11 +1,14 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2LMHeadModel
+from transformers import GPT2Config as PeerConfig
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.options import Options, make_options, read_generation_config
+from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.model.gpt2 import GPT2Config
 
 
@@ -155,6 +158,34 @@ def test_without_the_file_settings_are_those_of_config_json(tmp_path):
     run = {"model": {"model_type": "gpt2", "hf_entries": kept}}
     (tmp_path / "config.json").write_text(json.dumps(run))
     assert make_options(read_generation_config(tmp_path)) == options
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_of_null_ends_no_answer_as_in_transformers(tmp_path, file):
+    """transformers then stops at max_new_tokens only, also where config.json has an end."""
+    sizes = {"vocab_size": 262, "n_positions": 8, "n_layer": 1, "n_embd": 8, "n_head": 1}
+    config = {"model_type": "gpt2", "eos_token_id": 5, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert make_options(read_generation_config(tmp_path)).ends == ()
+    (tmp_path / file).write_text(json.dumps({**config, "eos_token_id": None}))
+    if file != "config.json":
+        (tmp_path / file).write_text('{"eos_token_id": null}')
+    options = make_options(read_generation_config(tmp_path))
+    ours = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
+    assert options.strategy(ours, None).ends == ()
+    assert options.to_hf(ours, None)["eos_token_id"] is None
+    given = make_options(read_generation_config(tmp_path), ends=(7,))
+    assert given.strategy(ours, None).ends == (7,)
+    peer = GPT2LMHeadModel(PeerConfig(**sizes, eos_token_id=None, bos_token_id=None))
+    peer.save_pretrained(tmp_path / "peer")
+    for name in ("config.json", file):
+        shutil.copy(tmp_path / name, tmp_path / "peer" / name)
+    if file == "config.json":
+        (tmp_path / "peer" / "generation_config.json").unlink()
+    assert GPT2LMHeadModel.from_pretrained(tmp_path / "peer").generation_config.eos_token_id is None
+    # An id that is given in place of config.json's is the model's.
+    config = model_config(tmp_path, eos_token_id=9)
+    assert "eos_token_id" not in json.loads(config.hf_entries)
 
 
 def test_a_file_without_an_end_is_named(tmp_path):

@@ -10,7 +10,12 @@ from biomedlm_jax.generation import terminal
 from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.options import Options
 
-NONE = {"prompt": None, "prompts": None, "score": None, "out": None, "html": None}
+NAMES = ("prompt", "prompts", "score", "out", "html", "overwrite", "field", "batch_size")
+
+
+class Flags(SimpleNamespace):
+    def __getitem__(self, name):
+        return SimpleNamespace(present=getattr(self, name) is not None)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +28,7 @@ NONE = {"prompt": None, "prompts": None, "score": None, "out": None, "html": Non
 )
 def test_contradicting_flags_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
-        terminal.check_flags(SimpleNamespace(**{**NONE, **flags}), {})
+        terminal.check_flags(Flags(**{**dict.fromkeys(NAMES), **flags}), {})
 
 
 def test_an_invalid_prompt_does_not_end_the_session(monkeypatch, capsys):
