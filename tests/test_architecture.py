@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "biomedlm_jax"
 # Each floor imports from lower ones only.
 FLOORS = (
+    ("streams",),
     ("files", "settings", "chips", "mesh", "allocator", "distributed"),
     ("corpus", "model"),
     ("training",),
@@ -30,13 +31,13 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_335,
-    ("training",): 1_600,
-    ("corpus",): 1_780,
+    ("training",): 1_606,
+    ("corpus",): 1_789,
     ("generation",): 1_945,
-    ("interop",): 1_683,
+    ("interop",): 1_684,
     ("qa", "finetuning"): 4_800,
     ("planning",): 1_000,
-    ("cli", "commands"): 1_010,
+    ("cli", "commands"): 1_015,
 }
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asks", "asked", "said", "told", "tells", "knows", "heard"}

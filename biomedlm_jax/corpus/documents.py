@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
-from biomedlm_jax.files import COMPRESSIONS, MAX_LINE_BYTES, parse_object, read_lines
+from biomedlm_jax.files import parse_object
+from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_lines
 
 LINES = (".jsonl", ".json-lines", ".ndjson")
 FORMATS = (".txt", *LINES, ".json", ".parquet")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.files import BrokenStreamError, parse_object, read_blocks, read_lines
+from biomedlm_jax.files import parse_object
+from biomedlm_jax.streams import BrokenStreamError, read_blocks, read_lines
 
 BOM = b"\xef\xbb\xbf"
 _ROWS = 64  # of a parquet file in memory

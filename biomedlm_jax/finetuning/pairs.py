@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from biomedlm_jax.files import read_jsonl, read_lines
+from biomedlm_jax.files import read_jsonl
 from biomedlm_jax.finetuning.config import PairSettings
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import encode_plain, special_texts
+from biomedlm_jax.streams import read_lines
 
 PAD, SEPARATOR = "[PAD]", "<|startoftext|>"
 ADDED_TOKENS = (PAD, SEPARATOR)  # in the order of their ids, 28896 and 28897 for BioMedLM

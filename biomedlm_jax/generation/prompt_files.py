@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from biomedlm_jax.files import content_hash, parse_object, read_jsonl, read_lines
+from biomedlm_jax.files import content_hash, parse_object, read_jsonl
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
+from biomedlm_jax.streams import read_lines
 from biomedlm_jax.training.provenance import weights_hash
 
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from biomedlm_jax.files import parse_object, read_json, read_lines
+from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import CHOICE, Head
 from biomedlm_jax.interop.headcard import scoring_section
@@ -15,6 +15,7 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, family
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.language_model import parameter_count
+from biomedlm_jax.streams import read_lines
 from biomedlm_jax.training.provenance import RUN_FILE
 
 BIOMEDLM, BIOMEDLM_LICENCE = GPT2Config(), "bigscience-bloom-rail-1.0"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records
-from biomedlm_jax.files import COMPRESSIONS, MAX_LINE_BYTES, parse_object, read_blocks, read_lines
+from biomedlm_jax.files import parse_object
+from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_blocks, read_lines
 
 Refuse = Callable[[str], None]  # takes the message of a bad row: raises, or counts it
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from biomedlm_jax.files import COMPRESSIONS
 from biomedlm_jax.qa.folds import FOLDS
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names
 from biomedlm_jax.qa.question_rows import plain_name
+from biomedlm_jax.streams import COMPRESSIONS
 
 SPLITS = ("train", "dev", "test")
 WORDS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev"}

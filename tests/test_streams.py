@@ -1,0 +1,56 @@
+"""streams.py: lines and blocks of compressed files, in bounded memory; damage is never silent."""
+
+import bz2
+import gzip
+import lzma
+import os
+import time
+
+import pytest
+import zstandard
+
+from biomedlm_jax.streams import BrokenStreamError, read_lines
+
+COMPRESS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("data", [b"", b"\n", b"a", b"a\n", b"a\r\nb\x0bc\n\nd"])
+def test_lines_are_those_of_the_file(tmp_path, suffix, data):
+    path = tmp_path / f"a{suffix.upper()}"
+    path.write_bytes(COMPRESS[suffix](data))
+    expected = list(enumerate(data.splitlines(keepends=True), 1))
+    if b"\x0b" in data:
+        expected = [(1, b"a\r\n"), (2, b"b\x0bc\n"), (3, b"\n"), (4, b"d")]
+    assert list(read_lines(path)) == expected
+
+
+@pytest.mark.parametrize("suffix", list(COMPRESS)[1:])
+def test_a_damaged_stream_names_the_line_after_the_last_good_one(tmp_path, suffix):
+    whole = b"".join(b"%d %s\n" % (i, os.urandom(40).hex().encode()) for i in range(5000))
+    path = tmp_path / f"a{suffix}"
+    for data in (COMPRESS[suffix](whole)[:-20_000], b"", b"not compressed at all"):
+        path.write_bytes(data)
+        lines = []
+        with pytest.raises(BrokenStreamError, match="damaged or truncated") as caught:
+            lines.extend(read_lines(path))
+        assert f"{path}:" in str(caught.value)
+
+
+def test_a_long_line_takes_linear_time_and_one_beyond_the_limit_is_named(tmp_path):
+    path = tmp_path / "a.zst"
+    path.write_bytes(COMPRESS[".zst"](b"a\n" + b"x" * 50_000_000 + b"\nb\n"))
+    start = time.process_time()
+    assert [len(line) for _, line in read_lines(path)] == [2, 50_000_001, 2]
+    assert time.process_time() - start < 3  # copying it at every block took 5 s
+    with pytest.raises(ValueError, match=r"a\.zst:2: the line is longer than 1,000 bytes"):
+        list(read_lines(path, limit=1000))
+    messages = []
+    kept = list(read_lines(path, limit=1000, on_long=messages.append))
+    assert (kept, len(messages)) == ([(1, b"a\n"), (3, b"b\n")], 1)
