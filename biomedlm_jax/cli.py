@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 COMMANDS = (
@@ -56,12 +57,16 @@ def overview() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0 finished, 2 bad input, 130 interrupted."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of the output (`| head`) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # the exit code of SIGPIPE in a shell
+    finally:
+        warnings.formatwarning = before
     return code
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,14 @@ def test_a_closed_output_is_a_sigpipe():
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_warning_is_one_clear_line(capsys, monkeypatch):
+    def warn(options):  # pytest records warnings instead of printing them
+        sys.stderr.write(warnings.formatwarning("the head\n is odd", RuntimeWarning, "a.py", 1))
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(pretrain, "run", warn)
+    assert main(["pretrain", CONFIG, "--workdir=x"]) == 0
+    assert capsys.readouterr().err == "warning: the head is odd\n"
+    assert warnings.formatwarning is before

@@ -53,7 +53,7 @@ def run(options: Flags) -> None:
     print(f"skipped     {skipped}")
     for file in manifest["inputs"]:
         if "copy_of" in file:
-            print(f"copy        {file['path']} is identical to {file['copy_of']}, and in the rows")
+            print(f"copy        {file['path']} has the content of {file['copy_of']}; both are read")
     for token, count in manifest["special_text"].items():
         print(f"special     {count:,} times the text spells {token}; encoded as plain text")
     print(f"wrote       {options.out} in {time.monotonic() - start:.0f} s")

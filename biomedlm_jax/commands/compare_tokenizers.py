@@ -8,6 +8,7 @@ and vocab.bpe. Terms are tokenised after a space.
 
 import dataclasses
 import itertools
+import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -41,5 +42,6 @@ def run(options: Flags) -> None:
     terms = Table("term", *(r.name for r in reports))
     for term in options.terms:
         terms.add_row(term, *("/".join(r.terms[term]) for r in reports))
-    Console(markup=False, emoji=False).print(sizes, terms)
+    width = None if sys.stdout.isatty() else 10_000  # a pipe or a file has no width
+    Console(markup=False, emoji=False, width=width).print(sizes, terms)
     options.write_json([dataclasses.asdict(r) for r in reports])

@@ -29,6 +29,7 @@ KNOWN = (
     f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
 )
 ON_ERROR = ("raise", "skip")
+FIX = "; fix the file, or pass --on_error=skip"
 # Fields that hold the text of articles, in reading order; an error suggests those of its record.
 ARTICLE_FIELDS = ("title", "abstract", "body", "article", "full_text", "content", "contents")
 
@@ -185,6 +186,10 @@ def _format(path: Path) -> str | None:
     return None if known == ".parquet" and compressed else known
 
 
+class _MissingFieldError(ValueError):
+    """A record lacks a field; where all do, skipping them is no fix."""
+
+
 class _BadFileError(ValueError):
     """The rest of a file cannot be read."""
 
@@ -209,7 +214,7 @@ class _Reader:
         yield from documents
 
     def read(self, path: Path) -> Iterator[Document]:
-        plain = _format(path) == ".txt"
+        plain, complete = _format(path) == ".txt", False
         try:
             for number, record in self.records(path):
                 where = f"{path}:{number}"
@@ -222,8 +227,10 @@ class _Reader:
                     self.refuse(f"{where}: {error}")
                     continue
                 except ValueError as error:
-                    self.refuse(str(error))
+                    useless = isinstance(error, _MissingFieldError) and not complete
+                    self.refuse(str(error), fix="" if useless else FIX)
                     continue
+                complete = complete or text is not None  # a record had the fields
                 if text is not None and text.strip():
                     yield Document(text, where)
                 elif text is not None:
@@ -266,8 +273,8 @@ class _Reader:
         ]
         return "\n\n".join(part for part in parts if part.strip())
 
-    def refuse(self, error: str) -> None:
-        message = f"{error}; fix the file, or pass --on_error=skip"
+    def refuse(self, error: str, *, fix: str = FIX) -> None:
+        message = error + fix
         if self.raises:
             raise ValueError(message)
         self.skipped.bad += 1
@@ -290,8 +297,9 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
         if not (isinstance(value, dict) and key in value):
             texts = [name for name in ARTICLE_FIELDS if isinstance(record.get(name), str | list)]
             fits = texts and flag.endswith("--text_field")
-            advice = f"; use --text_field={','.join(texts)}" if fits else ""
-            raise ValueError(f"{flag}={name} is not among the fields {sorted(record)}{advice}")
+            advice = f"use --text_field={','.join(texts)}" if fits else "name one of them"
+            got = f"{flag}={name} is not among the fields {sorted(record)}"
+            raise _MissingFieldError(f"{got}; {advice}")
         value = value[key]
     values: list[Any] = value if isinstance(value, list) else [value]
     texts = ["" if text is None else text for text in values]

@@ -5,6 +5,7 @@ As published (stanford-crfm/BioMedLM, `finetune/textgen`), a row is the first to
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,25 +31,36 @@ class Pair:
     group: str  # pairs of one group stay on one side of a split
 
 
-def train_and_dev(settings: PairSettings) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs to learn from and those to evaluate on, as a config's `data` says."""
+def train_and_dev(
+    settings: PairSettings, left_out: Counter[str] | None = None
+) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs to learn from and those to evaluate on, as a config's `data` says.
+
+    `left_out` counts what `read_pairs` leaves out, by "file: reason".
+    """
     fields = settings.source_field, settings.target_field, settings.group_field
-    train = read_pairs(settings.train, *fields)
+    train = read_pairs(settings.train, *fields, left_out=left_out)
     if settings.dev:
         if Path(settings.dev).resolve() == Path(settings.train).resolve():
             fix = "give another file, or leave data.dev empty: a part of train is dev then"
             raise ValueError(f"got {settings.train} as both data.train and data.dev; {fix}")
-        return train, read_pairs(settings.dev, *fields)
+        return train, read_pairs(settings.dev, *fields, left_out=left_out)
     return split(train, dev_fraction=settings.dev_fraction)
 
 
 def read_pairs(
-    path: str | Path, source: str = "source", target: str = "target", group: str = ""
+    path: str | Path,
+    source: str = "source",
+    target: str = "target",
+    group: str = "",
+    *,
+    left_out: Counter[str] | None = None,
 ) -> list[Pair]:
-    """Return the pairs at `path`: a JSONL file (plain, .gz or .zst), or the stem of two files.
+    """Return the pairs at `path`: a JSONL file, plain or compressed, or the stem of two files.
 
     `source`, `target` and `group` are fields in JSONL; the group is by default the source itself.
-    `path.source` and `path.target` have a text a line. Pairs with an empty text are left out.
+    `path.source` and `path.target` have a text a line. Pairs with an empty text are left out, and
+    counted in `left_out` by "file: reason".
     Raises FileNotFoundError, or ValueError for a bad line, different lengths or no pair at all.
     """
     path = Path(path)
@@ -63,10 +75,16 @@ def read_pairs(
         pairs = [_pair(row, where, source, target, group) for where, row in read_jsonl(path)]
     else:
         raise FileNotFoundError(f"no such file: {path}, nor {files[0]} with {files[1]}")
-    pairs = [pair for pair in pairs if pair.source.strip() and pair.target.strip()]
-    if not pairs:
+    kept = []
+    for pair in pairs:
+        if pair.source.strip() and pair.target.strip():
+            kept.append(pair)
+        elif left_out is not None:
+            empty = "target" if pair.source.strip() else "source"
+            left_out[f"{path}: empty {empty}"] += 1
+    if not kept:
         raise ValueError(f"{path} has no pair with both a source and a target")
-    return pairs
+    return kept
 
 
 def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], list[Pair]]:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.files import content_hash, read_json, write_json, write_text
+from biomedlm_jax.files import content_hash, read_json, write_json, write_jsonl
 from biomedlm_jax.finetuning.config import TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, remarks, text_prompts, train_and_dev
@@ -41,7 +41,8 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
     training, evaluation = settings.training, settings.evaluation
     options = make_options(**settings.generation)
     meshes.check_fits(mesh, batch_size=training.batch_size, accumulation=training.accumulation)
-    train, dev = train_and_dev(settings.data)
+    left_out: Counter[str] = Counter()
+    train, dev = train_and_dev(settings.data, left_out)
     start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
     settings.check_positions(options.max_new_tokens, start.config.context_length)
     encode = functools.partial(
@@ -53,6 +54,7 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
     dev_data, layout = ShuffledTexts(dev_prompts, **rows), meshes.sharding(mesh, "batch", None)
     content = [prompts, dev_prompts, [dataclasses.astuple(pair) for pair in dev]]
     started_from = {**start.started_from, "texts": content_hash(content)}
+    started_from |= {"left_out": dict(left_out)} if left_out else {}
     started_from |= {f"generation.{name}": v for name, v in settings.generation.items()}
     if check_run(workdir, "text", settings, started_from) and (workdir / REPORT).exists():
         if jax.process_index() == 0:
@@ -114,7 +116,8 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
         line=f"{counted(len(train), 'training text')} in {counted(data.rows, 'row')}, "
         f"{full:.0%} full ({cut:,} cut to {settings.data.source_tokens} source or "
         f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}"
-        f"{remarks(start.tokenizer, train, dev)}",
+        f"{remarks(start.tokenizer, train, dev)}"
+        + "".join(f"; {n:,} left out of {reason}" for reason, n in left_out.items()),
     )
     finetuned, _ = fit(recipe, workdir, mesh)
     count = min(evaluation.final_examples or len(dev), len(dev))
@@ -127,7 +130,6 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
             {"source": pair.source, "target": pair.target, "answer": text}
             for pair, text in zip(dev, texts, strict=False)
         ]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(workdir / PREDICTIONS, text)
+        write_jsonl(workdir / PREDICTIONS, lines, ensure_ascii=False)
         write_json(workdir / REPORT, report)
     return report

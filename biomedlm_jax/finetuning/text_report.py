@@ -8,8 +8,9 @@ from decimal import Decimal, InvalidOperation
 
 import numpy as np
 
+from biomedlm_jax.qa import statistics
+
 KINDS = ("rouge1", "rouge2", "rougeL")
-RESAMPLES = 1_000
 # Digits, with spaces (plain, no-break, thin) or apostrophes between groups of three; .05 is 0.05.
 SPACES = " \u00a0\u2009\u202f'\u2019"
 NUMBER = re.compile(rf"\d{{1,3}}(?:[{SPACES}]\d{{3}})+(?![\d.,]*\d)|\d+(?:[.,]\d+)*|(?<!\w)\.\d+")
@@ -66,17 +67,12 @@ def text_report(
         counts = f"{len(sources)} sources, {len(references)} references, {len(answers)} answers"
         raise ValueError(f"got {counts}; expected as many of each, and at least one")
     _, group_N = np.unique(groups or range(len(answers)), return_inverse=True)
-    count_G = np.bincount(group_N)
-    sampled_RxG = np.random.default_rng(0).integers(0, len(count_G), (RESAMPLES, len(count_G)))
-    figures: dict = {"examples": len(answers), "groups": len(count_G)}
+    figures: dict = {"examples": len(answers), "groups": int(group_N.max()) + 1}
     in_unicode = rouge(references, answers, every_script=True)
     scores = rouge(references, answers)
     scores |= {f"unicode_{kind}": values for kind, values in in_unicode.items()}
     for kind, values in scores.items():
-        sum_G = np.bincount(group_N, values)
-        mean_R = sum_G[sampled_RxG].sum(1) / count_G[sampled_RxG].sum(1)
-        interval = [np.mean(values), *np.percentile(mean_R, [2.5, 97.5])]
-        rounded = [round(float(value), 2) for value in interval]
+        rounded = [round(value, 2) for value in statistics.mean(np.array(values), group_N=group_N)]
         figures[kind] = dict(zip(("mean", "low", "high"), rounded, strict=True))
     total = unsupported = 0
     for source, reference, answer in zip(sources, references, answers, strict=True):

@@ -63,7 +63,7 @@ def print_scores(flags) -> None:
     """Print the text of --score with surprising tokens coloured, and write --html if given."""
     model, tokenizer = _load(flags)
     scored = surprisal.score_text(model, require_tokenizer(tokenizer, model.config), flags.score)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     console.print(surprisal.coloured(scored), surprisal.legend(), sep="\n")
     total, perplexity = sum(scored.log_probabilities), scored.perplexity
     figures = f"log-probability {total:.2f}, perplexity {perplexity:.2f}"

@@ -53,7 +53,7 @@ def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int =
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another --out, or remove it")
-    console, start = Console(highlight=False), time.perf_counter()
+    console, start = Console(highlight=False, soft_wrap=True), time.perf_counter()
     figures: dict = {"seconds": {}}
 
     @contextlib.contextmanager

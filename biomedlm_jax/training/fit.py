@@ -156,6 +156,10 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         wait_for_all("open")
         for line in recipe.introduction:
             recorder.print_line(line)
+        if abstract_frozen:
+            parts = abstract.model, abstract_frozen
+            trained, fixed = (sum(x.size for x in jax.tree.leaves(part)) for part in parts)
+            recorder.print_line(f"LoRA trains {trained:,} of {trained + fixed:,} parameters")
         if begin:
             recorder.print_line(f"resuming after step {begin} of {steps}")
 
@@ -201,6 +205,11 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             except Stopped:
                 return False
             result.clear()
+            if bad := {name: x for name, x in figures.items() if not np.isfinite(x)}:
+                raise ValueError(
+                    f"the evaluation after step {step} has {bad}: the run diverged; start a new "
+                    "one with a lower optimizer.learning_rate or a longer warmup"
+                )
             result.update(train_loss=losses["sum"] / losses["count"], **figures)
             losses.update(sum=0.0, count=0)
             return_freed_memory()

@@ -39,8 +39,13 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
     """Return loss in nats per token, perplexity and bits per byte.
 
     `tokens` (separators included) are those that `loss` is the mean of, and `text_bytes` is the
-    length of their text.
+    length of their text. Raises ValueError if that is 0.
     """
+    if not text_bytes:
+        raise ValueError(
+            f"the {tokens:,} validation tokens are all special ones, without text to evaluate; "
+            "raise training.evaluate_batches, or build rows with more validation text"
+        )
     return {
         "validation_loss": loss,
         "perplexity": math.exp(min(loss, 700)),
@@ -102,7 +107,8 @@ class Recorder:
         kept = [line for line in lines if _step_of(line, first_step) <= first_step]
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._first, self._steps = first_step, steps
+        self._steps = steps
+        self._timed: tuple[int, float] | None = None  # the first step, which compiled, and its end
         self._board = self._progress = None
         if tensorboard:
             from tensorboardX import SummaryWriter  # it imports torch if that is installed: 2 s
@@ -131,9 +137,13 @@ class Recorder:
             f"{name} {value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{name} {value:.4g}"
             for name, value in values.items()
         )
-        elapsed = time.monotonic() - self._began
-        remaining = elapsed / max(1, step - self._first) * (self._steps - step)
-        clock = f"elapsed {_duration(elapsed)}  remaining {_duration(remaining)}"
+        now = time.monotonic()
+        clock = f"elapsed {_duration(now - self._began)}"
+        if self._timed is None and "loss" in values:
+            self._timed = step, now
+        elif self._timed and step > self._timed[0]:
+            pace = (now - self._timed[1]) / (step - self._timed[0])
+            clock += f"  remaining {_duration(pace * (self._steps - step))}"
         self.print_line(f"step {step}/{self._steps}  {figures}  {clock}")
 
     def print_line(self, text: str) -> None:

@@ -19,7 +19,7 @@ from biomedlm_jax.training.config import RunSettings, changed_settings, to_json
 
 RUN_FILE = "run.json"
 PART_BYTES = 2**26  # of a leaf that several processes gather at once
-NOT_COMPARED = ("path",)  # of started_from: the same content may lie elsewhere
+NOT_COMPARED = ("path", "left_out")  # of started_from: the same content may lie elsewhere
 
 
 def weights_hash(model: Any) -> str:

@@ -48,5 +48,5 @@ def test_the_summary_accounts_for_every_file(tmp_path, capsys):
     assert cli.main(["build-tokens", *flags, "--on_error=skip"]) == 0
     out = capsys.readouterr().out
     assert f"1 files, hidden or of unknown format: {corpus / 'c.csv'}" in out
-    assert f"{corpus / 'b.jsonl'} is identical to {corpus / 'a.json'}" in out
+    assert f"{corpus / 'b.jsonl'} has the content of {corpus / 'a.json'}" in out
     assert "special     200 times the text spells <|endoftext|>" in out

@@ -6,6 +6,7 @@ from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i in range(60)]
+LONG = "pneumonoultramicroscopicsilicovolcanoconiosis" * 3
 
 
 def test_the_command(tmp_path, capsys):
@@ -13,7 +14,12 @@ def test_the_command(tmp_path, capsys):
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=280), out)
     names = [f"--tokenizer=a={out}", f"--tokenizer=[/b]={out}"]
-    flags = [f"--input={corpus}", "--max_documents=50", "--terms=gen,[/x]", f"--json={figures}"]
+    flags = [
+        f"--input={corpus}",
+        "--max_documents=50",
+        f"--terms=gen,[/x],{LONG}",
+        f"--json={figures}",
+    ]
     assert cli.main(["compare-tokenizers", *names, *flags]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -21,7 +27,8 @@ def test_the_command(tmp_path, capsys):
     assert (first["name"], second["name"]) == ("a", "[/b]")
     assert first["bytes"] == sum(map(len, TEXTS[:50]))
     assert first["tokens"] == second["tokens"] > 0
-    assert list(first["terms"]) == ["gen", "[/x]"]
+    assert list(first["terms"]) == ["gen", "[/x]", LONG]
+    assert LONG in captured.out  # a pipe has no width at which a line is cut
     assert f"{first['tokens']:,}" in captured.out
     for bad, message in (
         ([names[0], names[0], *flags], "give each tokenizer as NAME=PATH"),

@@ -1,5 +1,6 @@
 """manifest.py: it has the values a model needs, and an edited or contradicting one is refused."""
 
+import gzip
 import hashlib
 import json
 from typing import Any
@@ -41,15 +42,16 @@ def test_the_manifest_lists_copies_and_files_left_out(build, documents, out, tmp
     text = "".join(json.dumps({"text": d.text}) + "\n" for d in documents)
     (corpus / "a.jsonl").write_text(text)
     (corpus / "b.jsonl").write_text(text)
+    (corpus / "c.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     (corpus / "c.pdf").write_text("x")
     skipped = Skipped()
     texts = read_documents([corpus], skipped=skipped)
     manifest = build(texts=texts, inputs=input_files([corpus]), skipped=skipped)
     assert manifest["skipped"]["files"] == {"count": 1, "names": [str(corpus / "c.pdf")]}
     copies = [entry.get("copy_of") for entry in manifest["inputs"]]
-    assert copies == [None, str(corpus / "a.jsonl")]
+    assert copies == [None, str(corpus / "a.jsonl"), str(corpus / "a.jsonl")]
     counts = [split["documents"] for split in manifest["splits"].values()]
-    assert sum(counts) == 2 * len(documents)
+    assert sum(counts) == 3 * len(documents)
 
 
 def test_bad_directories(build, out, tmp_path):

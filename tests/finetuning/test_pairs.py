@@ -1,6 +1,7 @@
 import gzip
 import json
 import shutil
+from collections import Counter
 
 import pytest
 
@@ -79,6 +80,18 @@ def test_bad_lines(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_pairs(tmp_path / "a.jsonl")
+
+
+def test_pairs_with_an_empty_text_are_counted_with_their_reason(tmp_path):
+    records = [{"source": s, "target": t} for s, t in (("a", "b"), (" ", "b"), ("", ""), ("c", ""))]
+    train, dev = str(tmp_path / "train.jsonl"), str(tmp_path / "dev.jsonl")
+    for path, rows in ((train, records), (dev, records[:2])):
+        (tmp_path / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left_out = Counter()
+    sides = train_and_dev(settings(train=train, dev=dev), left_out)
+    assert [len(side) for side in sides] == [1, 1]
+    reasons = {f"{train}: empty source": 2, f"{train}: empty target": 1, f"{dev}: empty source": 1}
+    assert left_out == reasons
 
 
 def test_files_that_do_not_match_or_are_not_there(tmp_path):

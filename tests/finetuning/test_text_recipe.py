@@ -1,7 +1,9 @@
 import json
+import re
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -98,6 +100,26 @@ def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     assert (tuned.h.mlp.c_fc.kernel[...] != base.h.mlp.c_fc.kernel[...]).any()
     names = {name for name in trained(run, lines[-1]["step"]) if not name.startswith("_")}
     assert names - {"score"} == {"lora", "rows"}
+
+
+def test_the_trained_parameters_and_what_was_left_out_are_printed(
+    world, text_config, lora, tmp_path, capfd
+):
+    file, run = tmp_path / "texts.jsonl", tmp_path / "run"
+    text = (world / "texts.jsonl").read_text()
+    empty = dict.fromkeys(json.loads(text.splitlines()[0]), "")
+    file.write_text(text + json.dumps(empty) + "\n")
+    changes = {**lora, "training__epochs": 1, "data__train": str(file)}
+    finetune(text_config(**changes), world / "base", run)
+    printed = capfd.readouterr().err
+    assert f"; 1 left out of {file}: empty source" in printed
+    record = json.loads((run / "run.json").read_text())
+    assert record["started_from"]["left_out"] == {f"{file}: empty source": 1}
+    counts = re.search(r"LoRA trains ([\d,]+) of ([\d,]+) parameters", printed).groups()
+    few, all_of_them = (int(count.replace(",", "")) for count in counts)
+    merged = sum(leaf.size for leaf in jax.tree.leaves(load(run)[0]))
+    assert few < merged
+    assert all_of_them == few + merged
 
 
 def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monkeypatch):

@@ -148,3 +148,13 @@ def test_a_loss_that_is_not_finite_is_never_saved(config, tmp_path):
     for step in steps(tmp_path / "run"):
         model, _ = load(tmp_path / "run", step=step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+
+
+def test_a_run_whose_evaluation_is_not_finite_has_not_finished(
+    config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(recipe, "validation_metrics", lambda *_, **__: {"validation_loss": np.nan})
+    with pytest.raises(ValueError, match=r"after step 6 has {'validation_loss': nan}: .* diverged"):
+        pretrain(config, tmp_path / "run")
+    assert "finished" not in capsys.readouterr().err
+    assert steps(tmp_path / "run") == [4]

@@ -39,6 +39,8 @@ def test_bits_per_byte():
     figures = validation_metrics(math.log(16), tokens=10, text_bytes=20)
     assert figures["perplexity"] == pytest.approx(16)
     assert figures["bits_per_byte"] == pytest.approx(4 * 10 / 20)
+    with pytest.raises(ValueError, match="the 10 validation tokens are all special ones"):
+        validation_metrics(1.0, tokens=10, text_bytes=0)
 
 
 def test_the_recorder_writes_json_lines_and_tensorboard_events(tmp_path, capsys):
@@ -52,7 +54,23 @@ def test_the_recorder_writes_json_lines_and_tensorboard_events(tmp_path, capsys)
         {"step": 2, "validation_loss": 2.25},
     ]
     assert list(tmp_path.glob("events.out.tfevents.*"))
-    assert "step 1/10  loss 2.5  elapsed 0:00  remaining 0:0" in capsys.readouterr().err
+    assert "step 1/10  loss 2.5  elapsed 0:00\n" in capsys.readouterr().err
+
+
+def test_the_remaining_time_is_that_of_steps_after_the_first(tmp_path, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    recorder = Recorder(tmp_path, first_step=5, steps=20, tensorboard=False)
+    for step, now in ((6, 100.0), (8, 104.0), (10, 108.0)):  # compilation takes 98 s
+        clock[0] = now
+        recorder.write(step, {"loss": 2.5})
+    recorder.close()
+    ends = [line.split("  ", 2)[2] for line in capsys.readouterr().err.splitlines()]
+    assert ends == [
+        "elapsed 1:40",
+        "elapsed 1:44  remaining 0:24",
+        "elapsed 1:48  remaining 0:20",
+    ]
 
 
 def test_a_resumed_recorder_drops_lines_of_steps_that_run_again(tmp_path):
