@@ -29,11 +29,11 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_335,
+    ("model",): 1_336,
     ("training",): 1_600,
     ("corpus",): 1_780,
     ("generation",): 1_945,
-    ("interop",): 1_683,
+    ("interop",): 1_760,
     ("qa", "finetuning"): 4_800,
     ("planning",): 1_000,
     ("cli", "commands"): 1_010,
@@ -113,6 +113,19 @@ def test_every_module_has_its_test_file_and_no_other_exists():
     cross_cutting = {Path(f"test_{name}.py") for name in CROSS_CUTTING}
     assert sorted(map(str, mirrored - existing)) == [], "modules without tests"
     assert sorted(map(str, existing - mirrored - cross_cutting)) == [], "tests without a module"
+
+
+def test_a_family_is_one_file_and_one_row():
+    """Above the family's file and its row, GPT-2's module and names are imported nowhere."""
+    allowed = {PACKAGE / "model" / "gpt2.py", PACKAGE / "model" / "families.py"}
+    named = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        if path not in allowed and wing(path) in {"model", "interop", "generation", "training"}
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom | ast.Import) and "gpt2" in ast.unparse(node).lower()
+    ]
+    assert named == []
 
 
 def test_names_have_a_meaning():

@@ -22,6 +22,14 @@ from biomedlm_jax.training.provenance import RUN_FILE
 RUN, HUGGING_FACE = "run", "Hugging Face"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"  # how a model decodes, by transformers' names
+TRAINING_FILE = "training.json"  # of an export: how its source states that it was trained
+# Entries of a training record that name places on the machine, by group.
+PLACES = {
+    "started_from": ("path",),
+    "data": ("path", "train", "dev"),
+    "task": ("path", "train_path"),
+    "facts": ("source",),
+}
 HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's is `head`
 MODEL_FOLDER = "model"  # of a fine-tuning run
 IDS = ("bos_token_id", "eos_token_id")
@@ -132,6 +140,33 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
 def _in_range(ids: Any, size: int) -> bool:
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     return all(type(i) is int and 0 <= i < size for i in ids)
+
+
+def training_record(path: str | Path) -> dict[str, Any]:
+    """Return run.json, or an export's training.json, and the facts, without places; {} if none.
+
+    Raises ValueError or FileNotFoundError if a file cannot be read.
+    """
+    path = model_directory(path)
+    record: dict[str, Any] = {"facts": read_config(path).get("facts") or {}}
+    files = [path / TRAINING_FILE]
+    if kind_of(path) == RUN:
+        of_run = path.resolve().parent if path.resolve().name == MODEL_FOLDER else path
+        files += [of_run / RUN_FILE, path / RUN_FILE]
+    for file in files:
+        record |= read_json(file) if file.exists() else {}
+    record = _without_places(record)
+    record["facts"] = _without_places(record["facts"])
+    stated = record != {"facts": {}}
+    return {"started_from": record["facts"].get("started_from"), **record} if stated else {}
+
+
+def _without_places(groups: dict[str, Any]) -> dict[str, Any]:
+    result = dict(groups)
+    for group, names in PLACES.items():
+        if isinstance(groups.get(group), dict):
+            result[group] = {k: v for k, v in groups[group].items() if k not in names}
+    return result
 
 
 def head_entry(path: str | Path) -> object | None:

@@ -133,6 +133,11 @@ class GPT2Config(ModelConfig):
     attention_dropout: float = setting(0.1, least=0, below=1)
     residual_dropout: float = setting(0.1, least=0, below=1)
 
+    def __post_init__(self):
+        if self.mlp_width is None and type(self.width) is int:
+            object.__setattr__(self, "mlp_width", 4 * self.width)
+        super().__post_init__()
+
 
 def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
     """Return the config without the inverse-layer scale, and what absorbs it.
@@ -274,4 +279,6 @@ class GPT2(LanguageModel):
         return layers.dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
 
 
+# Released weights of this family: the config by which they are recognised, and their licence.
+PUBLISHED = {"BioMedLM": (GPT2Config(), "bigscience-bloom-rail-1.0")}
 Config, Model = GPT2Config, GPT2  # the names that families.py looks up
