@@ -33,7 +33,9 @@ PLACES = {
 HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's is `head`
 MODEL_FOLDER = "model"  # of a fine-tuning run
 IDS = ("bos_token_id", "eos_token_id")
+ADAPTER = "adapter_config.json"  # of peft
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+OTHER_TOKENIZERS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")
 
 
 def model_directory(path: str | Path) -> Path:
@@ -96,6 +98,9 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     names = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
     allowed += [] if run else IDS
+    if not run and (Path(path) / ADAPTER).exists():
+        fix = "merge the adapter with peft's merge_and_unload, or remove the file"
+        raise ValueError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
     unknown = sorted(set(execution) - set(allowed))
     if unknown:
         raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
@@ -209,6 +214,11 @@ def read_tokenizer(
 def _tokenizer(path: str | Path) -> Tokenizer | None:
     path = model_directory(path)
     there = any((path / name).exists() for name in TOKENIZER_FILES)
+    other = [name for name in OTHER_TOKENIZERS if (path / name).exists()]
+    if other and not there:  # not "no tokenizer": an export would lose it
+        fix = "convert it: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        got = f"{path} has a tokenizer in {other[0]}, which cannot be read here"
+        raise ValueError(f"{got}; expected tokenizer.json or vocab.json, {fix}")
     return load_tokenizer(path) if there else None
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 SCHEME = "hf://"
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
+PATTERNS += ["*.model", "vocab.txt"]  # tokenizers that are refused, not overlooked
 
 
 def local(source: str | Path) -> Path:

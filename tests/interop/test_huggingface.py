@@ -108,6 +108,23 @@ def test_import_says_what_it_did(release, tmp_path, rewrite):
     assert "no tokenizer" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adapter_config.json", "adapter_config.json, which transformers applies"),
+        ("spiece.model", "a tokenizer in spiece.model, which cannot be read here"),
+        ("vocab.txt", "a tokenizer in vocab.txt, which cannot be read here"),
+    ],
+)
+def test_files_that_transformers_reads_are_not_passed_over(model, tmp_path, name, message):
+    source = export_hf(model, None, tmp_path / "source")
+    (source / name).write_text("{}")
+    for read in (load, lambda source: import_hf(source, tmp_path / "run")):
+        with pytest.raises(ValueError, match=message):
+            read(source)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_null_end_of_text_is_reported_and_can_be_set(release, tmp_path, edit_config):
     (release / "generation_config.json").unlink()
     edit_config(release, eos_token_id=None)
