@@ -29,7 +29,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_336,
+    ("model",): 1_339,
     ("training",): 1_600,
     ("corpus",): 1_780,
     ("generation",): 1_945,

@@ -58,7 +58,10 @@ FIXED = {
 }
 # What an export states; another value computes the same in float32.
 STATED = {"reorder_and_upcast_attn": False, "use_cache": True}
-REASONS = {"tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here"}
+REASONS = {
+    "tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here",
+    "quantization_config": "quantized weights; save the model in float32 or float16",
+}
 # Other names of the same function.
 EQUIVALENT = {
     "activation_function": ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
