@@ -33,7 +33,7 @@ LINES = {
     ("training",): 1_600,
     ("corpus",): 1_780,
     ("generation",): 1_945,
-    ("interop",): 1_760,
+    ("interop",): 1_746,
     ("qa", "finetuning"): 4_800,
     ("planning",): 1_000,
     ("cli", "commands"): 1_010,
