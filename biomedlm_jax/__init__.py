@@ -7,6 +7,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
     finetune(config, model, workdir), evaluate(models, out, task=...), score(model, ...)
     plan(config, topology)         -> compiles the step for a pod that need not be here
     generate(model, tokenizer, prompts, ...) -> texts
+    export_directory(source, path, ...)     -> what `biomedlm export-hf` writes, settings included
     export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
     make_model(GPT2Config(...), key=key)    -> LanguageModel: model(tokens_BxL) -> logits_BxLxV
 """
@@ -22,6 +23,7 @@ _PUBLIC = {
     "make_model": "model.families",
     "generate": "generation.generator",
     "load": "interop.huggingface",
+    "export_directory": "interop.huggingface",
     "export_hf": "interop.huggingface",
     "import_hf": "interop.huggingface",
     "verify_hf": "interop.verify",

@@ -30,14 +30,14 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_335,
-    ("training",): 1_606,
-    ("corpus",): 1_789,
-    ("generation",): 1_946,
-    ("interop",): 1_684,
-    ("qa", "finetuning"): 4_831,
+    ("model",): 1_340,
+    ("training",): 1_610,
+    ("corpus",): 1_790,
+    ("generation",): 1_950,
+    ("interop",): 1_750,
+    ("qa", "finetuning"): 4_850,
     ("planning",): 1_000,
-    ("cli", "commands"): 1_017,
+    ("cli", "commands"): 1_020,
 }
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asks", "asked", "said", "told", "tells", "knows", "heard"}
@@ -114,6 +114,19 @@ def test_every_module_has_its_test_file_and_no_other_exists():
     cross_cutting = {Path(f"test_{name}.py") for name in CROSS_CUTTING}
     assert sorted(map(str, mirrored - existing)) == [], "modules without tests"
     assert sorted(map(str, existing - mirrored - cross_cutting)) == [], "tests without a module"
+
+
+def test_a_family_is_one_file_and_one_row():
+    """Above the family's file and its row, GPT-2's module and names are imported nowhere."""
+    allowed = {PACKAGE / "model" / "gpt2.py", PACKAGE / "model" / "families.py"}
+    named = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        if path not in allowed and wing(path) in {"model", "interop", "generation", "training"}
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom | ast.Import) and "gpt2" in ast.unparse(node).lower()
+    ]
+    assert named == []
 
 
 def test_names_have_a_meaning():

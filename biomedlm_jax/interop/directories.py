@@ -22,10 +22,20 @@ from biomedlm_jax.training.provenance import RUN_FILE
 RUN, HUGGING_FACE = "run", "Hugging Face"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"  # how a model decodes, by transformers' names
+TRAINING_FILE = "training.json"  # of an export: how its source states that it was trained
+# Entries of a training record that name places on the machine, by group.
+PLACES = {
+    "started_from": ("path",),
+    "data": ("path", "train", "dev"),
+    "task": ("path", "train_path"),
+    "facts": ("source",),
+}
 HEAD_ENTRY = "biomedlm_jax_head"  # of an exported head's config.json; a run's is `head`
 MODEL_FOLDER = "model"  # of a fine-tuning run
 IDS = ("bos_token_id", "eos_token_id")
+ADAPTER = "adapter_config.json"  # of peft
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+OTHER_TOKENIZERS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")
 
 
 def model_directory(path: str | Path) -> Path:
@@ -88,6 +98,9 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     names = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
     allowed += [] if run else IDS
+    if not run and (Path(path) / ADAPTER).exists():
+        fix = "merge the adapter with peft's merge_and_unload, or remove the file"
+        raise ValueError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
     unknown = sorted(set(execution) - set(allowed))
     if unknown:
         raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
@@ -134,6 +147,33 @@ def _in_range(ids: Any, size: int) -> bool:
     return all(type(i) is int and 0 <= i < size for i in ids)
 
 
+def training_record(path: str | Path) -> dict[str, Any]:
+    """Return run.json, or an export's training.json, and the facts, without places; {} if none.
+
+    Raises ValueError or FileNotFoundError if a file cannot be read.
+    """
+    path = model_directory(path)
+    record: dict[str, Any] = {"facts": read_config(path).get("facts") or {}}
+    files = [path / TRAINING_FILE]
+    if kind_of(path) == RUN:
+        of_run = path.resolve().parent if path.resolve().name == MODEL_FOLDER else path
+        files += [of_run / RUN_FILE, path / RUN_FILE]
+    for file in files:
+        record |= read_json(file) if file.exists() else {}
+    record = _without_places(record)
+    record["facts"] = _without_places(record["facts"])
+    stated = record != {"facts": {}}
+    return {"started_from": record["facts"].get("started_from"), **record} if stated else {}
+
+
+def _without_places(groups: dict[str, Any]) -> dict[str, Any]:
+    result = dict(groups)
+    for group, names in PLACES.items():
+        if isinstance(groups.get(group), dict):
+            result[group] = {k: v for k, v in groups[group].items() if k not in names}
+    return result
+
+
 def head_entry(path: str | Path) -> object | None:
     """Return what config.json states about the head; None for a language model."""
     config = read_config(path)
@@ -174,6 +214,11 @@ def read_tokenizer(
 def _tokenizer(path: str | Path) -> Tokenizer | None:
     path = model_directory(path)
     there = any((path / name).exists() for name in TOKENIZER_FILES)
+    other = [name for name in OTHER_TOKENIZERS if (path / name).exists()]
+    if other and not there:  # not "no tokenizer": an export would lose it
+        fix = "convert it: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+        got = f"{path} has a tokenizer in {other[0]}, which cannot be read here"
+        raise ValueError(f"{got}; expected tokenizer.json or vocab.json, {fix}")
     return load_tokenizer(path) if there else None
 
 

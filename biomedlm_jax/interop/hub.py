@@ -4,13 +4,14 @@ from pathlib import Path
 
 SCHEME = "hf://"
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
+PATTERNS += ["*.model", "vocab.txt"]  # tokenizers that are refused, not overlooked
 
 
 def local(source: str | Path) -> Path:
     """Return `source` as a path; `hf://owner/name[@revision]` is downloaded to the Hub's cache.
 
-    `.bin` files are left out if there are safetensors. Raises ValueError for a malformed name, or
-    a download that fails.
+    `.bin` files are left out if there are safetensors. With HF_HUB_OFFLINE=1 the cache alone is
+    read. Raises ValueError for a malformed name, or a download that fails.
     """
     if not str(source).startswith(SCHEME):
         return Path(source)
@@ -19,14 +20,21 @@ def local(source: str | Path) -> Path:
     name, _, revision = str(source).removeprefix(SCHEME).partition("@")
     if name.count("/") != 1:
         raise ValueError(f"got {source!r}; expected {SCHEME}owner/name[@revision]")
+    safe, offline = set(), huggingface_hub.is_offline_mode()
     try:
-        files = huggingface_hub.HfApi().list_repo_files(name, revision=revision or None)
-        safe = {"model.safetensors", "model.safetensors.index.json"} & set(files)
+        if not offline:  # model_info fails at once without a network; list_repo_files tries again
+            info = huggingface_hub.HfApi().model_info(name, revision=revision or None, timeout=10)
+            files = {file.rfilename for file in info.siblings or ()}
+            safe = {"model.safetensors", "model.safetensors.index.json"} & files
         ignored = ["*/*", *(["*.bin", "*.bin.index.json"] if safe else [])]
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=PATTERNS, ignore_patterns=ignored
+                name,
+                revision=revision or None,
+                allow_patterns=PATTERNS,
+                ignore_patterns=ignored,
+                local_files_only=offline,
             )
         )
     except Exception as error:  # of the client, of httpx or of the system
-        raise ValueError(f"could not download {source}: {error}") from error
+        raise ValueError(f"could not download {source}: {' '.join(str(error).split())}") from error

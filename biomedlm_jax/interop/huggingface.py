@@ -71,9 +71,14 @@ def import_hf(
     files = TensorFiles(source, config)
     weights.check_tensors(files.shapes, abstract, where=str(source))
     facts = {"source": source_facts(files, config, notify)}
+    facts |= directories.training_record(source).get("facts", {})
+    generation = source / directories.GENERATION_CONFIG
+    endless = directories.read_config(source).get("eos_token_id", 0) is None
+    if endless and "eos_token_id" not in ids and head is None and not generation.is_file():
+        null = f"{source / directories.CONFIG} has eos_token_id null"
+        notify(f"{null}: transformers ends no answer; to set one, pass --eos_token_id=ID")
     if tokenizer is None:
         notify(f"no tokenizer in {source}: the run directory has none either")
-    generation = source / directories.GENERATION_CONFIG
     return finetuned.save_finetuned(
         path,
         weights.read_model(abstract, files.read),
@@ -118,6 +123,7 @@ def export_directory(
     if is_run(source):
         step = latest_step(source) if step is None else step
         options["training_facts"] = modelcard.training_facts(source, step=step)
+    options["training_record"] = directories.training_record(source)
     export_hf(model, tokenizer, path, **options)
     warning = family(model.config.model_type).export_warning(model.config, folded=False)
     if warning and not options.get("fold_attention_scale"):
@@ -135,6 +141,7 @@ def export_hf(
     fold_attention_scale: bool = False,
     max_shard_size: int | str = "5GB",
     training_facts: Facts | None = None,
+    training_record: Mapping[str, object] | None = None,
     generation: Mapping[str, object] | None = None,
 ) -> Path:
     """Write `model` as the Hugging Face directory `path`, read it back, and return it.
@@ -143,7 +150,8 @@ def export_hf(
     model card has the code that loads the directory. `fold_attention_scale` folds the inverse-layer
     attention scale into the weights, for engines without that setting. Weights larger than
     `max_shard_size`, bytes or "5GB", are written in shards. `training_facts` are sections of the
-    model card, `generation` entries of generation_config.json.
+    model card, `training_record` is written as training.json, `generation` has the entries of
+    generation_config.json; `export_directory` reads all three from a directory.
 
     Raises FileExistsError if `path` may not be overwritten, ValueError if tokenizer or head do not
     fit the model or a parameter is not finite, and OSError if the directory does not read back as
@@ -172,6 +180,8 @@ def export_hf(
             for file in (new / "tokenizer_config.json", new / "special_tokens_map.json"):
                 entries = read_json(file) if file.exists() else {}
                 write_json(file, {**entries, "pad_token": PAD})
+        if training_record:
+            write_json(new / directories.TRAINING_FILE, dict(training_record))
         states = {"folded": fold is not None, "has_tokenizer": tokenizer is not None}
         card = model_card(config, name=Path(path).name, facts=training_facts, head=head, **states)
         write_text(new / "README.md", card)

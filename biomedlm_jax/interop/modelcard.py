@@ -13,12 +13,11 @@ from biomedlm_jax.interop.headcard import scoring_section
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, family
-from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.language_model import parameter_count
 from biomedlm_jax.streams import read_lines
 from biomedlm_jax.training.provenance import RUN_FILE
 
-BIOMEDLM, BIOMEDLM_LICENCE = GPT2Config(), "bigscience-bloom-rail-1.0"
+RAIL = "bigscience-bloom-rail-1.0"
 # A path inside a text, up to its last part; not the one of a URL.
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])~?/(?:[^/\s,;:'\"=]+/)*([^/\s,;:'\"=]+)/?")
 Facts = Mapping[str, Mapping[str, object]]
@@ -171,12 +170,13 @@ def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str]
 
 def licence_line(licence: str | None, config: ModelConfig) -> str:
     """Return one line about the licence of imported weights, which may be unknown."""
-    if licence is None and config.architecture() == BIOMEDLM.architecture():
-        licence = f"not stated; BioMedLM's weights, which have this shape, are {BIOMEDLM_LICENCE}"
+    for name, (known, of_known) in family(config.model_type).PUBLISHED.items():
+        if licence is None and config.architecture() == known.architecture():
+            licence = f"not stated; {name}'s weights, which have this shape, are {of_known}"
     if licence is None:
         return "licence of the weights: not stated in the source; ask their authors"
     limits = ", which forbids medical advice and medical results interpretation"
-    return f"licence of the weights: {licence}{limits if BIOMEDLM_LICENCE in licence else ''}"
+    return f"licence of the weights: {licence}{limits if RAIL in licence else ''}"
 
 
 def table(rows: Mapping[str, object]) -> str:

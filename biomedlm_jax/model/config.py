@@ -26,7 +26,7 @@ class ModelConfig(Settings):
     layers: int = setting(least=1)
     width: int = setting(least=1)  # of the residual stream
     heads: int = setting(least=1)
-    mlp_width: int = setting(None, least=1)  # None: 4 * width
+    mlp_width: int = setting(None, least=1)  # None: the family's own multiple of width
     initializer_range: float = setting(0.02, least=0)  # standard deviation
     eos_token_id: int = setting(None, least=0)  # None: the last id; separates texts
     bos_token_id: int = setting(None, least=0)  # None: eos_token_id; begins texts
@@ -48,8 +48,6 @@ class ModelConfig(Settings):
     vocab_multiple: int = setting(128, least=1)  # embedding rows are padded to a multiple of it
 
     def __post_init__(self):
-        if self.mlp_width is None and type(self.width) is int:
-            object.__setattr__(self, "mlp_width", 4 * self.width)
         if self.eos_token_id is None and type(self.vocab_size) is int:
             object.__setattr__(self, "eos_token_id", self.vocab_size - 1)
         if self.bos_token_id is None:

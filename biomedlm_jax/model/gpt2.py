@@ -58,7 +58,10 @@ FIXED = {
 }
 # What an export states; another value computes the same in float32.
 STATED = {"reorder_and_upcast_attn": False, "use_cache": True}
-REASONS = {"tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here"}
+REASONS = {
+    "tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here",
+    "quantization_config": "quantized weights; save the model in float32 or float16",
+}
 # Other names of the same function.
 EQUIVALENT = {
     "activation_function": ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
@@ -132,6 +135,11 @@ class GPT2Config(ModelConfig):
     embedding_dropout: float = setting(0.1, least=0, below=1)
     attention_dropout: float = setting(0.1, least=0, below=1)
     residual_dropout: float = setting(0.1, least=0, below=1)
+
+    def __post_init__(self):
+        if self.mlp_width is None and type(self.width) is int:
+            object.__setattr__(self, "mlp_width", 4 * self.width)
+        super().__post_init__()
 
 
 def fold_attention_scale(config: GPT2Config) -> tuple[GPT2Config, str | None]:
@@ -274,4 +282,6 @@ class GPT2(LanguageModel):
         return layers.dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
 
 
+# Released weights of this family: the config by which they are recognised, and their licence.
+PUBLISHED = {"BioMedLM": (GPT2Config(), "bigscience-bloom-rail-1.0")}
 Config, Model = GPT2Config, GPT2  # the names that families.py looks up

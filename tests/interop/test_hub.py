@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -15,10 +16,13 @@ def requests(monkeypatch):
         requests.update(name=name, **options)
         return "/cache/model"
 
+    def info(self, name, **options):
+        files = [SimpleNamespace(rfilename=file) for file in requests["files"]]
+        return SimpleNamespace(siblings=files)
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "list_repo_files", lambda self, name, **_: requests["files"]
-    )
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
     return requests
 
 
@@ -47,8 +51,24 @@ def test_malformed_name(requests):
 
 def test_a_download_that_fails(monkeypatch):
     def fail(self, name, **_):
-        raise OSError("no route")
+        raise OSError("no\nroute")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(ValueError, match="could not download hf://owner/name: no route"):
         hub.local("hf://owner/name")
+
+
+def test_an_unreachable_hub_is_tried_once(monkeypatch, caplog):
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"could not download hf://owner/name: .*refused"):
+        hub.local("hf://owner/name")
+    assert "Retry" not in caplog.text
+
+
+def test_offline_mode_reads_the_cache_alone(requests, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    monkeypatch.delattr(huggingface_hub.HfApi, "model_info")
+    assert hub.local("hf://owner/name") == Path("/cache/model")
+    assert requests["local_files_only"] is True

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.interop.finetuned import load_finetuned, save_finetuned
-from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
+from biomedlm_jax.interop.huggingface import export_directory, export_hf, import_hf, load
 from biomedlm_jax.training.checkpoint import save_model
 
 
@@ -106,6 +106,37 @@ def test_import_says_what_it_did(release, tmp_path, rewrite):
     assert tokenizer is None
     export_hf(imported, tokenizer, tmp_path / "out")
     assert "no tokenizer" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("adapter_config.json", "adapter_config.json, which transformers applies"),
+        ("spiece.model", "a tokenizer in spiece.model, which cannot be read here"),
+        ("vocab.txt", "a tokenizer in vocab.txt, which cannot be read here"),
+    ],
+)
+def test_files_that_transformers_reads_are_not_passed_over(model, tmp_path, name, message):
+    source = export_hf(model, None, tmp_path / "source")
+    (source / name).write_text("{}")
+    for read in (load, lambda source: import_hf(source, tmp_path / "run")):
+        with pytest.raises(ValueError, match=message):
+            read(source)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_null_end_of_text_is_reported_and_can_be_set(release, tmp_path, edit_config):
+    (release / "generation_config.json").unlink()
+    edit_config(release, eos_token_id=None)
+    lines: list[str] = []
+    import_hf(release, tmp_path / "null", notify=lines.append)
+    assert [line for line in lines if "has eos_token_id null: transformers ends no answer" in line]
+    lines.clear()
+    import_hf(release, tmp_path / "set", notify=lines.append, eos_token_id=299)
+    assert not [line for line in lines if "null" in line]
+    for name, end in (("null", None), ("set", 299)):
+        out = export_directory(tmp_path / name, tmp_path / f"{name}-out", notify=lines.append)
+        assert json.loads((out / "config.json").read_text())["eos_token_id"] == end
 
 
 def test_tokenizer_from_vocabulary_and_merges(release, tokenizer, tmp_path):
@@ -250,8 +281,13 @@ def test_a_fine_tuned_model_goes_there_and_back(finetuned_run, command, tmp_path
     config = json.loads((out / "config.json").read_text())
     assert config["biomedlm_jax_head"] == head.to_json()
     assert not (out / "generation_config.json").exists()
+    record = json.loads((out / "training.json").read_text())
+    assert record["facts"] == {"dev_accuracy": 41.5, "epoch": 3}
+    assert (record["training"], record["started_from"]) == ({"epochs": 9}, {"weights": "abc"})
     done = command("import-hf", f"--source={out}", f"--out={back}")
     assert (done.code, done.error) == (0, "")
+    facts = json.loads((back / "config.json").read_text())["facts"]
+    assert (facts["dev_accuracy"], facts["source"]["path"]) == (41.5, str(out))
     for path in (run, out, back):
         loaded, _, record = load_finetuned(path)
         assert record == head
