@@ -30,7 +30,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_340,
+    ("model",): 1_366,
     ("training",): 1_610,
     ("corpus",): 1_790,
     ("generation",): 1_950,

@@ -7,7 +7,7 @@ no transpose surrounds the attention kernel.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +192,26 @@ class QueryKeyValue(nnx.Module):
         return query, key, value
 
 
+class JoinedQueryKeyValue(nnx.Module):
+    """The same as one product, for decoding: a matrix is read in one go."""
+
+    def __init__(self, parts: QueryKeyValue):
+        linear = parts.query, parts.key, parts.value
+        kernel_Dx3xE = jnp.stack([part.kernel[...] for part in linear], 1)
+        bias_3xE = jnp.stack([part.bias[...] for part in linear])
+        self.kernel = nnx.Param(kernel_Dx3xE, **layers.axes("embed", None, "heads"))
+        self.bias = nnx.Param(bias_3xE, **layers.axes(None, "heads"))
+        self.config = parts.config
+
+    def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys and values, each [B, H, L, K]."""
+        H, K = self.config.heads, self.config.head_dim
+        arguments = "BLD,DPHK->PBHLK", self.config.reduce_dtype, x_BxLxD, self
+        shapes = {"shape": (-1, 3, H, K), "bias": (3, 1, H, 1, K)}
+        query, key, value = layers.apply_linear(*arguments, **shapes)
+        return query, key, value
+
+
 class Attention(nnx.Module):
     """Causal self-attention; layer i's logits are divided by i + 1 as well, if so configured."""
 
@@ -250,6 +270,12 @@ class Block(nnx.Module):
         y_BxLxD = self.attn(self.ln_1(x_BxLxD), layer, attend, dropout_key=keys[0])
         x_BxLxD = checkpoint_name(x_BxLxD + layers.dropout(y_BxLxD, rate, keys[1]), "residual")
         return x_BxLxD + layers.dropout(self.mlp(self.ln_2(x_BxLxD)), rate, keys[2])
+
+    def for_decoding(self) -> Self:
+        """Return the block with one product for queries, keys and values; it shares the rest."""
+        block = jax.tree.map(lambda leaf: leaf, self)
+        block.attn.c_attn = JoinedQueryKeyValue(self.attn.c_attn)
+        return block
 
 
 class GPT2(LanguageModel):
