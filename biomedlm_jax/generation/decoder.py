@@ -36,7 +36,7 @@ Cache = tuple[tuple[Any, Any], ...]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A model with one block per layer and, on a CPU, its output head transposed.
+    """A model with one block per layer; on a CPU with joined products and its head transposed.
 
     Its arrays are one list, so that no call of a jitted function flattens hundreds of modules.
     """
@@ -81,6 +81,8 @@ def abstract_decoder(config: ModelConfig, mesh: Mesh) -> Decoder:
 def _decoding_parts(model: LanguageModel, *, on_cpu: bool):
     model, head = model.unstacked(model.config.dtype), None
     if on_cpu:
+        blocks = tuple(block.with_joined_products() for block in model.blocks)
+        model = model.with_blocks(nnx.data(blocks))
         # XLA's CPU multiplies up to twice as fast by a matrix whose rows are the inputs.
         head = nnx.Param(model.head_weight.T, **axes("embed", "vocab"))
     return model, head

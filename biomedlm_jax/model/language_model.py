@@ -35,7 +35,7 @@ class LanguageModel(nnx.Module):
 
     Parameters are float32; every leaf of the blocks has a leading axis N. A family (gpt2.py) adds
     the constructor and `embed`, and names the attributes of its blocks, final norm and output head;
-    its blocks have `for_decoding`, which joins products of the same input.
+    its blocks have `with_joined_products`, for decoding on a CPU.
     """
 
     BLOCKS: ClassVar[str]
@@ -124,7 +124,7 @@ class LanguageModel(nnx.Module):
             def sliced(name, stacked):
                 return cast(name, nnx.Param(stacked[index], **axes(*axis_names(stacked)[1:])))
 
-            return map_parameters(sliced, self.blocks).for_decoding()
+            return map_parameters(sliced, self.blocks)
 
         blocks = tuple(block(index) for index in range(self.config.layers))
         return map_parameters(cast, self.with_blocks(None)).with_blocks(nnx.data(blocks))
