@@ -136,6 +136,12 @@ def start_id(tokenizer: Tokenizer, default: int) -> int:
     return next((i for i in ids if i is not None), default)
 
 
+def prefix_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that the tokenizer's post-processor puts before a text; most put none."""
+    encoded = tokenizer.encode("a")
+    return encoded.ids[: encoded.sequence_ids.index(0)]
+
+
 def save_tokenizer(
     tokenizer: Tokenizer, directory: str | Path, *, model_max_length: int | None = None
 ) -> list[Path]:

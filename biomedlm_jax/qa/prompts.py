@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from biomedlm_jax.corpus.tokenizer import prefix_ids
 from biomedlm_jax.interop.finetuned import RELEASED
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.adapters import LETTERS
@@ -219,12 +220,12 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def _continued(tokenizer: Tokenizer, questions, texts, answers, max_length: int) -> Prompts:
-    entries = []
+    entries, before = [], prefix_ids(tokenizer)
     for question, text, options in zip(questions, texts, answers, strict=True):
-        prefix = encode_plain(tokenizer, text)
+        ids = encode_plain(tokenizer, text)
         # lm-eval encodes an option together with the text before it, and splits the tokens.
-        branches = [encode_plain(tokenizer, text + option)[len(prefix) :] for option in options]
-        entries.append((f"question {question.id!r}", prefix, branches))
+        branches = [encode_plain(tokenizer, text + option)[len(ids) :] for option in options]
+        entries.append((f"question {question.id!r}", before + ids, branches))
     return continuation_prompts(entries, max_length=max_length)
 
 

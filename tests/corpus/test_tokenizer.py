@@ -5,7 +5,7 @@ import os
 import random
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.tokenizer import (
@@ -13,6 +13,7 @@ from biomedlm_jax.corpus.tokenizer import (
     FILES,
     holds_tokenizer,
     load_tokenizer,
+    prefix_ids,
     save_tokenizer,
     tokenizer_hash,
     train_tokenizer,
@@ -138,6 +139,19 @@ def test_hash_sees_entries_merges_and_added_tokens(trained):
 
 def load_state(state: dict) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [("", 0), ("<|bos|> $A", 1), ("<|bos|> $A <|eos|>", 1), ("$A <|eos|>", 0)],
+)
+def test_only_what_precedes_a_text_is_its_prefix(trained, template, before):
+    tokenizer = Tokenizer.from_str(trained.to_str())
+    tokenizer.add_special_tokens(["<|bos|>", "<|eos|>"])
+    if template:
+        special = [(name, tokenizer.token_to_id(name)) for name in ("<|bos|>", "<|eos|>")]
+        tokenizer.post_processor = processors.TemplateProcessing(template, None, special)
+    assert prefix_ids(tokenizer) == [tokenizer.token_to_id("<|bos|>")] * before
 
 
 def test_saving_never_overwrites(trained, tmp_path):

@@ -5,7 +5,7 @@ import functools
 import itertools
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
@@ -307,6 +307,26 @@ def test_options_by_their_text(tokenizer):
     made = option_prompts(tokenizer, [Q, PUBMED], max_length=999, unconditional=True)
     assert texts(made.prompts) == [ids(tokenizer, f"Answer: {o}") for o in ("renin", "↓ ANP")]
     assert texts(made.prompts, 1)[2] == ids(tokenizer, "Answer: yes")
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", "$A </s>"])
+def test_prompts_begin_as_the_tokenizer_begins_a_text(tokenizer, template):
+    adding = Tokenizer.from_str(tokenizer.to_str())
+    adding.add_special_tokens(["<s>", "</s>"])
+    special = [(name, adding.token_to_id(name)) for name in ("<s>", "</s>")]
+    adding.post_processor = processors.TemplateProcessing(template, None, special)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=adding)
+    letters = "Question: Which hormone rises?\nA. renin\nB. ↓ ANP\nAnswer:"
+    for made, expected in (
+        (letter_prompts(adding, [Q], find_task("medqa"), max_length=99), f"{letters} B"),
+        (
+            option_prompts(adding, [Q], max_length=99),
+            "Question: Which hormone rises?\nAnswer: ↓ ANP",
+        ),
+        (option_prompts(adding, [Q], max_length=99, unconditional=True), "Answer: ↓ ANP"),
+    ):
+        whole = theirs(expected).input_ids
+        assert only_prompt(made)[1] == (whole[:-1] if template.endswith("</s>") else whole)
 
 
 def test_the_context_of_a_choice_precedes_its_question(tokenizer):
