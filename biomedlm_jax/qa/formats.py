@@ -24,6 +24,7 @@ field (a misspelt `label`) is an error, but in dumps that have many (BigBio, Pub
 import contextlib
 import csv
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -124,13 +125,27 @@ def answer_number(row: Row) -> int | None:
     return numbers[0] if numbers else None
 
 
-def class_names(rows: Iterable[Row], format: str) -> set[str]:
-    """Return the class names that occur in `rows`; bad rows are passed over."""
+def class_names(rows: Iterable[Row], format: str, refuse: Refuse) -> set[str]:
+    """Return the class names that occur in `rows`; `refuse` takes the problems of bad rows."""
     names = set()
     for row in rows:
-        with contextlib.suppress(ValueError):
+        try:
             names.add(str(_parts(row, format)[2]))
+        except ValueError as error:
+            refuse(f"{row}: {error}")
     return names - {"None"}
+
+
+def fitting_formats(parquet: Path, kind: str) -> list[str]:
+    """Return the formats of this kind that can read the first row of a file of rows."""
+    fits = []
+    for row in itertools.islice(read_rows(parquet, lambda problem: None), 1):
+        for name, one in FORMATS.items():
+            if one.kind == kind and one.read is read_rows:
+                with contextlib.suppress(ValueError):
+                    _parts(row, name)
+                    fits.append(name)
+    return fits
 
 
 def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
@@ -158,9 +173,10 @@ def _parts(row: Row, format: str) -> Parts:
     if not {*one.needs} <= names:
         alike = {name: other for name, other in FORMATS.items() if other.suffix == one.suffix}
         fits = [name for name, other in alike.items() if {*other.needs} <= names]
-        fix = f"; fix: --format={' or '.join(fits)}" if fits else ""
-        needs = ", ".join(one.needs)
-        raise ValueError(f"format {format} needs the fields {needs}, got {first_names(names)}{fix}")
+        fix = f"--format={' or '.join(fits)}" if fits else "name the fields so"
+        lacks = ", ".join(name for name in one.needs if name not in names)
+        got = f"format {format} needs the fields {lacks}, got {first_names(names)}"
+        raise ValueError(f"{got}; fix: {fix}")
     known = (*one.needs, *(one.may or ()), *METADATA)
     unknown = [] if one.may is None else sorted(names - {*known})
     if one.parse is adapters.endings:

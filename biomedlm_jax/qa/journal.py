@@ -38,6 +38,7 @@ class Journal:
         self._root = Path(folder) if folder else None
         self._start, self._notify = start, notify
         self._folder: Path | None = None
+        self._own: set[Path] = set()  # files of this run: two ways of scoring may share batches
 
     def begin(self, content: Any, *, total: int) -> None:
         """Start on batches of this content (JSON), which have `total` positions altogether."""
@@ -54,7 +55,7 @@ class Journal:
             return None
         with np.load(file, allow_pickle=False) as saved:
             arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
-        if not self._resumed:
+        if not self._resumed and file not in self._own:
             self._resumed = True
             self._notify("resuming an interrupted evaluation")
         return tuple(arrays) if len(arrays) > 1 else arrays[0]
@@ -67,6 +68,7 @@ class Journal:
             with unfinished.open("wb") as opened:
                 np.savez(opened, *jax.tree.leaves(result))
             unfinished.replace(file)
+            self._own.add(file)
         self._done += size
         self._computed += size if new else 0
         now = time.monotonic()

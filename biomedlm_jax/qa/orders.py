@@ -51,7 +51,7 @@ def position_bias(
     that are right: 0 without bias, 1 at most. `consistent` is the share of questions with the same
     option predicted in every order.
     """
-    count = 1 + int(max(predicted_KxN.max(), gold_KxN.max()))
+    count = max(map(len, orders[0]))
     predicted, gold = (
         np.bincount(one.ravel(), minlength=count) / one.size for one in (predicted_KxN, gold_KxN)
     )

@@ -9,6 +9,10 @@ from biomedlm_jax.corpus.records import read_json_records, read_parquet_records
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_blocks, read_lines
 
+# Names of the first two columns or the last one; a question has one of them at most by chance.
+HEADERS = {"id", "qid", "index", "idx", "question", "sentence1", "sentence", "text", "context"}
+HEADERS |= {"answer", "label", "target", "class", "sentence2"}
+
 Refuse = Callable[[str], None]  # takes the message of a bad row: raises, or counts it
 
 
@@ -83,7 +87,11 @@ def read_cells(
     reader, line = csv.reader(lines, **dialect), 1
     try:
         for cells in reader:
-            if least <= len(cells) <= len(columns):
+            named = {cell.strip().lower() for cell in (cells[:2] + cells[-1:])} & HEADERS
+            if line == 1 and len(cells) >= least and len(named) > 1:
+                got = f"{path}:1: got a line of column names, {first_names(cells)}"
+                refuse(f"{got}; expected no header; fix: delete the line")
+            elif least <= len(cells) <= len(columns):
                 yield Row(path, line, dict(zip(columns, cells, strict=False)))
             elif "".join(cells).strip():
                 names = ", ".join(columns)

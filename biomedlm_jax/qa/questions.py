@@ -1,5 +1,6 @@
 """The one record of a question, and the account of what a reader left out."""
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -19,7 +20,7 @@ class Question:
     group: str | None = None  # questions of one group are dependent: statistics resample groups
     subject: str = ""  # MMLU's or MedMCQA's, for the breakdown
 
-    @property
+    @functools.cached_property
     def content(self) -> tuple[str, ...]:
         """What is equal for equal questions: all texts, but for case, white space and order."""
         texts = self.question, self.context, *sorted(map(_plain, self.options))

@@ -160,7 +160,9 @@ def _numbered(
     rows: list[Row], task: Task, format: str, path: Path, split: str, label_base: str
 ) -> list[Row]:
     """Return the rows with the number of their first option; raise ValueError if none is sure."""
-    shown, base = first_numbers(rows), 0 if label_base == "auto" else int(label_base)
+    needs = {*FORMATS[format].needs}
+    shown = first_numbers(row for row in rows if needs <= row.fields.keys())
+    base = 0 if label_base == "auto" else int(label_base)
     fix = "set --label_base (config.task.label_base) to"
     published = format == "medmcqa"  # the official files count from 1, mirrors from 0
     if published and label_base == "auto":
@@ -169,7 +171,9 @@ def _numbered(
         if len(shown) == 2:
             got = f"{shown[1]}: got cop 4, but cop 0 at {shown[0]}"
             raise ValueError(f"{got}; expected options counted from 1 to 4, or all from 0 to 3")
-        if not shown and any(answer_number(row) is not None for row in rows):
+        if not shown and any(
+            answer_number(row) is not None and needs <= row.fields.keys() for row in rows
+        ):
             got = f"{rows[0].path}: no cop is 0 and none is 4, here and in the other splits"
             raise ValueError(f"{got}; {fix} 0 for a mirror, 1 for the official files")
         base = min(shown, default=1)

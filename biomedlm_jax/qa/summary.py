@@ -59,7 +59,7 @@ def summarise(
         "indistinct_ids": [item["id"] for item in items if item.get("indistinct")],
         "skipped": dict(skipped or {}),
         "chance": float(np.mean([1 / len(item["options"]) for item in items])),
-        "predicted_positions": _shares(item["prediction"] for item in items),
+        "predicted_positions": _shares((item["prediction"] for item in items), items),
         **dict.fromkeys(SCORES),
         **(_scores(seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
         "chose_checkpoint": "dev" in uses,
@@ -86,7 +86,7 @@ def _scores(seeds: Sequence[Sequence[Item]], *, with_macro_f1: bool, seed: int) 
         "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "accuracy": statistics.accuracy(*every, seed=seed)._asdict(),
         "majority_class": float(np.bincount(answers.gold_N).max() / len(answers.ids)),
-        "gold_positions": _shares(answers.gold_N.tolist()),
+        "gold_positions": _shares(answers.gold_N.tolist(), seeds[0]),
         "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
         "ece": statistics.calibration_error(bins) if bins else None,
         "brier": statistics.brier_score(answers) if bins else None,
@@ -126,7 +126,7 @@ def _over_seeds(seeds: Sequence[statistics.Columns]) -> dict:
     return {**statistics.mean_and_deviation(values), "n": len(values), "values": values}
 
 
-def _shares(labels: Iterable[int]) -> list[float]:
+def _shares(labels: Iterable[int], items: Sequence[Item]) -> list[float]:
     """Return the share of each option, by its place in the list of options."""
-    counts = np.bincount([*labels])
+    counts = np.bincount([*labels], minlength=max(len(item["options"]) for item in items))
     return (counts / counts.sum()).tolist()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from biomedlm_jax.qa.folds import FOLDS
-from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names
+from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, fitting_formats
 from biomedlm_jax.qa.question_rows import plain_name
 from biomedlm_jax.streams import COMPRESSIONS
 
@@ -160,7 +160,14 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
                 return files, format
     there = sorted(entry.name for entry in path.iterdir())[:20]
     plain = [name.format(split=split, fold=fold) for name in names if "*" not in name]
-    expected = f"expected {' or '.join(plain)}, got {there}; fix: rename it, or give the file"
+    expected = f"expected {' or '.join(plain)}, got {there}"
+    parts = [file for name in PARQUET if (file := _matching(path, name.format(split=split)))]
+    with contextlib.suppress(ValueError):  # a damaged file is refused when it is read
+        fits = fitting_formats(parts[0][0], task.kind) if parts else []
+        if fits:
+            expected += f"; fix: --format={' or '.join(fits)}"
+    if "; fix" not in expected:
+        expected += "; fix: rename it, or give the file and its --format"
     raise ValueError(f"no {split} file of {task.name} in {path}: {expected}")
 
 
@@ -206,10 +213,11 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     task = replace(task, splits=tuple(files))
     if one.kind == CHOICE:
         return task
+    problems: list[str] = []
     parts = [file for of_split in files.values() for file in of_split]
-    rows = [row for file in parts for row in one.read(file, lambda problem: None)]
-    classes = tuple(sorted(class_names(rows, format)))
+    rows = [row for file in parts for row in one.read(file, problems.append)]
+    classes = tuple(sorted(class_names(rows, format, problems.append)))
     if len(classes) < 2:
-        got = ", ".join(classes) or "none"
+        got = "; ".join([", ".join(classes) or "none", *problems[:1]])
         raise ValueError(f"expected at least two classes in {path}, got {got}")
     return replace(task, classes=classes)

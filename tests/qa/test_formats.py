@@ -58,7 +58,7 @@ def test_all_rows_of_a_file_have_labels_and_groups_or_none_has(field, check):
 def test_class_names_pass_over_bad_rows():
     records = [{**PAIR, "label": label} for label in ("b", 3, None, " a ")] + [{"label": "z"}]
     rows = [Row(Path("f"), n, record) for n, record in enumerate(records)]
-    assert class_names(rows, "sentences") == {"b", "3", "a"}
+    assert class_names(rows, "sentences", lambda problem: None) == {"b", "3", "a"}
 
 
 def test_mmlu_cells_may_span_lines_and_quote(tmp_path, read):

@@ -31,6 +31,15 @@ def test_results_are_kept_for_the_same_start_and_content(tmp_path):
     assert not folder.exists()
 
 
+def test_batches_of_this_run_are_not_resumed(tmp_path):
+    lines: list[str] = []
+    one = Journal(tmp_path, notify=lines.append)
+    for _ in range(2):
+        one.begin([], total=1)
+        one.write(0, PAIR, size=1, new=one.read(0) is None)
+    assert lines == []
+
+
 def test_files_of_others_are_left_alone(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")

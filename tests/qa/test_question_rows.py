@@ -49,6 +49,8 @@ def test_blurb_rows_keep_their_quotes(tmp_path, read):
         ("bioasq", b'{"12": {"QUESTION": "q"}}', r"file: expected a list named questions, got 12"),
         ("mmlu", b"q,a,b,c,d,A\nq,a,b,A\n", r"file:2: expected the columns question, A, B.* got 4"),
         ("mmlu", b"q,a,b,c,d,A\nq,\xff,b,c,d,A\n", r"file:2: expected UTF-8"),
+        ("blurb", b"index\tsentence1\tsentence2\tlabel\n", r"file:1: got a line of column names"),
+        ("mmlu", b"question,A,B,C,D,answer\n", r"file:1: got a line of column names"),
         ("blurb", b"1\tq\tc\tyes\n2 q c yes\n", r"file:2: expected the columns id, .* got 1 col"),
     ],
 )

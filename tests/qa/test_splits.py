@@ -194,6 +194,14 @@ def test_numbers_that_contradict_each_other_are_refused_whatever_may_be_skipped(
     assert labels(dev, label_base="1") == [0, 3]
 
 
+def test_fields_are_checked_before_the_numbers(tmp_path):
+    row = {"question": "q?", "op1": "w", "op2": "x", "op3": "y", "op4": "z"}
+    path = write(tmp_path / "dev.json", *({**row, "cop": cop} for cop in (1, 4)))
+    message = r"json:1: format medmcqa needs the fields opa, opb, opc, opd, got question, op1.*fix"
+    with pytest.raises(ValueError, match=message):
+        labels(path)
+
+
 def test_hidden_answers_need_no_numbers(tmp_path):
     assert labels(numbered(tmp_path / "test.json", -1, -1), "test") == [None, None]
 

@@ -59,3 +59,11 @@ def test_accuracy_by_subject(questions):
     assert "| mean of the subjects |" in text
     assert f"| law | 20: {100 * law['value']:.1f} % [" in text
     assert summarise(questions(), name="medqa")["subjects"] == {}
+
+
+def test_options_that_are_never_predicted_have_a_share():
+    item = {"id": "a", "gold": 0, "prediction": 1, "scores": [-2, -1, -3], "truncated": False}
+    item |= {"probabilities": [0.2, 0.7, 0.1], "options": ["x", "y", "z"]}
+    summary = summarise([item], name="t")
+    assert summary["predicted_positions"] == [0, 1, 0]
+    assert summary["gold_positions"] == [1, 0, 0]

@@ -210,6 +210,19 @@ def test_parts_of_parquet_in_a_directory(tmp_path):
         read_questions(find_task("medqa"), path, split="dev")
 
 
+def test_parquet_in_a_directory_of_a_task_names_its_format(tmp_path):
+    rows = [{"question": "q?", "choices": ["x", "y"], "answer": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"no test file of mmlu.*; fix: --format=choices$"):
+        read_questions(find_task("mmlu"), tmp_path, split="test")
+
+
+def test_classes_that_are_no_names_are_refused_with_the_first_row(tmp_path):
+    file = write(tmp_path / "test.jsonl", *({**PAIR, "label": label} for label in (True, False)))
+    with pytest.raises(ValueError, match=r"got none; .*jsonl:1: expected text for label, got bool"):
+        find_task(f"jsonl:{file}", format="sentences")
+
+
 def test_validation_is_dev_but_of_mmlu_it_is_val(tmp_path):
     write(tmp_path / "validation.jsonl", CHOICE)
     assert len(read_questions(find_task("medqa"), tmp_path, split="dev")) == 1
