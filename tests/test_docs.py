@@ -1,5 +1,6 @@
 """The commands in README and docs exist, with their flags and config overrides."""
 
+import ast
 import importlib
 import re
 import runpy
@@ -57,3 +58,25 @@ def test_commands_and_flags_exist(page):
                     group = group[part]
             elif flag not in ("help", "config"):
                 assert flag.removeprefix("no") in known or flag in known, f"{call}: no flag {flag}"
+
+
+def messages(path: Path) -> list[str]:
+    """Return the strings in a file's code, docstrings left out."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docs = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    strings = (node for node in nodes if isinstance(node, ast.Constant) and node not in docs)
+    return [node.value for node in strings if isinstance(node.value, str)]
+
+
+def test_messages_name_flags_that_exist():
+    modules = [f"biomedlm_jax.commands.{name.replace('-', '_')}" for name in COMMANDS]
+    known = {flag for module in modules for flag in importlib.import_module(module).FLAGS}
+    known |= {f"no{flag}" for flag in known} | {"help", "version", "config", "name", "local-dir"}
+    unknown = {
+        (path.name, flag)
+        for path in (ROOT / "biomedlm_jax").rglob("*.py")
+        for text in messages(path)
+        for flag in re.findall(r"(?:^|[\s(`])--([a-z][a-z0-9_-]*)(?![a-z0-9_-])", text)
+        if flag not in known
+    }
+    assert not unknown

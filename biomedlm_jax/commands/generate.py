@@ -27,7 +27,7 @@ FLAGS.define("batch_size", 16, "Prompts decoded at once.", least=1)
 FLAGS.define("stats", False, "Print the speed; the answer is not streamed.")
 FLAGS.define("notice", True, "Print the notice that answers are not medical advice.")
 FLAGS.add("dtype", "mesh")
-FLAGS.define_settings(Options, exclude=("ends",))
+FLAGS.define_settings(Options, exclude=("ends", "max_length"))
 
 
 def run(options: Flags) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from biomedlm_jax.corpus.tokenizer import prefix_ids
 from biomedlm_jax.files import read_jsonl
 from biomedlm_jax.finetuning.config import PairSettings
 from biomedlm_jax.qa.packing import Prompt
@@ -102,11 +103,15 @@ def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], li
 def text_prompts(
     tokenizer: Tokenizer, pairs: Sequence[Pair], settings: PairSettings, *, end_id: int
 ) -> tuple[list[Prompt], int]:
-    """Return a prompt for each pair, its target the only branch, and how many pairs were cut."""
+    """Return a prompt for each pair, its target the only branch, and how many pairs were cut.
+
+    What the tokenizer puts before a text, as `generate` does, is a part of the source.
+    """
+    before = prefix_ids(tokenizer)
     prompts, cut, separator = [], 0, tokenizer.token_to_id(SEPARATOR)
     assert separator is not None, "the tokenizer has ADDED_TOKENS"
     for number, pair in enumerate(pairs):
-        source = encode_plain(tokenizer, pair.source)
+        source = before + encode_plain(tokenizer, pair.source)
         target = encode_plain(tokenizer, pair.target)
         cut += len(source) > settings.source_tokens or len(target) > settings.target_tokens
         prefix = [*source[: settings.source_tokens], separator]

@@ -18,7 +18,7 @@ from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, remarks, text_prompts, t
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import load_start, make_recipe
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
-from biomedlm_jax.generation.generator import Generator, generate_until
+from biomedlm_jax.generation.generator import Generator, answer_batches
 from biomedlm_jax.generation.options import make_options
 from biomedlm_jax.interop.directories import MODEL_FOLDER
 from biomedlm_jax.interop.finetuned import save_finetuned
@@ -78,15 +78,17 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
         finetuned: LanguageModel, count: int, check_stop: Callable = lambda: None
     ) -> tuple[list[str], dict]:
         """Return the answers to the first dev sources, and the report on them."""
-        texts = generate_until(
+        prefixes = [prompt.prefix for prompt in dev_prompts[:count]]
+        texts = [""] * len(prefixes)
+        batches = answer_batches(
             Generator(finetuned, start.tokenizer),
-            [prompt.prefix for prompt in dev_prompts[:count]],
-            until=(),
+            prefixes,
+            options,
             batch_size=evaluation.batch_size,
-            notify=lambda number, text: check_stop(),
-            **{"max_new_tokens": options.max_new_tokens, **settings.generation},
         )
-        texts = [text.strip() for text in texts]
+        for number, (best, *_) in batches:
+            texts[number] = best.text.strip()
+            check_stop()
         sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
         return texts, text_report(sources, targets, texts, groups=groups)
 

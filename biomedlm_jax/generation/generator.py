@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from biomedlm_jax.corpus.tokenizer import prefix_ids
 from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.generation.options import Options, make_options, model_options
+from biomedlm_jax.generation.options import Options, model_options
 from biomedlm_jax.generation.stats import Stats
 from biomedlm_jax.generation.stops import stop_table, token_bytes
 from biomedlm_jax.interop.huggingface import check_tokenizer
@@ -48,20 +49,28 @@ class Generator:
         self._tables: dict[tuple[str, ...], np.ndarray] = {}
 
     def encode(
-        self, prompts: Sequence[str], *, new: int, truncate: str = "error"
+        self, prompts: Sequence[str], options: Options, *, truncate: str = "error"
     ) -> list[list[int]]:
-        """Return the ids of prompts; an empty one is `begin`, by default the model's bos_token_id.
+        """Return the ids of prompts, after those that the tokenizer puts before a text.
 
-        Raises ValueError for one that does not fit with `new` tokens; `truncate="left"` drops its
-        beginning instead.
+        A prompt that begins with them gets no more; an empty one without any is `begin`, by default
+        the model's bos_token_id. Raises ValueError for one that does not fit with its answer;
+        `truncate="left"` drops the beginning of its text instead.
         """
         if truncate not in TRUNCATE:
             raise ValueError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
-        texts = (self.tokenizer.encode(text, add_special_tokens=False) for text in prompts)
-        rows = [text.ids or [self.begin] for text in texts]
-        room = self.config.context_length - new
-        if truncate == "left" and room > 0:
-            rows = [ids[-room:] for ids in rows]
+        prefix, rows = prefix_ids(self.tokenizer), []
+        new = 1 if options.max_length else options.max_new_tokens
+        room = (options.max_length or self.config.context_length) - new
+        for number, text in enumerate(prompts):
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            ids = ids[len(prefix) :] if ids[: len(prefix)] == prefix else ids
+            if truncate == "left" and room > len(prefix):
+                ids = ids[-(room - len(prefix)) :]
+            rows.append([*prefix, *ids] or [self.begin])
+            if options.max_length and len(rows[-1]) > room:
+                got = f"{len(rows[-1])} tokens, and the model's max_length is {options.max_length}"
+                raise ValueError(f"prompt {number} has {got}; pass --max_new_tokens")
         decoding.check_prompts(self.config, rows, new)
         return rows
 
@@ -80,6 +89,10 @@ class Generator:
         so far, one for each answer. A stop string may begin in the prompt if `stops_span`, as in
         transformers; only one inside the answer is cut off.
         """
+        if options.max_length and len({*map(len, prompts)}) > 1:  # each length has its own limit
+            named = zip(prompts, range(len(prompts)) if numbers is None else numbers, strict=True)
+            alone = {"watch": watch, "stops_span": stops_span}
+            return [self.answers([p], options, numbers=[n], **alone)[0] for p, n in named]
         strategy = options.strategy(self.config, self.tokenizer)
 
         def show(rows: list[list[int]]) -> list[bool]:
@@ -87,7 +100,7 @@ class Generator:
                 watch([self._text(row, strategy.ends, options.stop, settled_text) for row in rows])
             return [False] * len(rows)
 
-        common = {"max_new_tokens": options.max_new_tokens, "strategy": strategy}
+        common = {"max_new_tokens": options.new_tokens(len(prompts[0])), "strategy": strategy}
         common |= {"numbers": numbers, "stops": self._stops(options.stop), "stops_span": stops_span}
         if options.beams > 1:
             decoded = beam.search(self.decoder, prompts, beams=options.part(Beams), **common)
@@ -194,34 +207,10 @@ def generate(
     tokenizer does not fit the model, a prompt does not fit its positions, or logits are NaN.
     """
     settings, begin = model_options(model.config, directory, **options)
-    generator, new = Generator(model, tokenizer, begin=begin), settings.max_new_tokens
-    ids = generator.encode(prompts, new=new, truncate=truncate)
+    generator = Generator(model, tokenizer, begin=begin)
+    ids = generator.encode(prompts, settings, truncate=truncate)
     answers = dict(answer_batches(generator, ids, settings, batch_size=batch_size))
     return [answer.text for number in range(len(ids)) for answer in answers[number]]
-
-
-def generate_until(
-    generator: Generator,
-    prompts: Sequence[Sequence[int]],
-    *,
-    until: Sequence[str],
-    max_new_tokens: int,
-    batch_size: int = 16,
-    notify: Callable[[int, str], None] = lambda number, text: None,
-    **options,
-) -> list[str]:
-    """Continue prompts of token ids, cut at the left if need be, up to one of the strings.
-
-    `notify(number, text)` is called after each batch. Raises ValueError as `generate` does.
-    """
-    settings = make_options(max_new_tokens=max_new_tokens, stop=until, **options)
-    room = max(1, generator.config.context_length - max_new_tokens)
-    cut = [list(p[-room:]) or [generator.begin] for p in prompts]
-    texts = [""] * len(cut)
-    for number, (answer, *_) in answer_batches(generator, cut, settings, batch_size=batch_size):
-        texts[number] = answer.text
-        notify(number, answer.text)
-    return texts
 
 
 def answer_batches(

@@ -29,7 +29,7 @@ from biomedlm_jax.settings import Settings, check_names, setting
 
 S = TypeVar("S", bound=Settings)
 
-# Entries that change nothing here. max_new_tokens takes precedence over max_length.
+# Entries that change nothing here; `model_options` reads max_length.
 IGNORED = (
     "_from_model_config", "_commit_hash", "bos_token_id", "pad_token_id", "max_length",
     "transformers_version", "use_cache", "cache_implementation", "return_dict_in_generate",
@@ -66,6 +66,9 @@ class Options(Strategy, Beams):
 
     max_new_tokens: int = setting(
         128, least=1, most=LARGEST, help="tokens of an answer at most, or half of a short context"
+    )
+    max_length: int = setting(  # of a generation_config.json
+        0, least=0, help="tokens of prompt and answer at most, in place of max_new_tokens; 0: off"
     )
     stop: tuple[str, ...] = setting((), help="text that ends an answer and is cut off")
     seed: int = setting(0, least=0, most=LARGEST, help="seed of the samples")
@@ -104,6 +107,10 @@ class Options(Strategy, Beams):
     def changed(self) -> set[str]:
         """Names of the options that differ from their defaults."""
         return {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+    def new_tokens(self, prompt: int) -> int:
+        """Return how many tokens an answer to a prompt of `prompt` tokens has at most."""
+        return self.max_length - prompt if self.max_length else self.max_new_tokens
 
     def part(self, cls: type[S], **changes: Any) -> S:
         """Return the fields of Strategy or Beams as such an object."""
@@ -153,7 +160,7 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
     ignored; so are those of beams without beams; an `eos_token_id` of null is no end at all. Raises
     ValueError for unknown names or values, and for those that contradict one another.
     """
-    known = [field.name for field in dataclasses.fields(Options)]
+    known = [f.name for f in dataclasses.fields(Options) if f.name != "max_length"]
     config, values = generation_config or {}, {}
     for name, value in config.items():
         ours = RENAMED.get(name, name)
@@ -174,6 +181,9 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
     given |= {name: as_texts(given[name]) for name in {"stop", "bad_words"} & {*given}}
     if config.get("do_sample"):
         values = {**SAMPLING_DEFAULTS, **values}
+        if not values["temperature"] and given.get("temperature") is None:
+            got = f"temperature={values['temperature']} with do_sample in {GENERATION_CONFIG}"
+            raise ValueError(f"got {got}; set one above 0, or do_sample to false for no sampling")
     if not given.get("temperature", config.get("do_sample")):
         values = {name: value for name, value in values.items() if name not in SAMPLING}
     if given.get("beams", values.get("beams", 1)) == 1:
@@ -186,14 +196,21 @@ def model_options(
 ) -> tuple[Options, int]:
     """Return a model's options, overridden by those `given`, and the id that begins an empty text.
 
-    They are those of the generation_config.json of the model's `directory`, if there is one. The
-    default of max_new_tokens is 128, or half of a short context. Raises what `make_options` raises.
+    They are those of the generation_config.json of the model's `directory`, if there is one. As in
+    transformers, its max_length counts where no max_new_tokens is set; without both, an answer has
+    up to 128 tokens, or half of a short context. Raises what `make_options` raises.
     """
     entries = {} if directory is None else read_generation_config(directory)
-    if entries.get("max_new_tokens") is None:
-        entries["max_new_tokens"] = min(Options.max_new_tokens, config.context_length // 2)
+    length = 0
+    if entries.get("max_new_tokens") is None and given.get("max_new_tokens") is None:
+        length = min(entries.get("max_length") or 0, config.context_length)
+        default = (
+            length - 1 if length > 1 else min(Options.max_new_tokens, config.context_length // 2)
+        )
+        entries["max_new_tokens"] = default
+    options = dataclasses.replace(make_options(entries, **given), max_length=length)
     begin = entries.get("bos_token_id")
-    return make_options(entries, **given), config.bos_token_id if begin is None else begin
+    return options, config.bos_token_id if begin is None else begin
 
 
 def read_generation_config(path: str | Path) -> dict[str, Any]:

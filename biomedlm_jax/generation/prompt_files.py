@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from biomedlm_jax.files import content_hash, parse_object, read_jsonl
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
-from biomedlm_jax.streams import read_lines
+from biomedlm_jax.streams import COMPRESSIONS, read_lines
 from biomedlm_jax.training.provenance import weights_hash
 
 
@@ -37,8 +37,8 @@ def answer_file(
     no prompt or one that does not fit the model, or `out` has other prompts or settings.
     """
     prompts = read_prompts(source, field=field)
-    new, out = options.max_new_tokens, Path(out)
-    ids = generator.encode([prompt for prompt, _ in prompts], new=new, truncate=truncate)
+    out = Path(out)
+    ids = generator.encode([prompt for prompt, _ in prompts], options, truncate=truncate)
     # What the answers depend on beside the prompts, by content.
     config, weights = generator.config, weights_hash(generator.decoder.model)
     parts = [config.architecture(), str(config.dtype), str(options), truncate, field]
@@ -71,25 +71,34 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
 
     A .txt file has a prompt a line, any other JSON objects with the text `field`; either may be
     compressed (.gz, .zst, .bz2, .xz). Blank lines are skipped. Raises FileNotFoundError, or
-    ValueError naming the line.
+    ValueError naming the line, also of a NUL character: such a file is not UTF-8 text.
     """
     prompts: list[tuple[str, dict[str, Any]]] = []
-    if ".txt" in Path(source).suffixes[-2:]:
+    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSIONS]
+    if suffixes[-1:] == [".txt"]:
         for number, line in read_lines(source):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{source}:{number}: expected UTF-8, got {error}") from None
+            _check_text(text, f"{source}:{number}")
             prompts += [(text, {})] if text.strip() else []
     else:
         for where, record in read_jsonl(source):
             if not isinstance(record.get(field), str):
-                got = f"an object with the text {field!r}, got the fields {sorted(record)}"
-                raise ValueError(f"{where}: expected {got}; name the field with --field")
+                got = f"{field} of type {type(record[field]).__name__}" if field in record else ""
+                got = got or f"the fields {sorted(record)}; name the field with --field"
+                raise ValueError(f"{where}: expected an object with the text {field!r}, got {got}")
+            _check_text(record[field], where)
             prompts.append((record[field], {"id": record["id"]} if "id" in record else {}))
     if not prompts:
         raise ValueError(f"{source} has no prompts; expected one a line")
     return prompts
+
+
+def _check_text(text: str, where: str) -> None:
+    if "\0" in text:
+        raise ValueError(f"{where}: NUL character at {text.index(chr(0))}: not UTF-8 text")
 
 
 def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:

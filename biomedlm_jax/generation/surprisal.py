@@ -13,7 +13,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.tokenizer import start_id
+from biomedlm_jax.corpus.tokenizer import prefix_ids, start_id
 from biomedlm_jax.generation.decoding import bucket, on_mesh
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.training.loss import token_log_probabilities
@@ -42,14 +42,14 @@ class ScoredText:
 
 
 def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredText:
-    """Score a text after the tokenizer's bos token, or its eos token if it has none.
+    """Score a text after what the tokenizer puts before it, else after its bos or eos token.
 
     Raises ValueError for an empty text, or ids or a length that the model does not have.
     """
     config = model.config
-    ids = [start_id(tokenizer, config.bos_token_id)]
-    ids += tokenizer.encode(text, add_special_tokens=False).ids
-    size, room = len(ids) - 1, config.context_length - 1
+    prefix = prefix_ids(tokenizer) or [start_id(tokenizer, config.bos_token_id)]
+    ids = prefix + tokenizer.encode(text, add_special_tokens=False).ids
+    first, size, room = len(prefix), len(ids) - len(prefix), config.context_length - len(prefix)
     if not size:
         raise ValueError("got an empty text; expected at least one token to score")
     if size > room:
@@ -58,10 +58,10 @@ def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredT
         raise ValueError(f"got token id {max(ids)}; expected 0 to {config.vocab_size - 1}")
     with on_mesh(model) as mesh:
         rows = 1 if mesh is None else meshes.batch_shards(mesh)  # all but the first are padding
-        padded_BxL = np.zeros((rows, min(bucket(size + 1), room + 1)), np.int32)
-        padded_BxL[0, : size + 1] = ids
-        scores = np.asarray(_log_probabilities(model, padded_BxL))[0, :size].tolist()
-    return ScoredText(_pieces(tokenizer, ids[1:]), ids[1:], scores)
+        padded_BxL = np.zeros((rows, min(bucket(len(ids)), config.context_length)), np.int32)
+        padded_BxL[0, : len(ids)] = ids
+        scores = np.asarray(_log_probabilities(model, padded_BxL))[0, first - 1 : len(ids) - 1]
+    return ScoredText(_pieces(tokenizer, ids[first:]), ids[first:], scores.tolist())
 
 
 @jax.jit

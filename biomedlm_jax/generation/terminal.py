@@ -80,7 +80,7 @@ def _load(flags):
 
 
 def _print_answer(generator, prompt: str, options: Options, flags, *, show=True) -> None:
-    (ids,) = generator.encode([prompt], new=options.max_new_tokens, truncate=flags.truncate)
+    (ids,) = generator.encode([prompt], options, truncate=flags.truncate)
     # Streaming takes time that is not the decoder's, so speed is measured without it.
     if flags.stats or options.beams > 1 or options.samples > 1:
         for one in generator.answers([ids], options)[0]:

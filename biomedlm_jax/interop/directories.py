@@ -136,7 +136,7 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
     if wrong:
         name = wrong[-1]
         advice = "" if end is None else f", such as that of the tokenizer, {end}"
-        fix = f"pass --{name}=ID, or {name}=ID in Python{advice}"
+        fix = f"import it with biomedlm import-hf --{name}=ID{advice}"
         got = f"{Path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
         raise ValueError(f"{got}; {fix}")
     return result | ({"eos_token_id": end} if end is not None and end < size else {})

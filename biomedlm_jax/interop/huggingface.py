@@ -172,8 +172,9 @@ def export_hf(
         if tokenizer is not None:
             save_tokenizer(tokenizer, new, model_max_length=config.context_length)
         if head is None:
-            ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-            ends = {name: fields[name] for name in ids if fields[name] is not None}
+            ends = {name: fields[name] for name in ("bos_token_id", "pad_token_id")}
+            ends = {name: value for name, value in ends.items() if value is not None}
+            ends["eos_token_id"] = fields["eos_token_id"]  # null: no end, as in transformers
             entries = ends if generation is None else dict(generation)
             write_json(new / directories.GENERATION_CONFIG, entries)
         else:

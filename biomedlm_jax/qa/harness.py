@@ -62,7 +62,7 @@ ARGUMENTS = (
 # Names of generation_kwargs: the options by transformers' names, less those that a task sets here.
 NAMES = {field.name for field in dataclasses.fields(Options)}
 KNOWN = {"do_sample", *RENAMED, *NAMES - {*RENAMED.values()}}
-KNOWN -= {"num_return_sequences", "stop_strings", "max_new_tokens", "seed"}
+KNOWN -= {"num_return_sequences", "stop_strings", "max_new_tokens", "max_length", "seed"}
 
 
 class Harness(TemplateLM):

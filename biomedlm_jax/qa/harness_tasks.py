@@ -1,5 +1,6 @@
 """Run lm-evaluation-harness's tasks on a model, and write its results (extra `harness`)."""
 
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +104,7 @@ def evaluate_tasks(
 
 
 def _task_manager(tasks: Sequence[str], directory: str | Path | None):
-    """Return lm-eval's manager of the tasks in a directory, and of its own if they are asked for.
+    """Return lm-eval's manager of the tasks in a directory, and of its own if they are named.
 
     Raises FileNotFoundError without the directory, ValueError for an unknown task.
     """
@@ -117,13 +118,20 @@ def _task_manager(tasks: Sequence[str], directory: str | Path | None):
         here = manager.all_tasks
         if tasks and {*tasks} <= {*here}:
             return manager
-    manager = TaskManager(include_path=str(directory) if directory else None)
-    unknown = sorted({*tasks} - {*manager.all_tasks})
+    unknown = sorted({*tasks} - {*here, *_own_tasks().all_tasks})
     if not tasks or unknown:
         where = f"{directory} has {', '.join(here) or 'none'}, and " if directory else ""
         fix = "`lm_eval ls tasks` lists them, --harness_directory adds your own"
         raise ValueError(f"got the harness tasks {unknown}; {where}lm-eval has no such task: {fix}")
-    return manager
+    return TaskManager(include_path=str(directory)) if directory else _own_tasks()
+
+
+@functools.cache
+def _own_tasks():
+    """Return the manager of lm-eval's own tasks, which reads 14,000 files of theirs."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _check_samples(samples, manager, tasks: Sequence[str]) -> dict[str, list[int]] | None:

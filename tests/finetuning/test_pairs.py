@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.finetuning.config import PairSettings
@@ -114,6 +115,13 @@ def test_a_prompt_is_source_separator_and_a_branch_of_target_and_end():
     assert long == Prompt([*source[:4], 281], [[*target[:3], 279]], 0)
     assert short.question == 1
     assert short.branches[0][-1] == 279
+    assert cut == 1
+    # What the tokenizer puts before a text begins the source, and what it puts after is left out.
+    template = {"single": "E $A E", "special_tokens": [("E", 279)]}
+    tokenizer.post_processor = TemplateProcessing(**template)
+    (long, short), cut = text_prompts(tokenizer, pairs, settings(), end_id=279)
+    assert long == Prompt([279, *source[:3], 281], [[*target[:3], 279]], 0)
+    assert short.prefix == [*tokenizer.encode("the").ids[:-1], 281]
     assert cut == 1
 
 

@@ -47,14 +47,14 @@ def test_a_tiny_model_learns_to_answer(text_run, tmp_path):
 def test_a_stop_is_honoured_while_dev_sources_are_answered(
     world, text_config, text_run, records, tmp_path, monkeypatch
 ):
-    (whole, expected), run, original = text_run, tmp_path / "run", text_recipe.generate_until
+    (whole, expected), run, original = text_run, tmp_path / "run", text_recipe.answer_batches
 
     def interrupted(*arguments, **options):
-        monkeypatch.setattr(text_recipe, "generate_until", original)
+        monkeypatch.setattr(text_recipe, "answer_batches", original)
         signal.raise_signal(signal.SIGINT)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(text_recipe, "generate_until", interrupted)
+    monkeypatch.setattr(text_recipe, "answer_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(text_config(), world / "base", run)
     assert steps(run) == [epochs(whole)[0]["step"]]
@@ -128,7 +128,7 @@ def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monke
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text_recipe, "generate_until", interrupted)
+    monkeypatch.setattr(text_recipe, "answer_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         finetune(config, world / "base", tmp_path / "run")
     assert not (tmp_path / "run" / "report.json").exists()

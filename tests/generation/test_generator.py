@@ -10,13 +10,13 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.generator import (
     Generator,
+    answer_batches,
     generate,
-    generate_until,
     settled_text,
 )
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.stats import Stats
-from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
@@ -84,8 +84,7 @@ def test_batches_change_nothing(model, tokenizer):
 
 
 def test_an_empty_prompt_begins_with_the_end_of_text(generator):
-    assert generator.encode([""], new=4) == [[279]]
-    assert len(generate_until(generator, [[]], until=["zz"], max_new_tokens=4)) == 1
+    assert generator.encode([""], Options(max_new_tokens=4)) == [[279]]
 
 
 def test_stop_strings_end_an_answer_and_are_cut_off(generator, tokenizer):
@@ -232,14 +231,94 @@ def test_what_is_streamed_is_settled():
     assert settled_text("one", ("END",)) == "one"
 
 
-def test_a_harness_gets_texts_in_its_order(generator, tokenizer):
-    prompts = [tokenizer.encode(text).ids for text in TEXTS] + [[5] * 60]
-    result = generate_until(generator, prompts, until=[" the"], max_new_tokens=10, batch_size=2)
-    (alone,) = generator.answers([prompts[0]], Options(max_new_tokens=10, stop=(" the",)))[0]
-    assert result[0] == alone.text
-    assert not any(" the" in text for text in result)
-    with pytest.raises(ValueError, match="the model has 48 positions"):
-        generate_until(generator, prompts, until=["x"], max_new_tokens=48)
+def test_answers_have_the_places_of_their_prompts(generator, tokenizer):
+    prompts = [tokenizer.encode(text).ids for text in TEXTS] + [[5] * 20]
+    options = Options(max_new_tokens=10, stop=(" the",))
+    answers = dict(answer_batches(generator, prompts, options, batch_size=2))
+    for number, prompt in enumerate(prompts):
+        assert answers[number] == generator.answers([prompt], options)[0]
+    assert not any(" the" in one.text for (one,) in answers.values())
+
+
+@pytest.fixture(scope="module")
+def with_begin(model, tokenizer, tmp_path_factory):
+    """A directory whose tokenizer puts its bos before a text, and its eos after it."""
+    folder = export_hf(model, tokenizer, tmp_path_factory.mktemp("begin") / "hf")
+    (folder / "tokenizer.json").unlink()
+    (folder / "special_tokens_map.json").unlink()
+    file = folder / "tokenizer_config.json"
+    added = {"bos_token": "!", "add_bos_token": True, "add_eos_token": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **added}))
+    return folder
+
+
+def test_a_prompt_follows_what_the_tokenizer_puts_before_it_as_in_transformers(with_begin):
+    import torch
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel.from_pretrained(with_begin, attn_implementation="eager").eval()
+    words = AutoTokenizer.from_pretrained(with_begin)
+    ours = Generator(*load(with_begin, compute_dtype="float32"))
+    short = Options(max_new_tokens=9)
+    rows = ours.encode([*TEXTS, ""], short)
+    assert rows == [words(text).input_ids[:-1] for text in [*TEXTS, ""]]  # without the end
+    begin = rows[-1][0]
+    assert rows[-1] == [begin] != [ours.begin]
+    # A text that begins with it, as a chat template's, gets no second one; a cut one keeps it.
+    assert ours.encode([words.decode(rows[0])], short) == rows[:1]
+    (cut,) = ours.encode([TEXTS[0] * 9], Options(max_new_tokens=40), truncate="left")
+    assert cut == [begin, *words(TEXTS[0] * 9, add_special_tokens=False).input_ids[-7:]]
+    answers = generate(*load(with_begin, compute_dtype="float32"), TEXTS, max_new_tokens=9)
+    for row, answer in zip(rows, answers, strict=False):
+        prompt = torch.tensor([row])
+        out = theirs.generate(prompt, max_new_tokens=9, do_sample=False, pad_token_id=0)
+        assert answer == words.decode(out[0, len(row) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("entries", [{}, {"num_beams": 3, "length_penalty": 2.0}], ids=str)
+def test_max_length_counts_without_max_new_tokens_as_in_transformers(
+    model, tokenizer, tmp_path, file, entries
+):
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    folder = export_hf(model, tokenizer, tmp_path / "hf")
+    (folder / "generation_config.json").unlink()
+    entries = {"max_length": 18, "eos_token_id": 279, "min_new_tokens": 3, **entries}
+    path = folder / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+
+    def answers(**changes):
+        path.write_text(json.dumps({**before, **entries, **changes}))
+        theirs = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager").eval()
+        rows = [
+            theirs.generate(torch.tensor([ids]), pad_token_id=0)[0, len(ids) :].tolist()
+            for ids in (tokenizer.encode(text).ids for text in TEXTS)
+        ]
+        ours = generate(model, tokenizer, TEXTS, directory=folder)
+        texts = [tokenizer.decode(row[: row.index(279)] if 279 in row else row) for row in rows]
+        assert ours == texts
+        return [len(row) for row in rows]
+
+    lengths = [len(tokenizer.encode(text).ids) for text in TEXTS]
+    assert len({*lengths}) > 1
+    assert answers() == [18 - n for n in lengths]
+    assert answers(max_new_tokens=4) == [4] * 3
+    path.write_text(json.dumps({**before, **entries}))
+    given = generate(model, tokenizer, TEXTS, directory=folder, max_new_tokens=4)
+    assert given == generate(model, tokenizer, TEXTS, max_new_tokens=4, **make_given(entries))
+    with pytest.raises(ValueError, match=r"prompt 0 has .* max_length is 18; pass --max_new"):
+        generate(model, tokenizer, [TEXTS[0] * 2], directory=folder)
+    (cut,) = generate(model, tokenizer, [TEXTS[0] * 2], directory=folder, truncate="left")
+    assert len(tokenizer.encode(cut).ids) <= 1
+
+
+def make_given(entries):
+    """The entries as keyword arguments."""
+    renamed = {"num_beams": "beams", "length_penalty": "length_penalty"}
+    given = {ours: entries[name] for name, ours in renamed.items() if name in entries}
+    return {"min_new_tokens": 3, **given}
 
 
 def test_long_prompts_are_refused_or_cut(model, tokenizer):

@@ -3,7 +3,7 @@ import json
 import shutil
 
 import pytest
-from transformers import GenerationConfig, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2LMHeadModel, TemperatureLogitsWarper
 from transformers import GPT2Config as PeerConfig
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
@@ -78,6 +78,19 @@ def test_drawing_follows_do_sample():
     greedy = make_options({"do_sample": False, "temperature": 0.6, "top_k": 50})
     assert (greedy.temperature, greedy.top_k) == (0.0, 0)
     assert make_options({"do_sample": True, "top_k": 50}, temperature=0.0).top_k == 0
+
+
+def test_sampling_at_temperature_zero_is_refused_as_in_transformers():
+    with pytest.raises(ValueError, match=r"got temperature=0\.0 with do_sample in generation_c"):
+        make_options({"do_sample": True, "temperature": 0.0})
+    assert make_options({"do_sample": True, "temperature": 0.0}, temperature=0.0) == Options()
+    with pytest.raises(ValueError, match="strictly positive"):
+        TemperatureLogitsWarper(0.0)
+
+
+def test_max_length_is_read_from_a_models_file_only():
+    with pytest.raises(ValueError, match=r"options\.max_length, which is unknown"):
+        make_options(max_length=20)
 
 
 def test_a_models_settings_have_the_defaults_of_transformers():

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import jax
@@ -92,6 +93,14 @@ def test_a_text_file_has_one_prompt_a_line(generator, tmp_path):
     source.write_bytes("\ufeffthe kinase\r\n\n a\u2028b \n".encode())
     assert [prompt for prompt, _ in read_prompts(source)] == ["the kinase", " a\u2028b "]
     assert answers(generator, source, out)[0]["made"] == 2
+    source.write_bytes("a\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"in\.txt:1: NUL character at 1: not UTF-8 text"):
+        read_prompts(source)
+    lines = tmp_path / "prompts.txt.jsonl"
+    lines.write_text('{"prompt": "the kinase"}\n')
+    assert read_prompts(lines) == [("the kinase", {})]
+    (tmp_path / "in.txt.gz").write_bytes(gzip.compress(b"the kinase\n"))
+    assert read_prompts(tmp_path / "in.txt.gz") == [("the kinase", {})]
     source.write_bytes(b"a\n\xff\n")
     with pytest.raises(ValueError, match=r"in\.txt:2: expected UTF-8"):
         read_prompts(source)
@@ -121,6 +130,8 @@ def test_answers_to_something_else_are_not_mixed_in(generator, source, tmp_path)
         ('{"prompt": "a"}\nnonsense\n', "in.jsonl:2: expected a JSON object"),
         ('{"text": "a"}\n', r"in.jsonl:1: .* got the fields \['text'\]"),
         ("[1]\n", "in.jsonl:1: .* type list"),
+        ('{"prompt": ["a"]}\n', "the text 'prompt', got prompt of type list"),
+        ('{"prompt": "a\\u0000b"}\n', "in.jsonl:1: NUL character at 1"),
     ],
 )
 def test_invalid_files_are_refused(tmp_path, text, message):

@@ -5,6 +5,8 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation import surprisal
@@ -35,6 +37,20 @@ def test_logprobs_are_those_of_the_model(model, tokenizer):
     np.testing.assert_allclose(scored.log_probabilities, expected, atol=1e-5)
     assert scored.perplexity == pytest.approx(math.exp(-np.mean(expected)), rel=1e-4)
     assert scored.bits[0] == pytest.approx(-expected[0] / math.log(2), abs=1e-4)
+
+
+def test_a_text_is_scored_after_all_that_the_tokenizer_puts_before_it(model, tokenizer):
+    adding = Tokenizer.from_str(tokenizer.to_str())
+    adding.post_processor = TemplateProcessing(
+        single="Ġ a $A E", special_tokens=[("Ġ", 220), ("a", 64), ("E", 279)]
+    )
+    scored = surprisal.score_text(model, adding, TEXT)
+    ids = adding.encode(TEXT).ids[:-1]
+    logits = np.asarray(model(np.array([ids])), np.float64)[0]
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = [expected[i + 1, token] for i, token in enumerate(ids[2:])]
+    assert scored.tokens == tokenizer.encode(TEXT).ids
+    np.testing.assert_allclose(scored.log_probabilities, expected, atol=1e-5)
 
 
 def test_pieces_make_the_text_whole_characters_only(model, tokenizer):

@@ -136,7 +136,8 @@ def test_a_null_end_of_text_is_reported_and_can_be_set(release, tmp_path, edit_c
     assert not [line for line in lines if "null" in line]
     for name, end in (("null", None), ("set", 299)):
         out = export_directory(tmp_path / name, tmp_path / f"{name}-out", notify=lines.append)
-        assert json.loads((out / "config.json").read_text())["eos_token_id"] == end
+        for file in ("config.json", "generation_config.json"):
+            assert json.loads((out / file).read_text())["eos_token_id"] == end
 
 
 def test_tokenizer_from_vocabulary_and_merges(release, tokenizer, tmp_path):

@@ -296,8 +296,18 @@ def test_the_model_is_registered_by_name(exported):
             Harness.create_from_arg_string(arguments)
 
 
+# `python -m biomedlm_jax.qa.harness`, without lm-eval's own tasks, which take seconds to read.
+COMMAND_LINE = """
+import functools, runpy
+from lm_eval.tasks import TaskManager
+
+TaskManager.__init__ = functools.partialmethod(TaskManager.__init__, include_defaults=False)
+runpy.run_module("biomedlm_jax.qa.harness", run_name="__main__")
+"""
+
+
 def test_the_command_line_of_lm_eval_runs_it(exported, tasks, tmp_path):
-    command = [sys.executable, "-m", "biomedlm_jax.qa.harness", "--model", "biomedlm"]
+    command = [sys.executable, "-c", COMMAND_LINE, "--model", "biomedlm"]
     command += ["--model_args", f"path={exported},dtype=float32", "--tasks", "own_questions"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path), "--log_samples"]
     done = subprocess.run([*command, "--limit", "3"], capture_output=True, text=True, check=False)

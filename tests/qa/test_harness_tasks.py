@@ -148,8 +148,21 @@ def test_pass_at_k_is_that_of_the_hf_backend(exported, one_by_one, tasks, tmp_pa
         evaluate_tasks([exported], tmp_path / "refused", **of_task)
 
 
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+hidden, find = {hidden}, PathFinder.find_spec
+
+
+def find_the_rest(name, path=None, target=None):
+    return None if name.split(".")[0] in hidden else find(name, path, target)
+
+
+PathFinder.find_spec = staticmethod(find_the_rest)
+"""
 OWN_TASK = """
-import pathlib, sys
+import pathlib, shutil
 import datasets
 from datasets import Dataset
 
@@ -163,33 +176,53 @@ files = {split: str(cache.parent / f"{split}.parquet") for split in ("train", "v
 own = str(cache.parents[3] / "own")
 builder = datasets.load_dataset_builder("parquet", data_files=files, cache_dir=own)
 builder.download_and_prepare()
-import shutil
 shutil.copytree(builder.cache_dir, cache)
 for file in cache.glob("parquet-*"):
     file.rename(file.with_name(file.name.replace("parquet-", "sciq-")))
+"""
+COMMAND = """
 from biomedlm_jax.cli import main
+from biomedlm_jax.commands import evaluate
 
-sys.exit(main(sys.argv[1:]))
+for arguments in {calls}:
+    evaluate.FLAGS.unparse_flags()
+    print("code", main(arguments))
+assert not {{name.split(".")[0] for name in sys.modules}} & set(hidden)
 """
 
 
-def test_a_task_of_lm_eval_runs_by_name_from_the_offline_cache(exported, tmp_path):
-    command = [sys.executable, "-c", OWN_TASK, "evaluate", f"--model={exported}"]
-    command += ["--harness_tasks=sciq", f"--out={tmp_path / 'out'}", "--limit=3", "--num_fewshot=2"]
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
+def codes_without(hidden, calls, *, code="", **environment):
+    """The exit codes of commands in a process that lacks some packages, and its errors' lines."""
+    code = WITHOUT.format(hidden=hidden) + code + COMMAND.format(calls=calls)
+    run = {"capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, **run)
     assert done.returncode == 0, done.stderr
-    table = json.loads((tmp_path / "out" / "harness.json").read_text())
+    assert "Traceback" not in done.stderr
+    return re.findall(r"^code (\d+)$", done.stdout, re.MULTILINE), done.stderr.splitlines()
+
+
+def test_a_task_of_lm_eval_runs_by_name_from_the_offline_cache_without_torch(exported, tmp_path):
+    command = ["evaluate", f"--model={exported}", "--limit=3", "--num_fewshot=2"]
+    sciq, piqa = (
+        [*command, f"--harness_tasks={name}", f"--out={tmp_path / name}"]
+        for name in ("sciq", "piqa")
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    hidden = ["torch", "transformers"]
+    codes, errors = codes_without(hidden, [sciq, piqa], code=OWN_TASK, **offline)
+    assert codes == ["0", "2"]  # the second's data set is not in the cache
+    assert "piqa" in errors[-1]
+    table = json.loads((tmp_path / "sciq" / "harness.json").read_text())
     assert table["n-samples"]["sciq"] == {"original": 5, "effective": 3}
     assert table["n-shot"]["sciq"] == 2
-    # Another task's data set is not in the cache: one line.
-    command[-3:] = ["--harness_tasks=piqa", f"--out={tmp_path / 'other'}"]
-    command[2] = "import sys; from biomedlm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [word for word in command if word != "--harness_tasks=sciq"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=offline)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "piqa" in done.stderr.splitlines()[-1]
+
+
+def test_it_needs_lm_eval(exported, tasks, tmp_path):
+    command = ["evaluate", f"--model={exported}", "--harness_tasks=own_questions"]
+    command += [f"--out={tmp_path / 'o'}", f"--harness_directory={tasks}"]
+    codes, (error,) = codes_without(["lm_eval"], [command])
+    assert codes == ["2"]
+    assert "pip install 'biomedlm-jax[harness]'" in error
 
 
 def test_the_command_writes_results_and_samples(exported, tasks, tmp_path, capsys):
@@ -272,38 +305,3 @@ def test_the_command_refuses_in_one_line(exported, tasks, tmp_path, capsys, more
     progress = "examples/s"  # of `datasets`, which reads the questions for the first time
     assert len([line for line in error.splitlines() if line and progress not in line]) == 1
     assert not (tmp_path / "out").exists()
-
-
-WITHOUT = """
-import sys
-from importlib.machinery import PathFinder
-
-hidden, find = {hidden}, PathFinder.find_spec
-
-
-def find_the_rest(name, path=None, target=None):
-    return None if name.split(".")[0] in hidden else find(name, path, target)
-
-
-PathFinder.find_spec = staticmethod(find_the_rest)
-from biomedlm_jax.cli import main
-
-code = main(sys.argv[1:])
-assert not {{name.split(".")[0] for name in sys.modules}} & set(hidden)
-sys.exit(code)
-"""
-
-
-@pytest.mark.parametrize(
-    ("hidden", "code"), [(["torch", "transformers"], 0), (["lm_eval"], 2)], ids=str
-)
-def test_it_needs_lm_eval_but_not_torch(exported, tasks, tmp_path, hidden, code):
-    command = [sys.executable, "-c", WITHOUT.format(hidden=hidden), "evaluate"]
-    command += [f"--model={exported}", "--harness_tasks=own_questions", f"--out={tmp_path / 'o'}"]
-    done = subprocess.run(
-        [*command, f"--harness_directory={tasks}"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr
-    if code:
-        assert "pip install 'biomedlm-jax[harness]'" in done.stderr
-        assert done.stderr.count("\n") == 1
