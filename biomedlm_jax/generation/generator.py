@@ -100,7 +100,8 @@ class Generator:
                 watch([self._text(row, strategy.ends, options.stop, settled_text) for row in rows])
             return [False] * len(rows)
 
-        common = {"max_new_tokens": options.new_tokens(len(prompts[0])), "strategy": strategy}
+        new = options.max_length - len(prompts[0]) if options.max_length else options.max_new_tokens
+        common = {"max_new_tokens": new, "strategy": strategy}
         common |= {"numbers": numbers, "stops": self._stops(options.stop), "stops_span": stops_span}
         if options.beams > 1:
             decoded = beam.search(self.decoder, prompts, beams=options.part(Beams), **common)

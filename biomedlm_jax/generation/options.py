@@ -77,9 +77,8 @@ class Options(Strategy, Beams):
         super().__post_init__()
         for name in ("ends", "stop", "bad_words"):
             values = getattr(self, name)
-            ids = (
-                values if name == "ends" else [i for v in values if isinstance(v, tuple) for i in v]
-            )
+            ids = [i for v in values for i in (v if isinstance(v, tuple) else [v])]
+            ids = [i for i in ids if not isinstance(i, str)]
             if not all(value or value == 0 for value in values):
                 raise ValueError(f"got {name}={values!r}; expected entries that are not empty")
             if values != NO_END and not all(0 <= i <= LARGEST for i in ids):
@@ -107,10 +106,6 @@ class Options(Strategy, Beams):
     def changed(self) -> set[str]:
         """Names of the options that differ from their defaults."""
         return {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-
-    def new_tokens(self, prompt: int) -> int:
-        """Return how many tokens an answer to a prompt of `prompt` tokens has at most."""
-        return self.max_length - prompt if self.max_length else self.max_new_tokens
 
     def part(self, cls: type[S], **changes: Any) -> S:
         """Return the fields of Strategy or Beams as such an object."""
@@ -200,14 +195,12 @@ def model_options(
     transformers, its max_length counts where no max_new_tokens is set; without both, an answer has
     up to 128 tokens, or half of a short context. Raises what `make_options` raises.
     """
-    entries = {} if directory is None else read_generation_config(directory)
-    length = 0
+    entries, length = {} if directory is None else read_generation_config(directory), 0
     if entries.get("max_new_tokens") is None and given.get("max_new_tokens") is None:
-        length = min(entries.get("max_length") or 0, config.context_length)
-        default = (
-            length - 1 if length > 1 else min(Options.max_new_tokens, config.context_length // 2)
-        )
-        entries["max_new_tokens"] = default
+        length = Options(max_length=entries.get("max_length") or 0).max_length  # or ValueError
+        length, short = min(length, config.context_length), config.context_length // 2
+        new = max(length - 1, 1) if length else min(Options.max_new_tokens, short)
+        entries["max_new_tokens"] = new
     options = dataclasses.replace(make_options(entries, **given), max_length=length)
     begin = entries.get("bos_token_id")
     return options, config.bos_token_id if begin is None else begin
@@ -231,11 +224,7 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     config = read_config(path)
     if kind_of(path) == RUN:
         config = json.loads(config["model"].get("hf_entries", "{}"))
-    known = {field.name for field in dataclasses.fields(Options)} | {
-        "do_sample",
-        *NEUTRAL,
-        *RENAMED,
-    }
+    known = {"do_sample", *NEUTRAL, *RENAMED, *(f.name for f in dataclasses.fields(Options))}
     if config.get("eos_token_id") not in (None, []):  # it is the model's
         known.remove("eos_token_id")
     return {name: value for name, value in config.items() if name in known}

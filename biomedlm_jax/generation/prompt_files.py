@@ -1,8 +1,9 @@
 """Answer files of prompts a batch at a time, as JSON lines that an interrupted run resumes."""
 
+import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def answer_file(
     Raises FileNotFoundError or ValueError, before decoding, if `source` does not exist, a line has
     no prompt or one that does not fit the model, or `out` has other prompts or settings.
     """
-    prompts = read_prompts(source, field=field)
-    out = Path(out)
+    prompts, out = read_prompts(source, field=field), Path(out)
     ids = generator.encode([prompt for prompt, _ in prompts], options, truncate=truncate)
     # What the answers depend on beside the prompts, by content.
     config, weights = generator.config, weights_hash(generator.decoder.model)
@@ -73,32 +73,32 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
     compressed (.gz, .zst, .bz2, .xz). Blank lines are skipped. Raises FileNotFoundError, or
     ValueError naming the line, also of a NUL character: such a file is not UTF-8 text.
     """
-    prompts: list[tuple[str, dict[str, Any]]] = []
     suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSIONS]
-    if suffixes[-1:] == [".txt"]:
-        for number, line in read_lines(source):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{source}:{number}: expected UTF-8, got {error}") from None
-            _check_text(text, f"{source}:{number}")
-            prompts += [(text, {})] if text.strip() else []
-    else:
-        for where, record in read_jsonl(source):
-            if not isinstance(record.get(field), str):
-                got = f"{field} of type {type(record[field]).__name__}" if field in record else ""
-                got = got or f"the fields {sorted(record)}; name the field with --field"
-                raise ValueError(f"{where}: expected an object with the text {field!r}, got {got}")
-            _check_text(record[field], where)
-            prompts.append((record[field], {"id": record["id"]} if "id" in record else {}))
+    read = functools.partial(_read_text, field=field) if suffixes[-1:] == [".txt"] else read_jsonl
+    prompts: list[tuple[str, dict[str, Any]]] = []
+    for where, record in read(source):
+        text = record.get(field)
+        if not isinstance(text, str):
+            got = f"{field} of type {type(text).__name__}" if field in record else ""
+            got = got or f"the fields {sorted(record)}; name the field with --field"
+            raise ValueError(f"{where}: expected an object with the text {field!r}, got {got}")
+        if "\0" in text:
+            raise ValueError(f"{where}: NUL character at {text.index(chr(0))}: not UTF-8 text")
+        prompts.append((text, {"id": record["id"]} if "id" in record else {}))
     if not prompts:
         raise ValueError(f"{source} has no prompts; expected one a line")
     return prompts
 
 
-def _check_text(text: str, where: str) -> None:
-    if "\0" in text:
-        raise ValueError(f"{where}: NUL character at {text.index(chr(0))}: not UTF-8 text")
+def _read_text(source: str | Path, *, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines that are not blank as `read_jsonl` yields objects with `field`."""
+    for number, line in read_lines(source):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{source}:{number}: expected UTF-8, got {error}") from None
+        if text.strip():
+            yield f"{source}:{number}", {field: text}
 
 
 def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
@@ -106,8 +106,7 @@ def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
     if not out.exists():
         return 0
     data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    lines = whole.split(b"\n")[:-1]
+    *lines, unfinished = data.split(b"\n")
     for i, line in enumerate(lines):
         where = f"{out}:{i + 1}"
         try:
@@ -120,6 +119,6 @@ def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
         if made_with != settings:
             other = "other options, weights or --dtype"
             raise ValueError(f"{out} was made with {other}; use those, or choose another --out")
-    if len(whole) < len(data):
-        out.write_bytes(whole)
+    if unfinished:
+        out.write_bytes(data.removesuffix(unfinished))
     return len(lines)

@@ -271,7 +271,8 @@ def test_a_prompt_follows_what_the_tokenizer_puts_before_it_as_in_transformers(w
     answers = generate(*load(with_begin, compute_dtype="float32"), TEXTS, max_new_tokens=9)
     for row, answer in zip(rows, answers, strict=False):
         prompt = torch.tensor([row])
-        out = theirs.generate(prompt, max_new_tokens=9, do_sample=False, pad_token_id=0)
+        given = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
+        out = theirs.generate(prompt, max_new_tokens=9, do_sample=False, **given)
         assert answer == words.decode(out[0, len(row) :], skip_special_tokens=True)
 
 

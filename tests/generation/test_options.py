@@ -7,7 +7,12 @@ from transformers import GenerationConfig, GPT2LMHeadModel, TemperatureLogitsWar
 from transformers import GPT2Config as PeerConfig
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
-from biomedlm_jax.generation.options import Options, make_options, read_generation_config
+from biomedlm_jax.generation.options import (
+    Options,
+    make_options,
+    model_options,
+    read_generation_config,
+)
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.model.gpt2 import GPT2Config
 
@@ -88,9 +93,12 @@ def test_sampling_at_temperature_zero_is_refused_as_in_transformers():
         TemperatureLogitsWarper(0.0)
 
 
-def test_max_length_is_read_from_a_models_file_only():
+def test_max_length_is_read_from_a_models_file_only(tmp_path):
     with pytest.raises(ValueError, match=r"options\.max_length, which is unknown"):
         make_options(max_length=20)
+    (tmp_path / "generation_config.json").write_text('{"max_length": "20", "eos_token_id": 3}')
+    with pytest.raises(ValueError, match="max_length='20'; expected a whole number"):
+        model_options(GPT2Config(vocab_size=262, layers=1, width=8, heads=1), tmp_path)
 
 
 def test_a_models_settings_have_the_defaults_of_transformers():

@@ -352,10 +352,13 @@ def test_what_is_left_out_is_named(tmp_path):
         ({"hidden_size": 32}, "hidden_size=32 and n_embd=24, names of one setting"),
         (
             {"eos_token_id": 50256},
-            "config.json has eos_token_id=50256 and vocab_size=131; pass --eos",
+            "has eos_token_id=50256 and vocab_size=131; import it with biomedlm import-hf --eos",
         ),
         ({"eos_token_id": [7, 131]}, "has eos_token_id=[7, 131] and vocab_size=131"),
-        ({"bos_token_id": -1}, "has bos_token_id=-1 and vocab_size=131; pass --bos_token_id=ID"),
+        (
+            {"bos_token_id": -1},
+            "has bos_token_id=-1 and vocab_size=131; import it with biomedlm import-hf --bos",
+        ),
     ],
 )
 def test_other_functions_and_ids_are_refused(tmp_path, changes, message):
