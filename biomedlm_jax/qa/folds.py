@@ -16,7 +16,7 @@ from biomedlm_jax.qa.formats import Row
 FOLDS = 10  # of the 500 questions for training
 ANSWERS = ("yes", "no", "maybe")  # in the authors' order, which decides the samples
 LABELLED = {"yes": 552, "no": 338, "maybe": 110}
-ONE_SPLIT = "fix: --format=pubmedqa_set reads a file as one split of your own"
+ONE_SPLIT = "fix: --format=pubmedqa_set (config.task.format) reads a file as one split of your own"
 
 
 def pubmedqa_split(rows: list[Row], file: Path, split: str, fold: int) -> list[Row]:

@@ -173,7 +173,8 @@ def _parts(row: Row, format: str) -> Parts:
     if not {*one.needs} <= names:
         alike = {name: other for name, other in FORMATS.items() if other.suffix == one.suffix}
         fits = [name for name, other in alike.items() if {*other.needs} <= names]
-        fix = f"--format={' or '.join(fits)}" if fits else "name the fields so"
+        known = f"--format={' or '.join(fits)} (config.task.format)"
+        fix = known if fits else "name the fields so"
         lacks = ", ".join(name for name in one.needs if name not in names)
         got = f"format {format} needs the fields {lacks}, got {first_names(names)}"
         raise ValueError(f"{got}; fix: {fix}")

@@ -54,7 +54,8 @@ def read_questions(
     skipped = Skipped() if skipped is None else skipped
 
     def refuse(problem: str) -> None:
-        message = f"{problem}; fix the row, or skip bad rows with --on_error=skip"
+        fix = "fix the row, or skip bad rows with --on_error=skip (config.task.on_error)"
+        message = f"{problem}; {fix}"
         if on_error == "raise":
             raise ValueError(message)
         skipped.add(problem, message)

@@ -152,7 +152,8 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
         for pattern, format in task.files.items():
             if name.match(pattern.format(split="*", fold=fold)):
                 return [path], format
-        raise ValueError(f"unknown format of {path}; fix: --format={' or '.join(FORMATS)}")
+        fix = f"--format={' or '.join(FORMATS)} (config.task.format)"
+        raise ValueError(f"unknown format of {path}; fix: {fix}")
     names = {name: f for name, f in task.files.items() if "*" not in name or "{split}" in name}
     for name, format in names.items():
         for word in _words(split, task.splits):

@@ -89,7 +89,7 @@ def test_bad_rows_stop_the_reading_or_are_counted(tmp_path):
     task = find_task("medqa")
     with pytest.raises(ValueError, match=r"dev\.jsonl:2: empty option B; fix") as error:
         read_questions(task, path, split="dev")
-    assert str(error.value).endswith("--on_error=skip")
+    assert str(error.value).endswith("--on_error=skip (config.task.on_error)")
     skipped = Skipped()
     questions = read_questions(task, path, split="dev", on_error="skip", skipped=skipped)
     assert [question.id for question in questions] == ["dev.jsonl:1", "last"]

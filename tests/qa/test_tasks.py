@@ -188,7 +188,8 @@ def test_an_own_set_without_questions(tmp_path):
         find_task(f"jsonl:{tmp_path}")
     path = write(tmp_path / "mine.jsonl", PAIR, PAIR)
     with pytest.raises(
-        ValueError, match=r"mine\.jsonl:1: format qu.* fix: --format=sentences; fix"
+        ValueError,
+        match=r"mine\.jsonl:1: format qu.* fix: --format=sentences \(config\.task\.format\); fix",
     ):
         read_questions(find_task(f"jsonl:{path}"), split="test")
     with pytest.raises(ValueError, match=r"expected at least two classes in .*, got no$"):
