@@ -113,11 +113,9 @@ def page(texts: Sequence[ScoredText], *, title: str) -> str:
             body += _span(piece, bits, f' title="probability {odds}, {bits:.1f} bits"')
         body += "</p>\n"
     keys = "".join(f"<li>{_span(_key(least), least)}</li>" for least, _ in COLOURS)
-    template = string.Template(
-        (resources.files("biomedlm_jax.generation") / "surprisal.html").read_text("utf-8")
-    )
+    file = resources.files("biomedlm_jax.generation") / "surprisal.html"
     facts = {"keys": keys, "least": COLOURS[0][0], "body": body.rstrip()}
-    return template.substitute(title=html.escape(title), **facts)
+    return string.Template(file.read_text("utf-8")).substitute(title=html.escape(title), **facts)
 
 
 def _span(text: str, bits: float, title: str = "") -> str:

@@ -128,7 +128,7 @@ def _task_manager(tasks: Sequence[str], directory: str | Path | None):
 
 @functools.cache
 def _own_tasks():
-    """Return the manager of lm-eval's own tasks, which reads 14,000 files of theirs."""
+    """Return the manager of lm-eval's own tasks, which reads 14,000 YAML files."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
