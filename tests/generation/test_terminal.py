@@ -37,9 +37,9 @@ def test_an_invalid_prompt_does_not_end_the_session(monkeypatch, capsys):
 
     config = SimpleNamespace(vocab_size=9, context_length=8, eos_token_id=8)
 
-    def encode(prompts, *, new, truncate):
+    def encode(prompts, options, *, truncate):
         ids = [[1] * len(prompt) for prompt in prompts]
-        check_prompts(config, ids, new)
+        check_prompts(config, ids, options.max_new_tokens)
         return ids
 
     generator = SimpleNamespace(encode=encode, stream=stream)
