@@ -196,7 +196,7 @@ class JoinedQueryKeyValue(nnx.Module):
     """The same as one product: fewer calls, for decoding on a CPU (a TPU would transpose)."""
 
     def __init__(self, parts: QueryKeyValue):
-        linear = parts.query, parts.key, parts.value
+        linear: tuple[Any, ...] = parts.query, parts.key, parts.value
         kernel_Dx3xE = jnp.stack([part.kernel[...] for part in linear], 1)
         bias_3xE = jnp.stack([part.bias[...] for part in linear])
         self.kernel = nnx.Param(kernel_Dx3xE, **layers.axes("embed", None, "heads"))
