@@ -220,7 +220,7 @@ class _Reader:
                 where = f"{path}:{number}"
                 try:
                     if isinstance(record, bytes) and plain:
-                        text = record.decode("utf-8-sig")
+                        text = _without_nul(record.decode("utf-8-sig"), where)
                     else:
                         text = self.parse(record, where)
                 except UnicodeError as error:
@@ -295,7 +295,7 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
         if value is None:
             break
         if not (isinstance(value, dict) and key in value):
-            texts = [name for name in ARTICLE_FIELDS if isinstance(record.get(name), str | list)]
+            texts = [name for name in ARTICLE_FIELDS if _is_text(record.get(name))]
             fits = texts and flag.endswith("--text_field")
             advice = f"use --text_field={','.join(texts)}" if fits else "name one of them"
             got = f"{flag}={name} is not among the fields {sorted(record)}"
@@ -308,4 +308,17 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
             kind = f"{'a list with ' * isinstance(value, list)}{type(text).__name__}"
             raise ValueError(f"{flag}={name} is {kind}; expected a string or a list of strings")
         text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
+        _without_nul(text, f"{flag}={name}")
     return texts
+
+
+def _is_text(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return value is not None and all(isinstance(item, str | None) for item in items)
+
+
+def _without_nul(text: str, where: str) -> str:
+    """Return the text; NUL is the sign of binary data and of UTF-16 without a byte order mark."""
+    if "\0" in text:
+        raise ValueError(f"{where}: NUL character at {text.index(chr(0))}; expected UTF-8 text")
+    return text

@@ -150,7 +150,7 @@ def _in_range(ids: Any, size: int) -> bool:
 def training_record(path: str | Path) -> dict[str, Any]:
     """Return run.json, or an export's training.json, and the facts, without places; {} if none.
 
-    Raises ValueError or FileNotFoundError if a file cannot be read.
+    Raises ValueError or FileNotFoundError if a file cannot be read, or facts are no object.
     """
     path = model_directory(path)
     record: dict[str, Any] = {"facts": read_config(path).get("facts") or {}}
@@ -160,8 +160,12 @@ def training_record(path: str | Path) -> dict[str, Any]:
         files += [of_run / RUN_FILE, path / RUN_FILE]
     for file in files:
         record |= read_json(file) if file.exists() else {}
+        for group in ("facts", "started_from"):
+            if not isinstance(record.get(group) or {}, dict):
+                got = type(record[group]).__name__
+                raise ValueError(f"{file} has {group} of type {got}; expected an object")
     record = _without_places(record)
-    record["facts"] = _without_places(record["facts"])
+    record["facts"] = _without_places(record["facts"] or {})
     stated = record != {"facts": {}}
     return {"started_from": record["facts"].get("started_from"), **record} if stated else {}
 
