@@ -220,15 +220,15 @@ class _Reader:
                 where = f"{path}:{number}"
                 try:
                     if isinstance(record, bytes) and plain:
-                        text = _without_nul(record.decode("utf-8-sig"), where)
+                        text = record.decode("utf-8-sig")
                     else:
                         text = self.parse(record, where)
-                except UnicodeError as error:
-                    self.refuse(f"{where}: {error}")
-                    continue
+                    if "\0" in (text or ""):  # of binary data, or UTF-16 without a mark
+                        raise ValueError(f"{where}: NUL character; expected UTF-8 text")
                 except ValueError as error:
                     useless = isinstance(error, _MissingFieldError) and not complete
-                    self.refuse(str(error), fix="" if useless else FIX)
+                    place = f"{where}: " * isinstance(error, UnicodeError)
+                    self.refuse(f"{place}{error}", fix="" if useless else FIX)
                     continue
                 complete = complete or text is not None  # a record had the fields
                 if text is not None and text.strip():
@@ -308,17 +308,9 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
             kind = f"{'a list with ' * isinstance(value, list)}{type(text).__name__}"
             raise ValueError(f"{flag}={name} is {kind}; expected a string or a list of strings")
         text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
-        _without_nul(text, f"{flag}={name}")
     return texts
 
 
 def _is_text(value: Any) -> bool:
     items = value if isinstance(value, list) else [value]
     return value is not None and all(isinstance(item, str | None) for item in items)
-
-
-def _without_nul(text: str, where: str) -> str:
-    """Return the text; NUL is the sign of binary data and of UTF-16 without a byte order mark."""
-    if "\0" in text:
-        raise ValueError(f"{where}: NUL character at {text.index(chr(0))}; expected UTF-8 text")
-    return text

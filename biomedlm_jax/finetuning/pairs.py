@@ -140,13 +140,19 @@ def _refuse(message: str) -> None:
 
 
 def _pair(row: Row, source: str, target: str, group: str) -> Pair:
-    texts = [
-        [row.fields.get(name.strip()) for name in names.split(",")] for names in (source, target)
-    ]
-    given = all(isinstance(text, str) for parts in texts for text in parts)
-    if not given or (group and group not in row.fields):
+    texts = [_joined(row, names) for names in (source, target)]
+    if None in texts or (group and group not in row.fields):
         names = f"the texts {', '.join(filter(None, (source, target, group)))}"
         fix = "set --config.data.source_field, target_field and group_field"
         raise ValueError(f"{row}: expected {names}, got the fields {', '.join(row.fields)}; {fix}")
-    first, second = ("\n\n".join(filter(str.strip, parts)) for parts in texts)
+    first, second = map(str, texts)
     return Pair(first, second, str(row.fields[group] if group else first))
+
+
+def _joined(row: Row, names: str) -> str | None:
+    """Return the texts of the fields, without empty ones; None if one is no text."""
+    parts = [row.fields.get(name.strip()) for name in names.split(",")]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        return None
+    return texts[0] if len(texts) == 1 else "\n\n".join(filter(str.strip, texts))

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
 from biomedlm_jax.files import read_json
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import config_from_hf, family, make_config
+from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
 from biomedlm_jax.training.provenance import RUN_FILE
 
 RUN, HUGGING_FACE = "run", "Hugging Face"
@@ -192,8 +192,9 @@ def refuse_heads(path: str | Path) -> None:
         fix = f"use biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
         got = f"a fine-tuned model with a {kind} head, not a language model"
         raise ValueError(f"{path} is {got}; {fix}")
+    classifiers = {module.ARCHITECTURES["classification"] for module in FAMILIES.values()}
     for name in read_config(path).get("architectures") or ():
-        if str(name).endswith("SequenceClassification"):
+        if name in classifiers:
             got = f"a {name} from another library, without a description of its rows"
             fix = f"add {HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
             raise ValueError(f"{path} is {got}; {fix}")

@@ -140,11 +140,8 @@ def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) ->
     files = TensorFiles(path, abstract.config)
     check_tensors(files.shapes, abstract, where=str(path))
     if files.heads:
-        warnings.warn(
-            f"{path}: left out {', '.join(files.heads)} of another head",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        left_out = f"{path}: left out {', '.join(files.heads)} of another head"
+        warnings.warn(left_out, RuntimeWarning, stacklevel=3)
     return read_model(abstract, files.read)
 
 

@@ -44,6 +44,7 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
+REPEATED = ("n_ctx",)  # entries that repeat one of FIELDS, see `more_fields`
 REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
 # What transformers assumes where config.json leaves a field out, if not our default.
 ABSENT = {"scale_attn_by_inverse_layer_idx": False}
