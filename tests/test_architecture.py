@@ -31,7 +31,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_366,
+    ("model",): 1_365,
     ("training",): 1_610,
     ("corpus",): 1_800,
     ("generation",): 1_950,

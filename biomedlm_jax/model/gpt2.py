@@ -114,10 +114,8 @@ FOLDED = (
 
 def more_fields(config: "GPT2Config") -> dict[str, Any]:
     """Return the entries of a Hugging Face config.json that repeat others."""
-    return {
-        "n_ctx": config.context_length,
-        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
-    }
+    narrow = config.mlp_width != 4 * config.width
+    return {"n_ctx": config.context_length, "n_inner": config.mlp_width if narrow else None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
