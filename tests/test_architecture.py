@@ -1,6 +1,7 @@
 """The architecture: import floors, unique file names, mirrored tests, names, and sizes."""
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_366,
+    ("model",): 1_365,
     ("training",): 1_610,
     ("corpus",): 1_800,
     ("generation",): 1_950,
@@ -39,6 +40,11 @@ LINES = {
     ("planning",): 1_000,
     ("cli", "commands"): 1_020,
 }
+# GPT-2's names of itself, of its settings and of its tensors.
+GPT2_NAMES = re.compile(
+    r"gpt-?2|\b(n_(embd|layer|head|inner|ctx|positions)|w[tp]e|c_(attn|proj|fc)|ln_[12f]|lm_head)\b",
+    re.IGNORECASE,
+)
 # Names that a reader cannot guess a meaning from.
 VAGUE_NAMES = {"found", "asks", "asked", "said", "told", "tells", "knows", "heard"}
 
@@ -117,15 +123,30 @@ def test_every_module_has_its_test_file_and_no_other_exists():
 
 
 def test_a_family_is_one_file_and_one_row():
-    """Above the family's file and its row, GPT-2's module and names are imported nowhere."""
-    allowed = {PACKAGE / "model" / "gpt2.py", PACKAGE / "model" / "families.py"}
-    named = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in FILES
-        if path not in allowed and wing(path) in {"model", "interop", "generation", "training"}
-        for node in ast.walk(tree(path))
-        if isinstance(node, ast.ImportFrom | ast.Import) and "gpt2" in ast.unparse(node).lower()
-    ]
+    """Beside the family's file and its row, GPT-2's module and names occur nowhere."""
+    # A class of tokenizers is called GPT2Tokenizer. The others choose a family for a config.
+    allowed = {"model/gpt2.py", "model/families.py", "corpus/huggingface_tokenizer.py"}
+    allowed |= {"quickstart/config.py", "commands/bench.py"}
+    named = []
+    for path in FILES:
+        if str(path.relative_to(PACKAGE)) in allowed or wing(path) == "benchmarks":
+            continue
+        whole = tree(path)
+        docstrings = {
+            node.body[0].value
+            for node in ast.walk(whole)
+            if hasattr(node, "body") and isinstance(node.body, list) and node.body
+            if isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(whole):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                text = ast.unparse(node) if "huggingface_tokenizer" not in ast.unparse(node) else ""
+            elif isinstance(node, ast.Constant) and node not in docstrings:
+                text = node.value if isinstance(node.value, str) else ""
+            else:
+                continue
+            if GPT2_NAMES.search(text):
+                named.append(f"{path.relative_to(ROOT)}:{node.lineno}: {text[:60]}")
     assert named == []
 
 

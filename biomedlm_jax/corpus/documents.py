@@ -223,12 +223,12 @@ class _Reader:
                         text = record.decode("utf-8-sig")
                     else:
                         text = self.parse(record, where)
-                except UnicodeError as error:
-                    self.refuse(f"{where}: {error}")
-                    continue
+                    if "\0" in (text or ""):  # of binary data, or UTF-16 without a mark
+                        raise ValueError(f"{where}: NUL character; expected UTF-8 text")
                 except ValueError as error:
                     useless = isinstance(error, _MissingFieldError) and not complete
-                    self.refuse(str(error), fix="" if useless else FIX)
+                    place = f"{where}: " * isinstance(error, UnicodeError)
+                    self.refuse(f"{place}{error}", fix="" if useless else FIX)
                     continue
                 complete = complete or text is not None  # a record had the fields
                 if text is not None and text.strip():
@@ -295,7 +295,7 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
         if value is None:
             break
         if not (isinstance(value, dict) and key in value):
-            texts = [name for name in ARTICLE_FIELDS if isinstance(record.get(name), str | list)]
+            texts = [name for name in ARTICLE_FIELDS if _is_text(record.get(name))]
             fits = texts and flag.endswith("--text_field")
             advice = f"use --text_field={','.join(texts)}" if fits else "name one of them"
             got = f"{flag}={name} is not among the fields {sorted(record)}"
@@ -309,3 +309,8 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
             raise ValueError(f"{flag}={name} is {kind}; expected a string or a list of strings")
         text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
     return texts
+
+
+def _is_text(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return value is not None and all(isinstance(item, str | None) for item in items)

@@ -17,7 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from biomedlm_jax.files import read_json
 
+# transformers' class of byte-level BPE tables: a format of tokenizers, whatever their model is.
 GPT2 = "GPT2Tokenizer"
+OF_MODELS = {"gpt2": GPT2}  # the class of a tokenizer.json by model_type, without a stated class
 # Classes that take tokenizer.json as it is; None: neither the files nor a config name a class.
 WHOLE = (None, "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -94,7 +96,7 @@ def _class_name(directory: Path, settings: Mapping, whole: Mapping) -> str | Non
     config = _read(directory / "config.json")
     model = config.get("model")
     of_model = model.get("model_type") if isinstance(model, dict) else config.get("model_type")
-    implied = GPT2 if of_model == "gpt2" or not whole else None
+    implied = OF_MODELS.get(str(of_model)) if whole else GPT2
     name = settings.get("tokenizer_class") or config.get("tokenizer_class") or implied
     short = name and str(name).removesuffix("Fast")
     if short == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(whole):
@@ -171,7 +173,8 @@ def _gpt2(directory: Path, settings: Mapping, whole: Mapping) -> Tokenizer:
     """Return what GPT2Tokenizer makes of the files, without added tokens."""
     options: dict[str, Any] = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
     if whole:
-        merges = [_pair(merge) for merge in whole["model"].get("merges", ())]
+        listed = whole["model"].get("merges", ())
+        merges: Any = [tuple(m.split(" ") if isinstance(m, str) else m) for m in listed]
         model = models.BPE(vocab=whole["model"]["vocab"], merges=merges, **options)
     else:
         files = (str(directory / name) for name in ("vocab.json", "merges.txt"))
@@ -200,7 +203,7 @@ def _warn_of_differences(directory: Path, tokenizer: Tokenizer, whole: Mapping) 
     left_out += [f"added token {content!r}" for content in missing]
     if left_out:
         file = directory / "tokenizer.json"
-        rule = "transformers 5 leaves out of a GPT2Tokenizer (version 4 does not)"
+        rule = f"transformers 5 leaves out of a {GPT2} (version 4 does not)"
         fix = "set tokenizer_class=PreTrainedTokenizerFast to have it in every version"
         warnings.warn(
             f"{file} has {', '.join(left_out)}, which {rule}; {fix}", RuntimeWarning, stacklevel=4
@@ -228,11 +231,6 @@ def _kind(part: Any) -> str:
         return part["type"]
     prefix, words = part.get("add_prefix_space", True), part.get("use_regex", True)
     return f"ByteLevel(add_prefix_space={prefix}, use_regex={words})"
-
-
-def _pair(merge: Any) -> tuple[str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
 
 
 def _check_ids(directory: Path, tokenizer: Tokenizer, declared: Mapping[int, AddedToken]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from biomedlm_jax.corpus.huggingface_tokenizer import build_tokenizer, byte_level
+from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
 from biomedlm_jax.files import write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -171,21 +171,18 @@ def save_tokenizer(
     for path, content in zip(paths, contents.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    if source is None or (contents == source.files and _class_stated(contents)):
+    config = _json(contents.get("tokenizer_config.json"))
+    if source is None or (contents == source.files and "tokenizer_class" in config):
         return paths
     # Without a class transformers takes that of the model's config.json, which may not be here.
     file = Path(directory, "tokenizer_config.json")
-    for name in (None, "GPT2Tokenizer", "PreTrainedTokenizerFast"):
+    for name in (None, GPT2, "PreTrainedTokenizerFast"):
         if name:
-            write_json(file, {**_json(contents.get(file.name)), "tokenizer_class": name})
+            write_json(file, {**config, "tokenizer_class": name})
         if _reads_as(directory, tokenizer):
             return paths
     problem = "transformers would read another tokenizer from its files"
     raise ValueError(f"{problem}; save it with transformers, and load that directory")
-
-
-def _class_stated(files: Mapping[str, bytes]) -> bool:
-    return "tokenizer_class" in _json(files.get("tokenizer_config.json"))
 
 
 def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
@@ -221,7 +218,7 @@ def _changed_files(source: Source, tokenizer: Tokenizer) -> dict[str, bytes]:
         return files
     tokens = json.loads(tokenizer.to_str())["added_tokens"]
     config = _json(files.get("tokenizer_config.json"))
-    rebuilt = str(config.get("tokenizer_class", "GPT2Tokenizer")).startswith("GPT2Tokenizer")
+    rebuilt = str(config.get("tokenizer_class", GPT2)).startswith(GPT2)
     if "added_tokens_decoder" in config and rebuilt:  # other classes read tokenizer.json
         listed = {str(t.pop("id")): t for t in map(dict, tokens)}
         config["added_tokens_decoder"] = {**config["added_tokens_decoder"], **listed}
@@ -246,7 +243,7 @@ def _new_files(tokenizer: Tokenizer, model_max_length: int | None) -> dict[str, 
         "add_prefix_space": words.add_prefix_space,
         "clean_up_tokenization_spaces": False,  # it would make decoding lossy
         **({"model_max_length": model_max_length} if model_max_length else {}),
-        "tokenizer_class": "GPT2Tokenizer" if plain else "PreTrainedTokenizerFast",
+        "tokenizer_class": GPT2 if plain else "PreTrainedTokenizerFast",
         **special,
     }
     ordered = dict(sorted(vocabulary.items(), key=lambda entry: entry[1]))
@@ -279,8 +276,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 def _identity(tokenizer: Tokenizer) -> bytes:
     tokens = sorted(tokenizer.get_added_tokens_decoder().items())
-    added = {i: token.content for i, token in tokens}
-    parts = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer), sorted(added.items())]
+    added = [(i, token.content) for i, token in tokens]
+    parts = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer), added]
     words, standard = tokenizer.pre_tokenizer, tokenizer.normalizer is None
     standard = standard and isinstance(words, pre_tokenizers.ByteLevel)
     if not (standard and words.use_regex and not words.add_prefix_space):

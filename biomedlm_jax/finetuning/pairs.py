@@ -13,10 +13,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import prefix_ids
-from biomedlm_jax.files import read_jsonl
 from biomedlm_jax.finetuning.config import PairSettings
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import encode_plain, special_texts
+from biomedlm_jax.qa.question_rows import Row, read_rows
 from biomedlm_jax.streams import read_lines
 
 PAD, SEPARATOR = "[PAD]", "<|startoftext|>"
@@ -57,11 +57,12 @@ def read_pairs(
     *,
     left_out: Counter[str] | None = None,
 ) -> list[Pair]:
-    """Return the pairs at `path`: a JSONL file, plain or compressed, or the stem of two files.
+    """Return the pairs at `path`: rows of JSON lines, a JSON array (.json) or parquet.
 
-    `source`, `target` and `group` are fields in JSONL; the group is by default the source itself.
-    `path.source` and `path.target` have a text a line. Pairs with an empty text are left out, and
-    counted in `left_out` by "file: reason".
+    `source`, `target` and `group` are fields of a row. "instruction,input" joins fields by a blank
+    line and omits empty ones; the group is by default the source itself. `path` may also be the
+    stem of two files with a text a line, `path.source` and `path.target`. Pairs with an empty text
+    are left out, and counted in `left_out` by "file: reason".
     Raises FileNotFoundError, or ValueError for a bad line, different lengths or no pair at all.
     """
     path = Path(path)
@@ -73,11 +74,13 @@ def read_pairs(
             raise ValueError(f"{counts}; expected one target for each source")
         pairs = [Pair(s, t, s) for s, t in zip(*sides, strict=True)]
     elif path.is_file():
-        pairs = [_pair(row, where, source, target, group) for where, row in read_jsonl(path)]
+        pairs = [_pair(row, source, target, group) for row in read_rows(path, _refuse)]
     else:
         raise FileNotFoundError(f"no such file: {path}, nor {files[0]} with {files[1]}")
     kept = []
-    for pair in pairs:
+    for number, pair in enumerate(pairs, 1):
+        if "\0" in pair.source + pair.target:
+            raise ValueError(f"{path}: NUL character in pair {number}; expected UTF-8 text")
         if pair.source.strip() and pair.target.strip():
             kept.append(pair)
         elif left_out is not None:
@@ -137,10 +140,24 @@ def _key(pair: Pair) -> tuple[str, ...]:
     return " ".join(pair.source.split()), " ".join(pair.target.split())
 
 
-def _pair(row: dict, where: str, source: str, target: str, group: str) -> Pair:
-    texts = [row.get(name) for name in (source, target)]
-    if not all(isinstance(text, str) for text in texts) or (group and group not in row):
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def _pair(row: Row, source: str, target: str, group: str) -> Pair:
+    texts = [_joined(row, names) for names in (source, target)]
+    if None in texts or (group and group not in row.fields):
         names = f"the texts {', '.join(filter(None, (source, target, group)))}"
         fix = "set --config.data.source_field, target_field and group_field"
-        raise ValueError(f"{where}: expected {names}, got the fields {', '.join(row)}; {fix}")
-    return Pair(str(texts[0]), str(texts[1]), str(row[group] if group else texts[0]))
+        raise ValueError(f"{row}: expected {names}, got the fields {', '.join(row.fields)}; {fix}")
+    first, second = map(str, texts)
+    return Pair(first, second, str(row.fields[group] if group else first))
+
+
+def _joined(row: Row, names: str) -> str | None:
+    """Return the texts of the fields, without empty ones; None if one is no text."""
+    parts = [row.fields.get(name.strip()) for name in names.split(",")]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        return None
+    return texts[0] if len(texts) == 1 else "\n\n".join(filter(str.strip, texts))

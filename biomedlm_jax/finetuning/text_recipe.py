@@ -20,7 +20,7 @@ from biomedlm_jax.finetuning.start import load_start, make_recipe
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
 from biomedlm_jax.generation.generator import Generator, answer_batches
 from biomedlm_jax.generation.options import make_options
-from biomedlm_jax.interop.directories import MODEL_FOLDER
+from biomedlm_jax.interop.directories import GENERATION_CONFIG, MODEL_FOLDER
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
@@ -100,9 +100,9 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
             figures |= {kind: report[kind]["mean"] for kind in KINDS}
         figures = {"epoch": epoch, **figures}
         facts = {**figures, "started_from": started_from}
-        records = {"facts": facts, "generation": options.to_hf(start.config, start.tokenizer)}
-        folder = workdir / MODEL_FOLDER
-        save_finetuned(folder, finetuned, start.tokenizer, step=step, **records)
+        files = {GENERATION_CONFIG: options.to_hf(start.config, start.tokenizer)}
+        saved = workdir / MODEL_FOLDER, finetuned, start.tokenizer
+        save_finetuned(*saved, step=step, facts=facts, files=files)
         return figures
 
     full = data.tokens / (data.rows * data.row_length)

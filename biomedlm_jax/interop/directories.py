@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
 from biomedlm_jax.files import read_json
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import config_from_hf, family, make_config
+from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
 from biomedlm_jax.training.provenance import RUN_FILE
 
 RUN, HUGGING_FACE = "run", "Hugging Face"
@@ -150,7 +150,7 @@ def _in_range(ids: Any, size: int) -> bool:
 def training_record(path: str | Path) -> dict[str, Any]:
     """Return run.json, or an export's training.json, and the facts, without places; {} if none.
 
-    Raises ValueError or FileNotFoundError if a file cannot be read.
+    Raises ValueError or FileNotFoundError if a file cannot be read, or facts are no object.
     """
     path = model_directory(path)
     record: dict[str, Any] = {"facts": read_config(path).get("facts") or {}}
@@ -160,8 +160,12 @@ def training_record(path: str | Path) -> dict[str, Any]:
         files += [of_run / RUN_FILE, path / RUN_FILE]
     for file in files:
         record |= read_json(file) if file.exists() else {}
+        for group in ("facts", "started_from"):
+            if not isinstance(record.get(group) or {}, dict):
+                got = type(record[group]).__name__
+                raise ValueError(f"{file} has {group} of type {got}; expected an object")
     record = _without_places(record)
-    record["facts"] = _without_places(record["facts"])
+    record["facts"] = _without_places(record["facts"] or {})
     stated = record != {"facts": {}}
     return {"started_from": record["facts"].get("started_from"), **record} if stated else {}
 
@@ -188,8 +192,9 @@ def refuse_heads(path: str | Path) -> None:
         fix = f"use biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
         got = f"a fine-tuned model with a {kind} head, not a language model"
         raise ValueError(f"{path} is {got}; {fix}")
+    classifiers = {module.ARCHITECTURES["classification"] for module in FAMILIES.values()}
     for name in read_config(path).get("architectures") or ():
-        if str(name).endswith("SequenceClassification"):
+        if name in classifiers:
             got = f"a {name} from another library, without a description of its rows"
             fix = f"add {HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
             raise ValueError(f"{path} is {got}; {fix}")

@@ -140,11 +140,8 @@ def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) ->
     files = TensorFiles(path, abstract.config)
     check_tensors(files.shapes, abstract, where=str(path))
     if files.heads:
-        warnings.warn(
-            f"{path}: left out {', '.join(files.heads)} of another head",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        left_out = f"{path}: left out {', '.join(files.heads)} of another head"
+        warnings.warn(left_out, RuntimeWarning, stacklevel=3)
     return read_model(abstract, files.read)
 
 
@@ -156,14 +153,14 @@ def save_finetuned(
     *,
     step: int = 0,
     facts: Mapping[str, Any] | None = None,
-    generation: Mapping[str, Any] | None = None,
+    files: Mapping[str, Mapping[str, Any]] | None = None,
     replaceable: Callable[[Path], bool] = lambda path: True,
     overwrite: bool = True,
 ) -> Path:
     """Write a model, with its head if it has one, as the run directory `path` in one step.
 
-    `facts` are for its model card, `generation` for generation_config.json; `replaceable` and
-    `overwrite` are those of `files.atomic_directory`. Call it in every process.
+    `facts` are for its model card, `files` more JSON files by name, such as generation_config.json;
+    `replaceable` and `overwrite` are those of `files.atomic_directory`. Call it in every process.
     """
     with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
         if jax.process_index() == 0:
@@ -172,8 +169,8 @@ def save_finetuned(
             write_json(new / directories.CONFIG, fields)
             if tokenizer is not None:
                 save_tokenizer(tokenizer, new, model_max_length=model.config.context_length)
-            if generation is not None:
-                write_json(new / directories.GENERATION_CONFIG, dict(generation))
+            for name, value in (files or {}).items():
+                write_json(new / name, value)
         save_model(new, model, step=step)
     wait_for_all("replaced")
     return Path(path)

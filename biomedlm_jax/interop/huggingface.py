@@ -71,7 +71,8 @@ def import_hf(
     files = TensorFiles(source, config)
     weights.check_tensors(files.shapes, abstract, where=str(source))
     facts = {"source": source_facts(files, config, notify)}
-    facts |= directories.training_record(source).get("facts", {})
+    record = directories.training_record(source)
+    facts |= record.get("facts", {})
     generation = source / directories.GENERATION_CONFIG
     endless = directories.read_config(source).get("eos_token_id", 0) is None
     if endless and "eos_token_id" not in ids and head is None and not generation.is_file():
@@ -85,7 +86,10 @@ def import_hf(
         tokenizer,
         head,
         facts=facts,
-        generation=read_json(generation) if generation.is_file() else None,
+        files={
+            **({directories.TRAINING_FILE: record} if record else {}),
+            **({generation.name: read_json(generation)} if generation.is_file() else {}),
+        },
         replaceable=is_run,
         overwrite=overwrite,
     )

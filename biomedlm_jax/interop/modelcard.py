@@ -61,12 +61,13 @@ def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, di
     """Return what a run directory records about its model at `step`, as sections of a card."""
     path = directories.model_directory(path)
     facts = {**directories.read_config(path).get("facts", {})}
-    file = path / RUN_FILE
-    if not file.exists() and path.resolve().name == directories.MODEL_FOLDER:
-        file = path.resolve().parent / RUN_FILE  # of the fine-tuning run
-    record = read_json(file) if file.exists() else {}
+    files = [path / RUN_FILE, path / directories.TRAINING_FILE]
+    if path.resolve().name == directories.MODEL_FOLDER:
+        files.append(path.resolve().parent / RUN_FILE)  # of the fine-tuning run
+    record = next((read_json(file) for file in files if file.exists()), {})
     sections = {"Source": facts.pop("source", {})}
-    sections["Started from"] = record.get("started_from", {}) | facts.pop("started_from", {})
+    started_from = record.get("started_from") or {}
+    sections["Started from"] = started_from | (facts.pop("started_from", None) or {})
     sections["Checkpoint"] = facts
     sections |= {section: {**record[group]} for group, section in GROUPS if group in record}
     if record.get("lora", {}).get("rank"):

@@ -173,7 +173,7 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     for shard in shards:
         # A plain name stays inside the directory; links are the download cache's own.
         if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
-            wanted = f".safetensors or .bin files in {directory}"
+            wanted = f"names of .safetensors or .bin files in {directory}: move the files there"
             raise ValueError(f"{directory / name} points to {shard!r}; expected {wanted}")
         if not (directory / shard).exists():
             raise FileNotFoundError(f"{directory / name} names {shard}, which is not there")

@@ -10,12 +10,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import special_id
-from biomedlm_jax.interop.directories import (
-    HUGGING_FACE,
-    kind_of,
-    model_config,
-    read_tokenizer,
-)
+from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config, read_tokenizer
 from biomedlm_jax.interop.finetuned import CHOICE, CLASSIFICATION, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import PAD, load
 from biomedlm_jax.interop.tensorfiles import TensorFiles

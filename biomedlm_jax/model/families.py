@@ -17,8 +17,6 @@ from biomedlm_jax.settings import check_names
 
 FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
 
-EXPORTED = ("eos_token_id", "n_inner", "n_ctx")  # entries of config.json beside a family's FIELDS
-
 
 def family(model_type: object) -> ModuleType:
     """Return the module of a family (Config, Model, tables); ValueError if it is not known."""
@@ -77,8 +75,8 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     ends = ids["eos_token_id"]
     if isinstance(ends, list):
         ids["eos_token_id"], values["more_eos_token_ids"] = (ends or [None])[0], tuple(ends[1:])
-    known = {"architectures", "model_type", "torch_dtype", "dtype", *module.FIXED}
-    known |= {*module.FIELDS.values(), *EXPORTED} - {n for n, i in ids.items() if i is None}
+    known = {"architectures", "model_type", "torch_dtype", "dtype", *module.FIXED, *module.REPEATED}
+    known |= {*module.FIELDS.values(), "eos_token_id"} - {n for n, i in ids.items() if i is None}
     known |= {name for name, value in module.STATED.items() if config.get(name) == value}
     kept = {name: value for name, value in config.items() if name not in known}
     values |= {**ids, "hf_entries": json.dumps(kept, sort_keys=True)}

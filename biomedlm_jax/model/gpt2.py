@@ -44,6 +44,7 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
+REPEATED = ("n_ctx",)  # entries that repeat one of FIELDS, see `more_fields`
 REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
 # What transformers assumes where config.json leaves a field out, if not our default.
 ABSENT = {"scale_attn_by_inverse_layer_idx": False}
@@ -113,10 +114,8 @@ FOLDED = (
 
 def more_fields(config: "GPT2Config") -> dict[str, Any]:
     """Return the entries of a Hugging Face config.json that repeat others."""
-    return {
-        "n_ctx": config.context_length,
-        "n_inner": None if config.mlp_width == 4 * config.width else config.mlp_width,
-    }
+    narrow = config.mlp_width != 4 * config.width
+    return {"n_ctx": config.context_length, "n_inner": config.mlp_width if narrow else None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

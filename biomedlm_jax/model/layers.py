@@ -31,12 +31,14 @@ def axes(*names: str | None) -> dict:
 def apply_linear(
     equation: str, reduce_dtype: str, x: jax.Array, layer, *, shape: Any = None, bias: Any = -1
 ) -> jax.Array:
-    """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`.
+    """Return `einsum(equation, x, kernel) + bias` in the dtype of `x`; a layer may have no bias.
 
     The kernel is reshaped to `shape` and the bias to the shape `bias` first.
     """
     kernel = layer.kernel[...]
     y = product(equation, reduce_dtype, x, kernel.reshape(kernel.shape if shape is None else shape))
+    if layer.bias is None:
+        return y
     # In float32, so that the bias's gradient is summed in float32 over rows and positions.
     bias = layer.bias[...].reshape(bias).astype(jnp.float32)
     return (y.astype(jnp.float32) + _of_rank(y.ndim, bias)).astype(y.dtype)

@@ -12,12 +12,11 @@ import jax
 
 import biomedlm_jax
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
-from biomedlm_jax.files import content_hash, read_json
-from biomedlm_jax.interop import directories
+from biomedlm_jax.files import content_hash
+from biomedlm_jax.interop.directories import training_record
 from biomedlm_jax.qa.questions import Question, questions_hash
-from biomedlm_jax.training.provenance import NOT_COMPARED, RUN_FILE, weights_hash
+from biomedlm_jax.training.provenance import NOT_COMPARED, weights_hash
 
-TRAINING_FILE = "training.json"  # of an exported directory: the record of its source
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
 UNCOMPARED = ("facts", "started_from", "mesh", "sweep", "logging", "checkpoint", "model", "task")
 
@@ -27,25 +26,12 @@ def question_hash(question: Question) -> str:
     return content_hash([question.context, question.question, question.options])[:16]
 
 
-def training_record(path: str | Path) -> dict[str, Any]:
-    """Return how a directory states that it was trained: run.json or training.json, and facts."""
-    folder = directories.model_directory(path)
-    record = {"facts": directories.read_config(path).get("facts") or {}}
-    if (folder / TRAINING_FILE).exists():
-        record |= read_json(folder / TRAINING_FILE)
-    places = [folder, folder.resolve().parent] if folder.name == directories.MODEL_FOLDER else []
-    for place in places or [folder]:
-        if (place / RUN_FILE).exists():
-            return record | read_json(place / RUN_FILE)
-    return {"started_from": record["facts"].get("started_from"), **record}
-
-
 def used_in_training(
     path: str | Path, task: str, split: str, questions: Sequence[Question]
 ) -> list[str]:
     """Return which of "train" and "dev" (it chose the checkpoint) these questions were."""
     record = training_record(path)
-    facts, settings = record["facts"], record.get("task") or {}
+    facts, settings = record.get("facts", {}), record.get("task") or {}
     if "dev_accuracy" not in facts:
         return []
     digest = questions_hash(questions)

@@ -26,7 +26,7 @@ def make_optimizer(
                 f"shorter warmup: set --config.optimizer.warmup_steps={steps // 10}"
             )
         schedule = optax.warmup_cosine_decay_schedule(
-            init_value=0.0 if warmup else peak,  # with a warmup, the first update has rate 0
+            init_value=0.0 if warmup else peak,  # as published: update 1 has rate 0
             peak_value=peak,
             warmup_steps=warmup,
             decay_steps=steps,

@@ -79,6 +79,16 @@ def test_raw_unicode_byte_order_mark_blank_lines_and_a_missing_last_newline(tmp_
     assert texts_of(plain) == ["abc"]
 
 
+def test_utf_16_without_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes("As".encode("utf-16-le"))
+    (tmp_path / "b.txt").write_text("b")
+    with pytest.raises(ValueError, match=r"a\.txt:1: NUL character; expected UTF-8 text; fix"):
+        texts_of(tmp_path)
+    skipped = Skipped()
+    assert texts_of(tmp_path, on_error="skip", skipped=skipped) == ["b"]
+    assert skipped.bad == 1
+
+
 def test_fields_are_dotted_and_joined_without_the_empty_ones(tmp_path):
     path = tmp_path / "a.jsonl"
     records = [{"title": "T", "meta": {"a": {"b": body}}, "abstract": ""} for body in ("B", " ")]
@@ -111,6 +121,7 @@ BAD = {
     b'{"text": ["a", {}]}': "--text_field=text is a list with dict; expected a string",
     b'{"text": "\xff"}': "can't decode byte 0xff",
     b'{"text": "\\ud83e"}': "surrogates not allowed",
+    b'{"text": ["a", "bc\\u0000"]}': "NUL character; expected UTF-8 text",
     b'{"text": "a", "text": "b"}': "got the key 'text' twice",
     b"[" * 100_000: "recursion",
     b'{"text": ' + b"1" * 5000 + b"}": "integer string conversion",
@@ -134,6 +145,7 @@ def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path, bad):
     [
         ({"pmcid": "1", "body": "B", "title": "T", "abstract": "A"}, "title,abstract,body"),
         ({"title": "T", "abstract": None, "content": "C"}, "title,content"),
+        ({"title": ["T", None], "abstract": [{"text": "A"}], "body": 3}, "title"),
     ],
 )
 def test_the_error_suggests_the_text_fields_of_an_article(tmp_path, record, advice):
@@ -146,7 +158,7 @@ def test_the_error_suggests_the_text_fields_of_an_article(tmp_path, record, advi
 
 def test_real_articles_name_their_fields(real_data):
     path = real_data / "pubmed_text" / "pmc_fulltext_ccby.jsonl.gz"
-    with pytest.raises(ValueError, match="use --text_field=title,abstract,body;"):
+    with pytest.raises(ValueError, match=r"use --text_field=title,abstract,body$"):
         next(read_documents([path]))
 
 

@@ -4,7 +4,15 @@ import json
 import random
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from biomedlm_jax.corpus.tokenizer import (
     END_OF_TEXT,
@@ -69,12 +77,29 @@ def saved(trained, directory, *, added=(), **settings) -> None:
     theirs.save_pretrained(directory)
 
 
+def characters(directory) -> None:
+    """A BPE of characters, as of SentencePiece: unknown ones become their bytes."""
+    names = ["<unk>", "<s>", END_OF_TEXT, *(f"<0x{i:02X}>" for i in range(256)), *"▁abcdehist"]
+    names += ["▁a", "th", "is"]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    merges = [("▁", "a"), ("t", "h"), ("i", "s")]
+    model = models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.add_special_tokens(["<unk>", "<s>", END_OF_TEXT])
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
 X = AddedToken("<|x|>", normalized=False)
 MARKER = {"content": "<|x|>", "lstrip": True, "rstrip": True, "normalized": False, "special": True}
 END = {"content": END_OF_TEXT, "lstrip": False, "rstrip": False, "normalized": False}
 NFC, WORDS = normalizers.NFC(), pre_tokenizers.ByteLevel(add_prefix_space=True)
 SPLIT = pre_tokenizers.Sequence(
     [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(use_regex=False)]
+)
+LOWER = normalizers.Sequence(
+    [normalizers.NFKC(), normalizers.StripAccents(), normalizers.Lowercase()]
 )
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 SLOW = {"tokenizer_class": "GPT2Tokenizer"}
@@ -146,6 +171,15 @@ LAYOUTS = {
         whole(t, d, normalizer=NFC),
         write(d, tokenizer_config=SLOW),
     ),
+    "whole, lower case, fast class": lambda t, d: (
+        whole(t, d, normalizer=LOWER),
+        write(d, tokenizer_config=FAST),
+    ),
+    "whole, byte fallback, fast class": lambda t, d: (
+        whole(t, d, model=json.loads(t.to_str())["model"] | {"byte_fallback": True}),
+        write(d, tokenizer_config={**FAST, "unk_token": END_OF_TEXT}),
+    ),
+    "whole, characters and bytes": lambda t, d: (characters(d), write(d, tokenizer_config=FAST)),
     "whole, prefix space, fast class": lambda t, d: (
         whole(t, d, pre_tokenizer=WORDS),
         write(d, tokenizer_config=FAST),

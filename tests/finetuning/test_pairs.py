@@ -3,6 +3,8 @@ import json
 import shutil
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers.processors import TemplateProcessing
 
@@ -46,6 +48,18 @@ def test_jsonl_and_pairs_of_files_hold_the_same(tmp_path):
     assert [pair.group for pair in grouped] == ["a thing", "be\u0085cause"]
 
 
+def test_arrays_and_parquet_are_read_and_fields_are_joined(tmp_path):
+    rows = [{"instruction": "Explain.", "input": i, "output": "o"} for i in ("the text", "")]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.json", "a.parquet"):
+        pairs = read_pairs(tmp_path / name, "instruction, input", "output")
+        assert [pair.source for pair in pairs] == ["Explain.\n\nthe text", "Explain."]
+        assert [pair.target for pair in pairs] == ["o", "o"]
+    with pytest.raises(ValueError, match=r"a\.json:\d: expected the texts input,id, output"):
+        read_pairs(tmp_path / "a.json", "input,id", "output")
+
+
 def test_a_split_keeps_groups_together_and_is_always_the_same(tmp_path):
     records = [{"source": f"q{i}", "target": "a", "g": f"g{i % 50}"} for i in range(400)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -75,6 +89,7 @@ def test_a_split_keeps_groups_together_and_is_always_the_same(tmp_path):
         ('{"source": "x", "target": 3}\n', "expected the texts"),
         ("nonsense\n", "a.jsonl:1"),
         ('{"source": " ", "target": "x"}\n', "no pair with both"),
+        ('{"source": "a\\u0000", "target": "x"}\n', "NUL character in pair 1; expected UTF-8"),
     ],
 )
 def test_bad_lines(tmp_path, text, message):

@@ -12,6 +12,7 @@ from biomedlm_jax.interop.directories import (
     model_directory,
     read_tokenizer,
     refuse_heads,
+    training_record,
 )
 
 MODEL = {"model_type": "gpt2", "vocab_size": 300, "layers": 2, "width": 8, "heads": 2}
@@ -71,6 +72,16 @@ def test_models_of_other_libraries_with_a_head_are_refused(tmp_path):
     path = fill(tmp_path / "x", model_type="gpt2", architectures=["GPT2ForSequenceClassification"])
     with pytest.raises(ValueError, match="GPT2ForSequenceClassification from another library"):
         refuse_heads(path)
+
+
+@pytest.mark.parametrize("name", ["facts", "started_from"])
+def test_a_record_that_is_no_object_names_its_file(tmp_path, name):
+    path = fill(tmp_path / "export", model_type="gpt2")
+    (path / "training.json").write_text(json.dumps({name: ["x"]}))
+    with pytest.raises(ValueError, match=rf"training\.json has {name} of type list; expected an o"):
+        training_record(path)
+    (path / "training.json").write_text(json.dumps({"facts": None, "recipe": "text"}))
+    assert training_record(path)["recipe"] == "text"
 
 
 def test_tokenizer_that_is_required(tmp_path):

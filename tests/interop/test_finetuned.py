@@ -44,7 +44,13 @@ def test_save_and_load(kind, make_finetuned, assert_same, tmp_path):
 
 def test_a_language_model_of_a_fine_tuning_run(model, tokenizer, assert_same, tmp_path):
     generation = {"max_new_tokens": 7}
-    save_finetuned(tmp_path / "run" / "model", model, tokenizer, step=9, generation=generation)
+    save_finetuned(
+        tmp_path / "run" / "model",
+        model,
+        tokenizer,
+        step=9,
+        files={"generation_config.json": generation},
+    )
     (tmp_path / "run" / "run.json").write_text("{}")
     assert_same(load(tmp_path / "run")[0], model)
     assert_same(load(tmp_path / "run", step=9)[0], model)

@@ -289,12 +289,15 @@ def test_a_fine_tuned_model_goes_there_and_back(finetuned_run, command, tmp_path
     assert (done.code, done.error) == (0, "")
     facts = json.loads((back / "config.json").read_text())["facts"]
     assert (facts["dev_accuracy"], facts["source"]["path"]) == (41.5, str(out))
+    assert json.loads((back / "training.json").read_text()) == record
     for path in (run, out, back):
         loaded, _, record = load_finetuned(path)
         assert record == head
         assert_same(loaded, model)
     assert command("export-hf", f"--model={back}", f"--out={again}").code == 0
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+    assert "| learning_rate | 2e-06 |" in (again / "README.md").read_text()
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "training.json")
+    for name in ("model.safetensors", *names):
         assert (again / name).read_bytes() == (out / name).read_bytes()
     with pytest.raises(ValueError, match="not a language model"):
         load(out)

@@ -16,7 +16,9 @@ from biomedlm_jax.training.provenance import weights_hash
 def test_a_directory_gives_weights_straight_onto_the_mesh(kind, make_model, tokenizer, tmp_path):
     model, generation = make_model(), {"do_sample": True, "temperature": 0.5}
     if kind == "run":
-        save_finetuned(tmp_path / "it", model, tokenizer, generation=generation)
+        save_finetuned(
+            tmp_path / "it", model, tokenizer, files={"generation_config.json": generation}
+        )
     else:
         export_hf(model, tokenizer, tmp_path / "it", generation=generation)
     init = initial_weights(tmp_path / "it")

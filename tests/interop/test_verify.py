@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -219,20 +220,29 @@ def to_bin(directory, *, parameters=False, **options) -> None:
     torch.save(tensors, directory / "pytorch_model.bin", **options)
 
 
-def shard(directory) -> None:
+def shard(directory, *, name="model.safetensors", change=lambda tensors: None) -> None:
     """Two shards and an index that still lists the tied head and a mask."""
-    tensors = change_tensors(directory, lambda tensors: None)
+    tensors, kind = change_tensors(directory, change), name.rpartition(".")[2]
     (directory / "model.safetensors").unlink()
-    weight_map = {name: f"s{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
-    for file in ("s0.safetensors", "s1.safetensors"):
+    weight_map = {name: f"s{i % 2}.{kind}" for i, name in enumerate(sorted(tensors))}
+    for file in (f"s0.{kind}", f"s1.{kind}"):
         part = {name: tensors[name] for name in tensors if weight_map[name] == file}
-        save_file(part, directory / file, {"format": "pt"})
-    weight_map |= {
-        "lm_head.weight": "s0.safetensors",
-        "transformer.h.0.attn.bias": "s1.safetensors",
-    }
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        if kind == "bin":
+            torch.save(part, directory / file)
+        else:
+            save_file(part, directory / file, {"format": "pt"})
+    weight_map["lm_head.weight"] = f"s0.{kind}"
+    weight_map.setdefault("transformer.h.0.attn.bias", f"s1.{kind}")
+    (directory / f"{name}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+
+
+def without_metadata(directory) -> None:
+    """float16 as the safetensors package writes it of numpy arrays, with masks of bytes."""
+    tensors = change_tensors(directory, functools.partial(add_masks, dtype=torch.uint8))
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    save_file({k: v.contiguous() for k, v in halves.items()}, directory / "model.safetensors")
 
 
 def rename_sizes(config) -> None:
@@ -249,8 +259,8 @@ def only_the_head(tensors) -> None:
     tensors["lm_head.weight"] = tensors.pop("transformer.wte.weight")
 
 
-def add_masks(tensors) -> None:
-    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 20, 20)
+def add_masks(tensors, *, dtype=torch.float32) -> None:
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 20, 20).to(dtype)
     tensors["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
 
 
@@ -275,6 +285,11 @@ CHECKPOINTS = {
     ),
     "torch file of parameters": lambda d: (save_theirs(d), to_bin(d, parameters=True)),
     "index that lists more": lambda d: (save_theirs(d), shard(d)),
+    "torch shards, boolean masks": lambda d: (
+        save_theirs(d),
+        shard(d, name="pytorch_model.bin", change=functools.partial(add_masks, dtype=torch.bool)),
+    ),
+    "float16, masks of bytes, no metadata": lambda d: (save_theirs(d), without_metadata(d)),
     "value head": lambda d: (save_theirs(d), change_tensors(d, add_value_head)),
     "double heads": lambda d: save_theirs(d, transformers.GPT2DoubleHeadsModel),
     "token classification": lambda d: save_theirs(d, transformers.GPT2ForTokenClassification),

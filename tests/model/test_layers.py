@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.model.layers import LayerNorm, lookup, product
+from biomedlm_jax.model.layers import LayerNorm, apply_linear, lookup, product
 
 SHAPES = {  # of x, kernel and result
     "BLD,DHK->BHLK": ((2, 5, 12), (12, 3, 4)),
@@ -153,3 +153,10 @@ def test_on_a_mesh_it_is_the_same_and_no_whole_gradient_exists():
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     collectives = [line for line in compiled.as_text().splitlines() if "all-reduce(" in line]
     assert not [line for line in collectives if "f32[64,32]" in line]
+
+
+def test_a_linear_layer_may_have_no_bias():
+    layer = nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0))
+    x_BxLxD = jax.random.normal(jax.random.key(1), (2, 5, 3))
+    y_BxLxF = apply_linear("BLD,DF->BLF", "float32", x_BxLxD, layer)
+    np.testing.assert_allclose(y_BxLxF, layer(x_BxLxD), rtol=1e-6)

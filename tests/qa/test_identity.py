@@ -4,12 +4,8 @@ import json
 
 import pytest
 
-from biomedlm_jax.qa.identity import (
-    check_seeds,
-    question_hash,
-    training_record,
-    used_in_training,
-)
+from biomedlm_jax.interop.directories import training_record
+from biomedlm_jax.qa.identity import check_seeds, question_hash, used_in_training
 from biomedlm_jax.qa.questions import Question, questions_hash
 
 QUESTION = Question("a", "Which?", ("x", "y"), 0)
