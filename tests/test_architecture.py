@@ -32,13 +32,13 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_365,
-    ("training",): 1_610,
-    ("corpus",): 1_800,
+    ("training",): 1_606,
+    ("corpus",): 1_795,
     ("generation",): 1_950,
     ("interop",): 1_750,
-    ("qa", "finetuning"): 4_890,
+    ("qa", "finetuning"): 4_892,
     ("planning",): 1_000,
-    ("cli", "commands"): 1_020,
+    ("cli", "commands"): 1_017,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
