@@ -19,7 +19,7 @@ def test_items_are_those_of_json_loads_wherever_the_blocks_end(tmp_path, monkeyp
     for indent in (None, 1):
         path.write_text(json.dumps(values, indent=indent, ensure_ascii=False), encoding="utf-8")
         for block in (1, 7, 1000):
-            monkeypatch.setattr("biomedlm_jax.files._BLOCK", block)
+            monkeypatch.setattr("biomedlm_jax.streams._BLOCK", block)
             records = list(read_json_records(path, limit=1000, on_long=None))
             assert [json.loads(raw) for _, raw in records] == values
             whole = path.read_text(encoding="utf-8").split("\n")
