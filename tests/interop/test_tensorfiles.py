@@ -162,7 +162,7 @@ def test_index_may_not_point_outside(sharded, target):
     directory, weight_map, write = sharded
     write({"weight_map": {**weight_map, "transformer.wpe.weight": target}})
     assert f"points to '{target}'" in (error := error_of(directory))
-    assert "expected .safetensors or .bin files in" in error
+    assert "expected names of .safetensors or .bin files in" in error
 
 
 def test_index_that_does_not_fit_its_files(sharded):

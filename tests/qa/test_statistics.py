@@ -79,7 +79,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_claims(spread, clust
 
 def test_groups_that_are_ignored_give_intervals_that_are_too_narrow():
     rng, covered = np.random.default_rng(1), []
-    for trial in range(60):
+    for trial in range(200):
         right_N, _ = simulated(rng, 50, 6, spread=0.5)
         _, low, high = statistics.accuracy(answers(np.ones(300, int), right_N), seed=trial)
         covered.append(low <= 0.6 <= high)
@@ -290,10 +290,11 @@ def test_bad_lists():
         statistics.columns([one, {**item("b", 0, 0), "group": "g"}])
 
 
-def test_the_interval_over_seeds_covers_the_mean_of_all_seeds():
+def test_the_interval_over_seeds_covers_the_mean_of_all_seeds(monkeypatch):
     """Each seed has a shift of its own; intervals of one seed's questions miss the mean."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1_000)  # enough for coverage over 200 trials
     rng, covered, of_first = np.random.default_rng(3), [], []
-    for trial in range(60):
+    for trial in range(200):
         shares = np.clip(0.6 + 0.1 * rng.normal(size=8), 0, 1)
         hard_N = rng.random(150) < 0.3
         right = [(rng.random(150) < share) & ~hard_N for share in shares]
