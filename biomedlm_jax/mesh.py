@@ -82,7 +82,11 @@ def tree_shardings(abstract, mesh: Mesh):
 
 def abstract_sharded(make: Callable, mesh: Mesh, *arguments):
     """Return the result of `make(*arguments)` as shapes, dtypes and shardings on `mesh`."""
-    abstract = jax.eval_shape(make, *arguments)
+    return sharded(jax.eval_shape(make, *arguments), mesh)
+
+
+def sharded(abstract, mesh: Mesh):
+    """Return a tree of shapes and dtypes with its shardings on `mesh`."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         abstract,

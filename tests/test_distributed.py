@@ -2,13 +2,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import Process, run_process
 
 from biomedlm_jax import distributed
 from biomedlm_jax.cli import main
@@ -20,7 +19,7 @@ from biomedlm_jax.training.checkpoint import steps
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = ["pretrain", f"--config={ROOT}/configs/pretrain.py:tiny"]
-RUN = [sys.executable, "-m", "biomedlm_jax.cli", *PRETRAIN]
+RUN = ["-m", "biomedlm_jax.cli", *PRETRAIN]
 SETTINGS = {
     "optimizer.final_lr_fraction": 1.0,  # a constant rate: runs of any length begin alike
     "training.steps": 6,
@@ -59,25 +58,19 @@ def flags_of(dataset: Path, run: Path, **settings) -> list[str]:
 
 def start(
     count: int, dataset: Path, run: Path, *, silence_timeout: int = 20, **settings
-) -> list[subprocess.Popen]:
+) -> list[Process]:
     """Processes of one run that share eight devices, through the command line."""
     flags = [*flags_of(dataset, run, **settings), f"--process_count={count}"]
     flags += [f"--silence_timeout={silence_timeout}", f"--coordinator=localhost:{free_port()}"]
     devices = f"--xla_force_host_platform_device_count={8 // count}"
     xla = f"{devices} {os.environ['FAST_COMPILATION']}"
     return [
-        subprocess.Popen(
-            [*RUN, *flags, f"--process_id={i}"],
-            env={**os.environ, "XLA_FLAGS": xla},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Process([*RUN, *flags, f"--process_id={i}"], env={"XLA_FLAGS": xla}, cwd=ROOT)
         for i in range(count)
     ]
 
 
-def ended(started: list[subprocess.Popen], *, within: float) -> list[str]:
+def ended(started: list[Process], *, within: float) -> list[str]:
     """Wait for the processes; return what they wrote to stderr."""
     limit = time.monotonic() + within
     try:
@@ -143,10 +136,7 @@ def test_bad_input_in_one_process_ends_all_with_its_code(dataset, tmp_path):
         "    if i: raise ValueError('rows of another tokenizer')\n"
         "    time.sleep(300)\n"
     )
-    started = [
-        subprocess.Popen([sys.executable, "-c", body, str(i)], stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
+    started = [Process(["-c", body, i]) for i in range(2)]
     texts = ended(started, within=60)
     assert [p.returncode for p in started] == [2, 2], texts
     assert all("process 1: ValueError: rows of another tokenizer" in text for text in texts)
@@ -156,7 +146,7 @@ def test_a_coordinator_that_does_not_answer(tmp_path):
     flags = [f"--coordinator=localhost:{free_port()}", "--process_count=2", "--process_id=1"]
     flags += ["--start_timeout=3", f"--workdir={tmp_path / 'run'}"]
     began = time.monotonic()
-    done = subprocess.run([*RUN, *flags], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = run_process([*RUN, *flags], cwd=ROOT, timeout=60)
     assert time.monotonic() - began < 40
     assert done.returncode == 2, done.stderr
     assert "not all processes connected to localhost:" in done.stderr.splitlines()[-1]
@@ -183,5 +173,5 @@ def test_an_environment_without_processes():
         "try:\n    distributed.start_processes(None, process_id=0, process_count=1)\n"
         "except ValueError as error:\n    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run_process(["-c", program])
     assert "the environment does not name the other processes" in done.stdout, done.stderr

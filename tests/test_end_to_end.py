@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_process
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.quickstart.abstracts import write_world
@@ -24,13 +24,8 @@ def place(tmp_path_factory) -> Path:
 
 
 def biomedlm(place: Path, *arguments: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "biomedlm_jax.cli", *arguments],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "XLA_FLAGS": os.environ["FAST_COMPILATION"]},
-    )
+    flags = {"XLA_FLAGS": os.environ["FAST_COMPILATION"]}
+    done = run_process(["-m", "biomedlm_jax.cli", *arguments], cwd=place, env=flags)
     assert done.returncode == 0, done.stderr
     return done
 

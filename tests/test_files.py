@@ -7,11 +7,11 @@ import lzma
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import zstandard
+from processes import run_process
 
 from biomedlm_jax.files import (
     atomic_directory,
@@ -264,7 +264,7 @@ with atomic_directory(sys.argv[1], replaceable=lambda path: True, overwrite=True
 
 
 def killed(path, name: str) -> int:
-    return subprocess.run([sys.executable, "-c", KILLED, path, name], check=False).returncode
+    return run_process(["-c", KILLED, path, name]).returncode
 
 
 def test_sigterm_cleans_up_and_the_next_build_removes_what_sigkill_left(tmp_path):

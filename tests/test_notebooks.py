@@ -7,9 +7,11 @@ runs and stores the notebooks as they are.
 import ast
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
+from processes import Process
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # Values of the cell tagged `parameters` in the test run.
@@ -35,6 +37,14 @@ PLOTS = {
     "02_question_answering.ipynb": 4,
     "03_generation.ipynb": 2,
 }
+KERNEL = """
+import matplotlib, os, runpy
+
+os.setsid()
+# The import, before the fork, chose another one.
+matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
+runpy.run_module("ipykernel_launcher", run_name="__main__")
+"""
 nbformat = pytest.importorskip("nbformat", reason="nbformat is in the extra `dev`")
 
 
@@ -80,12 +90,22 @@ def test_its_outputs_are_small_and_name_no_directory_of_the_machine(notebook, pa
 def test_it_runs(notebook, path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is in the extra `dev`")
     pytest.importorskip("ipykernel", reason="ipykernel is in the extra `dev`")
+    from jupyter_client.provisioning import local_provisioner
+
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
     assigned = [line.targets[0].id for line in ast.parse(cell.source).body]
     assert assigned == list(SIZES[path.name])
     cell.source = "\n".join(f"{name} = {value}" for name, value in SIZES[path.name].items())
     # The kernel has a process of its own, which compiles more than it computes.
-    monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
+    flags = {"XLA_FLAGS": os.environ["FAST_COMPILATION"]}
+
+    def launch(command, *, cwd, **options):
+        process = Process(["-c", KERNEL, *command[3:]], cwd=cwd, env=flags)
+        while os.getpgid(process.pid) != process.pid:  # the client will send signals to the group
+            time.sleep(0.01)
+        return process
+
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch)
     client = nbclient.NotebookClient(
         notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )

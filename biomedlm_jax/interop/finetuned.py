@@ -94,8 +94,11 @@ def with_head(model: LanguageModel, head: Head, *, key: jax.Array) -> Scorer:
 
 def abstract_finetuned(config: ModelConfig, head: Head, mesh: Mesh) -> Scorer:
     """Return a fine-tuned model's shapes, dtypes and shardings on `mesh`, without values."""
-    key = jax.random.key(0)
-    return abstract_sharded(lambda: with_head(make_model(config, key=key), head, key=key), mesh)
+
+    def make(model: LanguageModel) -> Scorer:
+        return with_head(model, head, key=jax.random.key(0))
+
+    return abstract_sharded(make, mesh, abstract_model(config))
 
 
 def abstract_on(config: ModelConfig, head: Head | None, mesh: Mesh | None) -> Any:

@@ -1,6 +1,7 @@
 """Model families: one row each, looked up by the `model_type` of a config."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from types import ModuleType
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from biomedlm_jax.mesh import abstract_sharded
+from biomedlm_jax.mesh import sharded
 from biomedlm_jax.model import gpt2
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
@@ -42,11 +43,14 @@ def make_model(config: ModelConfig, *, key: jax.Array) -> LanguageModel:
 
 def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
     """Return a model's shapes and dtypes, with shardings on `mesh` if given, without values."""
+    abstract = _abstract_model(config)
+    return jax.tree.map(lambda leaf: leaf, abstract) if mesh is None else sharded(abstract, mesh)
 
-    def make() -> LanguageModel:  # the key is made inside: devices of the mesh may be absent
-        return make_model(config, key=jax.random.key(0))
 
-    return jax.eval_shape(make) if mesh is None else abstract_sharded(make, mesh)
+@functools.lru_cache(maxsize=64)
+def _abstract_model(config: ModelConfig) -> LanguageModel:  # tracing it takes 20 ms and more
+    # The key is made inside: devices of a mesh may be absent.
+    return jax.eval_shape(lambda: make_model(config, key=jax.random.key(0)))
 
 
 def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:

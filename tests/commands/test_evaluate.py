@@ -3,11 +3,10 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 
 import jax
 import pytest
+from processes import Process
 
 from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, train_tokenizer
@@ -124,16 +123,10 @@ def run_two(program, *flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, *program, "evaluate", *flags, "--process_count=2"]
-    environment = {**os.environ, "XLA_FLAGS": os.environ["FAST_COMPILATION"]}
+    command = [*program, "evaluate", *flags, "--process_count=2"]
+    environment = {"XLA_FLAGS": os.environ["FAST_COMPILATION"]}
     processes = [
-        subprocess.Popen(
-            [*command, f"--coordinator=localhost:{port}", f"--process_id={n}"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        Process([*command, f"--coordinator=localhost:{port}", f"--process_id={n}"], env=environment)
         for n in range(2)
     ]
     return [(*process.communicate(timeout=120), process.returncode) for process in processes]

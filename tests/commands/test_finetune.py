@@ -3,13 +3,12 @@ import os
 import runpy
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import pytest
+from processes import Process
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.finetuning.finetune import finetune
@@ -62,16 +61,13 @@ def changes(recipe, world):
 
 def command(recipe, world, run, **more):
     variant, values = changes(recipe, world)
-    words = [sys.executable, "-m", "biomedlm_jax.cli", "finetune", f"--model={world / 'base'}"]
+    words = ["-m", "biomedlm_jax.cli", "finetune", f"--model={world / 'base'}"]
     words += [f"--config=configs/finetune.py:{variant}", f"--workdir={run}"]
     return words + [f"--config.{name}={value}" for name, value in {**values, **more}.items()]
 
 
 def start(words, **environment):
-    return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+    return Process(words, cwd=ROOT, env=environment)
 
 
 @pytest.mark.slow

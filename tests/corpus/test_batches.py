@@ -1,10 +1,7 @@
 """batches.py: one order of rows, on any devices and processes, resumed exactly."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from processes import Process
 
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.documents import Document
@@ -225,16 +223,10 @@ def test_two_processes_read_their_halves_of_the_same_batches(make, data):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    arguments = [json.dumps(str(data)), BATCH]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(i), json.dumps(str(data)), str(BATCH)],
-            env={**environment, "JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
+        Process(["-c", PROCESS, address, i, *arguments], env=environment) for i in range(2)
     ]
     results = [process.communicate(timeout=240) for process in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(error for _, error in results)

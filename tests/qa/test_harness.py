@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
+from processes import run_process
 from tokenizers import Tokenizer
 
 from biomedlm_jax.generation import decoding
@@ -307,10 +306,10 @@ runpy.run_module("biomedlm_jax.qa.harness", run_name="__main__")
 
 
 def test_the_command_line_of_lm_eval_runs_it(exported, tasks, tmp_path):
-    command = [sys.executable, "-c", COMMAND_LINE, "--model", "biomedlm"]
+    command = ["-c", COMMAND_LINE, "--model", "biomedlm"]
     command += ["--model_args", f"path={exported},dtype=float32", "--tasks", "own_questions"]
     command += ["--include_path", str(tasks), "--output_path", str(tmp_path), "--log_samples"]
-    done = subprocess.run([*command, "--limit", "3"], capture_output=True, text=True, check=False)
+    done = run_process([*command, "--limit", "3"])
     assert done.returncode == 0, done.stderr
     assert "own_questions" in done.stdout
     (file,) = tmp_path.rglob("results_*.json")
