@@ -25,7 +25,7 @@ from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import check_tensors, read_model
 from biomedlm_jax.mesh import abstract_sharded, check_fits, one_device
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import abstract_model, make_model
+from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, Scorer, score_layer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.settings import Settings, check_names, setting

@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 import pytest
+from processes import run_process
 
 from biomedlm_jax.benchmarks import bench_train
 from biomedlm_jax.benchmarks.rounds import Timing, print_result
@@ -16,6 +17,11 @@ PEER = "torch sdpa fused"
 def config() -> GPT2Config:
     """A model of one layer, without dropout."""
     return GPT2Config(layers=1, width=32, heads=2, vocab_size=128, context_length=16)
+
+
+def forked(command, *, env=None, **output):
+    """Run as subprocess.run does, but start sooner."""
+    return run_process(command[1:], env=env)
 
 
 def check(result: dict) -> None:
@@ -56,6 +62,7 @@ def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monk
 @pytest.mark.slow
 def test_each_side_is_measured_in_its_own_process(config, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
+    monkeypatch.setattr(bench_train.subprocess, "run", forked)
     options = {"rounds": 2, "steps": 1, "blocks": 1, "profile": str(tmp_path / "trace")}
     result = bench_train.measure(config, batch_size=2, peers=(PEER,), **options)
     check(result)
@@ -101,7 +108,7 @@ def test_a_peer_that_is_not_known_is_refused(config):
 
 
 def test_a_side_that_fails_is_named(config, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(bench_train.subprocess, "run", forked)
     with pytest.raises(ValueError, match="that measured nobody ended with 1; its error is above"):
         bench_train.measure_in_process("nobody", config, steps=1, batch_size=1, loss_chunks=1)
 
