@@ -20,6 +20,7 @@ FLAGS += " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 for name, value in (
     ("JAX_PLATFORMS", "cpu"),
+    ("OMP_NUM_THREADS", "1"),  # of torch: the test processes share the cores
     ("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax")),
     ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
     ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),

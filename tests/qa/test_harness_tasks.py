@@ -16,6 +16,7 @@ import biomedlm_jax
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands import evaluate
 from biomedlm_jax.mesh import make_mesh
+from biomedlm_jax.qa import harness_tasks
 from biomedlm_jax.qa.harness_tasks import evaluate_tasks
 
 
@@ -23,6 +24,13 @@ from biomedlm_jax.qa.harness_tasks import evaluate_tasks
 def fresh_flags():
     evaluate.FLAGS.unparse_flags()  # a repeated flag would add to the last call's
     return
+
+
+@pytest.fixture(autouse=True)
+def no_list_of_packages(monkeypatch):
+    """`pip list`, whose output lm-eval adds to its results, takes a second."""
+    collect_env = pytest.importorskip("torch.utils.collect_env", reason="torch: the extra `dev`")
+    monkeypatch.setattr(collect_env, "get_pip_packages", lambda *arguments: ("pip", ""))
 
 
 def test_a_task_has_the_answers_of_the_hf_backend_request_by_request(
@@ -203,14 +211,15 @@ def codes_without(hidden, calls, *, code="", **environment):
 
 def test_a_task_of_lm_eval_runs_by_name_from_the_offline_cache_without_torch(exported, tmp_path):
     command = ["evaluate", f"--model={exported}", "--limit=3", "--num_fewshot=2"]
-    sciq, piqa = (
+    commands = [
         [*command, f"--harness_tasks={name}", f"--out={tmp_path / name}"]
-        for name in ("sciq", "piqa")
-    )
+        for name in ("sciq", "nothing", "piqa")
+    ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     hidden = ["torch", "transformers"]
-    codes, errors = codes_without(hidden, [sciq, piqa], code=OWN_TASK, **offline)
-    assert codes == ["0", "2"]  # the second's data set is not in the cache
+    codes, errors = codes_without(hidden, commands, code=OWN_TASK, **offline)
+    assert codes == ["0", "2", "2"]  # the last one's data set is not in the cache
+    assert sum("lm-eval has no such task" in line for line in errors) == 1
     assert "piqa" in errors[-1]
     table = json.loads((tmp_path / "sciq" / "harness.json").read_text())
     assert table["n-samples"]["sciq"] == {"original": 5, "effective": 3}
@@ -297,7 +306,14 @@ def test_shots_and_chosen_questions(exported, tasks, tmp_path):
         ([], "give either"),
     ],
 )
-def test_the_command_refuses_in_one_line(exported, tasks, tmp_path, capsys, more, message):
+def test_the_command_refuses_in_one_line(
+    exported, tasks, tmp_path, capsys, more, message, monkeypatch
+):
+    (tmp_path / "empty").mkdir()
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_path=str(tmp_path / "empty"), include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "_own_tasks", lambda: own)  # lm-eval's take 5 s to read
     more = [argument.format(tasks=tasks) for argument in more]
     assert main(["evaluate", f"--model={exported}", f"--out={tmp_path / 'out'}", *more]) == 2
     error = capsys.readouterr().err
