@@ -23,6 +23,7 @@ _BLOCK, _BUFFER = 1 << 20, 1 << 17  # of `read_blocks`, of decompressors
 # Bytes of input in a call of a decompressor. zstandard has no limit on the output of a call, and a
 # block of 4 bytes can hold 128 KiB: 512 bytes of input give at most 16 MiB.
 _PIECE = 1 << 9
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class BrokenStreamError(ValueError):
@@ -76,12 +77,19 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
 
 
 def open_binary(path: Path) -> BufferedReader:
-    """Open a file as it is; raises FileNotFoundError or IsADirectoryError."""
+    """Open a file as it is; ValueError for a Git LFS pointer, which stands for the data.
+
+    Raises FileNotFoundError or IsADirectoryError, too.
+    """
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; name a file")
-    return path.open("rb")
+    file = path.open("rb")
+    if file.peek(len(_POINTER)).startswith(_POINTER):
+        file.close()
+        raise ValueError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
+    return file
 
 
 @contextlib.contextmanager

@@ -31,12 +31,12 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_369,
+    ("model",): 1_370,
     ("training",): 1_606,
-    ("corpus",): 1_795,
-    ("generation",): 1_950,
-    ("interop",): 1_753,
-    ("qa", "finetuning"): 4_892,
+    ("corpus",): 1_865,
+    ("generation",): 1_956,
+    ("interop",): 1_755,
+    ("qa", "finetuning"): 4_897,
     ("planning",): 1_000,
     ("cli", "commands"): 1_017,
 }

@@ -1,6 +1,6 @@
 """Documents: stream texts out of files, directories and globs in constant memory.
 
-    .txt      the whole file is one document
+    .txt      the whole file is one document; lines may end in any way, as in Python
     .jsonl    one JSON object a line, with its text in `text_field` (also .json-lines, .ndjson)
     .json     an array of objects, one object, or one object a line
     .parquet  one document a row
@@ -12,6 +12,8 @@ All but parquet may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`). The lines of T
 
 import glob
 import os
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -130,7 +132,28 @@ def input_files(paths: Iterable[str | Path], skipped: Skipped | None = None) -> 
         raise ValueError("no input; name at least one file, directory or glob")
     if skipped is not None:
         skipped.files += omitted
+    _warn_of_splits(list(files.values()))
     return list(files.values())
+
+
+def _warn_of_splits(files: list[Path]) -> None:
+    """Warn if the names say that files belong to several splits, or that some are missing."""
+    splits: dict[str, Path] = {}
+    shards: dict[tuple[Path, str, int], set[int]] = {}
+    for file in files:
+        if match := _SPLIT.search(file.stem.lower()):
+            splits.setdefault(_SPLITS[match[1]], file)
+        if match := _SHARD.fullmatch(file.name):
+            key = (file.parent, match["name"] + match["end"], int(match["count"]))
+            shards.setdefault(key, set()).add(int(match["number"]))
+    if len(splits) > 1:
+        got = f"files of several splits are read: {', '.join(map(str, splits.values()))}"
+        fix = "name files, or a glob such as 'DIR/train*', to choose"
+        warnings.warn(f"{got}; {fix}", RuntimeWarning, stacklevel=3)
+    for (folder, name, count), there in shards.items():
+        if len(there) < count:
+            got = f"{folder} has {len(there)} of the {count} parts of {name}"
+            warnings.warn(f"{got}; fetch the others", RuntimeWarning, stacklevel=3)
 
 
 def _expand(path: Path, omitted: dict[str, None]) -> list[Path]:
@@ -186,6 +209,15 @@ def _format(path: Path) -> str | None:
     return None if known == ".parquet" and compressed else known
 
 
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(_SPLITS)})(?:$|[-_.\d])")
+_SHARD = re.compile(r"(?P<name>.*?)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>\..+)")
+
+
 class _MissingFieldError(ValueError):
     """A record lacks a field; where all do, skipping them is no fix."""
 
@@ -221,6 +253,7 @@ class _Reader:
                 try:
                     if isinstance(record, bytes) and plain:
                         text = record.decode("utf-8-sig")
+                        text = text.replace("\r\n", "\n").replace("\r", "\n")
                     else:
                         text = self.parse(record, where)
                     if "\0" in (text or ""):  # of binary data, or UTF-16 without a mark

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from biomedlm_jax.files import read_json
 
@@ -25,6 +25,13 @@ WHOLE = (None, "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "Blo
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 DEFAULT = "<|endoftext|>"  # of a GPT2Tokenizer: bos, eos and unk
 ADDS = ("add_bos_token", "add_eos_token")  # of a directory without tokenizer.json
+CLEAN = "clean_up_tokenization_spaces"  # of decoded text; ignored for BPE without the second
+CLEAN_BPE = f"{CLEAN}_for_bpe_even_though_it_will_corrupt_output"
+CLEANED = {
+    **{f" {mark}": mark for mark in ".?!,"},
+    " ' ": "'",
+    **{f" {ending}": ending for ending in ("n't", "'m", "'s", "'ve", "'re")},
+}
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
 
@@ -60,6 +67,12 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
     adds = {} if whole else {key: settings[key] for key in ADDS if key in settings}
     if adds or tokenizer.post_processor is None:
         tokenizer.post_processor = _template(tokenizer, contents, adds)
+    if settings.get(CLEAN) and (settings.get(CLEAN_BPE) or not _is_bpe(tokenizer)):
+        tokenizer.decoder = _cleaning(tokenizer.decoder)
+    if whole and name != GPT2 and whole["model"].get("dropout"):
+        got = f"{directory / 'tokenizer.json'} has model.dropout={whole['model']['dropout']}"
+        fix = "set it to null for the same ids each time"
+        warnings.warn(f"{got}: ids are random; {fix}", RuntimeWarning, stacklevel=3)
     if name == GPT2 and whole:
         _warn_of_differences(directory, tokenizer, whole)
     return tokenizer, contents
@@ -221,6 +234,20 @@ def byte_level(model: models.BPE, *, add_prefix_space: bool = False) -> Tokenize
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return tokenizer
+
+
+def _is_bpe(tokenizer: Tokenizer) -> bool:
+    return isinstance(tokenizer.model, models.BPE)
+
+
+def _cleaning(decoder: Any) -> decoders.Decoder:
+    """Return a decoder that also removes spaces, as transformers' `clean_up_tokenization` does."""
+    if decoder is None:  # words are joined by spaces
+        joined = [decoders.Replace(Regex("^"), " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    else:
+        joined = [decoder, decoders.Fuse()]
+    steps = [decoders.Replace(spaced, text) for spaced, text in CLEANED.items()]
+    return decoders.Sequence([*joined, *steps])
 
 
 def _kind(part: Any) -> str:

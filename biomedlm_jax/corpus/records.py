@@ -6,6 +6,7 @@ A record is the raw bytes of a JSON object, which the caller parses, or a dict o
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,11 @@ def read_json_records(
     `on_long` is called with a message for an object of more than `limit` bytes, which is omitted.
     Raises ValueError for an array that is damaged; the objects before the damage were read.
     """
-    texts = (block.removeprefix(BOM).lstrip() for block in read_blocks(path))
-    head = next(filter(None, texts), b"")
+    head = b""
+    for block in read_blocks(path):  # to the end of the first line
+        head = (head + block).removeprefix(BOM).lstrip()
+        if head.startswith(b"[") or b"\n" in head or len(head) > limit:
+            break
     if head.startswith(b"["):
         yield from _array_items(path, limit, on_long)
     elif _is_object(head.partition(b"\n")[0]):
@@ -63,6 +67,9 @@ def read_parquet_records(
     try:
         with pq.ParquetFile(path) as file:
             names = set(file.schema_arrow.names)
+            twice = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
+            if set(twice) & (names if columns is None else columns):
+                raise BrokenStreamError(f"{path} has two columns with the name {twice[0]}")
             chosen = sorted(columns) if columns is not None and columns <= names else None
             for batch in file.iter_batches(_ROWS, columns=chosen, use_threads=False):
                 for record in batch.to_pylist():
@@ -74,9 +81,10 @@ def read_parquet_records(
 
 def _is_object(line: bytes) -> bool:
     try:
-        return bool(parse_object(line, ""))
+        parse_object(line, "")
     except ValueError:
         return False
+    return True
 
 
 def _array_items(

@@ -95,16 +95,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not (whole.exists() or pair):
         known = ", ".join(["tokenizer.json", *(f"{v} with {m}" for v, m in _PAIRS)])
         raise ValueError(f"no tokenizer in {path}; expected one of {known}")
+    special = None
     try:
-        if whole.exists():
+        if path.is_dir() and (whole.exists() or pair == pairs[0]):  # transformers reads no other
+            tokenizer, special = build_tokenizer(path)
+        elif whole.exists():
             tokenizer = Tokenizer.from_file(str(whole))
         else:
             tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
-    except Exception as error:  # tokenizers raises nothing more specific
+    except (ValueError, OSError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception, and panics outside of it
         raise ValueError(f"cannot read the tokenizer in {path}: {error}") from error
-    special = None
-    if path.is_dir() and (whole.exists() or pair == pairs[0]):  # transformers reads no other
-        tokenizer, special = build_tokenizer(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if special is not None:

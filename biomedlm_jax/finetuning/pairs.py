@@ -6,7 +6,7 @@ As published (stanford-crfm/BioMedLM, `finetune/textgen`), a row is the first to
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def read_pairs(
     path = Path(path)
     files = [path.with_name(f"{path.name}.{side}") for side in ("source", "target")]
     if all(file.exists() for file in files):
-        sides = [[line.decode("utf-8").strip("\r\n") for _, line in read_lines(f)] for f in files]
+        sides = [[line.strip("\r\n") for line in _lines(f)] for f in files]
         if len(sides[0]) != len(sides[1]):
             counts = f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}"
             raise ValueError(f"{counts}; expected one target for each source")
@@ -89,6 +89,11 @@ def read_pairs(
     if not kept:
         raise ValueError(f"{path} has no pair with both a source and a target")
     return kept
+
+
+def _lines(file: Path) -> Iterator[str]:
+    for number, line in read_lines(file):
+        yield line.decode("utf-8-sig" if number == 1 else "utf-8")
 
 
 def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], list[Pair]]:

@@ -50,9 +50,14 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "force_words_ids": ([],), "constraints": ([],), "low_memory": (False, True),
     "is_assistant": (False,), "output_logits": (False, True), "use_mtp": (False,),
 }  # fmt: skip
+# Settings of transformers that this decoder lacks; in a config.json they have a meaning, too.
+LACKING = (
+    "decoder_start_token_id", "dola_layers", "exponential_decay_length_penalty",
+    "forced_bos_token_id", "forced_eos_token_id", "max_time", "top_h", "watermarking_config",
+)  # fmt: skip
 # Entries that state how to compute the same faster.
 FASTER = r"compile_config|disable_compile|cache_config|max_cache_len|prefill_chunk_size|" + (
-    r"(num_)?assistant_\w+|\w+_lookbehind|max_matching_ngram_size|continuous_batching_config"
+    r"prompt_lookup_num_tokens|speculation_type|(num_)?assistant_\w+|\w+_lookbehind|max_matching_ngram_size|continuous_batching_config"
 )
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # only with a temperature above 0
 COMPARING = ("length_penalty", "early_stopping")  # only with several beams
@@ -224,7 +229,8 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
     config = read_config(path)
     if kind_of(path) == RUN:
         config = json.loads(config["model"].get("hf_entries", "{}"))
-    known = {"do_sample", *NEUTRAL, *RENAMED, *(f.name for f in dataclasses.fields(Options))}
+    known = {field.name for field in dataclasses.fields(Options)}
+    known |= {"do_sample", *NEUTRAL, *LACKING, *RENAMED}
     if config.get("eos_token_id") not in (None, []):  # it is the model's
         known.remove("eos_token_id")
     return {name: value for name, value in config.items() if name in known}

@@ -14,6 +14,7 @@ from biomedlm_jax.files import read_json
 from biomedlm_jax.interop.shards import INDEX, WHOLE
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
+from biomedlm_jax.streams import open_binary
 
 CANDIDATES = (WHOLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -109,6 +110,7 @@ class TensorFiles:
 
     def _headers(self, file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
         """Shape and dtype of every tensor of a file."""
+        open_binary(file).close()  # ValueError for a pointer to the data
         if file.suffix == ".bin":
             tensors = self._torch_open(file)
             return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}

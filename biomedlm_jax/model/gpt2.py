@@ -54,6 +54,7 @@ FIXED = {
     "activation_function": "gelu_new",
     "scale_attn_weights": True,
     "add_cross_attention": False,
+    "is_causal": True,
     "tie_word_embeddings": True,
     "quantization_config": None,
 }

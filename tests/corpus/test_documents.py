@@ -8,6 +8,7 @@ import os
 import random
 import re
 import tracemalloc
+import warnings
 from collections import Counter
 
 import pyarrow as pa
@@ -66,6 +67,7 @@ def test_a_text_file_is_one_document(tmp_path, suffix):
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(COMPRESS[suffix](text.encode()))
     (document,) = read_documents([path])
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads it
     assert (document.text, document.source) == (text, f"{path}:1")
 
 
@@ -404,3 +406,47 @@ def test_every_file_of_a_directory_is_accounted_for(tmp_path):
     (corpus / "gone.txt").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError, match=r"gone\.txt is a broken symbolic link"):
         input_files([corpus])
+
+
+def test_a_text_file_has_its_lines_as_python_reads_them(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\rthree\n")
+    assert texts_of(tmp_path / "a.txt") == [(tmp_path / "a.txt").read_text()]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.txt.gz"])
+def test_a_pointer_to_a_file_is_not_the_file(tmp_path, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / name).write_text(pointer)
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer, not the data; run"):
+        texts_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("first", [{"text": "x" * 1_200_000}, {}])
+def test_json_lines_are_told_by_the_whole_first_line(tmp_path, first):
+    (tmp_path / "a.json").write_text(json.dumps(first) + '\n{"text": "second"}\n')
+    texts = texts_of(tmp_path / "a.json", on_error="skip")
+    assert [text[-6:] for text in texts] == ["x" * 6, "second"][-len(first) - 1 :]
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
+    table = pa.table([["a"], ["b"], ["c"], ["d"]], names=["text", "text", "more", "more"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="two columns with the name text"):
+        texts_of(tmp_path / "a.parquet")
+    pq.write_table(table.select([0, 2, 3]), tmp_path / "a.parquet")
+    assert texts_of(tmp_path / "a.parquet") == ["a"]
+
+
+def test_files_of_several_splits_and_missing_parts_are_told(tmp_path):
+    for name in ("en/train-00000-of-00002", "en/validation-00000-of-00001", "pretest"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(["text"]))
+    with pytest.warns(RuntimeWarning) as caught:
+        assert len(input_files([tmp_path])) == 3
+    splits, parts = (str(warning.message) for warning in caught)
+    assert re.search(r"several splits are read: \S*train-0\S*, \S*validation-0\S*; name", splits)
+    assert parts.endswith("en has 1 of the 2 parts of train.jsonl; fetch the others")
+    (tmp_path / "en" / "train-00001-of-00002.jsonl").write_bytes(lines(["text"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(input_files([tmp_path / "en" / "train*", tmp_path / "pretest.jsonl"])) == 3

@@ -12,6 +12,7 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
+    trainers,
 )
 
 from biomedlm_jax.corpus.tokenizer import (
@@ -382,3 +383,83 @@ def test_files_that_contradict_one_another_give_the_same_ids_or_an_error(trained
     save_tokenizer(grown, tmp_path / "grown")
     write(tmp_path / "grown", config={"model_type": "gpt2"})
     assert_alike(grown, tmp_path / "grown")
+
+
+PHRASES = ["The heart 's chambers don't stop , do they ?", "We 've 'seen ' it . They 're here !"]
+SPECIAL = {"special_tokens": ["<unk>", END_OF_TEXT], "show_progress": False}
+
+
+def of_words() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.train_from_iterator(PHRASES, trainers.WordLevelTrainer(**SPECIAL))
+    return tokenizer
+
+
+def of_pieces() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    tokenizer.train_from_iterator(PHRASES, trainers.WordPieceTrainer(vocab_size=90, **SPECIAL))
+    return tokenizer
+
+
+def of_unigrams() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=50, unk_token="<unk>", **SPECIAL)
+    tokenizer.train_from_iterator(PHRASES, trainer)
+    return tokenizer
+
+
+def of_bytes() -> Tokenizer:
+    return train_tokenizer(PHRASES * 9, vocab_size=290)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize("make", [of_words, of_pieces, of_unigrams, of_bytes])
+def test_decoding_removes_the_spaces_that_transformers_removes(make, forced, tmp_path):
+    made = make()
+    made.save(str(tmp_path / "tokenizer.json"))
+    clean = "clean_up_tokenization_spaces"
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", clean: True}
+    config[f"{clean}_for_bpe_even_though_it_will_corrupt_output"] = forced
+    write(tmp_path, tokenizer_config=config)
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    rng, changed = random.Random(0), 0
+    for _ in range(500):
+        ids = [rng.randrange(made.get_vocab_size()) for _ in range(rng.randrange(14))]
+        for skip in (True, False):
+            text = ours.decode(ids, skip_special_tokens=skip)
+            assert text == theirs.decode(ids, skip_special_tokens=skip)
+            changed += text != made.decode(ids, skip_special_tokens=skip)
+    assert (changed > 0) is (forced or make is not of_bytes)
+    save_tokenizer(ours, tmp_path / "saved")
+    saved, before = (tmp_path / part / "tokenizer.json" for part in ("saved", ""))
+    assert saved.read_bytes() == before.read_bytes()
+
+
+def test_a_model_of_another_kind_that_the_class_rebuilds_is_read(trained, tmp_path):
+    """GPT2Tokenizer takes vocabulary and merges only; `tokenizers` panics on the whole file."""
+    save_tokenizer(trained, tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    whole["model"]["continuing_subword_prefix"] = "##"
+    file.write_text(json.dumps(whole))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs.encode(text)
+    with pytest.raises(ValueError, match="cannot read the tokenizer in"):
+        load_tokenizer(file)
+
+
+def test_random_ids_are_told(trained, tmp_path):
+    save_tokenizer(trained, tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    whole["model"]["dropout"] = 0.1
+    write(
+        tmp_path, tokenizer=whole, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"}
+    )
+    with pytest.warns(RuntimeWarning, match=r"has model\.dropout=0\.1: ids are random; set it to"):
+        load_tokenizer(tmp_path)

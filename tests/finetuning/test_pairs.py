@@ -37,7 +37,8 @@ def test_jsonl_and_pairs_of_files_hold_the_same(tmp_path):
     pairs = [("what is x?", "a thing"), ("why\u2028y?", "be\u0085cause")]
     records = [{"q": s, "a": t, "about": t} for s, t in pairs]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    (tmp_path / "dev.source").write_text("".join(s + "\n" for s, _ in pairs))
+    mark = "\ufeff"  # of the file, as some editors write it
+    (tmp_path / "dev.source").write_text(mark + "".join(s + "\n" for s, _ in pairs))
     (tmp_path / "dev.target").write_text("".join(t + "\n" for _, t in pairs))
     (tmp_path / "dev.jsonl").write_text(lines)
     with gzip.open(tmp_path / "dev.jsonl.gz", "wt") as file:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -8,6 +9,9 @@ from transformers import GPT2Config as PeerConfig
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.options import (
+    FASTER,
+    IGNORED,
+    LACKING,
     Options,
     make_options,
     model_options,
@@ -179,6 +183,18 @@ def test_without_the_file_settings_are_those_of_config_json(tmp_path):
     run = {"model": {"model_type": "gpt2", "hf_entries": kept}}
     (tmp_path / "config.json").write_text(json.dumps(run))
     assert make_options(read_generation_config(tmp_path)) == options
+
+
+def test_settings_that_this_decoder_lacks_are_refused_in_config_json_too(tmp_path):
+    names = set(vars(GenerationConfig())) - {*IGNORED, "eos_token_id"}
+    names = {name for name in names if not re.fullmatch(FASTER, name)}
+    for name in sorted(names - {"do_sample"}):
+        config = {"model_type": "gpt2", "eos_token_id": 3, name: "x"}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert read_generation_config(tmp_path) == {name: "x"}
+        if name in LACKING:
+            with pytest.raises(ValueError, match=f"got {name}='x' in .*, which this decoder"):
+                make_options(read_generation_config(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])

@@ -131,6 +131,12 @@ def test_truncated_file_is_refused(release):
     assert "not a complete safetensors file" in error_of(release)
 
 
+def test_a_pointer_is_not_the_file(release):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (release / "model.safetensors").write_text(text)
+    assert "is a Git LFS pointer, not the data; run `git lfs pull`" in error_of(release)
+
+
 def test_no_weights_at_all(release):
     (release / "model.safetensors").unlink()
     assert "has none of model.safetensors" in error_of(release, error=FileNotFoundError)
