@@ -32,11 +32,11 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_370,
-    ("training",): 1_606,
+    ("training",): 1_615,
     ("corpus",): 1_865,
     ("generation",): 1_956,
     ("interop",): 1_755,
-    ("qa", "finetuning"): 4_897,
+    ("qa", "finetuning"): 4_898,
     ("planning",): 1_000,
     ("cli", "commands"): 1_017,
 }
