@@ -32,12 +32,12 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_370,
-    ("training",): 1_615,
+    ("training",): 1_652,
     ("corpus",): 1_865,
     ("generation",): 1_956,
     ("interop",): 1_755,
     ("qa", "finetuning"): 4_898,
-    ("planning",): 1_000,
+    ("planning",): 1_015,
     ("cli", "commands"): 1_017,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
