@@ -5,6 +5,7 @@ hashes of the weights, tokenizer and data it started from. `config.json` says wh
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def check_run(
     if before.get("recipe") != recipe:
         differing.insert(0, f"recipe={before.get('recipe')!r} (now {recipe!r})")
     old = before.get("started_from", {})
+    started_from = json.loads(json.dumps(started_from))  # tuples are lists in the file
     differing += [
         f"{name}={str(old.get(name))[:12]} (now {str(started_from.get(name))[:12]})"
         for name in sorted({*old, *started_from} - {*NOT_COMPARED})

@@ -192,12 +192,6 @@ def test_a_head_of_something_else_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_vocabulary_with_these_tokens_is_refused(question_config, text_run, tmp_path):
-    with pytest.raises(ValueError, match=r"has \[PAD\] already"):
-        finetune(question_config(), text_run[0], tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_another_model_config_or_data_do_not_touch_a_run(
     world, question_config, question_run, write_base, contents, tmp_path
 ):

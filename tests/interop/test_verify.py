@@ -135,6 +135,9 @@ def test_command(release, tmp_path, capsys, old_transformers):
     assert "max |difference|" in printed.out
     assert f"WARNING: transformers {transformers.__version__} IGNORES" in printed.err
     assert json.loads(figures.read_text())["length"] == 8
+    assert cli.main(arguments) == 2
+    assert "figures.json; expected a file that does not exist yet" in capsys.readouterr().err
+    arguments.pop()
     assert cli.main([*arguments, "--tolerance=1e-12"]) == 2
     assert "expected at most 1e-12" in capsys.readouterr().err
     assert cli.main([*arguments, "--tensor=8"]) == 2
