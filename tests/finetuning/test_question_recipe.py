@@ -106,6 +106,23 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert_same(*(load_finetuned(run)[0] for run in (whole, parts)))
 
 
+def test_a_signal_stops_the_evaluation_between_its_batches(
+    world, question_config, question_run, records, monkeypatch, tmp_path
+):
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return score(*arguments, **options)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(question_recipe, "score", interrupted)
+        finetune(question_config(), world / "base", run)
+    assert steps(run)[-1] == 3  # the end of the first epoch, whose evaluation is owed
+    assert not (run / "model").exists()
+    finetune(question_config(), world / "base", run)
+    assert records(run) == records(question_run[0])
+
+
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     run, result = lora_run
     assert result["dev_accuracy"] > 70  # chance is a third
