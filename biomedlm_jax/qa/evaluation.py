@@ -24,7 +24,7 @@ from biomedlm_jax.qa.models import (
     weights_of_seeds,
 )
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, shown
-from biomedlm_jax.qa.questions import Question, Skipped, counted, questions_hash
+from biomedlm_jax.qa.questions import Question, Skipped, check_limit, counted, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
 from biomedlm_jax.qa.splits import note_training_questions, read_questions, read_shots
 from biomedlm_jax.qa.summary import summarise
@@ -228,8 +228,7 @@ def _dev_reports(
 
 def _first(questions: list[Question], limit: float | None) -> list[Question]:
     """Return the first questions: `limit` of them, or below 1 this fraction."""
+    limit = check_limit(limit)
     if limit is None:
         return questions
-    if limit <= 0 or (limit > 1 and limit != int(limit)):
-        raise ValueError(f"got limit={limit}; expected a number of questions, or a fraction of 1")
     return questions[: math.ceil(len(questions) * limit) if limit < 1 else int(limit)]

@@ -42,7 +42,7 @@ def summarise(
       provenance: what the result is of, as `identity` makes it.
       uses: what these questions were in training: "train", "dev" (it chose the checkpoint).
       calibrated: figures of `calibration.apply`, with the dev report's name.
-      shuffled: the figures of `statistics.position_bias`.
+      shuffled: the figures of `orders.position_bias`.
       seed: of the bootstrap.
 
     Items without gold labels give the number of predictions of each option and no score.

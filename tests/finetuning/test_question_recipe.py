@@ -114,9 +114,10 @@ def test_a_signal_stops_the_evaluation_between_its_batches(
         return score(*arguments, **options)
 
     run = tmp_path / "run"
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(question_recipe, "score", interrupted)
-        finetune(question_config(), world / "base", run)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(question_config(), world / "base", run)
     assert steps(run)[-1] == 3  # the end of the first epoch, whose evaluation is owed
     assert not (run / "model").exists()
     finetune(question_config(), world / "base", run)

@@ -739,6 +739,7 @@ REFUSED = {
     "calibration of itself": ({"calibrate": "{other}", "risk": 2.0}, "got risk=2.0"),
     "no questions at all": ({"limit": 0}, "got limit=0"),
     "half a question": ({"limit": 1.5}, "got limit=1.5"),
+    "no number of questions": ({"limit": float("nan")}, "got limit=nan"),
     "unknown format": ({"format": "csv"}, "got 'csv'"),
     "no tokenizer": ({"models": ["{mute}"]}, "has no tokenizer"),
     "no labels and a baseline": (
