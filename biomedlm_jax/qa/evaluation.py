@@ -19,9 +19,10 @@ from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.models import (
     AUTO,
     check_model,
+    check_seeds,
     choose_modes,
     load_model,
-    weights_of_seeds,
+    refuse_equal,
 )
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, shown
 from biomedlm_jax.qa.questions import Question, Skipped, check_limit, counted, questions_hash
@@ -77,7 +78,8 @@ def evaluate(
         position bias of letters or heads, over the answers of all models.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for bad input, before any work.
+    Raises ValueError, FileNotFoundError or FileExistsError for bad input: before a model is loaded,
+    but for a copy of another seed and a `calibrate` of other weights, before that model is scored.
     """
     keep_freed_memory()
     models = [models] if isinstance(models, str | Path) else list(models)
@@ -99,6 +101,7 @@ def evaluate(
     complete = chosen.sizes.get(split) == in_split + skipped.bad and len(questions) == in_split
     heads = [check_model(model, mesh) for model in models]
     modes = choose_modes(mode, models, heads, chosen)
+    check_seeds(models)
     if (shots and LETTER not in modes) or shots < 0:
         raise ValueError(f"got shots={shots}; only letter prompts have shots, at least 0 of them")
     examples = read_shots(chosen, path, shots, questions, **read) if shots else []
@@ -117,17 +120,17 @@ def evaluate(
         unlike = chosen.unlike_official(split, len(questions))
         unlike += f" (the first of {in_split:,})" if limit is not None else ""
         notify(f"{name}: {counted(len(questions), 'question')}{unlike}; skipped: {skipped}")
-    weights = weights_of_seeds(models, heads, mesh)
     partial = f"{Path(out)}.partial" if writes else None  # of process 0, whose journal decides
     results: dict[str, list[list[dict]]] = {}
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
     described, uses = [], []
     orderings, shuffled = random_orders(questions, orders), {}
-    for directory, head, digest in zip(models, heads, weights, strict=True):
+    for directory, head in zip(models, heads, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
         rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
         options |= rows
-        described.append(identity.describe(directory, model, tokenizer, weights=digest, **rows))
+        described.append(identity.describe(directory, model, tokenizer, **rows))
+        refuse_equal([one["weights"] for one in described], models)
         for _, digest in on_dev.values():
             if digest != described[-1]["weights"]:
                 got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"

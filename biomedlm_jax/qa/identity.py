@@ -61,13 +61,12 @@ def describe(
     *,
     max_length: int | None = None,
     row_format: str = "",
-    weights: str | None = None,
 ) -> dict[str, Any]:
     """Return what a loaded model is: hashes of weights and tokenizer, dtype, longest row."""
     max_length = max_length or model.config.context_length
     return {
         "path": str(path),
-        "weights": weights or weights_hash(model),
+        "weights": weights_hash(model),
         "tokenizer": tokenizer_hash(tokenizer),
         "dtype": jax.numpy.dtype(model.config.dtype).name,
         "max_length": max_length,

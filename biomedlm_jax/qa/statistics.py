@@ -135,7 +135,8 @@ def macro_f1(*seeds: Columns, seed: int = 0) -> Interval:
     Of several seeds of one model it is the mean, as in `accuracy`.
     """
     first, rng = seeds[0], np.random.default_rng(seed + 1)
-    prediction_NxS = np.stack([one.prediction_N[same_questions(first, one)] for one in seeds], 1)
+    others = [one.prediction_N[same_questions(first, one)] for one in seeds[1:]]
+    prediction_NxS = np.stack([first.prediction_N, *others], axis=1)
     classes = np.union1d(first.gold_N, prediction_NxS)
     gold_NxC = (first.gold_N[:, None] == classes).astype(int)
     prediction_SxNxC = (prediction_NxS.T[:, :, None] == classes).astype(int)

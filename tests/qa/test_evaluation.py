@@ -20,7 +20,7 @@ from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa import calibration, evaluation, states
+from biomedlm_jax.qa import calibration, evaluation, models, states
 from biomedlm_jax.qa.evaluation import evaluate
 from biomedlm_jax.qa.presentation import table
 from biomedlm_jax.qa.prompts import ADDED_TOKENS
@@ -657,7 +657,6 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
     copied = tmp_path / "copied"
     write(copied / "train.jsonl", map(json.loads, (medqa / "dev.jsonl").read_text().splitlines()))
     shutil.copy(copied / "train.jsonl", copied / "dev.jsonl")
-    shutil.copytree(seeds[0], tmp_path / "copy")
     shutil.copytree(release, tmp_path / "lm_copy")
     start = {**FACTS["started_from"], "weights": "v" * 64}
     stranger = finetuned(
@@ -670,7 +669,6 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
     return {
         "lm": release,
         "seed": seeds[0],
-        "copy": tmp_path / "copy",
         "classifier": classifier,
         "medqa": medqa,
         "pubmedqa": pubmedqa,
@@ -710,7 +708,6 @@ REFUSED = {
     "second model missing": ({"models": ["{lm}", "nowhere"]}, "nowhere"),
     "second seed missing": ({"models": ["{seed}", "nowhere"]}, "nowhere"),
     "a seed twice": ({"models": ["{seed}", "{seed}"]}, "has the same weights as"),
-    "a seed and its copy": ({"models": ["{seed}", "{copy}"]}, "copy has the same weights as"),
     "fine-tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
     "no head for mode=classifier": ({"mode": "classifier"}, "mode=classifier does not fit"),
     "head without letters or options": (
@@ -794,6 +791,24 @@ def test_bad_input_is_refused_before_any_work(case, places, monkeypatch):
     assert calls == []
     assert not places["new"].exists()
     assert [path.name for path in places["full"].iterdir()] == ["notes.txt"]
+
+
+def test_every_seed_is_loaded_once(tmp_path, seeds, medqa, monkeypatch):
+    """A copy of a seed is refused as soon as it is loaded."""
+    calls, loaded, original = [], [], evaluation.load_model
+    monkeypatch.setattr(evaluation, "score", answering(calls))
+    for module in (evaluation, models):
+        monkeypatch.setattr(module, "load_model", lambda path, *arguments, **execution: (
+            loaded.append(path), original(path, *arguments, **execution))[1])  # fmt: skip
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent}
+    evaluate(seeds, tmp_path / "out", **read)
+    assert loaded == seeds
+    shutil.copytree(seeds[0], tmp_path / "copy")
+    calls.clear()
+    with pytest.raises(ValueError, match=r"copy has the same weights as .*seed1; fix: name each"):
+        evaluate([*seeds[:2], tmp_path / "copy"], tmp_path / "two", **read)
+    assert len(calls) == 2
+    assert not (tmp_path / "two").exists()
 
 
 def test_an_unknown_mode_lists_the_known_ones(tmp_path, release, medqa):
