@@ -49,7 +49,7 @@ def evaluate(
     baseline: str | Path | None = None,
     limit: float | None = None,
     calibrate: str | Path | None = None,
-    risk: float = calibration.RISK,
+    risk: float | None = None,
     orders: int = 1,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
@@ -73,7 +73,8 @@ def evaluate(
       shots: answered questions before each question (letter), the first of the first split.
       limit: score only the first questions: a number, or below 1 a fraction of them.
       calibrate: this model's report on dev questions, to fit a temperature and to choose the
-        threshold below which to abstain: at most a share `risk` of the dev answers is wrong.
+        threshold below which to abstain: at most a share `risk` of the dev answers is wrong, by
+        default calibration.RISK.
       orders: in how many orders the options are shown (the file's, then random ones), for the
         position bias of letters or heads, over the answers of all models.
       baseline: another model's report on the same questions: a directory or items.jsonl.
@@ -95,8 +96,9 @@ def evaluate(
     if baseline and not labelled:
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
         raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
-    note_training_questions(chosen, path, questions, split=split, **read)
-    in_split = len(questions)
+    progress = progress if jax.process_index() == 0 else lambda line: None
+    note_training_questions(chosen, path, questions, split=split, progress=progress, **read)
+    whole, in_split = questions, len(questions)
     questions = _first(questions, limit)
     complete = chosen.sizes.get(split) == in_split + skipped.bad and len(questions) == in_split
     heads = [check_model(model, mesh) for model in models]
@@ -112,8 +114,12 @@ def evaluate(
     if orders < 1 or (orders > 1 and not (labelled and chosen.kind == CHOICE)):
         got = f"got orders={orders} for {name}"
         raise ValueError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
+    if risk is not None and not calibrate:
+        got = f"got risk={risk} without calibrate, the report on dev that it is chosen on"
+        raise ValueError(f"{got}; fix: add --calibrate=REPORT, or leave out --risk")
     on_dev = _dev_reports(calibrate, ways, models, questions, labelled) if calibrate else {}
-    chosen_on_dev = {w: calibration.calibrate(d, risk=risk) for w, (d, _) in on_dev.items()}
+    share = calibration.RISK if risk is None else risk
+    chosen_on_dev = {w: calibration.calibrate(d, risk=share) for w, (d, _) in on_dev.items()}
     writes = jax.process_index() == 0
     if writes:
         check_output(out, replaceable=report.is_report, overwrite=overwrite)
@@ -136,11 +142,11 @@ def evaluate(
                 got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"
                 raise ValueError(f"{got}; fix: evaluate this model on dev first")
         start = [described[-1]["weights"], described[-1]["dtype"], repr(model.config)]
-        journal = Journal(partial, start=start, notify=progress if writes else lambda line: None)
+        journal = Journal(partial, start=start, notify=progress)
         if directory == models[0]:
             noted = prompts.spells_special(tokenizer, questions)
             skipped.note("spelling a special token, encoded as text", noted)
-        uses += identity.used_in_training(directory, chosen.name, split, questions)
+        uses += identity.used_in_training(directory, chosen.name, split, whole)
         for one in modes:
             given = {"task": chosen, "mode": one, "journal": journal, **options}
             answer = functools.partial(score, model, tokenizer, **given)
@@ -174,6 +180,7 @@ def evaluate(
             official=chosen.sizes.get(split),
             published=chosen.published if complete and split == chosen.published_split else {},
             published_split=chosen.published_split,
+            official_subjects=chosen.subjects or None,
             with_macro_f1=chosen.kind == CLASSIFICATION,
             baseline=baselines.get(way, ()),
             baseline_name=str(baseline),

@@ -24,8 +24,8 @@ class Question:
     @functools.cached_property
     def content(self) -> tuple[str, ...]:
         """What is equal for equal questions: all texts, but for case, white space and order."""
-        texts = self.question, self.context, *sorted(map(_plain, self.options))
-        return tuple(map(_plain, texts))
+        options = sorted(map(_plain, self.options))
+        return _plain(self.question), _plain(self.context), *options
 
 
 @dataclass
