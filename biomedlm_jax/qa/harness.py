@@ -30,8 +30,8 @@ from biomedlm_jax.generation.options import (
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import make_mesh, platform
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
-from biomedlm_jax.qa.evaluation import check_model
 from biomedlm_jax.qa.identity import circumstances
+from biomedlm_jax.qa.models import check_model
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import continuation_prompts
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, branch_log_probabilities

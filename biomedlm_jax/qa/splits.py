@@ -2,19 +2,22 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from biomedlm_jax.qa.folds import pubmedqa_split
+from biomedlm_jax.qa.folds import WHOLE_SETS, pubmedqa_split
 from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_numbers, to_questions
+from biomedlm_jax.qa.journal import print_progress
 from biomedlm_jax.qa.question_rows import Row, plain_name
 from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap
-from biomedlm_jax.qa.tasks import Task, split_files, split_in_name
+from biomedlm_jax.qa.tasks import Task, default_split, split_files, split_in_name
 
 ON_ERROR = ("raise", "skip")
 TWINS = ("keep", "skip")  # questions with two equal options
 LABEL_BASES = ("auto", "0", "1")  # the number of the first option in the file's answers
-WHOLE_SETS = ("pubmedqa", "pubmedqa_rows")  # formats of files that have all splits
+NO_NUMBERS = ("bigbio", "mmlu")  # formats whose answers are texts or letters
+SLOW_SECONDS = 2.0  # to read the train split, before a line about it
 
 
 def read_questions(
@@ -42,7 +45,7 @@ def read_questions(
     for value, (name, allowed) in zip((on_error, label_base, twins), choices.items(), strict=True):
         if value not in allowed:
             raise ValueError(f"expected {name} among {', '.join(allowed)}, got {value!r}")
-    if split not in task.splits:
+    if split not in (*task.splits, default_split(task, path)):
         raise ValueError(f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}")
     if fold not in range(task.folds):
         raise ValueError(f"{task.name} has the folds 0 to {task.folds - 1}, got {fold}")
@@ -62,6 +65,14 @@ def read_questions(
 
     files, format = split_files(task, Path(path), split=split, fold=fold)
     file = files[0]
+    uses_numbers = task.kind == CHOICE and format not in NO_NUMBERS
+    for name, value, default, used, user in (
+        ("label_base", label_base, "auto", uses_numbers, "a format with numbered answers"),
+        ("twins", twins, "keep", task.kind == CHOICE, "a task whose questions have own options"),
+    ):
+        if value != default and not used:
+            got = f"got {name}={value} for {task.name}, format {format}, where it has no effect"
+            raise ValueError(f"{got}: only {user} uses it; fix: leave it out")
     named = split_in_name(Path(path), task.splits) or split
     if named != split:
         skipped.note(f"file of the {named} split by its name (fix: --split={named})", [file.name])
@@ -99,19 +110,32 @@ def note_training_questions(
     *,
     split: str,
     skipped: Skipped,
+    progress: Callable[[str], None] = print_progress,
     **read,
 ) -> None:
     """Note in `skipped` which questions are also in the train split of the same directory.
 
-    `read` are arguments of `read_questions`. Raises ValueError if the two splits are one set.
+    `read` are arguments of `read_questions`. A train split that cannot be read is noted. Raises
+    ValueError if the two splits are one set.
     """
     path = Path(path or task.path or "")
     if split == "train" or "train" not in task.splits or not path.is_dir():
         return
-    train: list[Question] = []
-    with contextlib.suppress(ValueError):  # there is none, or it cannot be read
+    try:
+        files, _ = split_files(task, path, split="train", fold=read.get("fold", 0))
+    except ValueError:  # there is none
+        return
+    line = f"reading {files[0]}, to count the questions that are also in train"
+    slow = threading.Timer(SLOW_SECONDS, progress, [line])
+    slow.start()
+    try:
         where = None if task.path else path
         train = read_questions(task, where, split="train", **{**read, "on_error": "skip"})
+    except (ValueError, OSError) as error:
+        remark = f"train file that cannot be read, so that shared questions are unknown: {error}"
+        return skipped.note(remark, [files[0].name])
+    finally:
+        slow.cancel()
     refuse_copy(train, questions, names=("train", f"{split} of {path}"))
     skipped.note("also in train", overlap(questions, train))
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 
@@ -7,7 +8,7 @@ import pytest
 from biomedlm_jax.finetuning import question_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.finetuned import load_finetuned, read_facts
-from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.interop.huggingface import export_directory, load
 from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.splits import read_questions
@@ -51,6 +52,16 @@ def test_the_model_states_what_it_learnt_from_and_was_chosen_by(world, question_
         questions = read_questions(task, split=split)
         assert facts[f"{split}_split"] == split
         assert facts[f"{split}_questions"] == questions_hash(questions)
+
+
+def test_an_export_names_the_set_without_its_place(world, question_run, tmp_path):
+    export_directory(question_run[0], tmp_path / "export")
+    for name in ("config.json", "training.json", "README.md"):
+        text = (tmp_path / "export" / name).read_text()
+        assert "jsonl:choice" in text
+        assert str(world) not in text
+    run = json.loads((question_run[0] / "run.json").read_text())
+    assert (run["task"]["name"], run["task"]["path"]) == ("jsonl:choice", str(world / "choice"))
 
 
 def test_what_a_reader_should_know_of_the_questions_is_printed(
@@ -104,6 +115,24 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert records(parts) == records(whole)
     assert_same(*(trained(run, steps(run)[-1]) for run in (whole, parts)))
     assert_same(*(load_finetuned(run)[0] for run in (whole, parts)))
+
+
+def test_a_signal_stops_the_evaluation_between_its_batches(
+    world, question_config, question_run, records, monkeypatch, tmp_path
+):
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return score(*arguments, **options)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(question_recipe, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(question_config(), world / "base", run)
+    assert steps(run)[-1] == 3  # the end of the first epoch, whose evaluation is owed
+    assert not (run / "model").exists()
+    finetune(question_config(), world / "base", run)
+    assert records(run) == records(question_run[0])
 
 
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):

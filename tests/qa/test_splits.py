@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import threading
 from collections import Counter
 
 import pytest
 
+from biomedlm_jax.qa import splits
 from biomedlm_jax.qa.questions import Question, Skipped
 from biomedlm_jax.qa.splits import note_training_questions, read_questions, read_shots, refuse_copy
 from biomedlm_jax.qa.tasks import TASKS, find_task
@@ -293,7 +295,55 @@ def test_a_copy_of_the_training_set_is_refused_and_shared_questions_are_noted(tm
     note_training_questions(task, tmp_path, second[1:], **options)
     assert skipped.noted == {"also in train": ["d1", "d2"]}
     train.write_text("no questions")
-    note_training_questions(task, tmp_path, second, **options)
+    lines = []
+    note_training_questions(task, tmp_path, second, progress=lines.append, **options)
+    ((remark, files),) = [one for one in skipped.noted.items() if "train file" in one[0]]
+    assert files == ["train.jsonl"]
+    assert remark.startswith("train file that cannot be read, so that shared questions are unknown")
+    assert "train.jsonl:1: " in remark
+    train.unlink()
+    skipped.noted.clear()
+    note_training_questions(task, tmp_path, second, progress=lines.append, **options)
+    assert (skipped.noted, lines) == ({}, [])
+
+
+def test_a_train_split_that_takes_long_is_announced_once(tmp_path, monkeypatch):
+    rows = [{**CHOICE, "question": f"q{n}?", "id": f"t{n}"} for n in range(3)]
+    write(tmp_path / "train.jsonl", *rows)
+    write(tmp_path / "dev.jsonl", *rows[:2])
+    task, lines, announced = find_task("medqa"), [], threading.Event()
+    dev = read_questions(task, tmp_path, split="dev")
+
+    def slow(*arguments, **options):
+        assert announced.wait(60)
+        return read_questions(*arguments, **options)
+
+    def progress(line):
+        lines.append(line)
+        announced.set()
+
+    monkeypatch.setattr(splits, "read_questions", slow)
+    monkeypatch.setattr(splits, "SLOW_SECONDS", 0.01)
+    note_training_questions(task, tmp_path, dev, split="dev", skipped=Skipped(), progress=progress)
+    file = tmp_path / "train.jsonl"
+    assert lines == [f"reading {file}, to count the questions that are also in train"]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "options"),
+    [
+        ("pubmedqa", "test.jsonl", json.dumps(PAIR), {"label_base": "1"}),
+        ("pubmedqa", "test.jsonl", json.dumps(PAIR), {"twins": "skip"}),
+        ("mmlu", "anatomy_test.csv", "q?,w,x,y,z,C", {"label_base": "0"}),
+    ],
+)
+def test_an_option_without_an_effect_is_refused(tmp_path, task, name, content, options):
+    (tmp_path / name).write_text(content + "\n")
+    ((option, value),) = options.items()
+    message = rf"got {option}={value} for {task}, .* where it has no effect: only .* uses it; fix: "
+    with pytest.raises(ValueError, match=message):
+        read_questions(find_task(task), tmp_path / name, split="test", **options)
+    assert len(read_questions(find_task(task), tmp_path / name, split="test")) == 1
 
 
 def test_a_file_named_for_another_split_is_noted(tmp_path):
