@@ -15,7 +15,7 @@ from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.losses import question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
 from biomedlm_jax.finetuning.start import load_start, make_recipe
-from biomedlm_jax.interop.directories import MODEL_FOLDER
+from biomedlm_jax.interop.directories import MODEL_FOLDER, training_record
 from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, with_head
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
@@ -75,6 +75,10 @@ def finetune_questions(
     started_from = {**start.started_from, "questions": content_hash(content)}
     sets = {"train_split": splits[0], "train_questions": questions_hash(train)}
     sets |= {"dev_split": splits[1], "dev_questions": questions_hash(dev)}
+    before = training_record(model).get("facts", {})
+    if "task" in before:  # staged training: what the start was trained on is not forgotten
+        stage = {name: before[name] for name in ("task", *sets) if name in before}
+        sets["earlier"] = [*before.get("earlier", ()), stage]
     both = [*train, *dev]
     alike = [one.id for one, same in zip(train, encoded.alike, strict=True) if same]
     skipped.note("of dev that are also in train", overlap(dev, train))

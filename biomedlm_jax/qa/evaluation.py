@@ -27,7 +27,7 @@ from biomedlm_jax.qa.models import (
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, shown
 from biomedlm_jax.qa.questions import Question, Skipped, check_limit, counted, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
-from biomedlm_jax.qa.splits import note_training_questions, read_questions, read_shots
+from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots
 from biomedlm_jax.qa.summary import summarise
 from biomedlm_jax.qa.tasks import default_split, find_task
 
@@ -97,10 +97,12 @@ def evaluate(
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
         raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
     progress = progress if jax.process_index() == 0 else lambda line: None
-    note_training_questions(chosen, path, questions, split=split, progress=progress, **read)
+    note_shared_questions(chosen, path, questions, split=split, progress=progress, **read)
     whole, in_split = questions, len(questions)
     questions = _first(questions, limit)
-    complete = chosen.sizes.get(split) == in_split + skipped.bad and len(questions) == in_split
+    counts = {len(question.options) for question in questions}
+    complete = chosen.sizes.get(split) == in_split == len(questions)
+    complete = complete and (not chosen.options or counts == {chosen.options})
     heads = [check_model(model, mesh) for model in models]
     modes = choose_modes(mode, models, heads, chosen)
     check_seeds(models)

@@ -32,6 +32,8 @@ def used_in_training(
 ) -> list[str]:
     """Return which of "train" and "dev" (it chose the checkpoint) these questions were.
 
+    Those of earlier trainings, from which this one started, count as well.
+
     `questions` are the whole split. Their hash decides; the names of task and split do, too, but
     of somebody's own set only where training recorded no hash.
     """
@@ -40,14 +42,17 @@ def used_in_training(
     if "dev_accuracy" not in facts:
         return []
     digest, here = questions_hash(questions), (without_directory(task), split)
-    uses = []
-    for one in ("train", "dev"):
-        recorded, of_run = facts.get(f"{one}_questions"), without_directory(str(facts.get("task")))
-        named = of_run, facts.get(f"{one}_split", settings.get(f"{one}_split"))
-        by_name = named == here and not (recorded and of_run.startswith("jsonl:"))
-        if recorded == digest or by_name:
-            uses.append(one)
-    return uses
+    uses = set()
+    for stage in (facts, *facts.get("earlier", ())):
+        settings = settings if stage is facts else {}
+        of_run = without_directory(str(stage.get("task")))
+        for one in ("train", "dev"):
+            recorded = stage.get(f"{one}_questions")
+            named = of_run, stage.get(f"{one}_split", settings.get(f"{one}_split"))
+            by_name = named == here and not (recorded and of_run.startswith("jsonl:"))
+            if recorded == digest or by_name:
+                uses.add(one)
+    return sorted(uses, reverse=True)
 
 
 def check_seeds(paths: Sequence[str | Path]) -> None:

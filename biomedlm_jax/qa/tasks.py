@@ -37,6 +37,7 @@ class Task:
     published: Mapping[str, float] = field(default_factory=dict, hash=False)  # system -> percent
     published_split: str = "test"  # the split of the published scores
     subjects: int = 0  # of the whole set, for the mean of the subjects
+    options: int = 0  # of each question of the official set, if all have as many
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
     folds: int = 1  # ways to divide train and dev
     path: Path | None = None  # where the questions are, if the name contains it
@@ -71,7 +72,7 @@ _TASKS = (
             "BioMedLM": 57.3, "GPT-4": 72.4, "Flan-PaLM": 57.6, "Galactica-120B": 52.9,
             "GPT-3.5": 51.0,
         },
-        published_split="dev",
+        published_split="dev", options=4,
     ),
     Task(
         "medqa", CHOICE,
@@ -85,6 +86,7 @@ _TASKS = (
             "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
             "Galactica": 44.4, "GPT-Neo 2.7B": 37.7,
         },
+        options=4,
     ),
     Task(
         "pubmedqa", CLASSIFICATION,
@@ -145,8 +147,9 @@ def default_split(task: Task, path: str | Path | None = None) -> str:
     Of a directory, and of a file that has all splits, it is the task's last split.
     """
     file = Path(path or task.path or "")
-    whole = file.is_dir() or _format_by_name(task, file, fold="*") in WHOLE_SETS
-    return split_in_name(file, task.splits) or (task.splits[-1] if whole else GIVEN)
+    if not file.is_dir() and _format_by_name(task, file, fold="*") in WHOLE_SETS:
+        return task.splits[-1]
+    return split_in_name(file, task.splits) or (task.splits[-1] if file.is_dir() else GIVEN)
 
 
 def without_directory(name: str) -> str:

@@ -174,6 +174,9 @@ def test_staged_training_continues_with_the_head(world, question_config, questio
     before, tokenizer, _ = load_finetuned(question_run[0])
     config = question_config(training__epochs=1, optimizer__learning_rate=1e-6)
     assert finetune(config, question_run[0], tmp_path / "run")["dev_accuracy"] == 100
+    first, facts = (read_facts(run / "model") for run in (question_run[0], tmp_path / "run"))
+    names = ("task", "train_split", "train_questions", "dev_split", "dev_questions")
+    assert facts["earlier"] == [{name: first[name] for name in names}]
     after, same, _ = load_finetuned(tmp_path / "run")
     assert same.get_vocab() == tokenizer.get_vocab()
     assert after.config == before.config

@@ -461,3 +461,15 @@ def test_other_ids_than_transformers_are_an_error(release, monkeypatch):
     monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: changed)
     with pytest.raises(ValueError, match=r"IL-10.* is \[.*\] here and \[.*\] in transformers"):
         verify_hf(release)
+
+
+def test_a_token_that_only_transformers_has_is_an_error(release, monkeypatch):
+    from biomedlm_jax.interop import verify
+
+    own = load_tokenizer(release)
+    file = release / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "extra_special_tokens": ["<|x|>"]}))
+    monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: own)
+    with pytest.raises(ValueError, match=r"<\|x\|>.* is \[.*\] here and \[.*\] in transformers"):
+        verify_hf(release)

@@ -176,19 +176,28 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
         assert (summary["baseline"], summary["seeds"]) == (None, None)
 
 
-@pytest.mark.parametrize(("split", "n", "shown"), [("test", 3, 1), ("test", 4, 0), ("dev", 3, 0)])
+@pytest.mark.parametrize(
+    ("split", "n", "options", "bad", "shown"),
+    [
+        ("test", 3, "wxyz", 0, 1),
+        ("test", 4, "wxyz", 0, 0),
+        ("test", 3, "wxyz", 1, 0),
+        ("test", 3, "vwxyz", 0, 0),  # MedQA with five options is another task
+        ("dev", 3, "wxyz", 0, 0),
+    ],
+)
 def test_published_scores_stand_beside_the_complete_official_split(
-    split, n, shown, tmp_path, release, monkeypatch
+    split, n, options, bad, shown, tmp_path, release, monkeypatch
 ):
-    """Rows of it that cannot be used do not count as missing."""
-    good = {"question": "q?", "options": ["x", "y"], "label": 0}
-    file = write(tmp_path / f"{split}.jsonl", [*[good] * (n - 1), {**good, "label": 2}])
+    good = {"question": "q?", "options": [*options], "label": 0}
+    rows = [*[good] * (n - bad), *[{**good, "label": 9}] * bad]
+    file = write(tmp_path / f"{split}.jsonl", rows)
     task = dataclasses.replace(find_task("medqa"), sizes={"test": 3, "dev": 3})
     monkeypatch.setattr(evaluation, "find_task", lambda *_, **__: task)
     monkeypatch.setattr(evaluation, "score", answering([]))
     read = {"task": "medqa", "path": file, "mode": "letter", "on_error": "skip"}
     (summary,) = evaluate(release, tmp_path / "out", notify=silent, **read)
-    assert (summary["n"], summary["official_n"]) == (n - 1, 3)
+    assert (summary["n"], summary["official_n"]) == (n - bad, 3)
     assert summary["published_percent"] == (task.published if shown else {})
 
 
@@ -490,9 +499,11 @@ def test_the_training_questions_are_named(tmp_path, tokenizer, medqa, monkeypatc
 
 
 def test_questions_without_answers_get_predictions(tmp_path, release, medqa):
-    read = {"task": "medqa", "path": medqa, "mode": "letter", "notify": silent}
-    (summary,) = evaluate(release, tmp_path / "test", split="test", **read)
-    (scored,) = evaluate(release, tmp_path / "dev", split="dev", **read)
+    read = {"task": "medqa", "mode": "letter", "notify": silent}
+    summary, scored = (  # files, since a directory with two equal splits is refused
+        evaluate(release, tmp_path / split, path=medqa / f"{split}.jsonl", split=split, **read)[0]
+        for split in ("test", "dev")
+    )
     items, with_labels = read_items(tmp_path / "test"), read_items(tmp_path / "dev")
     assert [item["gold"] for item in items] == [None] * 12
     for name in ("id", "scores", "prediction", "content"):

@@ -101,6 +101,18 @@ def test_the_questions_of_the_training_are_recognised(tmp_path):
     assert used_in_training(run, "medqa", "train", []) == ["train"]
 
 
+def test_the_questions_of_an_earlier_training_are_recognised(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = json.loads((run / "model" / "config.json").read_text())
+    stage = {"task": "medmcqa", "train_split": "train", "dev_split": "dev"}
+    config["facts"]["earlier"] = [{**stage, "dev_questions": questions_hash([QUESTION])}]
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    assert used_in_training(run, "jsonl:mine", "test", [QUESTION]) == ["dev"]
+    assert used_in_training(run, "medmcqa", "train", []) == ["train"]
+    assert used_in_training(run, "medqa", "dev", []) == ["dev"]
+    assert used_in_training(run, "medmcqa", "test", []) == []
+
+
 def test_an_export_keeps_the_record_of_its_training(tmp_path):
     """training.json is the run's record, without paths."""
     exports = []

@@ -120,6 +120,11 @@ def test_a_file_is_of_the_split_in_its_name(tmp_path, task, file, split):
     assert default_split(find_task(task), tmp_path / file) == split
 
 
+def test_a_file_of_all_splits_is_scored_on_test_whatever_its_name(tmp_path):
+    task = find_task("pubmedqa", format="pubmedqa_rows")
+    assert default_split(task, tmp_path / "pqa_labeled" / "train-00000-of-00001.parquet") == "test"
+
+
 def test_the_format_is_that_of_the_name_or_the_one_that_is_given(tmp_path):
     file = write(tmp_path / "dev.json", CHOICE)
     with pytest.raises(ValueError, match=r"dev\.json:1: format endings needs.*--format=questions"):
