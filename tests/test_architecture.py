@@ -32,11 +32,11 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_370,
-    ("training",): 1_620,
+    ("training",): 1_629,
     ("corpus",): 1_865,
     ("generation",): 1_957,
     ("interop",): 1_757,
-    ("qa", "finetuning"): 5_049,
+    ("qa", "finetuning"): 5_051,
     ("planning",): 1_000,
     ("cli", "commands"): 1_045,
 }

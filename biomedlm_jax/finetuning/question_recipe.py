@@ -73,7 +73,7 @@ def finetune_questions(
     )
     content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
     started_from = {**start.started_from, "questions": content_hash(content)}
-    sets = {"train_split": splits[0], "train_questions": questions_hash(train)}
+    sets: dict[str, Any] = {"train_split": splits[0], "train_questions": questions_hash(train)}
     sets |= {"dev_split": splits[1], "dev_questions": questions_hash(dev)}
     before = training_record(model).get("facts", {})
     if "task" in before:  # staged training: what the start was trained on is not forgotten

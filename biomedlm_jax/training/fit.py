@@ -6,6 +6,7 @@ It restores, steps, accumulates, evaluates, saves, logs, stops and resumes; it k
 import contextlib
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.lora import Adapter
-from biomedlm_jax.training.checkpoint import Checkpointer
+from biomedlm_jax.training.checkpoint import Checkpointer, latest_step
 from biomedlm_jax.training.config import RunSettings
 from biomedlm_jax.training.metrics import (
     NullRecorder,
@@ -91,7 +92,7 @@ class Recipe:
     settings: RunSettings
     steps: int
     make_model: Callable[..., Any]
-    base: list[Any] = dataclasses.field(default_factory=list)  # emptied, to free the memory
+    base: list[Any] = dataclasses.field(default_factory=list)  # emptied; its arrays are reused
     added_tokens: int = 0  # vocabulary rows that are trained beside LoRA's factors
     data: Data
     loss: Callable[..., jax.Array]
@@ -139,13 +140,17 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
 
         # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
         losses = {"sum": 0.0, "count": 0}  # since the last evaluation
+        if latest_step(workdir) is not None and not abstract_frozen:
+            recipe.base.clear()  # a checkpoint follows it
         if restored := checkpointer.restore(abstract):
             state, position = restored
             recipe.data.restore(position["data"])
             losses = position["losses"]
         else:
-            state = _sharded(make_state, abstract, recipe.base)
-        frozen = _sharded(make_frozen, abstract_frozen, recipe.base) if abstract_frozen else ()
+            state = _sharded(make_state, abstract, recipe.base, donate=not abstract_frozen)
+        frozen = ()
+        if abstract_frozen:
+            frozen = _sharded(make_frozen, abstract_frozen, recipe.base, donate=True)
         recipe.base.clear()
         step = begin = int(state.step)
         recorder = NullRecorder()
@@ -269,10 +274,16 @@ def _frozen(recipe: Recipe, *base) -> tuple:
     return (model.trunk if isinstance(model, Scorer) else model,)
 
 
-def _sharded(make: Callable, abstract, base: list):
-    """Return `make(*base)` sharded as `abstract`: no device ever holds more than its part."""
+def _sharded(make: Callable, abstract, base: list, *, donate: bool):
+    """Return `make(*base)` sharded as `abstract`: no device ever holds more than its part.
+
+    With `donate` the result takes over the arrays of `base` that it keeps, without a copy.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(make, out_shardings=shardings)(*base)
+    donated = range(len(base)) if donate else ()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers")  # a vocabulary that grows
+        return jax.jit(make, out_shardings=shardings, donate_argnums=donated)(*base)
 
 
 def _loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Array:

@@ -156,13 +156,11 @@ def pretrain(
     description = describe_run(abstract, mesh)
     sharding = meshes.sharding(mesh, "batch", "length")
     layout: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
-    base = []
+    base, new = [], latest_step(workdir) is None
     if init is not None:
         with jax.set_mesh(mesh):
             base = [init.read(abstract_model(model_config, mesh))]
             started_from["weights"] = weights_hash(base[0])
-        if latest_step(workdir) is not None:
-            base.clear()  # a checkpoint follows it
     batches = Batches(path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
     lengths_V = jnp.asarray(token_bytes(tokenizer))
@@ -220,7 +218,7 @@ def pretrain(
         write=write,
         introduction=(
             description,
-            *([f"starting from the weights of {init.path}"] if init and base else []),
+            *([f"starting from the weights of {init.path}"] if init and new else []),
             f"{training.steps:,} steps of {batch_size} x {manifest['length']} tokens: "
             f"{seen / there:.2f} passes over {there:,} tokens",
             *([lengthening["learning_rate"]] if lengthening else []),

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import signal
+import weakref
 
 import jax
 import numpy as np
@@ -120,6 +121,41 @@ def test_the_trained_parameters_and_what_was_left_out_are_printed(
     merged = sum(leaf.size for leaf in jax.tree.leaves(load(run)[0]))
     assert few < merged
     assert all_of_them == few + merged
+
+
+def test_the_dev_loss_of_an_epoch_is_computed_once(world, text_config, tmp_path, monkeypatch):
+    original, passes = text_recipe.StepData, []
+
+    def counted(*arguments):
+        passes.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(text_recipe, "StepData", counted)
+    result = finetune(text_config(training__epochs=1), world / "base", tmp_path / "run")
+    assert len(passes) == 1
+    assert result["dev_loss"] == epochs(tmp_path / "run")[-1]["dev_loss"]
+
+
+def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint(
+    world, text_config, text_run, tmp_path, monkeypatch
+):
+    run = shutil.copytree(text_run[0], tmp_path / "run")
+    (run / "report.json").unlink()
+    load_start, restore, started = text_recipe.load_start, fit.Checkpointer.restore, []
+
+    def loaded(*arguments, **options):
+        start = load_start(*arguments, **options)
+        started.extend(map(weakref.ref, jax.tree.leaves(start.base)))
+        return start
+
+    def restored(checkpointer, abstract):
+        assert started
+        assert not any(leaf() is not None for leaf in started)
+        return restore(checkpointer, abstract)
+
+    monkeypatch.setattr(text_recipe, "load_start", loaded)
+    monkeypatch.setattr(fit.Checkpointer, "restore", restored)
+    assert finetune(text_config(), world / "base", run) == text_run[1]
 
 
 def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import signal
@@ -9,6 +10,7 @@ import pytest
 
 from biomedlm_jax.corpus.batches import validation_batches
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.interop.initial import initial_weights
 from biomedlm_jax.training import fit
 from biomedlm_jax.training import pretrain as recipe
 from biomedlm_jax.training.checkpoint import latest_step, steps
@@ -158,3 +160,31 @@ def test_a_run_whose_evaluation_is_not_finite_has_not_finished(
         pretrain(config, tmp_path / "run")
     assert "finished" not in capsys.readouterr().err
     assert steps(tmp_path / "run") == [4]
+
+
+def buffers(model) -> list[int]:
+    shards = [shard for leaf in jax.tree.leaves(model) for shard in leaf.addressable_shards]
+    return [shard.data.unsafe_buffer_pointer() for shard in shards]
+
+
+def test_a_run_takes_over_the_arrays_that_it_starts_from(config, finished, tmp_path, monkeypatch):
+    init, original, before, after = initial_weights(finished), fit.compile_step, [], []
+
+    def read(abstract):
+        model = jax.tree.map(lambda leaf: leaf + 0, init.read(abstract))  # as XLA allocates them
+        before.extend(buffers(model))
+        return model
+
+    def compile_step(*arguments, **options):
+        step = original(*arguments, **options)
+
+        def stepping(state, *values):
+            after.extend([] if after else buffers(state.model))
+            return step(state, *values)
+
+        return stepping
+
+    monkeypatch.setattr(fit, "compile_step", compile_step)
+    config.optimizer.warmup_steps, config.training.steps = 0, 1
+    pretrain(config, tmp_path / "run", init=dataclasses.replace(init, read=read))
+    assert after == before
