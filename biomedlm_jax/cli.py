@@ -2,7 +2,8 @@
 
 A command is a file in `commands/` with a docstring, its own `FLAGS` (an absl `FlagValues`, so that
 `--help` prints that command's flags and no library's), and `run(flags)`. Bad input prints one
-line on standard error and exits with code 2; BIOMEDLM_TRACEBACK=1 prints the traceback instead.
+line on standard error and exits with code 2, an error of the file system with code 1;
+BIOMEDLM_TRACEBACK=1 prints the traceback instead.
 """
 
 import ast
@@ -30,6 +31,7 @@ INPUT_ERRORS = (
     PermissionError,
 )
 BUCKETS = ("gs://", "s3://")
+TEXTS = ("prompt", "stop", "bad_words", "score", "terms")  # flags whose values are no paths
 
 FLAG = r"flag --([\w.]+)=(.*?): "
 # Messages of absl, and those that replace them.
@@ -56,7 +58,10 @@ def overview() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 finished, 2 bad input, 130 interrupted."""
+    """Run one command and return the exit code.
+
+    0 finished, 1 a full disk or another error of the file system, 2 bad input, 130 interrupted.
+    """
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
     try:
@@ -92,11 +97,14 @@ def _run(argv: list[str]) -> int:
         return _fail(name, reword_flag_error(error), error)
     try:
         command.run(command.FLAGS)
-    except INPUT_ERRORS as error:
+    except BrokenPipeError:
+        raise
+    except (*INPUT_ERRORS, OSError) as error:
         text = str(error)
-        if isinstance(error, OSError) and error.strerror and error.filename:
-            text = f"{error.strerror}: {error.filename}"
-        return _fail(name, text, error)
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        code = _fail(name, text, error)
+        return code if isinstance(error, INPUT_ERRORS) else 1
     except KeyboardInterrupt:
         print(f"biomedlm {name}: interrupted", file=sys.stderr)
         return 130
@@ -131,7 +139,7 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     for argument, following in itertools.pairwise([*arguments, ""]):
         flag, equals, path = argument.partition("=")
         path = path if equals else following
-        if path.startswith(BUCKETS):
+        if path.startswith(BUCKETS) and flag.lstrip("-").rpartition(".")[2] not in TEXTS:
             fix = "mount the bucket and give the path of the mount"
             raise ValueError(f"got {flag}={path}; expected a path of a file system: {fix}")
         if flag.lstrip("-") == "config" and not os.path.isfile(path.partition(":")[0]):

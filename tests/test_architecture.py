@@ -32,13 +32,13 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_370,
-    ("training",): 1_652,
+    ("training",): 1_666,
     ("corpus",): 1_865,
-    ("generation",): 1_956,
-    ("interop",): 1_755,
-    ("qa", "finetuning"): 4_898,
+    ("generation",): 1_957,
+    ("interop",): 1_757,
+    ("qa", "finetuning"): 5_051,
     ("planning",): 1_015,
-    ("cli", "commands"): 1_017,
+    ("cli", "commands"): 1_045,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -109,6 +109,8 @@ def test_a_call_does_not_keep_the_flags_of_an_earlier_one(monkeypatch):
     [
         (ValueError("two\nlines"), 2),
         (FileNotFoundError(2, "No such file or directory", "x.json"), 2),
+        (OSError(28, "No space left on device"), 1),
+        (OSError("cannot write; check the disk"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -119,6 +121,7 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "run", run)
     assert main(["pretrain", CONFIG, "--workdir=x"]) == code
     expected = {
+        OSError: f"error: {error.args[-1:] and error.args[-1]}",
         ValueError: "error: two lines",
         FileNotFoundError: "error: No such file or directory: x.json",
         KeyboardInterrupt: "interrupted",

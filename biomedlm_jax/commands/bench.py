@@ -56,6 +56,13 @@ ARGUMENTS = {
     "tokens": "tokenizer text_field rounds",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
+CONFIG = ("layers", "width", "heads", "vocab_size", "dtype")
+MORE = {
+    "train": (*CONFIG, "length", "unroll"),
+    "decode": CONFIG,
+    "tokens": ("input",),
+    "questions": (),
+}
 REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",)}
 
 
@@ -64,8 +71,11 @@ def run(options: Flags) -> None:
     what, required = options.what, REQUIRED.get(options.what, ())
     if not all(options[name].value for name in required):
         raise ValueError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
-    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
     pairs = [pair.partition(":") for pair in ARGUMENTS[what].split()]
+    used = {"what", "json", *MORE[what], *(name for name, _, _ in pairs)}
+    if unused := [name for name in options if options[name].present and name not in used]:
+        raise ValueError(f"got --{unused[0]}, which bench {what} does not use; leave it out")
+    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
     arguments = {argument or name: options[name].value for name, _, argument in pairs}
     if what in ("train", "decode"):
         arguments["config"] = _config(options)

@@ -17,7 +17,8 @@ FLAGS = Flags("models", "out")
 FLAGS.define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH.")
 FLAGS.define("path", None, "File of the task, or directory of its files.")
 FLAGS.define("format", "", "Format of the files; default: the one that their names decide.")
-FLAGS.define("split", None, "Split to score; default: that in the file's name, or the last one.")
+SPLIT = "Split to score; default: that in a file's name, or the last one in a directory."
+FLAGS.define("split", None, SPLIT)
 MODES = ("auto", "letter", "option", "classifier")
 FLAGS.define("mode", "auto", "Way of scoring; auto: all that fit the model.", choices=MODES)
 FLAGS.define("shots", 0, "Answered questions before each question, with --mode=letter.", least=0)
@@ -29,7 +30,8 @@ FLAGS.define("twins", "keep", "Questions with two equal options.", choices=("kee
 FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
 DEV = "This model's report on dev, to fit a temperature and a threshold to abstain."
 FLAGS.define("calibrate", None, DEV)
-FLAGS.define("risk", 0.2, "Share of wrong dev answers that the threshold allows.", least=0)
+RISK = "Share of wrong dev answers that the threshold of --calibrate allows (default 0.2)."
+FLAGS.define("risk", None, RISK, kind=float, least=0)
 ORDERS = "Orders of the options to show, the file's and random ones, for the position bias."
 FLAGS.define("orders", 1, ORDERS, least=1)
 FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)

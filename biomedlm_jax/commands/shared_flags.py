@@ -116,6 +116,8 @@ class Flags(flags.FlagValues):
     def define_json(self) -> None:
         """Add --json."""
         self.define("json", None, "File to write the figures to, as JSON.")
+        new = "expected a file that does not exist yet"
+        flags.register_validator("json", lambda p: not (p and Path(p).is_file()), new, self)
 
     def write_json(self, value: Any) -> None:
         """Write `value` to the file of --json, if that is given."""
@@ -219,8 +221,11 @@ class Flags(flags.FlagValues):
         """Connect the processes of `define_processes`; if one fails in the block, all end."""
         from biomedlm_jax import distributed
 
-        if self.process_count > 1 and not self.coordinator:
-            raise ValueError("--process_count needs --coordinator=HOST:PORT of process 0")
+        if self.coordinator and self.distributed:
+            raise ValueError("got --coordinator and --distributed; expected one of them")
+        for name in ("process_count", "process_id"):
+            if self[name].value != self[name].default and not self.coordinator:
+                raise ValueError(f"--{name} needs --coordinator=HOST:PORT of process 0")
         if self.coordinator or self.distributed:
             numbers = self.pick("process_id", "process_count", "start_timeout", "silence_timeout")
             distributed.start_processes(self.coordinator, **numbers)

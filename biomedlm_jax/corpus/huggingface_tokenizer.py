@@ -52,7 +52,7 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
             raise ValueError(f"{got}, which is not supported; {fix}")
     special, extra, declared = _special_tokens(directory, settings, whole)
     padding = whole.get("padding") or {}
-    if padding.get("pad_token"):
+    if padding.get("pad_token") and name != GPT2:  # that class is built without it
         special.setdefault("pad_token", padding["pad_token"])
     if name == GPT2:
         special = {**dict.fromkeys(("unk_token", "bos_token", "eos_token"), DEFAULT), **special}
@@ -163,7 +163,7 @@ def _special_tokens(
             added[token["id"]] = _added(token)
     by_content |= {token.content: token for token in added.values()}
     # Only here, as in transformers: the flags of added_tokens.json do not depend on these.
-    if "extra_special_tokens" not in values:
+    if "extra_special_tokens" not in values or more:  # beside a dict they count as well
         extra = [_maybe_added(token) for token in values.get("additional_special_tokens") or ()]
     named |= {key: _maybe_added(token) for key, token in more.items()}
     named = {

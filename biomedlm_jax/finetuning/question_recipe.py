@@ -15,7 +15,7 @@ from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.losses import question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
 from biomedlm_jax.finetuning.start import load_start, make_recipe
-from biomedlm_jax.interop.directories import MODEL_FOLDER
+from biomedlm_jax.interop.directories import MODEL_FOLDER, training_record
 from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, with_head
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
@@ -24,7 +24,7 @@ from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS, spells_special
 from biomedlm_jax.qa.questions import Skipped, counted, overlap, questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.splits import read_questions, refuse_copy
-from biomedlm_jax.qa.tasks import find_task
+from biomedlm_jax.qa.tasks import find_task, without_directory
 from biomedlm_jax.training.fit import fit
 
 
@@ -41,6 +41,10 @@ def finetune_questions(
     folder, training, wanted = workdir / MODEL_FOLDER, settings.training, settings.task
     task, skipped = find_task(wanted.name, format=wanted.format), Skipped()
     train_path, splits = wanted.train_path or wanted.path, (wanted.train_split, wanted.dev_split)
+    # Exports state the name of a set; they leave out the path, its place on this machine.
+    name, place = without_directory(task.name), wanted.path or str(task.path or "")
+    stated = dataclasses.replace(wanted, name=name, path=place)
+    settings = dataclasses.replace(settings, task=stated)
     read: dict[str, Any] = {"fold": wanted.fold, "on_error": wanted.on_error, "labelled": True}
     read |= {"label_base": wanted.label_base, "twins": wanted.twins, "skipped": skipped}
     train = read_questions(task, train_path, split=wanted.train_split, **read)
@@ -48,7 +52,7 @@ def finetune_questions(
     refuse_copy(train, dev, names=(f"{splits[0]} of {train_path or task.path}", splits[1]))
     start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
     rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
-    head = Head(kind=task.kind, task=task.name, classes=task.classes, **rows)
+    head = Head(kind=task.kind, task=name, classes=task.classes, **rows)
     if start.head is not None:
         check_head(start.head, task, where=model, fix="start from the pre-trained model")
     if head.max_length > start.config.context_length:
@@ -69,8 +73,12 @@ def finetune_questions(
     )
     content = [encoded.prompts, labels, [dataclasses.astuple(question) for question in dev]]
     started_from = {**start.started_from, "questions": content_hash(content)}
-    sets = {"train_split": splits[0], "train_questions": questions_hash(train)}
+    sets: dict[str, Any] = {"train_split": splits[0], "train_questions": questions_hash(train)}
     sets |= {"dev_split": splits[1], "dev_questions": questions_hash(dev)}
+    before = training_record(model).get("facts", {})
+    if "task" in before:  # staged training: what the start was trained on is not forgotten
+        stage = {name: before[name] for name in ("task", *sets) if name in before}
+        sets["earlier"] = [*before.get("earlier", ()), stage]
     both = [*train, *dev]
     alike = [one.id for one, same in zip(train, encoded.alike, strict=True) if same]
     skipped.note("of dev that are also in train", overlap(dev, train))
@@ -85,12 +93,13 @@ def finetune_questions(
         return with_head(trunk, head, key=score_key)
 
     def evaluate(finetuned: Scorer, step: int, check_stop: Callable) -> dict[str, float]:
-        items = score(finetuned, start.tokenizer, dev, task, mode=CLASSIFIER, **rows)
+        given = {"mode": CLASSIFIER, "check_stop": check_stop, **rows}
+        items = score(finetuned, start.tokenizer, dev, task, **given)
         right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
         accuracy = 100 * float(np.mean(right))
         figures = {"epoch": step // data.steps_per_epoch, "dev_accuracy": accuracy}
         if accuracy > read_facts(folder).get("dev_accuracy", -1.0):
-            facts = {**figures, "task": task.name, "started_from": started_from, **sets}
+            facts = {**figures, "task": name, "started_from": started_from, **sets}
             save_finetuned(folder, finetuned, start.tokenizer, head, step=step, facts=facts)
         return figures
 

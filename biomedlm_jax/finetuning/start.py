@@ -55,20 +55,15 @@ def load_start(
     head = check_model(path, mesh, **settings.model)
     base, tokenizer = load_model(path, head if heads else None, mesh, **settings.model)
     config = model_config(path, **settings.model)
-    known = [token for token in added_tokens if tokenizer.token_to_id(token) is not None]
-    if heads and head is None and known:
-        got = f"the tokenizer of {path} has {', '.join(known)} already"
-        raise ValueError(f"{got}; start from a pre-trained model, or continue with its head")
     weights, entries = weights_hash(base), 1 + max(tokenizer.get_vocab().values())
-    tokenizer = copy_tokenizer(tokenizer)
-    new = tokenizer.add_special_tokens(list(added_tokens)) if head is None else 0
+    missing = [token for token in added_tokens if tokenizer.token_to_id(token) is None]
+    tokenizer, new = copy_tokenizer(tokenizer), len(missing) if head is None else 0
+    if head is None:
+        tokenizer.add_special_tokens(list(added_tokens))
     if new and entries != config.vocab_size:
         got = f"{path} has {config.vocab_size} vocabulary rows and its tokenizer {entries} entries"
         raise ValueError(f"{got}; to add tokens, both must end at the same id")
-    config, ids = (
-        with_added_tokens(config, new),
-        {tokenizer.token_to_id(token) for token in added_tokens},
-    )
+    config, ids = with_added_tokens(config, new), [*map(tokenizer.token_to_id, added_tokens)]
     last_ids = itertools.takewhile(ids.__contains__, range(config.vocab_size)[::-1])
     started_from = {
         "path": str(Path(path).absolute()),

@@ -175,11 +175,6 @@ def _unit(match: re.Match | None) -> str:
     return "/".join(UNIT[one.lower()] for one in match.groups() if one) if match else ""
 
 
-def numbers_in(text: str) -> set[str]:
-    """Return the numbers of a text; 1,000 is 1000, 10 000 is 10000, and 0.50 is 0.5."""
-    return {reading[0][0][0] for reading in quantities(text)}
-
-
 def _plain(number: str) -> str:
     number = re.sub(r",(?=\d{3}(?!\d))", "", number)
     try:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,5 +121,5 @@ def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
             other = "other options, weights or --dtype"
             raise ValueError(f"{out} was made with {other}; use those, or choose another --out")
     if unfinished:
-        out.write_bytes(data.removesuffix(unfinished))
+        os.truncate(out, len(data) - len(unfinished))  # never writes what is there already
     return len(lines)

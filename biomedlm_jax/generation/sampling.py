@@ -47,7 +47,7 @@ class Strategy(Settings):
         """
         values: dict[str, Any] = {}
         if self.temperature:
-            values["temperature"] = np.float32(self.temperature)
+            values["temperature"] = np.float32(max(self.temperature, 1e-30))  # quotients are finite
             if self.top_k:
                 values["top_k" if self.top_k <= FEW else "large_top_k"] = np.int32(self.top_k)
             if self.top_p < 1:  # subtracted in double precision, as in transformers

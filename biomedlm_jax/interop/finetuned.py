@@ -157,7 +157,7 @@ def save_finetuned(
     step: int = 0,
     facts: Mapping[str, Any] | None = None,
     files: Mapping[str, Mapping[str, Any]] | None = None,
-    replaceable: Callable[[Path], bool] = lambda path: True,
+    replaceable: Callable[[Path], bool] = lambda path: (path / directories.CONFIG).exists(),
     overwrite: bool = True,
 ) -> Path:
     """Write a model, with its head if it has one, as the run directory `path` in one step.

@@ -95,7 +95,7 @@ def verify_hf(
         report["run"] = _within(tolerance, path, here, trained, f"those of {run}")
     default, attention = _peer_outputs(path, tokens)
     report["default"] = {"attention": attention, **_difference(here, default), "ignores": []}
-    if report["default"]["max"] > tolerance:
+    if not report["default"]["max"] <= tolerance:  # nan is no agreement
         if foldable:
             without = {name: folded[name] for name in foldable}
             other, _ = _peer_outputs(path, tokens, attn_implementation="eager", **without)
@@ -108,7 +108,8 @@ def verify_hf(
 def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
     """Return how many texts have the ids of transformers' AutoTokenizer of the directory `path`.
 
-    They are `PROBE` and texts with each added token. Raises ValueError for the first that differs.
+    They are `PROBE` and texts with each added token of either side. Raises ValueError for the first
+    that differs.
     """
     _, transformers = _peers()
     try:
@@ -117,6 +118,7 @@ def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"transformers cannot read the tokenizer of {path}: {reason}") from None
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    added = [*dict.fromkeys([*added, *theirs.get_added_vocab()])]
     texts = [*PROBE, *(f"a{token}b {token} c{token} " for token in added[:1000])]
     for text in texts:
         for special in (True, False):

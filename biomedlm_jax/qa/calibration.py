@@ -14,6 +14,7 @@ from biomedlm_jax.qa.statistics import Item
 
 RISK = 0.2  # share of wrong answers, among those that are given
 LIMITS = math.log(0.01), math.log(100)  # of the logarithm of a temperature
+TOLERANCE = 1e-3  # the search ends within 1e-5 of a limit
 
 
 class Calibration(NamedTuple):
@@ -23,6 +24,7 @@ class Calibration(NamedTuple):
     threshold: float | None  # the least confidence (after the temperature); None: none is enough
     risk: float  # that the threshold keeps on dev
     n: int  # dev answers
+    at_limit: bool = False  # the temperature is an end of LIMITS, which is no fit
 
 
 def calibrate(items: Sequence[Item], *, risk: float = RISK) -> Calibration:
@@ -40,7 +42,8 @@ def calibrate(items: Sequence[Item], *, risk: float = RISK) -> Calibration:
     confidence_N = np.array([row.max() for row in scaled(answers.probabilities, temperature)])
     curve = risk_coverage(confidence_N, answers.right_N)
     kept = [one["threshold"] for one in curve if one["risk"] <= risk]
-    return Calibration(temperature, min(kept, default=None), risk, len(items))
+    at_limit = min(abs(math.log(temperature) - end) for end in LIMITS) < TOLERANCE
+    return Calibration(temperature, min(kept, default=None), risk, len(items), at_limit)
 
 
 def fit_temperature(probabilities: Sequence[np.ndarray], gold_N: np.ndarray) -> float:

@@ -19,14 +19,15 @@ from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.models import (
     AUTO,
     check_model,
+    check_seeds,
     choose_modes,
     load_model,
-    weights_of_seeds,
+    refuse_equal,
 )
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, shown
-from biomedlm_jax.qa.questions import Question, Skipped, counted, questions_hash
+from biomedlm_jax.qa.questions import Question, Skipped, check_limit, counted, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
-from biomedlm_jax.qa.splits import note_training_questions, read_questions, read_shots
+from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots
 from biomedlm_jax.qa.summary import summarise
 from biomedlm_jax.qa.tasks import default_split, find_task
 
@@ -48,7 +49,7 @@ def evaluate(
     baseline: str | Path | None = None,
     limit: float | None = None,
     calibrate: str | Path | None = None,
-    risk: float = calibration.RISK,
+    risk: float | None = None,
     orders: int = 1,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
@@ -72,12 +73,14 @@ def evaluate(
       shots: answered questions before each question (letter), the first of the first split.
       limit: score only the first questions: a number, or below 1 a fraction of them.
       calibrate: this model's report on dev questions, to fit a temperature and to choose the
-        threshold below which to abstain: at most a share `risk` of the dev answers is wrong.
+        threshold below which to abstain: at most a share `risk` of the dev answers is wrong, by
+        default calibration.RISK.
       orders: in how many orders the options are shown (the file's, then random ones), for the
         position bias of letters or heads, over the answers of all models.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for bad input, before any work.
+    Raises ValueError, FileNotFoundError or FileExistsError for bad input: before a model is loaded,
+    but for a copy of another seed and a `calibrate` of other weights, before that model is scored.
     """
     keep_freed_memory()
     models = [models] if isinstance(models, str | Path) else list(models)
@@ -93,12 +96,16 @@ def evaluate(
     if baseline and not labelled:
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
         raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
-    note_training_questions(chosen, path, questions, split=split, **read)
-    in_split = len(questions)
+    progress = progress if jax.process_index() == 0 else lambda line: None
+    note_shared_questions(chosen, path, questions, split=split, progress=progress, **read)
+    whole, in_split = questions, len(questions)
     questions = _first(questions, limit)
-    complete = chosen.sizes.get(split) == in_split + skipped.bad and len(questions) == in_split
+    counts = {len(question.options) for question in questions}
+    complete = chosen.sizes.get(split) == in_split == len(questions)
+    complete = complete and (not chosen.options or counts == {chosen.options})
     heads = [check_model(model, mesh) for model in models]
     modes = choose_modes(mode, models, heads, chosen)
+    check_seeds(models)
     if (shots and LETTER not in modes) or shots < 0:
         raise ValueError(f"got shots={shots}; only letter prompts have shots, at least 0 of them")
     examples = read_shots(chosen, path, shots, questions, **read) if shots else []
@@ -109,35 +116,39 @@ def evaluate(
     if orders < 1 or (orders > 1 and not (labelled and chosen.kind == CHOICE)):
         got = f"got orders={orders} for {name}"
         raise ValueError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
+    if risk is not None and not calibrate:
+        got = f"got risk={risk} without calibrate, the report on dev that it is chosen on"
+        raise ValueError(f"{got}; fix: add --calibrate=REPORT, or leave out --risk")
     on_dev = _dev_reports(calibrate, ways, models, questions, labelled) if calibrate else {}
-    chosen_on_dev = {w: calibration.calibrate(d, risk=risk) for w, (d, _) in on_dev.items()}
+    share = calibration.RISK if risk is None else risk
+    chosen_on_dev = {w: calibration.calibrate(d, risk=share) for w, (d, _) in on_dev.items()}
     writes = jax.process_index() == 0
     if writes:
         check_output(out, replaceable=report.is_report, overwrite=overwrite)
         unlike = chosen.unlike_official(split, len(questions))
         unlike += f" (the first of {in_split:,})" if limit is not None else ""
         notify(f"{name}: {counted(len(questions), 'question')}{unlike}; skipped: {skipped}")
-    weights = weights_of_seeds(models, heads, mesh)
     partial = f"{Path(out)}.partial" if writes else None  # of process 0, whose journal decides
     results: dict[str, list[list[dict]]] = {}
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
     described, uses = [], []
     orderings, shuffled = random_orders(questions, orders), {}
-    for directory, head, digest in zip(models, heads, weights, strict=True):
+    for directory, head in zip(models, heads, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
         rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
         options |= rows
-        described.append(identity.describe(directory, model, tokenizer, weights=digest, **rows))
+        described.append(identity.describe(directory, model, tokenizer, **rows))
+        refuse_equal([one["weights"] for one in described], models)
         for _, digest in on_dev.values():
             if digest != described[-1]["weights"]:
                 got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"
                 raise ValueError(f"{got}; fix: evaluate this model on dev first")
         start = [described[-1]["weights"], described[-1]["dtype"], repr(model.config)]
-        journal = Journal(partial, start=start, notify=progress if writes else lambda line: None)
+        journal = Journal(partial, start=start, notify=progress)
         if directory == models[0]:
             noted = prompts.spells_special(tokenizer, questions)
             skipped.note("spelling a special token, encoded as text", noted)
-        uses += identity.used_in_training(directory, chosen.name, split, questions)
+        uses += identity.used_in_training(directory, chosen.name, split, whole)
         for one in modes:
             given = {"task": chosen, "mode": one, "journal": journal, **options}
             answer = functools.partial(score, model, tokenizer, **given)
@@ -171,6 +182,7 @@ def evaluate(
             official=chosen.sizes.get(split),
             published=chosen.published if complete and split == chosen.published_split else {},
             published_split=chosen.published_split,
+            official_subjects=chosen.subjects or None,
             with_macro_f1=chosen.kind == CLASSIFICATION,
             baseline=baselines.get(way, ()),
             baseline_name=str(baseline),
@@ -228,8 +240,7 @@ def _dev_reports(
 
 def _first(questions: list[Question], limit: float | None) -> list[Question]:
     """Return the first questions: `limit` of them, or below 1 this fraction."""
+    limit = check_limit(limit)
     if limit is None:
         return questions
-    if limit <= 0 or (limit > 1 and limit != int(limit)):
-        raise ValueError(f"got limit={limit}; expected a number of questions, or a fraction of 1")
     return questions[: math.ceil(len(questions) * limit) if limit < 1 else int(limit)]

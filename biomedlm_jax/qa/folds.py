@@ -13,6 +13,7 @@ from pathlib import Path
 from biomedlm_jax.files import read_json
 from biomedlm_jax.qa.formats import Row
 
+WHOLE_SETS = ("pubmedqa", "pubmedqa_rows")  # formats of files that have all splits
 FOLDS = 10  # of the 500 questions for training
 ANSWERS = ("yes", "no", "maybe")  # in the authors' order, which decides the samples
 LABELLED = {"yes": 552, "no": 338, "maybe": 110}

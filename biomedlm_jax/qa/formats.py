@@ -107,14 +107,14 @@ def first_numbers(rows: Iterable[Row]) -> dict[int, Row]:
     """
     shown: dict[int, Row] = {}
     for row in rows:
-        number, options = answer_number(row), row.fields.get("options", row.fields.get("choices"))
-        count = sum(bool(re.fullmatch(r"op[a-d]|ending\d+", str(name))) for name in row.fields)
-        if isinstance(options, list | dict):
-            count = len(options)
+        number = answer_number(row)
         if number == 0:
             shown.setdefault(0, row)
-        elif number == count:
-            shown.setdefault(1, row)
+        elif number is not None and 1 not in shown:
+            options = row.fields.get("options", row.fields.get("choices"))
+            count = sum(bool(re.fullmatch(r"op[a-d]|ending\d+", str(name))) for name in row.fields)
+            if number == (len(options) if isinstance(options, list | dict) else count):
+                shown[1] = row
     return shown
 
 

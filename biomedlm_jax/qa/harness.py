@@ -30,8 +30,8 @@ from biomedlm_jax.generation.options import (
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import make_mesh, platform
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
-from biomedlm_jax.qa.evaluation import check_model
 from biomedlm_jax.qa.identity import circumstances
+from biomedlm_jax.qa.models import check_model
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import continuation_prompts
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, branch_log_probabilities
@@ -252,6 +252,11 @@ class Harness(TemplateLM):
             raise ValueError(f"{where} {request.args[1]}: {error}") from None
         return options, stops, self.max_length - new_tokens
 
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Raise ValueError: lm-eval calls it for --apply_chat_template."""
+        got = f"got apply_chat_template={chat_template}"
+        raise ValueError(f"{got}; prompts have no chat template here: leave it out")
+
     @functools.cached_property
     def _generator(self) -> Generator:
         """The decoder, with a copy of the model, made when a task first generates."""
@@ -282,4 +287,8 @@ def shared_prefixes(
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:  # of a request or a setting
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

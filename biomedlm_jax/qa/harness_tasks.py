@@ -14,8 +14,9 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.files import atomic_directory, check_output, parse_object, write_text
 from biomedlm_jax.generation.options import read_generation_config
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.qa.evaluation import check_model
 from biomedlm_jax.qa.harness import Harness
+from biomedlm_jax.qa.models import check_model
+from biomedlm_jax.qa.questions import check_limit
 from biomedlm_jax.qa.scoring import BATCH_TOKENS
 
 RESULTS = "harness.json"
@@ -71,7 +72,7 @@ def evaluate_tasks(
         check_output(out, **output)
     options = {"num_fewshot": num_fewshot, "task_manager": manager, "torch_random_seed": None}
     options["confirm_run_unsafe_code"] = confirm_run_unsafe_code
-    options["limit"] = int(limit) if limit is not None and limit >= 1 else limit
+    options["limit"] = check_limit(limit)
     try:
         options["samples"] = _check_samples(samples, manager, tasks)
         model, tokenizer = load(models[0], mesh=mesh, **execution)

@@ -15,6 +15,7 @@ from biomedlm_jax.corpus.tokenizer import tokenizer_hash
 from biomedlm_jax.files import content_hash
 from biomedlm_jax.interop.directories import training_record
 from biomedlm_jax.qa.questions import Question, questions_hash
+from biomedlm_jax.qa.tasks import without_directory
 from biomedlm_jax.training.provenance import NOT_COMPARED, weights_hash
 
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
@@ -29,19 +30,29 @@ def question_hash(question: Question) -> str:
 def used_in_training(
     path: str | Path, task: str, split: str, questions: Sequence[Question]
 ) -> list[str]:
-    """Return which of "train" and "dev" (it chose the checkpoint) these questions were."""
+    """Return which of "train" and "dev" (it chose the checkpoint) these questions were.
+
+    Those of earlier trainings, from which this one started, count as well.
+
+    `questions` are the whole split. Their hash decides; the names of task and split do, too, but
+    of somebody's own set only where training recorded no hash.
+    """
     record = training_record(path)
     facts, settings = record.get("facts", {}), record.get("task") or {}
     if "dev_accuracy" not in facts:
         return []
-    digest = questions_hash(questions)
-    return [
-        one
-        for one in ("train", "dev")
-        if facts.get(f"{one}_questions") == digest
-        or (facts.get("task"), facts.get(f"{one}_split", settings.get(f"{one}_split")))
-        == (task, split)
-    ]
+    digest, here = questions_hash(questions), (without_directory(task), split)
+    uses = set()
+    for stage in (facts, *facts.get("earlier", ())):
+        settings = settings if stage is facts else {}
+        of_run = without_directory(str(stage.get("task")))
+        for one in ("train", "dev"):
+            recorded = stage.get(f"{one}_questions")
+            named = of_run, stage.get(f"{one}_split", settings.get(f"{one}_split"))
+            by_name = named == here and not (recorded and of_run.startswith("jsonl:"))
+            if recorded == digest or by_name:
+                uses.add(one)
+    return sorted(uses, reverse=True)
 
 
 def check_seeds(paths: Sequence[str | Path]) -> None:
@@ -61,13 +72,12 @@ def describe(
     *,
     max_length: int | None = None,
     row_format: str = "",
-    weights: str | None = None,
 ) -> dict[str, Any]:
     """Return what a loaded model is: hashes of weights and tokenizer, dtype, longest row."""
     max_length = max_length or model.config.context_length
     return {
         "path": str(path),
-        "weights": weights or weights_hash(model),
+        "weights": weights_hash(model),
         "tokenizer": tokenizer_hash(tokenizer),
         "dtype": jax.numpy.dtype(model.config.dtype).name,
         "max_length": max_length,

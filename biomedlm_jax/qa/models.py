@@ -16,7 +16,6 @@ from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import identity
 from biomedlm_jax.qa.scoring import CLASSIFIER, LETTER, OPTION, WAYS
 from biomedlm_jax.qa.tasks import Task
-from biomedlm_jax.training.provenance import weights_hash
 
 AUTO = "auto"
 
@@ -49,23 +48,19 @@ def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:
         raise ValueError(f"{got} (fine-tuned on {head.task}), and {needed}; {fix}")
 
 
-def weights_of_seeds(
-    models: Sequence[str | Path], heads: Sequence[Head | None], mesh: Mesh | None
-) -> list[str | None]:
-    """Return the hashes of the weights of several seeds; raise ValueError unless they are seeds."""
-    if len(models) == 1:
-        return [None]
-    seen: dict[str, str | Path] = {}
-    different = [*{Path(model).resolve(): model for model in models}.values()]
-    if len(different) > 1:
-        identity.check_seeds(different)
-    for directory, head in zip(models, heads, strict=True):
-        digest = weights_hash(load_model(directory, head, mesh)[0])
-        if digest in seen:
-            got = f"{directory} has the same weights as {seen[digest]}"
+def check_seeds(models: Sequence[str | Path]) -> None:
+    """Raise ValueError unless the directories are different seeds of one training."""
+    refuse_equal([str(Path(model).resolve()) for model in models], models)
+    if len(models) > 1:
+        identity.check_seeds(models)
+
+
+def refuse_equal(of_each: Sequence[str], models: Sequence[str | Path]) -> None:
+    """Raise ValueError if two models have the same place, or the same hash of their weights."""
+    for number, value in enumerate(of_each):
+        if (first := of_each.index(value)) < number:
+            got = f"{models[number]} has the same weights as {models[first]}"
             raise ValueError(f"{got}; fix: name each seed once")
-        seen[digest] = directory
-    return [*seen]
 
 
 def choose_modes(

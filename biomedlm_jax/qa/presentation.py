@@ -19,23 +19,23 @@ def markdown(summary: Mapping) -> str:
     questions = f"{_count(summary)} ({summary['truncated']:,} truncated)"
     rows = [("questions", questions)]
     seeds, baseline, score = summary["seeds"], summary["baseline"], summary["accuracy"]
-    first = " (first seed)" if seeds else ""
     if score:
         rows += [("accuracy", _score(score))]
     if seeds:
         mean, deviation = _percent(seeds["mean"]), _percent(seeds["deviation"])
         rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", f"{mean} ± {deviation}")]
     if summary["macro_f1"]:
-        rows += [(f"macro-F1{first}", _score(summary["macro_f1"]))]
+        rows += [("macro-F1", _score(summary["macro_f1"]))]
     rows += [("chance", _percent(summary["chance"]))]
     if score:
         rows += [("always the most common class", _percent(summary["majority_class"]))]
     if summary["ece"] is not None:
-        rows += [(f"calibration error (ECE){first}", f"{summary['ece']:.3f}")]
-        rows += [(f"Brier score{first}", f"{summary['brier']:.3f}")]
-        rows += [(f"area under the risk-coverage curve{first}", f"{summary['aurc']:.3f}")]
+        rows += [("calibration error (ECE)", f"{summary['ece']:.3f}")]
+        rows += [("Brier score", f"{summary['brier']:.3f}")]
+        rows += [("area under the risk-coverage curve", f"{summary['aurc']:.3f}")]
     if one := summary["calibrated"]:
-        rows += [(f"temperature, fitted on {one['name']}", f"{one['temperature']:.3f}")]
+        limit = " (a limit of the search: no fit)" if one["at_limit"] else ""
+        rows += [(f"temperature, fitted on {one['name']}", f"{one['temperature']:.3f}{limit}")]
         rows += [("ECE / Brier after it", f"{one['ece']:.3f} / {one['brier']:.3f}")]
         rows += [("abstention", _abstention(one))]
     if one := summary["shuffled"]:
@@ -44,16 +44,17 @@ def markdown(summary: Mapping) -> str:
         rows += [("the same answer in every order", _percent(one["consistent"]))]
         rows += [("position bias (total variation)", f"{one['bias']:.3f}")]
     if summary["subject_mean"] is not None:
-        rows += [("mean of the subjects", _percent(summary["subject_mean"]))]
+        there, of = len(summary["subjects"]), summary["official_subjects"]
+        label = f"mean of {there} of {of} subjects" if of else "mean of the subjects"
+        rows += [(label, _percent(summary["subject_mean"]))]
     for noun in ("predicted", "gold"):
         if shares := summary[f"{noun}_positions"]:
             rows += [(f"{noun} positions, in %", " / ".join(f"{100 * one:.0f}" for one in shares))]
     if baseline:
         who, one = baseline["name"], baseline["difference"]
-        ends = f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
         counts = f"{baseline['only_first']:,} / {baseline['only_second']:,}"
         rows += [(f"accuracy of {who}", _percent(score["value"] - one["value"]))]
-        rows += [(f"difference to {who}, in points", f"{100 * one['value']:+.1f} {ends}")]
+        rows += [(f"difference to {who}, in points", _points(one))]
         rows += [(f"right only here / only in {who}", counts)]
         rows += [(f"{baseline['test']}, two-sided", p_text(baseline["p_value"]))]
     rows += [(f"published: {k}", f"{v:.1f} %") for k, v in summary["published_percent"].items()]
@@ -68,6 +69,7 @@ def markdown(summary: Mapping) -> str:
         subjects = [(k, f"{v['n']:,}: {_score(v)}") for k, v in summary["subjects"].items()]
         lines += ["## By subject", "", *_rows(subjects)]
     if curve := summary["risk_coverage"]:
+        first = " of the first seed" if seeds else ""
         points = [
             (
                 f"confidence at least {one['threshold']:.3f}",
@@ -75,7 +77,7 @@ def markdown(summary: Mapping) -> str:
             )
             for one in curve
         ]
-        lines += ["## Risk and coverage", "", *_rows(points)]
+        lines += [f"## Risk and coverage{first}", "", *_rows(points)]
     if account := _account(summary):
         lines += ["## Left out, cut or indistinct", "", *_rows(account)]
     if provenance := summary["provenance"]:
@@ -84,15 +86,25 @@ def markdown(summary: Mapping) -> str:
 
 
 def table(summaries: Sequence[Mapping]) -> str:
-    """Return several results side by side, one per row, in Markdown."""
+    """Return several results side by side, one per row, in Markdown.
+
+    With a baseline there are the difference to it, in points, and its p-value.
+    """
     tasks = {summary["task"] for summary in summaries}
     head = ["what", "n", "accuracy [95 %]", "macro-F1 [95 %]", "ECE", "Brier"]
-    lines = [head, [":--", *["--:"] * 5]]
+    compared = any(summary["baseline"] for summary in summaries)
+    head += ["to the baseline [95 %]", "p"] if compared else []
+    lines = [head, [":--", *["--:"] * (len(head) - 1)]]
     for one in summaries:
         what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
         f1 = _score(one["macro_f1"]) if one["macro_f1"] else "-"
         score = _score(one["accuracy"]) if one["accuracy"] else "-"
         figures = ["-" if one[name] is None else f"{one[name]:.3f}" for name in ("ece", "brier")]
+        if compared:
+            versus = one["baseline"]
+            figures += (
+                [_points(versus["difference"]), p_text(versus["p_value"])] if versus else ["-", "-"]
+            )
         lines.append([_cell(what), _count(one), score, f1, *figures])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -120,6 +132,8 @@ def plot(summary: Mapping, path: str | Path) -> None:
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
     upper.legend(loc="upper left", fontsize=9, framealpha=0.9, edgecolor="none")
     figures = f"n = {_count(summary)}, ECE {summary['ece']:.3f}, Brier {summary['brier']:.3f}"
+    seeds = summary["seeds"]
+    figures += f" (means of {seeds['n']} seeds); bins of the first seed" if seeds else ""
     upper.set_title(figures, fontsize=10)
     figure.suptitle(f"{summary['task']}: {summary['what']}", parse_math=False, wrap=True, size=11)
     bars = lower.bar(middles, counts, width, color=GREY, alpha=0.5)
@@ -155,7 +169,7 @@ def _conclusions(summary: Mapping) -> list[str]:
     if summary["trained_on"]:
         lines.append("The model was trained on this split: the accuracy is none of new questions.")
     if summary["seeds"]:
-        lines.append("The accuracy is the mean of the seeds.")
+        lines.append("All scores are means of the seeds; diagram and curve are the first seed's.")
     if not summary["reliability"]:
         lines.append("These scores are no log-probabilities: there is no ECE and no Brier score.")
     if summary["baseline"]:
@@ -224,6 +238,11 @@ def _count(summary: Mapping) -> str:
 def _score(interval: Mapping) -> str:
     low, high = (100 * interval[end] for end in ("low", "high"))
     return f"{_percent(interval['value'])} [{low:.1f}, {high:.1f}]"
+
+
+def _points(interval: Mapping) -> str:
+    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _percent(share: float) -> str:

@@ -1,6 +1,7 @@
 """The one record of a question, and the account of what a reader left out."""
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -23,8 +24,8 @@ class Question:
     @functools.cached_property
     def content(self) -> tuple[str, ...]:
         """What is equal for equal questions: all texts, but for case, white space and order."""
-        texts = self.question, self.context, *sorted(map(_plain, self.options))
-        return tuple(map(_plain, texts))
+        options = sorted(map(_plain, self.options))
+        return _plain(self.question), _plain(self.context), *options
 
 
 @dataclass
@@ -92,6 +93,18 @@ def repeated(questions: Iterable[Question]) -> list[str]:
 def questions_hash(questions: Sequence[Question]) -> str:
     """Return the SHA-256 (hexadecimal) of a set of questions: ids, texts and labels, in order."""
     return content_hash([astuple(question) for question in questions])
+
+
+def check_limit(limit: float | None) -> float | None:
+    """Return a number of first questions as an int, a fraction below 1 or None unchanged.
+
+    Raises ValueError for anything else, such as NaN or 2.5.
+    """
+    if limit is None or 0 < limit < 1:
+        return limit
+    if not (math.isfinite(limit) and limit >= 1 and limit == int(limit)):
+        raise ValueError(f"got limit={limit}; expected a number of questions, or a fraction of 1")
+    return int(limit)
 
 
 def counted(n: int, noun: str) -> str:

@@ -46,6 +46,7 @@ def score(
     max_length: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, list[dict]]:
     """Answer the questions; return a list of items, one per question, for each way in WAYS[mode].
 
@@ -54,7 +55,8 @@ def score(
     log-probability without the question; "classifier" needs a Scorer, and the `row_format` and
     `max_length` of its training. `batch_tokens` per device bound the activation memory. `journal`
     prints the progress and, with a folder, keeps the results of batches: the same call after an
-    interruption (Ctrl-C) resumes there. Without one it starts again.
+    interruption (Ctrl-C) resumes there. Without one it starts again. `check_stop` is called before
+    every batch, in every process, and may raise.
 
     Items have id, content (a hash of what was asked), group, subject, options, gold, prediction
     (the first of equal scores), scores, probabilities (a softmax over the options; None for
@@ -66,10 +68,11 @@ def score(
     if not questions:
         raise ValueError("expected at least one question to score, got none")
     limit = model.config.context_length
+    options: dict[str, Any] = {"batch_tokens": batch_tokens, "journal": journal}
+    options["check_stop"] = check_stop
 
     def sums(made: prompts.Prompts) -> list[np.ndarray]:
         assert isinstance(model, LanguageModel)
-        options = {"batch_tokens": batch_tokens, "journal": journal}
         branches = branch_log_probabilities(model, made.prompts, **options)
         return _by_option(questions, branches)
 
@@ -83,7 +86,7 @@ def score(
             raise ValueError(f"the head has {classes} classes, and {one}")
         rows = {"row_format": row_format, "max_length": min(max_length or limit, limit)}
         made = prompts.HEAD_PROMPTS[model.kind](tokenizer, questions, **rows)
-        scores = [_by_option(questions, _by_head(model, made, batch_tokens, journal))]
+        scores = [_by_option(questions, _by_head(model, made, **options))]
     elif mode == CLASSIFIER:
         raise ValueError("mode=classifier needs a fine-tuned head, and this is a language model")
     elif mode == LETTER:
@@ -119,10 +122,11 @@ def branch_log_probabilities(
     *,
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[int, int, float, bool], None, None]:
     """Yield question, option, log-probability in nats and greediness of every branch, unordered."""
     compute = states.token_log_probabilities
-    results = _computed(compute, model, packed, TOKENS, batch_tokens, journal)
+    results = _computed(compute, model, packed, TOKENS, batch_tokens, journal, check_stop)
     for rows, (logp_BxE, argmax_BxE) in results:
         used_BxE = rows.question_BxE >= 0
         branch_2xE = np.stack([rows.question_BxE, rows.option_BxE])[:, used_BxE]
@@ -132,9 +136,9 @@ def branch_log_probabilities(
         yield from zip(*branch_2xE[:, starts].tolist(), sums.tolist(), greedy.tolist(), strict=True)
 
 
-def _by_head(model: Scorer, made: prompts.Prompts, batch_tokens: int, journal: Journal | None):
+def _by_head(model: Scorer, made: prompts.Prompts, **options: Any):
     """Yield question, option and score of each option; of a classification all scores at once."""
-    for rows, scores in _computed(_head_scores, model, made.prompts, LAST, batch_tokens, journal):
+    for rows, scores in _computed(_head_scores, model, made.prompts, LAST, **options):
         for b, e in np.argwhere(rows.question_BxE >= 0):
             option = rows.option_BxE[b, e] if model.kind == CHOICE else slice(None)
             yield rows.question_BxE[b, e], option, scores[b, e]
@@ -155,6 +159,7 @@ def _computed(
     read: str,
     batch_tokens: int,
     journal: Journal | None = None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Rows, Any]]:
     """Yield every batch of rows with `compute(model, rows)`, as numpy arrays in every process."""
     place = jax.tree.leaves(model)[0].sharding
@@ -176,6 +181,7 @@ def _computed(
         per_shard = max(1, batch_tokens // bucket.length)
         batch_size = shards * min(per_shard, -(-len(bucket.rows) // shards))
         for rows in batches(packed, bucket, batch_size=batch_size, read=read):
+            check_stop()
             largest, rows_of = int(np.max(rows.tokens_BxL)), model.config.vocab_size
             if largest >= rows_of:
                 got = f"a text has token id {largest}"

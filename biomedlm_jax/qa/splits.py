@@ -2,19 +2,22 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from biomedlm_jax.qa.folds import pubmedqa_split
+from biomedlm_jax.qa.folds import WHOLE_SETS, pubmedqa_split
 from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_numbers, to_questions
+from biomedlm_jax.qa.journal import print_progress
 from biomedlm_jax.qa.question_rows import Row, plain_name
 from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap
-from biomedlm_jax.qa.tasks import Task, split_files, split_in_name
+from biomedlm_jax.qa.tasks import Task, default_split, split_files, split_in_name
 
 ON_ERROR = ("raise", "skip")
 TWINS = ("keep", "skip")  # questions with two equal options
 LABEL_BASES = ("auto", "0", "1")  # the number of the first option in the file's answers
-WHOLE_SETS = ("pubmedqa", "pubmedqa_rows")  # formats of files that have all splits
+NO_NUMBERS = ("bigbio", "mmlu")  # formats whose answers are texts or letters
+SLOW_SECONDS = 2.0  # to read the train split, before a line about it
 
 
 def read_questions(
@@ -42,7 +45,7 @@ def read_questions(
     for value, (name, allowed) in zip((on_error, label_base, twins), choices.items(), strict=True):
         if value not in allowed:
             raise ValueError(f"expected {name} among {', '.join(allowed)}, got {value!r}")
-    if split not in task.splits:
+    if split not in (*task.splits, default_split(task, path)):
         raise ValueError(f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}")
     if fold not in range(task.folds):
         raise ValueError(f"{task.name} has the folds 0 to {task.folds - 1}, got {fold}")
@@ -62,8 +65,16 @@ def read_questions(
 
     files, format = split_files(task, Path(path), split=split, fold=fold)
     file = files[0]
+    uses_numbers = task.kind == CHOICE and format not in NO_NUMBERS
+    for name, value, default, used, user in (
+        ("label_base", label_base, "auto", uses_numbers, "a format with numbered answers"),
+        ("twins", twins, "keep", task.kind == CHOICE, "a task whose questions have own options"),
+    ):
+        if value != default and not used:
+            got = f"got {name}={value} for {task.name}, format {format}, where it has no effect"
+            raise ValueError(f"{got}: only {user} uses it; fix: leave it out")
     named = split_in_name(Path(path), task.splits) or split
-    if named != split:
+    if named != split and format not in WHOLE_SETS:
         skipped.note(f"file of the {named} split by its name (fix: --split={named})", [file.name])
     rows = [row for one in files for row in FORMATS[format].read(one, refuse)]
     if format in WHOLE_SETS:
@@ -72,6 +83,9 @@ def read_questions(
         raise ValueError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
     if task.kind == CHOICE:
         rows = _numbered(rows, task, format, Path(path), split, label_base)
+        if label_base == "auto" and format not in NO_NUMBERS and (unsure := _unsure(rows)):
+            remark = "numbers of options that fit a count from 0, as taken, and from 1"
+            skipped.note(f"{remark} (fix: --label_base)", unsure)
     if format == "mmlu":
         rows = [_with_subject(row) for row in rows]
     if task.subject:
@@ -92,28 +106,45 @@ def read_questions(
     return questions
 
 
-def note_training_questions(
+def note_shared_questions(
     task: Task,
     path: str | Path | None,
     questions: Sequence[Question],
     *,
     split: str,
     skipped: Skipped,
+    progress: Callable[[str], None] = print_progress,
     **read,
 ) -> None:
-    """Note in `skipped` which questions are also in the train split of the same directory.
+    """Note in `skipped` which questions are also in the train or dev split of the same directory.
 
-    `read` are arguments of `read_questions`. Raises ValueError if the two splits are one set.
+    `read` are arguments of `read_questions`. A split that cannot be read is noted. Raises
+    ValueError if two splits are one set.
     """
     path = Path(path or task.path or "")
-    if split == "train" or "train" not in task.splits or not path.is_dir():
+    if split == "train" or not path.is_dir():
         return
-    train: list[Question] = []
-    with contextlib.suppress(ValueError):  # there is none, or it cannot be read
-        where = None if task.path else path
-        train = read_questions(task, where, split="train", **{**read, "on_error": "skip"})
-    refuse_copy(train, questions, names=("train", f"{split} of {path}"))
-    skipped.note("also in train", overlap(questions, train))
+    for other in task.splits:
+        if other in (split, "test"):
+            continue
+        try:
+            files, _ = split_files(task, path, split=other, fold=read.get("fold", 0))
+        except ValueError:  # there is none
+            continue
+        line = f"reading {files[0]}, to count the questions that are also in {other}"
+        slow = threading.Timer(SLOW_SECONDS, progress, [line])
+        slow.start()
+        try:
+            where = None if task.path else path
+            others = read_questions(task, where, split=other, **{**read, "on_error": "skip"})
+        except (ValueError, OSError) as error:
+            remark = f"{other} file that cannot be read, so that shared questions are unknown"
+            skipped.note(f"{remark}: {error}", [files[0].name])
+            continue
+        finally:
+            slow.cancel()
+        refuse_copy(others, questions, names=(other, f"{split} of {path}"))
+        skipped.note(f"also in {other}", overlap(questions, others))
 
 
 def refuse_copy(
@@ -183,6 +214,13 @@ def _numbered(
         got = f"{other}: got the answer {answer_number(other)} where options count from {base}"
         raise ValueError(f"{got}; correct the row, or {fix} {1 - base}")
     return [row._replace(first=base) for row in rows]
+
+
+def _unsure(rows: Sequence[Row]) -> list[str]:
+    """Return the ids of rows with numbers that show no base: none is the first or past the last."""
+    numbered = [row for row in rows if answer_number(row) is not None]
+    sure = any(row.first == 1 for row in rows) or first_numbers(numbered)
+    return [] if sure else [str(row.id) for row in numbered]
 
 
 def _sibling_rows(task: Task, format: str, path: Path, split: str) -> Iterator[list[Row]]:

@@ -129,20 +129,34 @@ def mean(values_N: np.ndarray, *, group_N: np.ndarray | None = None, seed: int =
     return _bootstrap(column_Nx1, lambda sums_Rx1, n_R: sums_Rx1[:, 0] / n_R, group_N, seed)
 
 
-def macro_f1(answers: Columns, *, seed: int = 0) -> Interval:
-    """Return the mean F1 over the classes that occur, as scikit-learn's, with its interval."""
-    classes = np.union1d(answers.gold_N, answers.prediction_N)
-    gold_NxC = (answers.gold_N[:, None] == classes).astype(int)
-    prediction_NxC = (answers.prediction_N[:, None] == classes).astype(int)
+def macro_f1(*seeds: Columns, seed: int = 0) -> Interval:
+    """Return the mean F1 over the classes that occur, as scikit-learn's, with its interval.
+
+    Of several seeds of one model it is the mean, as in `accuracy`.
+    """
+    first, rng = seeds[0], np.random.default_rng(seed + 1)
+    others = [one.prediction_N[same_questions(first, one)] for one in seeds[1:]]
+    prediction_NxS = np.stack([first.prediction_N, *others], axis=1)
+    classes = np.union1d(first.gold_N, prediction_NxS)
+    gold_NxC = (first.gold_N[:, None] == classes).astype(int)
+    prediction_SxNxC = (prediction_NxS.T[:, :, None] == classes).astype(int)
+
+    def f1(sums_RxF: np.ndarray) -> np.ndarray:
+        right_RxSxC, both_RxSxC = np.split(sums_RxF.reshape(len(sums_RxF), len(seeds), -1), 2, 2)
+        # 2 TP / (2 TP + FP + FN); the denominator is 0 for a class that this resample lacks.
+        f1_RxSxC = 2 * right_RxSxC / np.maximum(both_RxSxC, 1)
+        return f1_RxSxC.sum(axis=2) / (both_RxSxC > 0).sum(axis=2)
 
     def mean_f1(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
-        right_RxC, both_RxC = np.split(sums_RxF, 2, axis=1)
-        # 2 TP / (2 TP + FP + FN); the denominator is 0 for a class that this resample lacks.
-        f1_RxC = 2 * right_RxC / np.maximum(both_RxC, 1)
-        return f1_RxC.sum(axis=1) / (both_RxC > 0).sum(axis=1)
+        n = len(seeds)
+        weights_RxS = rng.multinomial(n, np.full(n, 1 / n), len(n_R)) / n
+        return (f1(sums_RxF) * weights_RxS).sum(axis=1)
 
-    features_NxF = np.hstack([gold_NxC * prediction_NxC, gold_NxC + prediction_NxC])
-    return _bootstrap(features_NxF, mean_f1, answers.group_N, seed)
+    features_NxF = np.hstack(
+        [part for one in prediction_SxNxC for part in (gold_NxC * one, gold_NxC + one)]
+    )
+    interval = _bootstrap(features_NxF, mean_f1, first.group_N, seed)
+    return interval._replace(value=float(f1(features_NxF.sum(axis=0, keepdims=True)).mean()))
 
 
 def reliability(answers: Columns) -> list[dict]:

@@ -20,6 +20,7 @@ def summarise(
     official: int | None = None,
     published: Mapping[str, float] | None = None,
     published_split: str = "",
+    official_subjects: int | None = None,
     with_macro_f1: bool = False,
     baseline: Sequence[Sequence[Item]] = (),
     baseline_name: str = "baseline",
@@ -33,16 +34,18 @@ def summarise(
     """Return everything that the report prints, as one dict that JSON can hold.
 
     Args:
-      seeds: the results of every seed; the accuracy is their mean, other figures the first's.
+      seeds: the results of every seed. Figures are means; reliability, risk_coverage and the
+        truncated questions are the first seed's.
       name: the task; `what` is the model and mode.
       official: the number of questions of the split as published.
       published: percentages on `published_split`.
+      official_subjects: the number of subjects of the whole set.
       baseline: the results of every seed of another model.
       skipped: what was read but not scored: tables of reasons with places or counts.
       provenance: what the result is of, as `identity` makes it.
       uses: what these questions were in training: "train", "dev" (it chose the checkpoint).
       calibrated: figures of `calibration.apply`, with the dev report's name.
-      shuffled: the figures of `statistics.position_bias`.
+      shuffled: the figures of `orders.position_bias`.
       seed: of the bootstrap.
 
     Items without gold labels give the number of predictions of each option and no score.
@@ -59,7 +62,7 @@ def summarise(
         "indistinct_ids": [item["id"] for item in items if item.get("indistinct")],
         "skipped": dict(skipped or {}),
         "chance": float(np.mean([1 / len(item["options"]) for item in items])),
-        "predicted_positions": _shares((item["prediction"] for item in items), items),
+        "predicted_positions": _shares((one["prediction"] for of in seeds for one in of), items),
         **dict.fromkeys(SCORES),
         **(_scores(seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
         "chose_checkpoint": "dev" in uses,
@@ -68,6 +71,7 @@ def summarise(
         "shuffled": shuffled,
         "published_percent": dict(published or {}),
         "published_split": published_split,
+        "official_subjects": official_subjects,
         "baseline": _versus(seeds, baseline, baseline_name, seed) if baseline else None,
         "bootstrap": {"level": statistics.LEVEL, "resamples": statistics.RESAMPLES, "seed": seed},
         "provenance": dict(provenance or {}),
@@ -78,21 +82,24 @@ def _scores(seeds: Sequence[Sequence[Item]], *, with_macro_f1: bool, seed: int) 
     """Return the entries of SCORES; calibration is None where scores are no probabilities."""
     every = [*map(statistics.columns, seeds)]
     answers = every[0]
-    bins = statistics.reliability(answers) if answers.probabilities else None
-    top_N = np.array([row.max() for row in answers.probabilities])
-    curve = calibration.risk_coverage(top_N, answers.right_N) if bins else None
+    stated = every if answers.probabilities else []
+    bins = [*map(statistics.reliability, stated)]
+    curves = [
+        calibration.risk_coverage(np.array([row.max() for row in one.probabilities]), one.right_N)
+        for one in stated
+    ]
     subjects = _by_subject(seeds, seed=seed)
     return {
         "groups": None if answers.group_N is None else int(answers.group_N.max()) + 1,
         "accuracy": statistics.accuracy(*every, seed=seed)._asdict(),
         "majority_class": float(np.bincount(answers.gold_N).max() / len(answers.ids)),
         "gold_positions": _shares(answers.gold_N.tolist(), seeds[0]),
-        "macro_f1": statistics.macro_f1(answers, seed=seed)._asdict() if with_macro_f1 else None,
-        "ece": statistics.calibration_error(bins) if bins else None,
-        "brier": statistics.brier_score(answers) if bins else None,
-        "reliability": bins,
-        "risk_coverage": calibration.shortened(curve) if curve else None,
-        "aurc": calibration.area(curve) if curve else None,
+        "macro_f1": statistics.macro_f1(*every, seed=seed)._asdict() if with_macro_f1 else None,
+        "ece": _mean(map(statistics.calibration_error, bins)),
+        "brier": _mean(map(statistics.brier_score, stated)),
+        "reliability": bins[0] if bins else None,
+        "risk_coverage": calibration.shortened(curves[0]) if curves else None,
+        "aurc": _mean(map(calibration.area, curves)),
         "subjects": subjects,
         "subject_mean": float(np.mean([one["value"] for one in subjects.values()]))
         if len(subjects) > 1
@@ -124,6 +131,12 @@ def _over_seeds(seeds: Sequence[statistics.Columns]) -> dict:
     """Mean and sample standard deviation (None for one seed) of the accuracy."""
     values = [float(np.mean(one.right_N)) for one in seeds]
     return {**statistics.mean_and_deviation(values), "n": len(values), "values": values}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    """Return the mean, None without values."""
+    of_seeds = [*values]
+    return float(np.mean(of_seeds)) if of_seeds else None
 
 
 def _shares(labels: Iterable[int], items: Sequence[Item]) -> list[float]:

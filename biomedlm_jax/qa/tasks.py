@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from biomedlm_jax.qa.folds import FOLDS
+from biomedlm_jax.qa.folds import FOLDS, WHOLE_SETS
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, fitting_formats
 from biomedlm_jax.qa.question_rows import plain_name
 from biomedlm_jax.streams import COMPRESSIONS
 
 SPLITS = ("train", "dev", "test")
+GIVEN = "given file"  # in place of a split: a file whose name has none
 WORDS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev"}
 # Names of parquet files in a directory, tried after those of a format that is given.
 PARQUET = ("{split}.parquet", "{split}-*.parquet", "data/{split}-*.parquet")
@@ -35,6 +36,8 @@ class Task:
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)  # split -> official count
     published: Mapping[str, float] = field(default_factory=dict, hash=False)  # system -> percent
     published_split: str = "test"  # the split of the published scores
+    subjects: int = 0  # of the whole set, for the mean of the subjects
+    options: int = 0  # of each question of the official set, if all have as many
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
     folds: int = 1  # ways to divide train and dev
     path: Path | None = None  # where the questions are, if the name contains it
@@ -61,7 +64,7 @@ def _mmlu(subject: str, size: int = 0, **scores: float) -> Task:
 # The published scores are those of the tables in the BioMedLM paper (arXiv 2403.18421).
 # fmt: off
 _TASKS = (
-    Task("mmlu", CHOICE, _MMLU_ALL, _MMLU_SPLITS),
+    Task("mmlu", CHOICE, _MMLU_ALL, _MMLU_SPLITS, subjects=57),
     Task(
         "medmcqa", CHOICE, {"{split}.jsonl": "questions", "{split}.json": "medmcqa"},
         sizes={"train": 182_822, "dev": 4_183, "test": 6_150},  # the test answers are secret
@@ -69,7 +72,7 @@ _TASKS = (
             "BioMedLM": 57.3, "GPT-4": 72.4, "Flan-PaLM": 57.6, "Galactica-120B": 52.9,
             "GPT-3.5": 51.0,
         },
-        published_split="dev",
+        published_split="dev", options=4,
     ),
     Task(
         "medqa", CHOICE,
@@ -83,6 +86,7 @@ _TASKS = (
             "Flan-PaLM": 67.2, "GPT-3.5": 53.6, "DRAGON": 47.5, "BioLinkBERT": 45.1,
             "Galactica": 44.4, "GPT-Neo 2.7B": 37.7,
         },
+        options=4,
     ),
     Task(
         "pubmedqa", CLASSIFICATION,
@@ -138,8 +142,27 @@ def find_task(name: str, *, format: str = "") -> Task:
 
 
 def default_split(task: Task, path: str | Path | None = None) -> str:
-    """Return the one split that the name of a file contains, else the task's last split."""
-    return split_in_name(Path(path or task.path or ""), task.splits) or task.splits[-1]
+    """Return the one split that the name of a file contains, GIVEN if it contains none.
+
+    Of a directory, and of a file that has all splits, it is the task's last split.
+    """
+    file = Path(path or task.path or "")
+    if not file.is_dir() and _format_by_name(task, file, fold="*") in WHOLE_SETS:
+        return task.splits[-1]
+    return split_in_name(file, task.splits) or (task.splits[-1] if file.is_dir() else GIVEN)
+
+
+def without_directory(name: str) -> str:
+    """Return the name of a task, of somebody's own set without its place on this machine."""
+    family, _, rest = name.partition(":")
+    return f"{family}:{Path(rest).resolve().name}" if family == "jsonl" else name
+
+
+def _format_by_name(task: Task, path: Path, *, fold: int | str) -> str | None:
+    plain = plain_name(path).replace(".json-lines", ".jsonl")
+    name = PurePath(str(path.parent).lower(), plain)
+    patterns = ((one.format(split="*", fold=fold), format) for one, format in task.files.items())
+    return next((format for pattern, format in patterns if name.match(pattern)), None)
 
 
 def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[Path], str]:
@@ -147,11 +170,8 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
     if not path.exists():
         raise FileNotFoundError(f"no such file or directory: {path}")
     if not path.is_dir():
-        plain = plain_name(path).replace(".json-lines", ".jsonl")
-        name = PurePath(str(path.parent).lower(), plain)
-        for pattern, format in task.files.items():
-            if name.match(pattern.format(split="*", fold=fold)):
-                return [path], format
+        if by_name := _format_by_name(task, path, fold=fold):
+            return [path], by_name
         fix = f"--format={' or '.join(FORMATS)} (config.task.format)"
         raise ValueError(f"unknown format of {path}; fix: {fix}")
     names = {name: f for name, f in task.files.items() if "*" not in name or "{split}" in name}
@@ -202,7 +222,7 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     name_of = f"{{split}}{one.suffix}"
     names = dict.fromkeys([name_of, *(PARQUET if one.suffix == ".jsonl" else ()), "*"], format)
     task = Task(name, one.kind, names, path=path)
-    files: dict[str, list[Path]] = {split_in_name(path, SPLITS) or "test": [path]}
+    files: dict[str, list[Path]] = {split_in_name(path, SPLITS) or GIVEN: [path]}
     if path.is_dir():
         files = {}
         for split in SPLITS:
@@ -211,7 +231,7 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     if not files:
         expected = ", ".join(name_of.format(split=split) for split in SPLITS)
         raise ValueError(f"no questions in {path}: expected some of {expected}")
-    task = replace(task, splits=tuple(files))
+    task = replace(task, splits=SPLITS if GIVEN in files else tuple(files))
     if one.kind == CHOICE:
         return task
     problems: list[str] = []

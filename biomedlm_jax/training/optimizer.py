@@ -13,18 +13,20 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the optimizer and the learning-rate schedule of a run of `steps` updates.
 
-    Raises ValueError if the warmup of a cosine is not shorter than the run.
+    With a warmup, update 1 has rate 0, as published, but for the linear schedule of fine-tuning.
+    Raises ValueError if the warmup is longer than the run (a run of constant rate can be
+    lengthened), or of a cosine as long.
     """
     warmup = settings.warmup_steps
     if warmup is None:
         warmup = math.ceil((settings.warmup_ratio or 0.0) * steps)
     peak, final = settings.learning_rate, settings.final_lr_fraction
+    if settings.schedule != "constant" and warmup > steps - (settings.schedule == "cosine"):
+        raise ValueError(
+            f"got optimizer.warmup_steps={warmup} in a run of {steps} steps; expected a "
+            f"shorter warmup: set --config.optimizer.warmup_steps={steps // 10}"
+        )
     if settings.schedule == "cosine":
-        if warmup >= steps:
-            raise ValueError(
-                f"got optimizer.warmup_steps={warmup} in a run of {steps} steps; expected a "
-                f"shorter warmup: set --config.optimizer.warmup_steps={steps // 10}"
-            )
         schedule = optax.warmup_cosine_decay_schedule(
             init_value=0.0 if warmup else peak,  # as published: update 1 has rate 0
             peak_value=peak,
@@ -33,7 +35,7 @@ def make_optimizer(
             end_value=peak * final,
         )
     elif settings.schedule == "linear":
-        schedule = warmup_linear(peak, warmup=min(warmup, steps), steps=steps, final=final)
+        schedule = warmup_linear(peak, warmup=warmup, steps=steps, final=final)
     else:
         schedule = optax.linear_schedule(0.0 if warmup else peak, peak, warmup)
     # Composer's DecoupledAdamW multiplies p by 1 - (lr_t / lr_0) * weight_decay at each step, optax

@@ -5,6 +5,7 @@ hashes of the weights, tokenizer and data it started from. `config.json` says wh
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,12 @@ def check_run(
     if before.get("recipe") != recipe:
         differing.insert(0, f"recipe={before.get('recipe')!r} (now {recipe!r})")
     old = before.get("started_from", {})
+    started_from = json.loads(json.dumps(started_from))  # tuples are lists in the file
+    old, new = _flat(old), _flat(started_from)
     differing += [
-        f"{name}={str(old.get(name))[:12]} (now {str(started_from.get(name))[:12]})"
-        for name in sorted({*old, *started_from} - {*NOT_COMPARED})
-        if old.get(name) != started_from.get(name)
+        f"{name}={str(old.get(name))[:12]} (now {str(new.get(name))[:12]})"
+        for name in sorted({*old, *new} - {*NOT_COMPARED})
+        if old.get(name) != new.get(name)
     ]
     if differing:
         raise ValueError(
@@ -81,6 +84,15 @@ def check_run(
             "config and data, or choose another --workdir"
         )
     return True
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of objects in an object as entries of their own, "model.width"."""
+    flat = {}
+    for name, value in values.items():
+        inner = value if isinstance(value, Mapping) and value else {"": value}
+        flat |= {f"{name}.{key}".rstrip("."): one for key, one in inner.items()}
+    return flat
 
 
 def write_run(

@@ -74,6 +74,8 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
             "got --batch_sizes=1,two; expected whole numbers above 0",
         ),
         (["train", "--rounds=0"], "--rounds=0"),
+        (["tokens", "--input=a", "--tokenizer=t", "--beams=3"], "--beams, which bench tokens does"),
+        (["decode", "--length=9"], "got --length, which bench decode does not use; leave it out"),
     ],
 )
 def test_bad_flags(calls, flags, message, capsys):

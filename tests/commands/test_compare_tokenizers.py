@@ -30,6 +30,7 @@ def test_the_command(tmp_path, capsys):
     assert list(first["terms"]) == ["gen", "[/x]", LONG]
     assert LONG in captured.out  # a pipe has no width at which a line is cut
     assert f"{first['tokens']:,}" in captured.out
+    flags.pop()  # the file exists now
     for bad, message in (
         ([names[0], names[0], *flags], "give each tokenizer as NAME=PATH"),
         ([*names, flags[0], "--max_documents=0"], "--max_documents=0"),

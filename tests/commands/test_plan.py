@@ -80,6 +80,11 @@ def test_the_plan_is_printed_and_written(monkeypatch, tmp_path, capsys):
     assert f"wrote {tmp_path / 'out' / 'plan.json'}" in text
     assert json.loads((tmp_path / "plan.json").read_text())["step"] == "score"
     assert passed.pop("progress")
+    assert main(["plan", *flags, files[0]]) == 2
+    assert main(["plan", *flags, files[1]]) == 2
+    errors = capsys.readouterr().err
+    assert f"{tmp_path / 'out'} holds something else, which is never overwritten" in errors
+    assert "plan.json; expected a file that does not exist yet" in errors
     assert passed == {"search": True, "tensor": (2,), "step": "score", "hlo": "hlo"}
 
 

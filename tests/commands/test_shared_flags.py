@@ -114,9 +114,17 @@ def test_processes_start_when_the_flags_name_them(arguments, expected, monkeypat
         assert started == ([expected] if expected else [])
 
 
-def test_a_process_count_needs_a_coordinator():
-    values = parsed("processes", "--process_count=2")
-    with pytest.raises(ValueError, match="--coordinator=HOST:PORT"), values.multiprocess_run():
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--process_count=2"], "--process_count needs --coordinator=HOST:PORT"),
+        (["--process_id=3"], "--process_id needs --coordinator=HOST:PORT"),
+        (["--coordinator=host:1", "--distributed"], "expected one of them"),
+    ],
+)
+def test_flags_of_processes_that_contradict(arguments, message):
+    values = parsed("processes", *arguments)
+    with pytest.raises(ValueError, match=message), values.multiprocess_run():
         pass
 
 

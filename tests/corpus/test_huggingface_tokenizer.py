@@ -205,6 +205,14 @@ LAYOUTS = {
         whole(t, d, padding=padding()),
         write(d, tokenizer_config=FAST),
     ),
+    "whole, padding, GPT2Tokenizer": lambda t, d: (
+        whole(t, d, padding=padding()),
+        write(d, tokenizer_config=SLOW),
+    ),
+    "whole, extra tokens as object and list": lambda t, d: (
+        whole(t, d),
+        write(d, tokenizer_config={**FAST, **EXTRA}),
+    ),
     "saved": lambda t, d: saved(t, d),
     "saved, added tokens": lambda t, d: saved(t, d, added=[X, "wide word"]),
     "saved, start, end and padding": lambda t, d: saved(
@@ -218,6 +226,12 @@ LAYOUTS = {
         whole(t, d, pre_tokenizer=SPLIT),
         write(d, tokenizer_config={"tokenizer_class": "LlamaTokenizerFast"}),
     ),
+}
+
+
+EXTRA = {
+    "extra_special_tokens": {"image_token": "<EOS>"},
+    "additional_special_tokens": ["<|x|>", "<s>"],
 }
 
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 import signal
 
@@ -7,7 +8,7 @@ import pytest
 from biomedlm_jax.finetuning import question_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.finetuned import load_finetuned, read_facts
-from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.interop.huggingface import export_directory, load
 from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.splits import read_questions
@@ -51,6 +52,16 @@ def test_the_model_states_what_it_learnt_from_and_was_chosen_by(world, question_
         questions = read_questions(task, split=split)
         assert facts[f"{split}_split"] == split
         assert facts[f"{split}_questions"] == questions_hash(questions)
+
+
+def test_an_export_names_the_set_without_its_place(world, question_run, tmp_path):
+    export_directory(question_run[0], tmp_path / "export")
+    for name in ("config.json", "training.json", "README.md"):
+        text = (tmp_path / "export" / name).read_text()
+        assert "jsonl:choice" in text
+        assert str(world) not in text
+    run = json.loads((question_run[0] / "run.json").read_text())
+    assert (run["task"]["name"], run["task"]["path"]) == ("jsonl:choice", str(world / "choice"))
 
 
 def test_what_a_reader_should_know_of_the_questions_is_printed(
@@ -106,6 +117,24 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert_same(*(load_finetuned(run)[0] for run in (whole, parts)))
 
 
+def test_a_signal_stops_the_evaluation_between_its_batches(
+    world, question_config, question_run, records, monkeypatch, tmp_path
+):
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return score(*arguments, **options)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(question_recipe, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(question_config(), world / "base", run)
+    assert steps(run)[-1] == 3  # the end of the first epoch, whose evaluation is owed
+    assert not (run / "model").exists()
+    finetune(question_config(), world / "base", run)
+    assert records(run) == records(question_run[0])
+
+
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     run, result = lora_run
     assert result["dev_accuracy"] > 70  # chance is a third
@@ -145,6 +174,9 @@ def test_staged_training_continues_with_the_head(world, question_config, questio
     before, tokenizer, _ = load_finetuned(question_run[0])
     config = question_config(training__epochs=1, optimizer__learning_rate=1e-6)
     assert finetune(config, question_run[0], tmp_path / "run")["dev_accuracy"] == 100
+    first, facts = (read_facts(run / "model") for run in (question_run[0], tmp_path / "run"))
+    names = ("task", "train_split", "train_questions", "dev_split", "dev_questions")
+    assert facts["earlier"] == [{name: first[name] for name in names}]
     after, same, _ = load_finetuned(tmp_path / "run")
     assert same.get_vocab() == tokenizer.get_vocab()
     assert after.config == before.config
@@ -189,12 +221,6 @@ def test_a_head_of_something_else_is_refused(
     write_classes(tmp_path / "three", ("maybe", "no", "yes"))
     classes.task.name = f"jsonl:{tmp_path / 'three'}"
     refused(r"needs classification \['maybe', 'no', 'yes'\]", classes, class_run[0])
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_vocabulary_with_these_tokens_is_refused(question_config, text_run, tmp_path):
-    with pytest.raises(ValueError, match=r"has \[PAD\] already"):
-        finetune(question_config(), text_run[0], tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -69,7 +69,8 @@ def test_an_interrupted_file_is_resumed_to_the_same_bytes(generator, source, tmp
     monkeypatch.undo()
     assert len(out.read_text().splitlines()) == 2
     with out.open("a") as file:
-        file.write('{"index": 2, "pro')  # cut off by a crash
+        file.write('{"index": 2, "pro')  # cut off by a crash; only that is written to again
+    monkeypatch.setattr(type(out), "write_bytes", lambda *_: pytest.fail("answers written again"))
     counts, message = answers(generator, source, out)
     assert counts == {"kept": 2, "made": 3}
     assert "has 2 of 5 answers" in message[0]

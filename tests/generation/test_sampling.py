@@ -122,6 +122,15 @@ def test_samples_have_the_models_probabilities():
     np.testing.assert_allclose(np.bincount(drawn) / 20_000, [0.5, 0.3, 0.2], atol=0.012)
 
 
+def test_a_temperature_below_float32_takes_the_likeliest_token(pairs):
+    _, decoder, _ = pairs["scaled"]
+    rows = [
+        decode(decoder, [[5, 6, 7]], max_new_tokens=10, strategy=Strategy(temperature=t)).rows
+        for t in (0.0, 1e-30, 1e-40, 5e-324)
+    ]
+    assert rows[1:] == rows[:1] * 3
+
+
 def test_samples_follow_seed_prompt_and_sample(pairs):
     _, decoder, _ = pairs["scaled"]
     strategy = Strategy(temperature=2.0)

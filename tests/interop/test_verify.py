@@ -135,6 +135,9 @@ def test_command(release, tmp_path, capsys, old_transformers):
     assert "max |difference|" in printed.out
     assert f"WARNING: transformers {transformers.__version__} IGNORES" in printed.err
     assert json.loads(figures.read_text())["length"] == 8
+    assert cli.main(arguments) == 2
+    assert "figures.json; expected a file that does not exist yet" in capsys.readouterr().err
+    arguments.pop()
     assert cli.main([*arguments, "--tolerance=1e-12"]) == 2
     assert "expected at most 1e-12" in capsys.readouterr().err
     assert cli.main([*arguments, "--tensor=8"]) == 2
@@ -457,4 +460,16 @@ def test_other_ids_than_transformers_are_an_error(release, monkeypatch):
     changed.add_tokens(["IL-10"])
     monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: changed)
     with pytest.raises(ValueError, match=r"IL-10.* is \[.*\] here and \[.*\] in transformers"):
+        verify_hf(release)
+
+
+def test_a_token_that_only_transformers_has_is_an_error(release, monkeypatch):
+    from biomedlm_jax.interop import verify
+
+    own = load_tokenizer(release)
+    file = release / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "extra_special_tokens": ["<|x|>"]}))
+    monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: own)
+    with pytest.raises(ValueError, match=r"<\|x\|>.* is \[.*\] here and \[.*\] in transformers"):
         verify_hf(release)

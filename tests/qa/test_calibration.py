@@ -79,6 +79,18 @@ def test_the_threshold_gives_the_largest_coverage_of_a_risk():
         assert coverages[chosen.threshold] == max(coverages.values())
 
 
+def test_a_temperature_at_the_end_of_the_search_is_marked():
+    sure = sampled(50, 1.0)
+    right = [{**one, "gold": one["prediction"]} for one in sure]  # the colder the better
+    wrong = [{**one, "gold": int(np.argmin(one["scores"]))} for one in sure]
+    for items, temperature in ((right, 0.01), (wrong, 100)):
+        chosen = calibration.calibrate(items)
+        assert chosen.temperature == pytest.approx(temperature, rel=1e-3)
+        assert chosen.at_limit
+        assert calibration.apply(chosen, sure)["at_limit"]
+    assert not calibration.calibrate(sampled(400, 1.0)).at_limit
+
+
 def test_no_threshold_is_enough():
     items = [{**one, "gold": (one["prediction"] + 1) % 4} for one in sampled(20, 1.0)]
     chosen = calibration.calibrate(items, risk=0.1)

@@ -20,10 +20,11 @@ from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa import calibration, evaluation, states
+from biomedlm_jax.qa import calibration, evaluation, models, states
 from biomedlm_jax.qa.evaluation import evaluate
 from biomedlm_jax.qa.presentation import table
 from biomedlm_jax.qa.prompts import ADDED_TOKENS
+from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.report import FILES, PLOT, read_items, read_seeds
 from biomedlm_jax.qa.scoring import NOT_PROBABILITIES, WAYS, score
 from biomedlm_jax.qa.splits import read_questions
@@ -175,19 +176,28 @@ def test_a_language_model_is_scored_by_letter_and_by_option(reported):
         assert (summary["baseline"], summary["seeds"]) == (None, None)
 
 
-@pytest.mark.parametrize(("split", "n", "shown"), [("test", 3, 1), ("test", 4, 0), ("dev", 3, 0)])
+@pytest.mark.parametrize(
+    ("split", "n", "options", "bad", "shown"),
+    [
+        ("test", 3, "wxyz", 0, 1),
+        ("test", 4, "wxyz", 0, 0),
+        ("test", 3, "wxyz", 1, 0),
+        ("test", 3, "vwxyz", 0, 0),  # MedQA with five options is another task
+        ("dev", 3, "wxyz", 0, 0),
+    ],
+)
 def test_published_scores_stand_beside_the_complete_official_split(
-    split, n, shown, tmp_path, release, monkeypatch
+    split, n, options, bad, shown, tmp_path, release, monkeypatch
 ):
-    """Rows of it that cannot be used do not count as missing."""
-    good = {"question": "q?", "options": ["x", "y"], "label": 0}
-    file = write(tmp_path / f"{split}.jsonl", [*[good] * (n - 1), {**good, "label": 2}])
+    good = {"question": "q?", "options": [*options], "label": 0}
+    rows = [*[good] * (n - bad), *[{**good, "label": 9}] * bad]
+    file = write(tmp_path / f"{split}.jsonl", rows)
     task = dataclasses.replace(find_task("medqa"), sizes={"test": 3, "dev": 3})
     monkeypatch.setattr(evaluation, "find_task", lambda *_, **__: task)
     monkeypatch.setattr(evaluation, "score", answering([]))
     read = {"task": "medqa", "path": file, "mode": "letter", "on_error": "skip"}
     (summary,) = evaluate(release, tmp_path / "out", notify=silent, **read)
-    assert (summary["n"], summary["official_n"]) == (n - 1, 3)
+    assert (summary["n"], summary["official_n"]) == (n - bad, 3)
     assert summary["published_percent"] == (task.published if shown else {})
 
 
@@ -489,9 +499,11 @@ def test_the_training_questions_are_named(tmp_path, tokenizer, medqa, monkeypatc
 
 
 def test_questions_without_answers_get_predictions(tmp_path, release, medqa):
-    read = {"task": "medqa", "path": medqa, "mode": "letter", "notify": silent}
-    (summary,) = evaluate(release, tmp_path / "test", split="test", **read)
-    (scored,) = evaluate(release, tmp_path / "dev", split="dev", **read)
+    read = {"task": "medqa", "mode": "letter", "notify": silent}
+    summary, scored = (  # files, since a directory with two equal splits is refused
+        evaluate(release, tmp_path / split, path=medqa / f"{split}.jsonl", split=split, **read)[0]
+        for split in ("test", "dev")
+    )
     items, with_labels = read_items(tmp_path / "test"), read_items(tmp_path / "dev")
     assert [item["gold"] for item in items] == [None] * 12
     for name in ("id", "scores", "prediction", "content"):
@@ -591,6 +603,48 @@ def test_a_file_given_by_path_names_its_split(tmp_path, release, medqa, monkeypa
     assert (summary["task"], lines[0].split(":")[0]) == ("medqa, dev", "medqa, dev")
 
 
+def test_a_file_without_a_split_in_its_name_is_of_the_one_that_is_given(
+    tmp_path, release, medqa, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    file = shutil.copy(medqa / "dev.jsonl", tmp_path / "mydev.jsonl")
+    for where in ({"task": "medqa", "path": file}, {"task": f"jsonl:{file}"}):
+        for split in (None, "dev"):
+            given = {**where, "split": split, "mode": "letter", "notify": silent}
+            (summary,) = evaluate(release, tmp_path / "out", overwrite=True, **given)
+            assert summary["task"] == f"{where['task']}, {split or 'given file'}"
+            assert summary["provenance"]["questions"]["split"] == (split or "given file")
+            assert summary["published_percent"] == {}
+
+
+def test_a_limit_does_not_hide_that_the_split_chose_the_checkpoint(
+    tmp_path, tokenizer, medqa, monkeypatch
+):
+    """However the place of the questions is spelt."""
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    whole = read_questions(find_task("medqa"), medqa, split="dev")
+    facts = {**FACTS, "task": "jsonl:medqa", "dev_questions": questions_hash(whole)}
+    model = finetuned(tmp_path / "model", tokenizer, CHOICE, seed=1, facts=facts)
+    monkeypatch.chdir(medqa.parent)
+    for name in ("medqa", "./medqa", "medqa/dev.jsonl", medqa):
+        read = {"task": f"jsonl:{name}", "split": "dev", "limit": 5, "notify": silent}
+        (summary,) = evaluate(model, tmp_path / "out", overwrite=True, **read)
+        assert (summary["n"], summary["chose_checkpoint"]) == (5, True)
+
+
+def test_a_train_file_that_cannot_be_read_stands_in_the_report(
+    tmp_path, release, medqa, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "score", answering([]))
+    shutil.copy(medqa / "dev.jsonl", tmp_path / "dev.jsonl")
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    lines = []
+    read = {"task": "medqa", "path": tmp_path, "split": "dev", "mode": "letter"}
+    evaluate(release, tmp_path / "out", notify=lines.append, **read)
+    assert "1 train file that cannot be read, so that shared questions are unknown: " in lines[0]
+    assert "noted: train file that cannot be read" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_a_directory_of_several_reports_is_a_baseline_way_by_way(
     tmp_path, release, reported, medqa, monkeypatch
 ):
@@ -624,7 +678,7 @@ def test_a_format_and_groups(tmp_path, release, monkeypatch):
     file = write(tmp_path / "mine.jsonl", rows)
     read = {"format": "medmcqa", "mode": "letter", "notify": silent}
     (summary,) = evaluate(release, tmp_path / "out", task=f"jsonl:{file}", **read)
-    assert (summary["n"], summary["groups"], summary["task"]) == (6, 3, f"jsonl:{file}, test")
+    assert (summary["n"], summary["groups"], summary["task"]) == (6, 3, f"jsonl:{file}, given file")
     assert [item["group"] for item in read_items(tmp_path / "out")] == [
         "topic 0",
         "topic 1",
@@ -657,7 +711,6 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
     copied = tmp_path / "copied"
     write(copied / "train.jsonl", map(json.loads, (medqa / "dev.jsonl").read_text().splitlines()))
     shutil.copy(copied / "train.jsonl", copied / "dev.jsonl")
-    shutil.copytree(seeds[0], tmp_path / "copy")
     shutil.copytree(release, tmp_path / "lm_copy")
     start = {**FACTS["started_from"], "weights": "v" * 64}
     stranger = finetuned(
@@ -670,7 +723,6 @@ def places(root, tokenizer, release, seeds, classifier, medqa, pubmedqa, tmp_pat
     return {
         "lm": release,
         "seed": seeds[0],
-        "copy": tmp_path / "copy",
         "classifier": classifier,
         "medqa": medqa,
         "pubmedqa": pubmedqa,
@@ -710,7 +762,6 @@ REFUSED = {
     "second model missing": ({"models": ["{lm}", "nowhere"]}, "nowhere"),
     "second seed missing": ({"models": ["{seed}", "nowhere"]}, "nowhere"),
     "a seed twice": ({"models": ["{seed}", "{seed}"]}, "has the same weights as"),
-    "a seed and its copy": ({"models": ["{seed}", "{copy}"]}, "copy has the same weights as"),
     "fine-tuned and not": ({"models": ["{seed}", "{lm}"]}, "is fine-tuned and"),
     "no head for mode=classifier": ({"mode": "classifier"}, "mode=classifier does not fit"),
     "head without letters or options": (
@@ -735,10 +786,12 @@ REFUSED = {
         {"task": "pubmedqa", "path": "{pubmedqa}", "split": "test", "orders": 2},
         "got orders=2 for pubmedqa, test; expected at least 1, and 1 for classes",
     ),
+    "a risk of nothing": ({"risk": 0.1}, "got risk=0.1 without calibrate"),
     "no dev report": ({"calibrate": "nowhere", "mode": "letter"}, "nowhere"),
     "calibration of itself": ({"calibrate": "{other}", "risk": 2.0}, "got risk=2.0"),
     "no questions at all": ({"limit": 0}, "got limit=0"),
     "half a question": ({"limit": 1.5}, "got limit=1.5"),
+    "no number of questions": ({"limit": float("nan")}, "got limit=nan"),
     "unknown format": ({"format": "csv"}, "got 'csv'"),
     "no tokenizer": ({"models": ["{mute}"]}, "has no tokenizer"),
     "no labels and a baseline": (
@@ -793,6 +846,24 @@ def test_bad_input_is_refused_before_any_work(case, places, monkeypatch):
     assert calls == []
     assert not places["new"].exists()
     assert [path.name for path in places["full"].iterdir()] == ["notes.txt"]
+
+
+def test_every_seed_is_loaded_once(tmp_path, seeds, medqa, monkeypatch):
+    """A copy of a seed is refused as soon as it is loaded."""
+    calls, loaded, original = [], [], evaluation.load_model
+    monkeypatch.setattr(evaluation, "score", answering(calls))
+    for module in (evaluation, models):
+        monkeypatch.setattr(module, "load_model", lambda path, *arguments, **execution: (
+            loaded.append(path), original(path, *arguments, **execution))[1])  # fmt: skip
+    read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent}
+    evaluate(seeds, tmp_path / "out", **read)
+    assert loaded == seeds
+    shutil.copytree(seeds[0], tmp_path / "copy")
+    calls.clear()
+    with pytest.raises(ValueError, match=r"copy has the same weights as .*seed1; fix: name each"):
+        evaluate([*seeds[:2], tmp_path / "copy"], tmp_path / "two", **read)
+    assert len(calls) == 2
+    assert not (tmp_path / "two").exists()
 
 
 def test_an_unknown_mode_lists_the_known_ones(tmp_path, release, medqa):

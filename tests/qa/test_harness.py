@@ -316,6 +316,12 @@ def test_the_command_line_of_lm_eval_runs_it(exported, tasks, tmp_path):
     config = json.loads(file.read_text())["config"]
     assert config["model"] == "biomedlm"
     assert len(config["model_sha"]) == 64
+    refused = run_process([*command, "--limit", "3", "--apply_chat_template"])
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith(
+        "error: got apply_chat_template=True; prompts"
+    )
 
 
 def test_one_context_is_one_prefix_until_its_branches_fill_a_row():

@@ -302,6 +302,8 @@ def test_shots_and_chosen_questions(exported, tasks, tmp_path):
         ([*SAMPLED, '--samples={{"own_questions": [12]}}'], "numbers from 0 to 11"),
         ([*SAMPLED, "--samples={{}}", "--limit=3"], "both a limit and samples"),
         ([*SAMPLED, "--samples=nowhere.json"], "nowhere.json"),
+        ([*SAMPLED, "--limit=2.5"], "got limit=2.5; expected a number of questions"),
+        ([*SAMPLED, "--limit=nan"], "got limit=nan"),
         (["--harness_tasks=own_questions", "--task=medqa"], "give either"),
         ([], "give either"),
     ],

@@ -78,6 +78,20 @@ def test_the_dev_questions_are_recognised_under_another_name(tmp_path):
     assert not used_in_training(run, "jsonl:mine", "test", [QUESTION, QUESTION])
 
 
+def test_an_own_set_is_recognised_by_its_content_not_by_its_place(tmp_path):
+    """Two directories of one name are two sets, unless an old record has only the name."""
+    for recorded in (True, False):
+        run = make_run(tmp_path / f"run{recorded}")
+        config = json.loads((run / "model" / "config.json").read_text())
+        config["facts"] |= {"task": "jsonl:/before/q", "dev_split": "dev"}
+        config["facts"] |= {"dev_questions": questions_hash([QUESTION])} if recorded else {}
+        (run / "model" / "config.json").write_text(json.dumps(config))
+        assert used_in_training(run, "jsonl:./q/", "dev", [QUESTION]) == ["dev"]
+        assert used_in_training(run, "jsonl:q/dev.jsonl", "dev", [QUESTION]) == ["dev"] * recorded
+        assert used_in_training(run, "jsonl:q", "dev", [QUESTION] * 2) == ["dev"] * (not recorded)
+        assert used_in_training(run, "jsonl:q", "test", [QUESTION] * 2) == []
+
+
 def test_the_questions_of_the_training_are_recognised(tmp_path):
     run = make_run(tmp_path / "run")
     config = json.loads((run / "model" / "config.json").read_text())
@@ -85,6 +99,18 @@ def test_the_questions_of_the_training_are_recognised(tmp_path):
     (run / "model" / "config.json").write_text(json.dumps(config))
     assert used_in_training(run, "jsonl:mine", "test", [QUESTION]) == ["train"]
     assert used_in_training(run, "medqa", "train", []) == ["train"]
+
+
+def test_the_questions_of_an_earlier_training_are_recognised(tmp_path):
+    run = make_run(tmp_path / "run")
+    config = json.loads((run / "model" / "config.json").read_text())
+    stage = {"task": "medmcqa", "train_split": "train", "dev_split": "dev"}
+    config["facts"]["earlier"] = [{**stage, "dev_questions": questions_hash([QUESTION])}]
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    assert used_in_training(run, "jsonl:mine", "test", [QUESTION]) == ["dev"]
+    assert used_in_training(run, "medmcqa", "train", []) == ["train"]
+    assert used_in_training(run, "medqa", "dev", []) == ["dev"]
+    assert used_in_training(run, "medmcqa", "test", []) == []
 
 
 def test_an_export_keeps_the_record_of_its_training(tmp_path):

@@ -18,9 +18,11 @@ def test_markdown_of_a_full_summary(questions, full_summary):
     assert text.startswith("# pubmedqa: classifier\n")
     assert "| questions | 60 (1 truncated) |" in text
     assert f"| accuracy | {value} % [{low}, {high}] |" in text
-    assert "| macro-F1 (first seed) |" in text
+    assert "All scores are means of the seeds" in text
+    assert "## Risk and coverage of the first seed" in text
     alone = summarise(questions(), name="pubmedqa", with_macro_f1=True)
     assert "| macro-F1 |" in markdown(alone)
+    assert "first seed" not in markdown(alone)
     assert "| published: BioMedLM | 74.4 % |" in text
     assert r"| published: GPT \| 4 | 75.2 % |" in text
     assert "on the test split" in text
@@ -69,6 +71,7 @@ def test_markdown_names_what_the_intervals_do_not_show(questions):
 
 
 def test_table_side_by_side(questions, full_summary):
+    full_summary["baseline"] = None
     summaries = [full_summary, summarise(questions(9), name="pubmedqa", what="a|b")]
     lines = table(summaries).splitlines()
     assert lines[0] == "| what | n | accuracy [95 %] | macro-F1 [95 %] | ECE | Brier |"
@@ -76,6 +79,29 @@ def test_table_side_by_side(questions, full_summary):
     assert lines[3].startswith(r"| a\|b | 9 | ")
     summaries[1]["task"] = "medqa"
     assert "| medqa: a" in table(summaries)
+
+
+def test_the_table_has_the_difference_to_the_baseline(questions):
+    """By hand: 3 of 9 questions are right only here, none only there: p = 2 / 2^3."""
+    items = [{**one, "prediction": one["gold"]} for one in questions(9, share=1)]
+    other = [*questions(3, share=0), *items[3:]]
+    with_one = summarise(items, name="medqa", baseline=[other])
+    without = summarise(items, name="medqa", what="letter")
+    lines = table([with_one, without]).splitlines()
+    assert lines[0].endswith("| Brier | to the baseline [95 %] | p |")
+    assert lines[1].count("--") == 8
+    one = with_one["baseline"]["difference"]
+    ends = f"[{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
+    assert lines[2].endswith(f"| +33.3 {ends} | p = 0.250 |")
+    assert lines[3].endswith("| - | - |")
+
+
+def test_a_temperature_that_is_no_fit_is_marked(questions):
+    figures = {"name": "dev", "temperature": 100.0, "threshold": None, "risk": 0.2}
+    figures |= {"ece": 0.1, "brier": 0.1, "coverage": 0.0, "accuracy_of_given": None}
+    for at_limit in (True, False):
+        summary = summarise(questions(), name="t", calibrated={**figures, "at_limit": at_limit})
+        assert ("100.000 (a limit of the search: no fit) |" in markdown(summary)) == at_limit
 
 
 def test_neither_jax_nor_matplotlib_is_imported():

@@ -2,7 +2,17 @@
 
 import dataclasses
 
-from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap, questions_hash, repeated
+import pytest
+
+from biomedlm_jax.qa.questions import (
+    Question,
+    Skipped,
+    check_limit,
+    counted,
+    overlap,
+    questions_hash,
+    repeated,
+)
 
 ONE = Question("a", "Which  hormone?", ("Renin", "ADH"), 1)
 SAME = Question("b", "which hormone? ", ("adh", "renin"), 0)
@@ -23,6 +33,13 @@ def test_what_was_skipped_is_one_line():
         "1,199 bad rows, the first: deep/f:2: label 'a' is bad; fix it; "
         "1,198 label '...' is bad (f:2, f:3, f:4, ...); 1 empty id (f:9); 3 list questions"
     )
+
+
+def test_a_limit_is_a_number_of_questions_or_a_fraction():
+    assert [check_limit(one) for one in (None, 0.5, 1.0, 7)] == [None, 0.5, 1, 7]
+    for bad in (0, -1, 1.5, 2.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"got limit={bad}; expected a number of questions"):
+            check_limit(bad)
 
 
 def test_counted():

@@ -15,12 +15,14 @@ from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.model.language_model import axis_names, named_parameters
 from biomedlm_jax.model.vocabulary import grow_vocabulary
+from biomedlm_jax.qa import scoring
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, option_prompts
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.scoring import WAYS, branch_log_probabilities, score
 from biomedlm_jax.qa.states import token_log_probabilities
 from biomedlm_jax.qa.tasks import find_task
+from biomedlm_jax.training.stopping import Stopped
 
 WORDS = "cardiology neuropathy hepatogram gastroscopy Question Answer Abstract Choices renin"
 CONTEXT = 96
@@ -280,6 +282,33 @@ def test_four_compiles_at_most_for_a_mode(model, tokenizer):
     before = compiled_steps()
     score(model, tokenizer, many(60), MEDQA, mode="option", batch_tokens=704)
     assert compiled_steps() - before <= 4
+
+
+@pytest.mark.parametrize("mode", [*WAYS])
+def test_a_signal_is_noticed_between_batches(mode, model, tokenizer, choice, monkeypatch):
+    made, calls = [], []
+    whole = scoring.batches
+
+    def counted(*arguments, **options):
+        for rows in whole(*arguments, **options):
+            made.append(rows)
+            yield rows
+
+    def check_stop():
+        calls.append(None)
+        if len(calls) == 3:
+            raise Stopped
+
+    monkeypatch.setattr(scoring, "batches", counted)
+    scored = choice if mode == "classifier" else (model, tokenizer)
+    options = {"mode": mode, "batch_tokens": 64, "check_stop": check_stop}
+    with pytest.raises(Stopped):
+        score(*scored[:2], many(20), MEDQA, **options)
+    assert len(made) == 3
+    options["check_stop"] = lambda: calls.append(None)
+    made.clear(), calls.clear()
+    score(*scored[:2], many(20), MEDQA, **options)
+    assert len(calls) == len(made) > 3
 
 
 def test_iterating_leaves_the_callers_mesh_alone(model, tokenizer):

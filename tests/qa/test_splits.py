@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import threading
 from collections import Counter
 
 import pytest
 
+from biomedlm_jax.qa import splits
 from biomedlm_jax.qa.questions import Question, Skipped
-from biomedlm_jax.qa.splits import note_training_questions, read_questions, read_shots, refuse_copy
+from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots, refuse_copy
 from biomedlm_jax.qa.tasks import TASKS, find_task
 
 CHOICE = {"question": "q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}
@@ -156,6 +158,22 @@ def test_the_real_choices_have_their_sizes(real_data):
     assert len(read_questions(TASKS["mmlu"], real_data / "mmlu_medical", split="dev")) == 30
 
 
+def test_numbers_that_show_no_base_are_noted(tmp_path):
+    def noted(*answers, **options):
+        rows = [{"question": f"q{n}?", "options": [*"wxyz"], "answer": a, "id": f"i{n}"}
+                for n, a in enumerate(answers)]  # fmt: skip
+        file, skipped = write(tmp_path / "test.jsonl", *rows), Skipped()
+        task = find_task(f"jsonl:{file}")
+        questions = read_questions(task, split="test", skipped=skipped, **options)
+        remarks = [name for name in skipped.noted if "fit a count from 0" in name]
+        return [q.label for q in questions], [skipped.noted[name] for name in remarks]
+
+    assert noted(1, 2, 3) == ([1, 2, 3], [["i0", "i1", "i2"]])
+    assert noted(1, 2, 3, label_base="1") == ([0, 1, 2], [])
+    assert noted(0, 2, 3) == ([0, 2, 3], [])
+    assert noted("B", "C") == ([1, 2], [])
+
+
 MEDMCQA = find_task("medmcqa")
 
 
@@ -286,14 +304,70 @@ def test_a_copy_of_the_training_set_is_refused_and_shared_questions_are_noted(tm
     skipped = Skipped()
     options = {"split": "dev", "skipped": skipped}
     with pytest.raises(ValueError, match=r"^train and dev of .* have the same 3 questions; fix: "):
-        note_training_questions(task, tmp_path, second, **options)
-    note_training_questions(task, dev, second, **options)  # a file alone
-    note_training_questions(task, tmp_path, first, split="train", skipped=skipped)
+        note_shared_questions(task, tmp_path, second, **options)
+    note_shared_questions(task, dev, second, **options)  # a file alone
+    note_shared_questions(task, tmp_path, first, split="train", skipped=skipped)
     assert skipped.noted == {}
-    note_training_questions(task, tmp_path, second[1:], **options)
+    note_shared_questions(task, tmp_path, second[1:], **options)
     assert skipped.noted == {"also in train": ["d1", "d2"]}
+    write(tmp_path / "test.jsonl", *rows[:1], {**CHOICE, "question": "new?"}, *copies[1:])
+    test = read_questions(task, tmp_path, split="test")
+    of_test = Skipped()
+    note_shared_questions(task, tmp_path, test, split="test", skipped=of_test)
+    assert of_test.noted == {f"also in {one}": ["t0", "d1", "d2"] for one in ("train", "dev")}
+    dev.write_text((tmp_path / "test.jsonl").read_text())
+    with pytest.raises(ValueError, match=r"^dev and test of .* have the same 4 questions; fix: "):
+        note_shared_questions(task, tmp_path, test, split="test", skipped=Skipped())
     train.write_text("no questions")
-    note_training_questions(task, tmp_path, second, **options)
+    lines = []
+    note_shared_questions(task, tmp_path, second, progress=lines.append, **options)
+    ((remark, files),) = [one for one in skipped.noted.items() if "train file" in one[0]]
+    assert files == ["train.jsonl"]
+    assert remark.startswith("train file that cannot be read, so that shared questions are unknown")
+    assert "train.jsonl:1: " in remark
+    train.unlink()
+    skipped.noted.clear()
+    note_shared_questions(task, tmp_path, second, progress=lines.append, **options)
+    assert (skipped.noted, lines) == ({}, [])
+
+
+def test_a_train_split_that_takes_long_is_announced_once(tmp_path, monkeypatch):
+    rows = [{**CHOICE, "question": f"q{n}?", "id": f"t{n}"} for n in range(3)]
+    write(tmp_path / "train.jsonl", *rows)
+    write(tmp_path / "dev.jsonl", *rows[:2])
+    task, lines, announced = find_task("medqa"), [], threading.Event()
+    dev = read_questions(task, tmp_path, split="dev")
+
+    def slow(*arguments, **options):
+        assert announced.wait(60)
+        return read_questions(*arguments, **options)
+
+    def progress(line):
+        lines.append(line)
+        announced.set()
+
+    monkeypatch.setattr(splits, "read_questions", slow)
+    monkeypatch.setattr(splits, "SLOW_SECONDS", 0.01)
+    note_shared_questions(task, tmp_path, dev, split="dev", skipped=Skipped(), progress=progress)
+    file = tmp_path / "train.jsonl"
+    assert lines == [f"reading {file}, to count the questions that are also in train"]
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "options"),
+    [
+        ("pubmedqa", "test.jsonl", json.dumps(PAIR), {"label_base": "1"}),
+        ("pubmedqa", "test.jsonl", json.dumps(PAIR), {"twins": "skip"}),
+        ("mmlu", "anatomy_test.csv", "q?,w,x,y,z,C", {"label_base": "0"}),
+    ],
+)
+def test_an_option_without_an_effect_is_refused(tmp_path, task, name, content, options):
+    (tmp_path / name).write_text(content + "\n")
+    ((option, value),) = options.items()
+    message = rf"got {option}={value} for {task}, .* where it has no effect: only .* uses it; fix: "
+    with pytest.raises(ValueError, match=message):
+        read_questions(find_task(task), tmp_path / name, split="test", **options)
+    assert len(read_questions(find_task(task), tmp_path / name, split="test")) == 1
 
 
 def test_a_file_named_for_another_split_is_noted(tmp_path):

@@ -35,6 +35,30 @@ def test_summary(questions, full_summary):
         summarise(items, items[1:], name="medqa")
 
 
+def test_the_figures_of_several_seeds_are_means(questions):
+    seeds = [questions(seed=n, share=0.3 + 0.2 * n) for n in range(3)]
+    seeds[1] = seeds[1][::-1]
+    alone = [summarise(one, name="t", with_macro_f1=True) for one in seeds]
+    summary = summarise(*seeds, name="t", with_macro_f1=True)
+    for name in ("ece", "brier", "aurc"):
+        values = [one[name] for one in alone]
+        assert len({*values}) == 3
+        assert summary[name] == pytest.approx(np.mean(values))
+    values = [one["macro_f1"]["value"] for one in alone]
+    assert summary["macro_f1"]["value"] == pytest.approx(np.mean(values))
+    assert summary["macro_f1"]["low"] < min(np.mean(values), *values[1:])
+    assert summary["macro_f1"]["high"] > np.mean(values)
+    positions = np.mean([one["predicted_positions"] for one in alone], axis=0)
+    assert summary["predicted_positions"] == pytest.approx(positions)
+    assert summary["reliability"] == alone[0]["reliability"]
+
+
+def test_the_number_of_the_subjects_stands_beside_their_mean(questions):
+    items = [{**one, "subject": "law" if n < 20 else "bones"} for n, one in enumerate(questions())]
+    summary = summarise(items, name="mmlu", official_subjects=57)
+    assert "| mean of 2 of 57 subjects |" in markdown(summary)
+
+
 def test_chance_of_mixed_numbers_of_options(questions):
     two = {**questions(1)[0], "id": "two", "options": ["a", "b"]}
     two |= {"scores": [1.0, 1.0], "probabilities": [0.5, 0.5], "prediction": 0}

@@ -12,7 +12,7 @@ import pytest
 from biomedlm_jax.qa.formats import FORMATS
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.splits import read_questions
-from biomedlm_jax.qa.tasks import TASKS, default_split, find_task
+from biomedlm_jax.qa.tasks import GIVEN, SPLITS, TASKS, default_split, find_task, without_directory
 
 CHOICE = {"question": "q?", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}
 PAIR = {"sentence1": "q?", "sentence2": "c", "label": "no"}
@@ -106,10 +106,11 @@ def test_mmlu_in_folders_of_splits(tmp_path):
         ("medqa", "train_partial_4opt.jsonl", "train"),
         ("medqa", "phrases_no_exclude_test.jsonl.gz", "test"),
         ("medqa", "validation.jsonl", "dev"),
-        ("medqa", "questions.jsonl", "test"),
-        ("medqa", "train_and_dev.jsonl", "test"),
+        ("medqa", "questions.jsonl", GIVEN),
+        ("medqa", "mydev.jsonl", GIVEN),
+        ("medqa", "train_and_dev.jsonl", GIVEN),
         ("mmlu:anatomy", "anatomy_val.csv", "val"),
-        ("mmlu", "train.jsonl", "test"),
+        ("mmlu", "train.jsonl", GIVEN),
         ("pubmedqa", "ori_pqal.json", "test"),
         ("pubmedqa", "pqal_fold0/dev_set.json", "dev"),
         ("medmcqa", "", "test"),
@@ -117,6 +118,11 @@ def test_mmlu_in_folders_of_splits(tmp_path):
 )
 def test_a_file_is_of_the_split_in_its_name(tmp_path, task, file, split):
     assert default_split(find_task(task), tmp_path / file) == split
+
+
+def test_a_file_of_all_splits_is_scored_on_test_whatever_its_name(tmp_path):
+    task = find_task("pubmedqa", format="pubmedqa_rows")
+    assert default_split(task, tmp_path / "pqa_labeled" / "train-00000-of-00001.parquet") == "test"
 
 
 def test_the_format_is_that_of_the_name_or_the_one_that_is_given(tmp_path):
@@ -174,11 +180,26 @@ def test_the_classes_of_an_own_set_are_those_of_all_its_splits(tmp_path):
     assert [q.label for q in read_questions(task, split="dev")] == [3, 2]
 
 
-def test_an_own_file_is_of_the_split_in_its_name_or_a_test_set(tmp_path):
-    for name, split in (("mine.jsonl", "test"), ("my_dev.jsonl", "dev")):
+def test_an_own_file_is_of_the_split_in_its_name_or_of_the_one_that_is_given(tmp_path):
+    of_name = ("dev",), "dev"
+    for name, expected in (("mydev.jsonl", (SPLITS, GIVEN)), ("my_dev.jsonl", of_name)):
         task = find_task(f"jsonl:{write(tmp_path / name, CHOICE)}")
-        assert (task.splits, default_split(task)) == ((split,), split)
-        assert len(read_questions(task, split=split)) == 1
+        assert (task.splits, default_split(task)) == expected
+        for split in {*task.splits, default_split(task)}:
+            assert len(read_questions(task, split=split)) == 1
+    with pytest.raises(ValueError, match="has the splits dev, got 'test'"):
+        read_questions(task, split="test")
+    with pytest.raises(ValueError, match="has the splits dev, got 'given file'"):
+        read_questions(task, split=GIVEN)
+
+
+def test_the_name_of_an_own_set_may_be_stated_without_its_place(tmp_path, monkeypatch):
+    (tmp_path / "q").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("q", "./q", "q/", f"{tmp_path}/q", "q/../q"):
+        assert without_directory(f"jsonl:{name}") == "jsonl:q"
+    assert without_directory("jsonl:q/dev.jsonl") == "jsonl:dev.jsonl"
+    assert without_directory("mmlu:anatomy") == "mmlu:anatomy"
 
 
 def test_an_own_set_without_questions(tmp_path):

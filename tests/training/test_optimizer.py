@@ -170,8 +170,10 @@ def test_the_warmup_is_given_once(both):
 
 
 def test_a_warmup_longer_than_the_run_names_the_flag():
-    with pytest.raises(ValueError, match=r"set --config.optimizer.warmup_steps=5"):
-        make_optimizer(OptimizerSettings(**PUBLISHED), steps=50)
+    linear = {**FINETUNING, "warmup_ratio": None, "warmup_steps": 51}
+    for values in (PUBLISHED, linear):
+        with pytest.raises(ValueError, match=r"set --config.optimizer.warmup_steps=5"):
+            make_optimizer(OptimizerSettings(**values), steps=50)
 
 
 def test_the_linear_schedule_decays_to_the_fraction_that_it_is_given():

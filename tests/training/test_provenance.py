@@ -70,3 +70,11 @@ def test_a_run_is_resumed_with_its_own_content_wherever_it_lies(config, tmp_path
     (run / "run.json").write_text(json.dumps({"recipe": "pretrain"})[:-1])
     with pytest.raises(ValueError, match=r"run\.json"):
         check_run(run, "pretrain", settings, start)
+
+
+def test_a_start_with_tuples_is_the_one_that_was_written(config, tmp_path):
+    settings = read_settings(PretrainSettings, config)
+    start = {"generation": {"stop": ("a", "b")}}
+    tmp_path.joinpath("run").mkdir()
+    write_run(tmp_path / "run", "pretrain", settings, start)
+    assert check_run(tmp_path / "run", "pretrain", settings, start)
