@@ -1,9 +1,11 @@
 import jax
+import jax.numpy as jnp
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.model.families import make_config
+from biomedlm_jax.model.families import abstract_model, make_config
 from biomedlm_jax.planning.steps import trace_step
+from biomedlm_jax.planning.topology import topology_devices
 from biomedlm_jax.planning.traced import matmul_flops
 from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.pretrain import PretrainSettings
@@ -31,6 +33,20 @@ def test_a_training_step_has_three_times_the_forward_products(trace):
     flops, state_bytes = trace("train")
     assert flops == 3 * 8 * 32 * (2 * KERNELS + ATTENTION)
     assert state_bytes["optimizer"] > 1.9 * state_bytes["parameters"]
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize("step", ["train", "score", "decode"])
+def test_the_dtype_of_a_slice_is_that_of_its_platform(config, step):
+    config.model.compute_dtype = "auto"
+    settings = read_settings(PretrainSettings, config.to_dict())
+    model_config = make_config(settings.model)
+    assert abstract_model(model_config).config.dtype == jnp.float32  # on this machine
+    mesh = meshes.make_mesh(data=2, fsdp=4, devices=topology_devices("v5e:2x4"))
+    with jax.set_mesh(mesh):
+        traced, _, _ = trace_step(settings, model_config, mesh, step)
+    assert "dot_general" in (text := str(traced.jaxpr))
+    assert "bf16[8,32,64]" in text or "bf16[8,1,64]" in text
 
 
 def test_lora_has_moments_of_its_factors_only(trace):
