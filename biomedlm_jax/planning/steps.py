@@ -41,13 +41,13 @@ def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, to
     abstract = meshes.abstract_sharded(
         lambda: states.init_state(states.random_model(config, seed=training.seed), tx), mesh
     )
-    update = states.compile_step(
+    update = states.jit_step(
         states.train_step,
         abstract=abstract,
         tx=tx,
         seed=training.seed,
         accumulation=training.accumulation,
-        loss_of=functools.partial(next_token_loss, chunks=training.loss_chunks),
+        loss_fn=functools.partial(next_token_loss, chunks=training.loss_chunks),
     )
     state = {"parameters": abstract.model, "optimizer": abstract.opt_state}
     return update.trace(abstract, tokens), state

@@ -31,7 +31,7 @@ from biomedlm_jax.training.metrics import (
 )
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.provenance import check_run, write_run
-from biomedlm_jax.training.state import TrainState, compile_step, init_state, train_step
+from biomedlm_jax.training.state import TrainState, init_state, jit_step, train_step
 from biomedlm_jax.training.stopping import Stopped, stop_signals, wait_for_all
 
 
@@ -169,12 +169,12 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             recorder.print_line(f"resuming after step {begin} of {steps}")
 
         # ---- Steps.
-        update = compile_step(
+        update = jit_step(
             train_step,
             abstract=abstract,
             tx=tx,
             seed=settings.training.seed,
-            loss_of=functools.partial(_loss, recipe.loss),
+            loss_fn=functools.partial(_loss, recipe.loss),
             accumulation=settings.training.accumulation,
         )
         timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)
