@@ -18,7 +18,7 @@ FLAGS.define(
     "init",
     None,
     "Run or Hugging Face directory whose weights a new run starts from, with a new optimizer and "
-    "the schedule from step 0. Resuming does not need it.",
+    "the schedule from step 0. Resuming needs it with LoRA only.",
 )
 FLAGS.define(
     "extend",

@@ -18,14 +18,16 @@ from biomedlm_jax.files import write_text
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
-from biomedlm_jax.model.language_model import parameter_count
+from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 from biomedlm_jax.planning.compiled import Figures, compile_figures
 from biomedlm_jax.planning.memory import alternatives, out_of_memory_message
 from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
 from biomedlm_jax.settings import read_settings
+from biomedlm_jax.training.config import LoRASettings
 from biomedlm_jax.training.metrics import flops_per_token
 from biomedlm_jax.training.pretrain import PretrainSettings, fill_config_from_manifest
+from biomedlm_jax.training.state import adapted
 
 # Assumption, not a measurement: attention kernels reach this fraction of the peak.
 KERNEL_EFFICIENCY = 0.4
@@ -74,6 +76,7 @@ class Plan:
     model_flops: float  # per step, all devices, recomputation not counted
     steps: int
     rows: list[Row]
+    trained: int | None = None  # parameters, with LoRA
 
 
 def plan(
@@ -100,14 +103,15 @@ def plan(
     devices = topology_devices(topology)
     settings, model_config = _read(config, {})
     model = abstract_model(model_config)
-    make_mesh = functools.partial(meshes.make_mesh, devices=devices)
+    make_mesh, lora = functools.partial(meshes.make_mesh, devices=devices), settings.lora
     known = chip(devices[0].device_kind)
     batch, accumulation = settings.training.batch_size, settings.training.accumulation
     sizes = [dataclasses.asdict(settings.mesh)]
     if search:
         least = 1.0
         if known and step == "train":  # two thirds of a device for float32 parameters and moments
-            least = 12 * parameter_count(model) / (known.device_memory * 2 / 3)
+            size = 4 if lora.rank else 12
+            least = size * parameter_count(model) / (known.device_memory * 2 / 3)
         rows = batch // accumulation
         sizes = sensible_meshes(len(devices), model, rows, least_shards=least, tensor=tensor)
         if not sizes:
@@ -136,6 +140,7 @@ def plan(
         model_flops=flops if step == "train" else flops / 3,  # the forward pass alone
         steps=settings.training.steps,
         rows=[],
+        trained=_trained(model, lora) if step == "train" and lora.rank else None,
     )
     compile_row = functools.partial(_compile_row, result, config, hlo=hlo, progress=progress)
     rows = [compile_row(mesh, {}) for mesh in tried]
@@ -157,6 +162,11 @@ def plan(
     rows.sort(key=lambda row: (not row.fits, row.step_seconds or math.inf))
     result.rows.extend(rows)
     return result
+
+
+def _trained(model: LanguageModel, lora: LoRASettings) -> int:
+    adapter = jax.eval_shape(functools.partial(adapted, lora=lora, seed=0), model)
+    return sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
 
 def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConfig]:

@@ -23,7 +23,8 @@ def markdown(plan: Plan) -> str:
     lines = [
         f"**{plan.topology}**: {plan.devices} x {plan.device_kind}, {plan.step} step of "
         f"{plan.tokens_per_step:,} tokens, {plan.model_flops / 1e12:,.3g} TFLOP (model), "
-        f"attention kernel: {plan.kernel}",
+        f"attention kernel: {plan.kernel}"
+        + (f", LoRA trains {plan.trained:,} parameters" if plan.trained else ""),
         "",
         HEADER,
         "|" + "---|" * columns,

@@ -36,21 +36,25 @@ def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step
 
 
 def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, tokens):
-    training = settings.training
+    training, lora = settings.training, settings.lora
     tx, _ = make_optimizer(settings.optimizer, steps=training.steps)
-    abstract = meshes.abstract_sharded(
-        lambda: states.init_state(states.random_model(config, seed=training.seed), tx), mesh
-    )
+
+    def make(model) -> states.TrainState:
+        return states.init_state(states.adapted(model, lora, seed=training.seed), tx)
+
+    abstract = meshes.abstract_sharded(make, mesh, abstract_model(config))
+    frozen = states.frozen_part(abstract_model(config, mesh), lora)
+    loss = functools.partial(next_token_loss, chunks=training.loss_chunks)
     update = states.jit_step(
         states.train_step,
         abstract=abstract,
         tx=tx,
         seed=training.seed,
         accumulation=training.accumulation,
-        loss_fn=functools.partial(next_token_loss, chunks=training.loss_chunks),
+        loss_fn=functools.partial(states.adapted_loss, loss),
     )
-    state = {"parameters": abstract.model, "optimizer": abstract.opt_state}
-    return update.trace(abstract, tokens), state
+    state = {"parameters": (abstract.model, frozen), "optimizer": abstract.opt_state}
+    return update.trace(abstract, tokens, *frozen), state
 
 
 def _trace_decode(config: ModelConfig, mesh: Mesh, batch: int, options):

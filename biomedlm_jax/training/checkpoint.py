@@ -1,7 +1,8 @@
 """Orbax checkpoints: the model, the optimizer and the data position, restored onto any mesh.
 
 `<run>/checkpoints/<step>/` holds three items: `model` (what is trained), `optimizer` (moments and
-step) and `data` (JSON: the position in the data). A model alone lacks the other two.
+step) and `data` (JSON: the position in the data). A model alone lacks the other two. LoRA in
+pre-training adds the item `trained`, the factors; `model` has them merged then.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
+MODEL, TRAINED = "model", "trained"  # items
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
@@ -46,30 +48,37 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.run_directory / FOLDER, options=options)
 
-    def save(self, state: TrainState, position: dict) -> None:
-        """Start to write `state` under its step; raises if an earlier write failed."""
+    def save(self, state: TrainState, position: dict, *, merged: Any = None) -> None:
+        """Start to write `state` under its step; raises if an earlier write failed.
+
+        `merged`, if any, is written as the model, and what is trained as an item of its own.
+        """
+        models = {MODEL: state.model} if merged is None else {MODEL: merged, TRAINED: state.model}
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave(state.model, save_args=_in_chunks(state.model)),
+            **{k: ocp.args.StandardSave(m, save_args=_in_chunks(m)) for k, m in models.items()},
             optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
             data=ocp.args.JsonSave(position),
         )
         self._manager.save(int(state.step), args=items, force=True)
 
-    def restore(self, abstract: TrainState) -> tuple[TrainState, dict] | None:
-        """Return the newest checkpoint, sharded as `abstract`, and its data position, or None."""
+    def restore(self, abstract: TrainState, *, item: str = MODEL) -> tuple[TrainState, dict] | None:
+        """Return the newest checkpoint, sharded as `abstract`, and its data position, or None.
+
+        `item` has what is trained.
+        """
         step = latest_step(self.run_directory)
         if step is None:
             return None
-        check_shapes(self.run_directory / FOLDER / str(step) / "model", abstract.model)
+        check_shapes(self.run_directory / FOLDER / str(step) / item, abstract.model)
         optimizer = {"step": abstract.step, "opt": abstract.opt_state}
         items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(abstract.model),
+            **{item: ocp.args.StandardRestore(abstract.model)},
             optimizer=ocp.args.StandardRestore(optimizer),
             data=ocp.args.JsonRestore(),
         )
         saved = self._manager.restore(step, args=items)
         optimizer = saved["optimizer"]
-        return TrainState(optimizer["step"], saved["model"], optimizer["opt"]), saved["data"]
+        return TrainState(optimizer["step"], saved[item], optimizer["opt"]), saved["data"]
 
     def wait(self) -> None:
         """Block until every checkpoint is on disk; raises if one could not be written."""

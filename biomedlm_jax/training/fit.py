@@ -17,9 +17,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
-from biomedlm_jax.model.heads import Scorer
-from biomedlm_jax.model.lora import Adapter
-from biomedlm_jax.training.checkpoint import Checkpointer, latest_step
+from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer, latest_step
 from biomedlm_jax.training.config import RunSettings
 from biomedlm_jax.training.metrics import (
     NullRecorder,
@@ -31,7 +29,15 @@ from biomedlm_jax.training.metrics import (
 )
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.provenance import check_run, write_run
-from biomedlm_jax.training.state import TrainState, init_state, jit_step, train_step
+from biomedlm_jax.training.state import (
+    TrainState,
+    adapted,
+    adapted_loss,
+    frozen_part,
+    init_state,
+    jit_step,
+    train_step,
+)
 from biomedlm_jax.training.stopping import Stopped, stop_signals, wait_for_all
 
 
@@ -94,6 +100,7 @@ class Recipe:
     make_model: Callable[..., Any]
     base: list[Any] = dataclasses.field(default_factory=list)  # emptied; its arrays are reused
     added_tokens: int = 0  # vocabulary rows that are trained beside LoRA's factors
+    saves_merged: bool = False  # checkpoints hold the model with LoRA's factors merged, too
     data: Data
     loss: Callable[..., jax.Array]
     evaluate: Callable[[Any, int, Callable[[], None]], dict[str, float]] | None = None
@@ -142,7 +149,8 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         losses = {"sum": 0.0, "count": 0}  # since the last evaluation
         if latest_step(workdir) is not None and not abstract_frozen:
             recipe.base.clear()  # a checkpoint follows it
-        if restored := checkpointer.restore(abstract):
+        merges = recipe.saves_merged and bool(abstract_frozen)
+        if restored := checkpointer.restore(abstract, item=TRAINED if merges else MODEL):
             state, position = restored
             recipe.data.restore(position["data"])
             losses = position["losses"]
@@ -174,7 +182,7 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             abstract=abstract,
             tx=tx,
             seed=settings.training.seed,
-            loss_fn=functools.partial(_loss, recipe.loss),
+            loss_fn=functools.partial(adapted_loss, recipe.loss),
             accumulation=settings.training.accumulation,
         )
         timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)
@@ -245,7 +253,9 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
                 owed = stopping or not evaluate()
                 stopping = stopping or stop(True)
             if stopping or due:
-                checkpointer.save(state, {"data": recipe.data.position(), "losses": {**losses}})
+                position = {"data": recipe.data.position(), "losses": {**losses}}
+                merged = _merged(state.model, frozen) if merges else None
+                checkpointer.save(state, position, merged=merged)
             timer.restart()
         checkpointer.wait()
         if step < steps or owed:
@@ -258,20 +268,13 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
 
 
 def _initial_state(recipe: Recipe, tx, *base) -> TrainState:
-    model, lora = recipe.make_model(*base), recipe.settings.lora
-    if lora.rank:
-        key = jax.random.fold_in(jax.random.key(recipe.settings.training.seed), 1)
-        rank, alpha, added = lora.rank, lora.alpha, recipe.added_tokens
-        model = Adapter(model, added=added, rank=rank, alpha=alpha, key=key)
+    seed, added = recipe.settings.training.seed, recipe.added_tokens
+    model = adapted(recipe.make_model(*base), recipe.settings.lora, seed=seed, added=added)
     return init_state(model, tx)
 
 
 def _frozen(recipe: Recipe, *base) -> tuple:
-    """Return the language model that LoRA leaves as it is; () without LoRA."""
-    if not recipe.settings.lora.rank:
-        return ()
-    model = recipe.make_model(*base)
-    return (model.trunk if isinstance(model, Scorer) else model,)
+    return frozen_part(recipe.make_model(*base), recipe.settings.lora)
 
 
 def _sharded(make: Callable, abstract, base: list, *, donate: bool):
@@ -284,11 +287,6 @@ def _sharded(make: Callable, abstract, base: list, *, donate: bool):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers")  # a vocabulary that grows
         return jax.jit(make, out_shardings=shardings, donate_argnums=donated)(*base)
-
-
-def _loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Array:
-    model = trained.view(*frozen) if frozen else trained
-    return loss(model, batch, dropout_key=dropout_key)
 
 
 def _merged(trained, frozen: tuple):

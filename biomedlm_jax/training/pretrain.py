@@ -90,8 +90,9 @@ def pretrain(
     """Train the config's model on its token rows, or resume the run in `workdir`.
 
     A new run starts from the weights of `init`, without its optimizer state and from step 0 of the
-    schedule, or from random parameters. A resumed run needs no `init`. A run gets more steps than
-    it had if its learning rate does not depend on their number, or with `extend`.
+    schedule, or from random parameters. A resumed run needs `init` with LoRA only, whose
+    checkpoints hold the factors and the merged model. A run gets more steps than it had if its
+    learning rate does not depend on their number, or with `extend`.
 
     Writes `config.json`, the tokenizer, the rows' `manifest.json` and what `fit` writes. Returns
     the step and, if this call evaluated, the last validation metrics. Raises ValueError, before
@@ -100,10 +101,6 @@ def pretrain(
     workdir = Path(workdir).absolute()
     settings = read_settings(PretrainSettings, config)
     training = settings.training
-    if settings.lora.rank:
-        raise ValueError(
-            "got lora.rank above 0; pre-training has no LoRA: set --config.lora.rank=0"
-        )
     if not settings.data.path:
         raise ValueError(
             "got an empty config.data.path; set --config.data.path=DIR to a directory that "
@@ -111,7 +108,7 @@ def pretrain(
         )
     manifest = read_manifest(settings.data.path)
     before = read_json(workdir / RUN_FILE) if (workdir / RUN_FILE).exists() else {}
-    started_from = _initial_facts(before, workdir, init)
+    started_from = _initial_facts(before, workdir, init, rank=settings.lora.rank)
     fields, source = settings.model, None if init is None else init.config
     if init is None and started_from:
         source = make_config(read_json(workdir / CONFIG)["model"])
@@ -200,6 +197,7 @@ def pretrain(
         steps=training.steps,
         make_model=make_model,
         base=base,
+        saves_merged=True,
         data=batches,
         loss=functools.partial(next_token_loss, chunks=training.loss_chunks),
         evaluate=evaluate if training.evaluate_every else None,
@@ -252,16 +250,24 @@ def _fill_config_from_source(fields: dict, source: ModelConfig, *, where: str) -
     return {**fields, **{name: values[name] for name in unset}}
 
 
-def _initial_facts(before: Mapping, workdir: Path, init: InitialWeights | None) -> dict[str, str]:
+def _initial_facts(
+    before: Mapping, workdir: Path, init: InitialWeights | None, *, rank: int
+) -> dict[str, str]:
     """Return path and hash of the weights that a run started from, the hash if it is known."""
     if init is not None:
         return {"path": str(Path(init.path).absolute())}
     saved = before.get("started_from", {})
     facts = {name: saved[name] for name in ("path", "weights") if name in saved}
-    if facts and latest_step(workdir) is None:
+    if rank and not facts:
         raise ValueError(
-            f"{workdir} was to start from {facts.get('path')} and has no checkpoint yet; give "
-            f"--init={facts.get('path')} again"
+            f"got lora.rank={rank} without --init; LoRA leaves the weights as they are, and those "
+            "of a new model are random: add --init=DIR, or set --config.lora.rank=0"
+        )
+    if facts and (rank or latest_step(workdir) is None):
+        start = facts.get("path")
+        reason = "whose weights LoRA reads again" if rank else "and has no checkpoint yet"
+        raise ValueError(
+            f"{workdir} was to start from {start}, {reason}; give --init={start} again"
         )
     return facts
 

@@ -14,6 +14,9 @@ from biomedlm_jax.chips import COMPILER_OPTIONS, chip
 from biomedlm_jax.mesh import make_mesh, sharding
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import make_model
+from biomedlm_jax.model.heads import Scorer
+from biomedlm_jax.model.lora import Adapter
+from biomedlm_jax.training.config import LoRASettings
 
 LOG = logging.getLogger("biomedlm_jax")
 
@@ -37,6 +40,27 @@ def random_model(config: ModelConfig, *, seed: int):
     """Return a model with random parameters; the seed's other half is for dropout."""
     init_key, _ = jax.random.split(jax.random.key(seed))
     return make_model(config, key=init_key)
+
+
+def adapted(model: Any, lora: LoRASettings, *, seed: int, added: int = 0) -> Any:
+    """Return what is trained: `model`, or with LoRA an Adapter of it and its `added` last rows."""
+    if not lora.rank:
+        return model
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return Adapter(model, added=added, rank=lora.rank, alpha=lora.alpha, key=key)
+
+
+def frozen_part(model: Any, lora: LoRASettings) -> tuple:
+    """Return the language model that LoRA leaves as it is; () without LoRA."""
+    if not lora.rank:
+        return ()
+    return (model.trunk if isinstance(model, Scorer) else model,)
+
+
+def adapted_loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Array:
+    """Return the loss of what `adapted` returned, around the `frozen_part`."""
+    model = trained.view(*frozen) if frozen else trained
+    return loss(model, batch, dropout_key=dropout_key)
 
 
 def train_step(

@@ -148,10 +148,10 @@ def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint
         started.extend(map(weakref.ref, jax.tree.leaves(start.base)))
         return start
 
-    def restored(checkpointer, abstract):
+    def restored(checkpointer, abstract, **options):
         assert started
         assert not any(leaf() is not None for leaf in started)
-        return restore(checkpointer, abstract)
+        return restore(checkpointer, abstract, **options)
 
     monkeypatch.setattr(text_recipe, "load_base_model", loaded)
     monkeypatch.setattr(fit.Checkpointer, "restore", restored)

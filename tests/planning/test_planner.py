@@ -50,6 +50,19 @@ def test_what_cannot_work_is_an_error_before_anything_is_compiled(
         planner.plan(config, "local", step="walk")
 
 
+def test_lora_needs_less_memory_and_the_table_has_its_parameters(config, local_plan):
+    config.lora.rank = 8
+    made = planner.plan(config, "local")
+    # Of two layers: four kernels of 64 x 64, one of 64 x 256, one of 256 x 64.
+    assert made.trained == 2 * 8 * (4 * (64 + 64) + 2 * (64 + 256)) == as_dict(made)["trained"]
+    assert "attention kernel: xla, LoRA trains 18,432 parameters\n" in markdown(made)
+    ours, full = made.rows[0], local_plan.rows[0]
+    saved = sum(full.state_bytes.values()) - sum(ours.state_bytes.values())
+    assert full.figures.memory["arguments"] - ours.figures.memory["arguments"] == saved > 0
+    assert "LoRA" not in markdown(local_plan)
+    assert planner.plan(config, "local", step="score").trained is None
+
+
 def test_decoding_has_no_kernel_and_scoring_no_dropout(config, monkeypatch):
     dropouts = []
 

@@ -11,10 +11,11 @@ from biomedlm_jax.training.pretrain import PretrainSettings
 
 @pytest.fixture
 def trace(config):
-    settings = read_settings(PretrainSettings, config.to_dict())
     mesh = meshes.make_mesh(data=2, fsdp=4)
 
-    def of(step: str):
+    def of(step: str, rank: int = 0):
+        config.lora.rank = rank
+        settings = read_settings(PretrainSettings, config.to_dict())
         with jax.set_mesh(mesh):
             traced, _, state_bytes = trace_step(settings, make_config(settings.model), mesh, step)
         return matmul_flops(traced.jaxpr)[0], state_bytes
@@ -30,6 +31,18 @@ def test_a_training_step_has_three_times_the_forward_products(trace):
     flops, state_bytes = trace("train")
     assert flops == 3 * 8 * 32 * (2 * KERNELS + ATTENTION)
     assert state_bytes["optimizer"] > 1.9 * state_bytes["parameters"]
+
+
+def test_lora_has_moments_of_its_factors_only(trace):
+    _, full = trace("train")
+    flops, state_bytes = trace("train", rank=8)
+    # On a device: a quarter of a factor's axis of the width, the whole other axis.
+    part = 2 * 8 * (4 * (64 / 4 + 64) + 2 * (64 / 4 + 256)) * 4
+    counters = full["optimizer"] - 2 * full["parameters"]
+    assert state_bytes["optimizer"] == 2 * part + counters
+    assert state_bytes["parameters"] == full["parameters"] + part
+    forward = 8 * 32 * (2 * KERNELS + ATTENTION)
+    assert 2 * forward < flops < 3.1 * forward
 
 
 def test_a_scoring_step_has_the_forward_products_and_no_optimizer(trace):

@@ -167,7 +167,10 @@ def buffers(model) -> list[int]:
     return [shard.data.unsafe_buffer_pointer() for shard in shards]
 
 
-def test_a_run_takes_over_the_arrays_that_it_starts_from(config, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_takes_over_the_arrays_that_it_starts_from(
+    config, finished, tmp_path, monkeypatch, rank
+):
     init, original, before, after = initial_weights(finished), fit.jit_step, [], []
 
     def read(abstract):
@@ -178,13 +181,13 @@ def test_a_run_takes_over_the_arrays_that_it_starts_from(config, finished, tmp_p
     def jit_step(*arguments, **options):
         step = original(*arguments, **options)
 
-        def stepping(state, *values):
-            after.extend([] if after else buffers(state.model))
-            return step(state, *values)
+        def stepping(state, batch, *frozen):
+            after.extend(buffers(frozen if rank else state.model))
+            return step(state, batch, *frozen)
 
         return stepping
 
     monkeypatch.setattr(fit, "jit_step", jit_step)
-    config.optimizer.warmup_steps, config.training.steps = 0, 1
+    config.optimizer.warmup_steps, config.training.steps, config.lora.rank = 0, 1, rank
     pretrain(config, tmp_path / "run", init=dataclasses.replace(init, read=read))
     assert after == before

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from biomedlm_jax import mesh as meshes
@@ -20,6 +21,8 @@ from biomedlm_jax.interop.huggingface import export_directory, load
 from biomedlm_jax.interop.initial import initial_weights
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
+from biomedlm_jax.model.language_model import map_parameters, named_leaves
+from biomedlm_jax.model.lora import Adapter
 from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.metrics import read_metrics
@@ -48,7 +51,7 @@ def test_what_the_config_leaves_unset_comes_from_the_token_rows(finished):
         ("optimizer", "warmup_steps", 12, "set --config.optimizer.warmup_steps=1"),
         ("training", "evaluate_batches", 0, "evaluate_batches=0; expected at least 1, or -1"),
         ("training", "evaluate_batches", -5, "evaluate_batches=-5; expected at least 1, or -1"),
-        ("lora", "rank", 2, "no LoRA"),
+        ("lora", "rank", 2, "got lora.rank=2 without --init; .*: add --init=DIR, or set"),
         ("training", "loss_chunks", 5, "loss_chunks=5; expected a divisor"),
         ("data", "path", "nowhere", "nowhere"),
         ("data", "path", "", "empty config.data.path"),
@@ -223,6 +226,96 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match="have length=64, but the model has length=32"):
         pretrain(continued, run, init=init)
     assert not run.exists()
+
+
+def test_the_model_of_a_run_with_lora_is_the_merged_one(continued, finished, tmp_path):
+    source, run = shutil.copytree(finished, tmp_path / "source"), tmp_path / "run"
+    for step in (8, 12):  # what is left has much to learn
+        shutil.rmtree(source / "checkpoints" / str(step))
+    continued.lora.update(rank=2, alpha=6.0)
+    continued.optimizer.learning_rate = 0.01
+    metrics, base = pretrain(continued, run, init=initial_weights(source)), load(source)[0]
+    for step in steps(run):
+        model, _ = load(run, step=step)
+        item = run / "checkpoints" / str(step) / "trained"
+        factors = ocp.PyTreeCheckpointer().restore(item)["lora"]["factors"]
+        layers, before = named_leaves(model.blocks), named_leaves(base.blocks)
+        assert {f"{name}.kernel" for name in factors} < {*layers}
+        for name, kernel in layers.items():
+            expected = before[name]
+            if (of := factors.get(name.removesuffix(".kernel"))) and name.endswith(".kernel"):
+                a, b = (np.asarray(of[f]["value"], np.float64) for f in "ab")
+                assert a.shape[-1] == b.shape[-2] == 2
+                assert np.abs(b).max() > 1e-3
+                expected = np.asarray(expected) + 6.0 / 2 * a @ b
+            np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(model.wte[...], base.wte[...])
+        np.testing.assert_array_equal(model.wpe[...], base.wpe[...])
+    rows = np.stack(list(Rows(continued.data.path, "validation")))
+    loss, loss_before = (float(next_token_loss(one, rows)) for one in (model, base))
+    assert metrics["validation_loss"] == pytest.approx(loss, 1e-5)
+    assert loss < loss_before
+
+
+def test_the_factors_of_a_run_with_lora_are_those_of_steps_made_by_hand(
+    continued, finished, tmp_path
+):
+    run, rate = tmp_path / "run", 3e-3
+    continued.lora.update(rank=2, alpha=6.0)
+    continued.training.update(steps=3, evaluate_every=0, seed=5)
+    pretrain(continued, run, init=initial_weights(finished))
+
+    mesh = meshes.make_mesh()
+    with jax.set_mesh(mesh):
+        model, _ = load(finished, mesh=mesh, residual_dropout=0.0)
+        key = jax.random.fold_in(jax.random.key(5), 1)
+        start = Adapter(model, added=0, rank=2, alpha=6.0, key=key).lora.factors
+        factors = {name: {f: ab[f][...] for f in "ab"} for name, ab in start.items()}
+
+        def loss_of(factors, tokens):
+            def add(name, variable):
+                if (of := name.removesuffix(".kernel")) == name:
+                    return variable
+                return variable.replace(variable[...] + 3.0 * factors[of]["a"] @ factors[of]["b"])
+
+            return next_token_loss(model.with_blocks(map_parameters(add, model.blocks)), tokens)
+
+        decay = continued.optimizer.weight_decay / rate
+        adamw = optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay)
+        tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        moments, losses = tx.init(factors), []
+        rows = {"batch_size": 8, "sharding": meshes.sharding(mesh, "batch", "length")}
+        batches = Batches(continued.data.path, **rows, seed=continued.data.seed)
+        for _ in range(3):
+            loss, gradient = jax.jit(jax.value_and_grad(loss_of))(factors, next(batches))
+            updates, moments = tx.update(gradient, moments, factors)
+            factors = optax.apply_updates(factors, updates)
+            losses.append(float(loss))
+    lines = [line["loss"] for line in read_metrics(run) if "loss" in line]
+    np.testing.assert_allclose(lines, losses, rtol=1e-5)
+    saved = ocp.PyTreeCheckpointer().restore(run / "checkpoints" / "3" / "trained")
+    for name, pair in factors.items():
+        for f in "ab":
+            trained = saved["lora"]["factors"][name][f]["value"]
+            np.testing.assert_allclose(trained, pair[f], rtol=0, atol=rate / 100)
+
+
+def test_a_run_with_lora_resumes_with_the_weights_it_started_from(continued, finished, tmp_path):
+    init, whole = initial_weights(finished), tmp_path / "whole"
+    continued.lora.rank = 2
+    expected = pretrain(continued, whole, init=init)
+    part = shutil.copytree(whole, tmp_path / "part")
+    for step in (8, 12):
+        shutil.rmtree(part / "checkpoints" / str(step))
+    with pytest.raises(ValueError, match=r"weights LoRA reads again; give --init=.*run again"):
+        pretrain(continued, part)
+    assert pretrain(continued, part, init=init) == expected
+    for a, b in zip(leaves(whole), leaves(part), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (part / "run.json").read_bytes() == (whole / "run.json").read_bytes()
+    continued.lora.rank = 4
+    with pytest.raises(ValueError, match=r"holds a run with lora.rank=2 \(now 4\)"):
+        pretrain(continued, part, init=init)
 
 
 def test_a_run_of_constant_rate_gets_more_steps(continued, finished, tmp_path, capsys):
