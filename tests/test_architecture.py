@@ -32,7 +32,7 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_376,
-    ("training",): 1_666,
+    ("training",): 1_672,
     ("corpus",): 1_865,
     ("generation",): 1_975,
     ("interop",): 1_759,
