@@ -83,7 +83,7 @@ def _numbers(coordinator: str, process_id: int, process_count: int) -> dict:
 
 
 @contextlib.contextmanager
-def leaving_together(*, silence_timeout: int = 60) -> Iterator[None]:
+def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
     """End every process of the run with one exit code as soon as one of them fails.
 
     The process whose body raises ends with 2 for bad input (a ValueError or an OSError) and 1 for

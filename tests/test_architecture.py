@@ -31,12 +31,12 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_370,
-    ("training",): 1_666,
+    ("model",): 1_376,
+    ("training",): 1_672,
     ("corpus",): 1_865,
-    ("generation",): 1_957,
-    ("interop",): 1_757,
-    ("qa", "finetuning"): 5_051,
+    ("generation",): 1_975,
+    ("interop",): 1_759,
+    ("qa", "finetuning"): 5_060,
     ("planning",): 1_018,
     ("cli", "commands"): 1_045,
 }

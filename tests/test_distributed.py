@@ -132,7 +132,7 @@ def test_bad_input_in_one_process_ends_all_with_its_code(dataset, tmp_path):
         "import sys, time; from biomedlm_jax import distributed\n"
         "i = int(sys.argv[1])\n"
         f"distributed.start_processes('localhost:{port}', process_id=i, process_count=2)\n"
-        "with distributed.leaving_together():\n"
+        "with distributed.fail_together():\n"
         "    if i: raise ValueError('rows of another tokenizer')\n"
         "    time.sleep(300)\n"
     )

@@ -53,7 +53,7 @@ def measure(
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
         sides = {n: lambda side=side: side(prompts, width) for n, side in decode.items()}  # noqa: B023
         timings = timed.alternate(sides, rounds=rounds)
-        tables[case] = timed.figures(timings, "tokens", size * new_tokens)
+        tables[case] = timed.summarise_timings(timings, "tokens", size * new_tokens)
         for name, side in tables[case].items():
             rows = zip(timings[name].first, timings[OURS].first, strict=True)
             side["milliseconds_per_step"] = 1e3 * side["median_seconds"] / new_tokens
@@ -61,7 +61,7 @@ def measure(
     work = f"prompt {prompt_length}, {new_tokens} new tokens"
     packages = ("jax", "flax", *(("torch", "transformers") if peers else ()))
     return {
-        **timed.describe(work, packages, config=config),
+        **timed.benchmark_header(work, packages, config=config),
         "bytes_per_step_at_batch_1": step_bytes(decoder, 1, prompt_length + new_tokens),
         "memory_bandwidth": bandwidth(1),
         "tables": tables,

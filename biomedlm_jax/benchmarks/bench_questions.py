@@ -29,7 +29,7 @@ from biomedlm_jax.model.families import make_config, make_model
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa.packing import LAST, Bucket, lay_out, separate, size
+from biomedlm_jax.qa.packing import LAST, Bucket, build_rows, one_prompt_per_option, size
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, choice_prompts
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.scoring import OPTION, score
@@ -86,12 +86,15 @@ def measure(
             sides = tuning_sides(ours, tokens, release, examples, steps, batch_size, max_length)
             tables[TUNING] = _compare(sides, rounds, steps * batch_size)
     work = f"context {ours.config.context_length}"
-    return {**timed.describe(work, ("jax", *PEERS[:3]), config=ours.config), "tables": tables}
+    return {
+        **timed.benchmark_header(work, ("jax", *PEERS[:3]), config=ours.config),
+        "tables": tables,
+    }
 
 
 def _compare(sides: Sides, rounds: int, questions: int) -> dict[str, dict]:
     timings, ours = timed.alternate(sides, rounds=rounds), next(iter(sides))
-    table = timed.figures(timings, "questions", questions, ours)
+    table = timed.summarise_timings(timings, "questions", questions, ours)
     for name, side in table.items():
         numbers = np.subtract(timings[name].first, timings[ours].first)
         side["difference"] = float(np.abs(numbers).max())
@@ -171,7 +174,10 @@ def tuning_sides(
     # The order of the first epoch; equal losses of the sides confirm it.
     order = np.random.default_rng([0, 0]).permutation(len(questions))
     chosen = [order[i * batch_size : (i + 1) * batch_size] for i in range(steps)]
-    one_each = [separate(prompts[i]._replace(question=q) for q, i in enumerate(c)) for c in chosen]
+    one_each = [
+        one_prompt_per_option(prompts[i]._replace(question=q) for q, i in enumerate(c))
+        for c in chosen
+    ]
     gold = [[labels[i] for i in c] for c in chosen]
     head = Head(kind=CHOICE, task="medqa", row_format=KEEP_END, max_length=max_length)
     key = jax.random.key(0)
@@ -192,7 +198,7 @@ def one_row_per_option(prompts, gold: Sequence[int]) -> Batch:
     length = max(size(prompt, LAST) for prompt in prompts)
     each = [[i] for i in range(len(prompts))]
     bucket = Bucket(length, each, sources=1, entries=1, branched=False)
-    rows = lay_out(prompts, bucket, each, batch_size=len(prompts), read=LAST)
+    rows = build_rows(prompts, bucket, each, batch_size=len(prompts), read=LAST)
     gold_BxE = (rows.option_BxE == np.array(gold)[rows.question_BxE]).astype(np.int32)
     weight_BxE = np.full(gold_BxE.shape, 1 / len(gold), np.float32)
     return Batch(rows._replace(target_BxE=gold_BxE), weight_BxE)

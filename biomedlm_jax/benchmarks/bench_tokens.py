@@ -51,13 +51,13 @@ def measure(
         "encode_batch_fast": lambda: baseline(loaded.encode_batch_fast),
     }
     timings = timed.alternate(sides, rounds=rounds)
-    table = timed.figures(timings, "mb", megabytes, BUILD)
+    table = timed.summarise_timings(timings, "mb", megabytes, BUILD)
     for name, side in table.items():
         side["mb_per_cpu_second"] = megabytes / statistics.median(timings[name].cpu_seconds)
     work = f"{megabytes:.1f} MB in {len(texts):,} documents"
     packages = ("tokenizers", "tensorflow-datasets", "array_record", "numpy")
     return {
-        **timed.describe(work, packages),
+        **timed.benchmark_header(work, packages),
         "documents": len(texts),
         "text_bytes": round(megabytes * 1e6),
         "tables": {"tokens": table},

@@ -35,8 +35,8 @@ from biomedlm_jax.training.metrics import flops_per_token, peak_flops
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.state import (
     TrainState,
-    compile_step,
     init_state,
+    jit_step,
     random_model,
     train_step,
 )
@@ -88,7 +88,7 @@ def measure(
         )
     tokens = batch_size * config.context_length
     flops = flops_per_token(abstract_model(config), config.context_length) * tokens
-    sides = timed.figures(timings, "tokens", tokens)
+    sides = timed.summarise_timings(timings, "tokens", tokens)
     peak = peak_flops(about["device_kind"])
     for name, side in sides.items():
         speed = flops / side["median_seconds"]
@@ -101,7 +101,7 @@ def measure(
     work = f"length {config.context_length}, batch {batch_size}"
     packages = ("jax", "flax", "torch", "transformers")
     return {
-        **timed.describe(work, packages, config=config, device=about["device_kind"]),
+        **timed.benchmark_header(work, packages, config=config, device=about["device_kind"]),
         "notes": notes + (profile_lines(profiled) if profiled else []),
         "attention": about["attention"],
         "blocks": blocks,
@@ -134,15 +134,15 @@ def make_side(name: str, config: ModelConfig, *, batch_size: int, loss_chunks: i
     shape = batch_size, config.context_length
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, shape).astype(np.int32)
     if name == OURS:
-        loss_of = functools.partial(next_token_loss, chunks=loss_chunks)
+        loss_fn = functools.partial(next_token_loss, chunks=loss_chunks)
         make = functools.partial(random_model, config, seed=0)
-        return jax_steps(meshes.make_mesh(), make, loss_of, [tokens], OPTIMIZER)
+        return jax_steps(meshes.make_mesh(), make, loss_fn, [tokens], OPTIMIZER)
     check_peer(name)
     return _torch_side(config, tokens, *name.split()[1:])
 
 
 def jax_steps(
-    mesh: Mesh, make: Callable, loss_of: Callable, batches, settings: OptimizerSettings, *base: Any
+    mesh: Mesh, make: Callable, loss_fn: Callable, batches, settings: OptimizerSettings, *base: Any
 ) -> Steps:
     """Return a call that updates the model `make(*base)` once with each batch."""
     tx, _ = make_optimizer(settings, steps=1_000_000)
@@ -154,7 +154,7 @@ def jax_steps(
     with jax.set_mesh(mesh):
         abstract = meshes.abstract_sharded(start, mesh, *base)
         state = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(*base)
-        update = compile_step(train_step, abstract=abstract, tx=tx, seed=0, loss_of=loss_of)
+        update = jit_step(train_step, abstract=abstract, tx=tx, seed=0, loss_fn=loss_fn)
 
     def run() -> list[float]:
         nonlocal state
@@ -177,15 +177,15 @@ def torch_steps(parameters, losses: Sequence[Callable], settings, *, fused: bool
     betas, decay = (settings.beta1, settings.beta2), settings.weight_decay / rate
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused)
 
-    def update(loss_of: Callable) -> float:
-        loss = loss_of()
+    def update(loss_fn: Callable) -> float:
+        loss = loss_fn()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
 
-    return lambda: [update(loss_of) for loss_of in losses]
+    return lambda: [update(loss_fn) for loss_fn in losses]
 
 
 def _torch_side(config: ModelConfig, tokens: np.ndarray, kernel: str, *options: str) -> Steps:

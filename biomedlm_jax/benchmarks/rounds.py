@@ -64,7 +64,9 @@ def alternate(
     return timings
 
 
-def figures(timings: Mapping[str, Timing], unit: str, work: float, reference: str = OURS) -> dict:
+def summarise_timings(
+    timings: Mapping[str, Timing], unit: str, work: float, reference: str = OURS
+) -> dict:
     """Return each side's median and fastest seconds, `unit`s per second, and ratio.
 
     `work` is how many units a call does; `ratio` is the median over that of the side `reference`:
@@ -84,7 +86,7 @@ def figures(timings: Mapping[str, Timing], unit: str, work: float, reference: st
     }
 
 
-def describe(work: str, packages: Iterable[str], *, config=None, device: str = "") -> dict:
+def benchmark_header(work: str, packages: Iterable[str], *, config=None, device: str = "") -> dict:
     """Return the work, the machine with its load average of one minute, and package versions."""
     if config is not None:
         count = parameter_count(abstract_model(config))

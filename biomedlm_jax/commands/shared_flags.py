@@ -229,5 +229,5 @@ class Flags(flags.FlagValues):
         if self.coordinator or self.distributed:
             numbers = self.pick("process_id", "process_count", "start_timeout", "silence_timeout")
             distributed.start_processes(self.coordinator, **numbers)
-        with distributed.leaving_together(silence_timeout=self.silence_timeout):
+        with distributed.fail_together(silence_timeout=self.silence_timeout):
             yield

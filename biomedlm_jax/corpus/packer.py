@@ -42,7 +42,7 @@ def plain_text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
+def token_byte_counts(tokenizer: Tokenizer) -> np.ndarray:
     """Return the bytes of text of each token id, int32 [V]; special tokens have none."""
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())  # a character for each byte
     lengths = np.zeros(1 + max(tokenizer.get_vocab().values()), np.int32)

@@ -132,7 +132,7 @@ def special_id(tokenizer: Tokenizer, name: str) -> int | None:
     return None if token is None else tokenizer.token_to_id(token)
 
 
-def start_id(tokenizer: Tokenizer, default: int) -> int:
+def prefix_token_id(tokenizer: Tokenizer, default: int) -> int:
     """Return the id that precedes a text: of the bos token, else eos token, else `default`."""
     ids = (special_id(tokenizer, name) for name in ("bos_token", "eos_token"))
     return next((i for i in ids if i is not None), default)
@@ -190,7 +190,7 @@ def save_tokenizer(
 def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
     with warnings.catch_warnings(), contextlib.suppress(ValueError):
         warnings.simplefilter("ignore")  # that of the source was enough
-        return _identity(load_tokenizer(directory)) == _identity(tokenizer)
+        return _canonical_json(load_tokenizer(directory)) == _canonical_json(tokenizer)
     return False
 
 
@@ -273,10 +273,10 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     of the files, nor, for a GPT-2, on whether the tokenizer was read from tokenizer.json or from
     vocabulary and merges.
     """
-    return hashlib.sha256(_identity(tokenizer)).hexdigest()
+    return hashlib.sha256(_canonical_json(tokenizer)).hexdigest()
 
 
-def _identity(tokenizer: Tokenizer) -> bytes:
+def _canonical_json(tokenizer: Tokenizer) -> bytes:
     tokens = sorted(tokenizer.get_added_tokens_decoder().items())
     added = [(i, token.content) for i, token in tokens]
     parts = [sorted(tokenizer.get_vocab().items()), _merges(tokenizer), added]

@@ -72,7 +72,7 @@ def build_tokens(
     skipped = skipped or Skipped()
     with atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new:
         save_tokenizer(tokenizer, new)
-        recipe = _recipe(tokenizer, length, separator, validation_fraction)
+        recipe = _manifest_header(tokenizer, length, separator, validation_fraction)
         packer = Packer(
             tokenizer,
             length=length,
@@ -109,7 +109,7 @@ def _holds_rows(path: Path) -> bool:
     return (path / MANIFEST).exists() and (path / ROWS).is_dir()
 
 
-def _recipe(
+def _manifest_header(
     tokenizer: Tokenizer, length: int, separator: str, validation_fraction: float
 ) -> dict[str, Any]:
     """Return the part of the manifest that is known before any text is read."""

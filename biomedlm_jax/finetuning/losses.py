@@ -26,7 +26,10 @@ def question_loss(scorer: Scorer, batch: Batch, *, dropout_key=None) -> jax.Arra
 
 
 def choice_loss(scores_BxE: jax.Array, batch: Batch) -> jax.Array:
-    """Return -log softmax(scores)[gold], the softmax over the options of the same question."""
+    """Return the sum over questions of weight * cross-entropy over the options, in nats.
+
+    `scores` are [B, E], an entry for each option; the softmax is over those of one question.
+    """
     scores_E, gold_E = scores_BxE.ravel(), batch.rows.target_BxE.ravel()
     # Numbered anew, as these rows may be a part of the batch.
     question_BxE, count = batch.rows.question_BxE, scores_E.size
@@ -39,7 +42,7 @@ def choice_loss(scores_BxE: jax.Array, batch: Batch) -> jax.Array:
 
 
 def class_loss(scores_BxExC: jax.Array, batch: Batch) -> jax.Array:
-    """Return -log softmax(scores)[gold], the softmax over the classes."""
+    """Return the sum over questions of weight * cross-entropy over the C classes, in nats."""
     logp_BxExC = jax.nn.log_softmax(scores_BxExC, axis=-1)
     logp_BxE = jnp.take_along_axis(logp_BxExC, batch.rows.target_BxE[:, :, None], axis=-1)[..., 0]
     return -(logp_BxE * batch.weight_BxE).sum()

@@ -14,7 +14,7 @@ from biomedlm_jax.files import content_hash
 from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.losses import question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
-from biomedlm_jax.finetuning.start import load_start, make_recipe
+from biomedlm_jax.finetuning.start import load_base_model, make_recipe
 from biomedlm_jax.interop.directories import MODEL_FOLDER, training_record
 from biomedlm_jax.interop.finetuned import Head, read_facts, save_finetuned, with_head
 from biomedlm_jax.model.heads import Scorer
@@ -50,7 +50,7 @@ def finetune_questions(
     train = read_questions(task, train_path, split=wanted.train_split, **read)
     dev = read_questions(task, wanted.path, split=wanted.dev_split, **read)
     refuse_copy(train, dev, names=(f"{splits[0]} of {train_path or task.path}", splits[1]))
-    start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
+    start = load_base_model(model, settings, mesh, added_tokens=ADDED_TOKENS[task.kind], heads=True)
     rows = {"row_format": wanted.row_format, "max_length": wanted.max_length}
     head = Head(kind=task.kind, task=name, classes=task.classes, **rows)
     if start.head is not None:

@@ -7,7 +7,7 @@ import numpy as np
 from biomedlm_jax.finetuning.losses import Batch
 from biomedlm_jax.model.heads import CHOICE
 from biomedlm_jax.qa import packing
-from biomedlm_jax.qa.packing import LAST, TOKENS, Bucket, Prompt, lay_out, make_buckets, size
+from biomedlm_jax.qa.packing import LAST, TOKENS, Bucket, Prompt, build_rows, make_buckets, size
 
 
 class ShuffledQuestions:
@@ -61,7 +61,7 @@ class ShuffledQuestions:
         ]
         (bucket,) = make_buckets(prompts, read=LAST, lengths=[self.row_length])
         batch_size = packing.round_up(len(bucket.rows), self._rows)
-        rows = lay_out(prompts, self._shape, bucket.rows, batch_size=batch_size, read=LAST)
+        rows = build_rows(prompts, self._shape, bucket.rows, batch_size=batch_size, read=LAST)
         used_BxE = rows.question_BxE >= 0
         label_Q = np.array([self._labels[i] for i in chosen], np.int32)
         gold_BxE = label_Q[rows.question_BxE]  # of padding the last one's, with no weight
@@ -109,5 +109,5 @@ class ShuffledTexts:
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
         packed = [self._bucket.rows[i] for i in chosen]
         shape = {"batch_size": self._batch_size, "read": TOKENS}
-        rows = lay_out(self._prompts, self._bucket, packed, **shape)
+        rows = build_rows(self._prompts, self._bucket, packed, **shape)
         return Batch(rows, (rows.question_BxE >= 0).astype(np.float32))

@@ -41,7 +41,7 @@ class Start:
     started_from: dict[str, Any]
 
 
-def load_start(
+def load_base_model(
     path: str | Path,
     settings: QuestionSettings | TextSettings,
     mesh: Mesh,

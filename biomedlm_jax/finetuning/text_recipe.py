@@ -16,7 +16,7 @@ from biomedlm_jax.finetuning.config import TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, remarks, text_prompts, train_and_dev
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
-from biomedlm_jax.finetuning.start import load_start, make_recipe
+from biomedlm_jax.finetuning.start import load_base_model, make_recipe
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
 from biomedlm_jax.generation.generator import Generator, answer_batches
 from biomedlm_jax.generation.options import make_options
@@ -43,7 +43,7 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
     meshes.check_fits(mesh, batch_size=training.batch_size, accumulation=training.accumulation)
     left_out: Counter[str] = Counter()
     train, dev = train_and_dev(settings.data, left_out)
-    start = load_start(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
+    start = load_base_model(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
     settings.check_positions(options.max_new_tokens, start.config.context_length)
     encode = functools.partial(
         text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.eos_token_id
@@ -100,7 +100,7 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
             figures |= {kind: report[kind]["mean"] for kind in KINDS}
         figures = {"epoch": epoch, **figures}
         facts = {**figures, "started_from": started_from}
-        files = {GENERATION_CONFIG: options.to_hf(start.config, start.tokenizer)}
+        files = {GENERATION_CONFIG: options.to_generation_config(start.config, start.tokenizer)}
         saved = workdir / MODEL_FOLDER, finetuned, start.tokenizer
         save_finetuned(*saved, step=step, facts=facts, files=files)
         return figures

@@ -1,10 +1,10 @@
 """Beam search, equal to transformers' `generate(num_beams=...)` token for token.
 
-The cache is never reordered: `origins_BxGxN` records in which beam's slot each token of a beam's
+The cache is never reordered: `origins_BxWxN` records in which beam's slot each token of a beam's
 past is, and a beam sees those slots only. The prompt is cached once for all its beams.
 
-Axes: B prompts, G beams, C = 2 G (or more, with several ends) candidates, N new tokens, P prompt
-slots, S slots of the cache, V vocabulary, R = B * G.
+Axes: B prompts, W beams, M = 2 W (or more, with several ends) candidates, N new tokens, P prompt
+slots, S slots of the cache, V vocabulary, R = B * W.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ import numpy as np
 
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.decoder import Decoder
-from biomedlm_jax.generation.decoding import Decoded, Prefilled, spread, until_end
-from biomedlm_jax.generation.sampling import LARGEST, Rules, Strategy, process
+from biomedlm_jax.generation.decoding import Decoded, Prefilled, shard_batch, until_end
+from biomedlm_jax.generation.sampling import LARGEST, Rules, Strategy, process_logits
 from biomedlm_jax.settings import Settings, setting
 
 NEVER = -1e9  # the score of what does not exist; finite, as in transformers
@@ -56,13 +56,13 @@ class State(Prefilled):
     prompts: jax.Array  # [B, P + 1] ids, -1 before them
     hopeless: jax.Array  # [B] no running beam can exceed the finished ones
     over: jax.Array  # all prompts are done
-    running: jax.Array  # [B, G, N] new ids
-    scores: jax.Array  # [B, G] their summed log-probabilities
-    origins: jax.Array  # [B, G, N] the beam in whose slots each id was cached
-    finished: jax.Array  # [B, G, N]
-    finished_scores: jax.Array  # [B, G] log-probability / length ** length_penalty
-    is_finished: jax.Array  # [B, G]
-    stop: jax.Array | None  # [B, G] states of the stop strings' automaton
+    running: jax.Array  # [B, W, N] new ids
+    scores: jax.Array  # [B, W] their summed log-probabilities
+    origins: jax.Array  # [B, W, N] the beam in whose slots each id was cached
+    finished: jax.Array  # [B, W, N]
+    finished_scores: jax.Array  # [B, W] log-probability / length ** length_penalty
+    is_finished: jax.Array  # [B, W]
+    stop: jax.Array | None  # [B, W] states of the stop strings' automaton
 
 
 def search(
@@ -117,132 +117,134 @@ def search(
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def _begin(decoder, tokens_BxP1, lengths_B, stop_B, G: int, N: int) -> State:
+def _begin(decoder, tokens_BxP1, lengths_B, stop_B, W: int, N: int) -> State:
     B, P1 = tokens_BxP1.shape
-    decoding.compiles["beam prefill", B, P1 - 1, N, G] += 1
+    decoding.compiles["beam prefill", B, P1 - 1, N, W] += 1
 
     def full(shape, value, dtype=jnp.int32):
-        return spread(jnp.full(shape, value, dtype))
+        return shard_batch(jnp.full(shape, value, dtype))
 
     # All beams are equal at first: only one of them counts.
-    scores_BxG = jnp.where(jnp.arange(G) == 0, 0.0, NEVER) * jnp.ones((B, 1))
+    scores_BxW = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) * jnp.ones((B, 1))
     return State(
-        prompts=spread(tokens_BxP1),
+        prompts=shard_batch(tokens_BxP1),
         hopeless=full(B, False, bool),
         over=jnp.bool_(False),
-        running=full((B, G, N), -1),
-        scores=spread(scores_BxG),
-        origins=full((B, G, N), 0),
-        finished=full((B, G, N), -1),
-        finished_scores=full((B, G), NEVER, jnp.float32),
-        is_finished=full((B, G), False, bool),
-        stop=None if stop_B is None else spread(jnp.repeat(stop_B[:, None], G, axis=1)),
-        **decoding.prefill(decoder, tokens_BxP1, lengths_B, slots=G * N),
+        running=full((B, W, N), -1),
+        scores=shard_batch(scores_BxW),
+        origins=full((B, W, N), 0),
+        finished=full((B, W, N), -1),
+        finished_scores=full((B, W), NEVER, jnp.float32),
+        is_finished=full((B, W), False, bool),
+        stop=None if stop_B is None else shard_batch(jnp.repeat(stop_B[:, None], W, axis=1)),
+        **decoding.prefilled_fields(decoder, tokens_BxP1, lengths_B, slots=W * N),
     )
 
 
 @functools.partial(jax.jit, static_argnums=7, donate_argnums=1)
 def _loop(decoder, state: State, steps, penalties_N1, real_B, rules: Rules, stops_SxV, ending):
-    B, G, N = state.running.shape
-    decoding.compiles["beam loop", B, state.prompt, N, G, ending, rules.compiled] += 1
+    B, W, N = state.running.shape
+    decoding.compiles["beam loop", B, state.prompt, N, W, ending, rules.compiled] += 1
 
     def unfinished(state: State) -> jax.Array:
         return (state.step < steps) & ~state.over & (state.nan_step < 0).all()
 
     def advance(state: State) -> State:
-        scores_BxGxV, state = _score(decoder, rules, state)
-        return _select(ending, rules, stops_SxV, state, scores_BxGxV, steps, penalties_N1, real_B)
+        scores_BxWxV, state = _score(decoder, rules, state)
+        return _select(ending, rules, stops_SxV, state, scores_BxWxV, steps, penalties_N1, real_B)
 
     return jax.lax.while_loop(unfinished, advance, state)
 
 
 def _score(decoder: Decoder, rules: Rules, state: State) -> tuple[jax.Array, State]:
-    """Feed each beam's newest token; return processed log-probabilities [B, G, V] of the next."""
-    (B, G, N), step, P = state.running.shape, state.step, state.prompt
-    beams_G = jnp.arange(G)
+    """Feed each beam's newest token; return processed log-probabilities [B, W, V] of the next."""
+    (B, W, N), step, P = state.running.shape, state.step, state.prompt
+    beams_W = jnp.arange(W)
     last = jnp.maximum(step - 1, 0)
-    newest_BxG = jax.lax.dynamic_index_in_dim(state.running, last, axis=2, keepdims=False)
-    newest_BxG = jnp.where(step == 0, state.prompts[:, -1:], newest_BxG)
-    origins_BxGxN = jnp.where(jnp.arange(N) == step, beams_G[:, None], state.origins)
-    # Slot P + n * G + g holds what beam g was given at step n.
+    newest_BxW = jax.lax.dynamic_index_in_dim(state.running, last, axis=2, keepdims=False)
+    newest_BxW = jnp.where(step == 0, state.prompts[:, -1:], newest_BxW)
+    origins_BxWxN = jnp.where(jnp.arange(N) == step, beams_W[:, None], state.origins)
+    # Slot P + n * W + g holds what beam g was given at step n.
     past_N = jnp.arange(N) <= step
-    own_BxGxNxG = (origins_BxGxN[..., None] == beams_G) & past_N[:, None]
+    own_BxWxNxW = (origins_BxWxN[..., None] == beams_W) & past_N[:, None]
     context_BxP = jnp.arange(P) >= P + 1 - state.lengths[:, None]
-    context_BxGxP = jnp.broadcast_to(context_BxP[:, None], (B, G, P))
-    visible_BxGxS = jnp.concatenate([context_BxGxP, own_BxGxNxG.reshape(B, G, N * G)], axis=-1)
-    logits_BxGxV, changed = decoding.feed(decoder, state, newest_BxG, visible_BxGxS, True)
-    scores_BxGxV = jax.nn.log_softmax(logits_BxGxV, axis=-1)
-    prompts_BxGxP1 = jnp.broadcast_to(state.prompts[:, None], (B, G, P + 1))
-    history_RxT = jnp.concatenate([prompts_BxGxP1, state.running], axis=-1).reshape(B * G, -1)
-    scores_RxV, lengths_R = scores_BxGxV.reshape(B * G, -1), jnp.repeat(state.lengths + step, G)
-    scores_RxV = process(rules, scores_RxV, history_RxT, P + 1 + step, lengths_R, step)
-    state = dataclasses.replace(state, **changed, origins=origins_BxGxN)
-    return scores_RxV.reshape(B, G, -1), state
+    context_BxWxP = jnp.broadcast_to(context_BxP[:, None], (B, W, P))
+    visible_BxWxS = jnp.concatenate([context_BxWxP, own_BxWxNxW.reshape(B, W, N * W)], axis=-1)
+    logits_BxWxV, changed = decoding.decode_step_checked(
+        decoder, state, newest_BxW, visible_BxWxS, True
+    )
+    scores_BxWxV = jax.nn.log_softmax(logits_BxWxV, axis=-1)
+    prompts_BxWxP1 = jnp.broadcast_to(state.prompts[:, None], (B, W, P + 1))
+    history_RxT = jnp.concatenate([prompts_BxWxP1, state.running], axis=-1).reshape(B * W, -1)
+    scores_RxV, lengths_R = scores_BxWxV.reshape(B * W, -1), jnp.repeat(state.lengths + step, W)
+    scores_RxV = process_logits(rules, scores_RxV, history_RxT, P + 1 + step, lengths_R, step)
+    state = dataclasses.replace(state, **changed, origins=origins_BxWxN)
+    return scores_RxV.reshape(B, W, -1), state
 
 
-def _select(ending, rules, stops_SxV, state, scores_BxGxV, steps, penalties_N1, real_B) -> State:
+def _select(ending, rules, stops_SxV, state, scores_BxWxV, steps, penalties_N1, real_B) -> State:
     """Keep the best candidates: the running and the finished ones apart.
 
     `ending` is whether to end when all beams are finished, and whether only when no better one is
     possible.
     """
     when_finished, to_the_end = ending
-    B, G, V = scores_BxGxV.shape
+    B, W, V = scores_BxWxV.shape
     step = state.step
-    C = max(2, 1 + len(rules.ends)) * G  # so that G of them run on, even if all others end
-    totals_BxGV = (scores_BxGxV + state.scores[:, :, None]).reshape(B, G * V)
-    totals_BxC, chosen_BxC = jax.lax.top_k(totals_BxGV, C)
-    parents_BxC, ids_BxC = chosen_BxC // V, (chosen_BxC % V).astype(jnp.int32)
+    M = max(2, 1 + len(rules.ends)) * W  # so that W of them run on, even if all others end
+    totals_BxGV = (scores_BxWxV + state.scores[:, :, None]).reshape(B, W * V)
+    totals_BxM, chosen_BxM = jax.lax.top_k(totals_BxGV, M)
+    parents_BxM, ids_BxM = chosen_BxM // V, (chosen_BxM % V).astype(jnp.int32)
     at_step_N = jnp.arange(state.running.shape[2]) == step
-    candidates_BxCxN = _take(state.running, parents_BxC)
-    candidates_BxCxN = jnp.where(at_step_N, ids_BxC[..., None], candidates_BxCxN)
-    ends_BxC = decoding.is_end(ids_BxC, rules.ends) | (step + 1 >= steps)
+    candidates_BxMxN = _take(state.running, parents_BxM)
+    candidates_BxMxN = jnp.where(at_step_N, ids_BxM[..., None], candidates_BxMxN)
+    ends_BxM = decoding.is_eos(ids_BxM, rules.ends) | (step + 1 >= steps)
 
-    after_BxC = None
+    after_BxM = None
     if state.stop is not None:
-        states_BxC = jnp.take_along_axis(state.stop, parents_BxC, axis=1)
-        after_BxC = stops_SxV[states_BxC, ids_BxC]
-        ends_BxC |= after_BxC & 1 == 1
+        states_BxM = jnp.take_along_axis(state.stop, parents_BxM, axis=1)
+        after_BxM = stops_SxV[states_BxM, ids_BxM]
+        ends_BxM |= after_BxM & 1 == 1
 
     # A candidate that ends now does not run on.
-    running_BxC = totals_BxC + ends_BxC * NEVER
-    scores_BxG, kept_BxG = jax.lax.top_k(running_BxC, G)
-    parents_BxG = jnp.take_along_axis(parents_BxC, kept_BxG, axis=1)
+    running_BxM = totals_BxM + ends_BxM * NEVER
+    scores_BxW, kept_BxW = jax.lax.top_k(running_BxM, W)
+    parents_BxW = jnp.take_along_axis(parents_BxM, kept_BxW, axis=1)
 
-    # Only the best G candidates may join the finished ones, and only while they can exceed them.
-    joins_BxC = ends_BxC & (jnp.arange(C) < G)
+    # Only the best W candidates may join the finished ones, and only while they can exceed them.
+    joins_BxM = ends_BxM & (jnp.arange(M) < W)
     full_Bx1 = state.is_finished.all(-1, keepdims=True) & when_finished
-    joining_BxC = totals_BxC / penalties_N1[step + 1]
-    joining_BxC += (full_Bx1 + state.hopeless[:, None] + ~joins_BxC) * NEVER
-    merged_BxM = jnp.concatenate([state.finished_scores, joining_BxC], axis=1)
-    finished_scores_BxG, best_BxG = jax.lax.top_k(merged_BxM, G)
-    finished_BxMxN = jnp.concatenate([state.finished, candidates_BxCxN], axis=1)
-    is_finished_BxM = jnp.concatenate([state.is_finished, joins_BxC], axis=1)
-    is_finished_BxG = jnp.take_along_axis(is_finished_BxM, best_BxG, axis=1)
+    joining_BxM = totals_BxM / penalties_N1[step + 1]
+    joining_BxM += (full_Bx1 + state.hopeless[:, None] + ~joins_BxM) * NEVER
+    merged_BxM = jnp.concatenate([state.finished_scores, joining_BxM], axis=1)
+    finished_scores_BxW, best_BxW = jax.lax.top_k(merged_BxM, W)
+    finished_BxMxN = jnp.concatenate([state.finished, candidates_BxMxN], axis=1)
+    is_finished_BxM = jnp.concatenate([state.is_finished, joins_BxM], axis=1)
+    is_finished_BxW = jnp.take_along_axis(is_finished_BxM, best_BxW, axis=1)
 
     # Can the best running beam still exceed the worst finished one?
     length = steps if to_the_end else step + 1
-    possible_Bx1 = scores_BxG[:, :1] / penalties_N1[length]
-    worst_Bx1 = finished_scores_BxG.min(-1, keepdims=True)
-    worst_BxG = jnp.where(is_finished_BxG, worst_Bx1, NEVER)
-    hopeless_B = state.hopeless | ~(possible_Bx1 > worst_BxG).any(-1)
-    over = (hopeless_B | ~real_B).all() | (ends_BxC.all(-1) | ~real_B).all()
+    possible_Bx1 = scores_BxW[:, :1] / penalties_N1[length]
+    worst_Bx1 = finished_scores_BxW.min(-1, keepdims=True)
+    worst_BxW = jnp.where(is_finished_BxW, worst_Bx1, NEVER)
+    hopeless_B = state.hopeless | ~(possible_Bx1 > worst_BxW).any(-1)
+    over = (hopeless_B | ~real_B).all() | (ends_BxM.all(-1) | ~real_B).all()
     if when_finished:
-        over |= (is_finished_BxG.all(-1) | ~real_B).all()
+        over |= (is_finished_BxW.all(-1) | ~real_B).all()
     return dataclasses.replace(
         state,
         step=step + 1,
         hopeless=hopeless_B,
         over=over,
-        running=_take(candidates_BxCxN, kept_BxG),
-        scores=scores_BxG,
-        origins=_take(state.origins, parents_BxG),
-        finished=_take(finished_BxMxN, best_BxG),
-        finished_scores=finished_scores_BxG,
-        is_finished=is_finished_BxG,
-        stop=None if after_BxC is None else jnp.take_along_axis(after_BxC >> 1, kept_BxG, axis=1),
+        running=_take(candidates_BxMxN, kept_BxW),
+        scores=scores_BxW,
+        origins=_take(state.origins, parents_BxW),
+        finished=_take(finished_BxMxN, best_BxW),
+        finished_scores=finished_scores_BxW,
+        is_finished=is_finished_BxW,
+        stop=None if after_BxM is None else jnp.take_along_axis(after_BxM >> 1, kept_BxW, axis=1),
     )
 
 
-def _take(x_BxMxN: jax.Array, indices_BxG: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x_BxMxN, indices_BxG[..., None], axis=1)
+def _take(x_BxMxN: jax.Array, indices_BxW: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x_BxMxN, indices_BxW[..., None], axis=1)

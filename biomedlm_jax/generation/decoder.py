@@ -5,10 +5,10 @@ the loop over them is unrolled: XLA then reads every weight and updates every ca
 blocks are the model's own; only the `attend` function that they are given differs.
 
 Slots 0..P-1 of a cache hold a row's prompt without its last token, right-aligned; slot
-P + step * G + g holds the token that sequence g was given at `step`. No step copies or reorders
+P + step * W + g holds the token that sequence g was given at `step`. No step copies or reorders
 what is cached, not even for beams: each query sees the slots of its own past only.
 
-Axes: B rows, G sequences that share a row's prompt (beams; else 1), Q queries of a row (G in the
+Axes: B rows, W sequences that share a row's prompt (beams; else 1), Q queries of a row (W in the
 loop, the prompt's length in prefill), S slots, H key/value heads, K head dimension, V vocabulary.
 """
 
@@ -27,7 +27,7 @@ from biomedlm_jax.model.attention import softmax_attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.model.layers import axes
+from biomedlm_jax.model.layers import axis_metadata
 
 # Of each layer: keys and values [B, H, S, K], on a single CPU device [B * H, S, K]; or shapes.
 Cache = tuple[tuple[Any, Any], ...]
@@ -54,7 +54,7 @@ class Decoder:
         return self._parts[0]
 
     @property
-    def head(self) -> nnx.Param | None:
+    def transposed_lm_head(self) -> nnx.Param | None:
         """The transposed output head [D, V], padding included."""
         return self._parts[1]
 
@@ -84,7 +84,7 @@ def _decoding_parts(model: LanguageModel, *, on_cpu: bool):
         blocks = tuple(block.with_joined_products() for block in model.blocks)
         model = model.with_blocks(nnx.data(blocks))
         # XLA's CPU multiplies up to twice as fast by a matrix whose rows are the inputs.
-        head = nnx.Param(model.head_weight.T, **axes("embed", "vocab"))
+        head = nnx.Param(model.head_weight.T, **axis_metadata("embed", "vocab"))
     return model, head
 
 
@@ -113,22 +113,22 @@ def cache_bytes(config: ModelConfig, length: int) -> int:
 def decode_step(
     decoder: Decoder,
     cache: Cache,
-    tokens_BxG: jax.Array,
-    positions_BxG: jax.Array,
+    tokens_BxW: jax.Array,
+    positions_BxW: jax.Array,
     slot: jax.Array,
-    visible_BxGxS: jax.Array,
+    visible_BxWxS: jax.Array,
 ) -> tuple[jax.Array, Cache]:
-    """Feed one token to each sequence: return logits [B, G, V] in float32 and the new cache.
+    """Decode one token of each sequence: return logits [B, W, V] in float32 and the new cache.
 
-    A pure function, for a jit that donates the cache. Writes the slots `slot` .. `slot + G - 1`
+    A pure function, for a jit that donates the cache. Writes the slots `slot` .. `slot + W - 1`
     before attention reads them.
     """
-    x_BxGxD, cache = _hidden(decoder, cache, tokens_BxG, positions_BxG, slot, visible_BxGxS)
-    if decoder.head is None:
-        return decoder.model.logits(x_BxGxD), cache
-    head_DxV = decoder.head[...]
-    logits_BxGxV = jnp.dot(x_BxGxD, head_DxV, preferred_element_type=jnp.float32)
-    return logits_BxGxV[..., : decoder.config.vocab_size], cache
+    x_BxWxD, cache = _hidden(decoder, cache, tokens_BxW, positions_BxW, slot, visible_BxWxS)
+    if decoder.transposed_lm_head is None:
+        return decoder.model.logits(x_BxWxD), cache
+    head_DxV = decoder.transposed_lm_head[...]
+    logits_BxWxV = jnp.dot(x_BxWxD, head_DxV, preferred_element_type=jnp.float32)
+    return logits_BxWxV[..., : decoder.config.vocab_size], cache
 
 
 def prefill(decoder: Decoder, cache: Cache, tokens_BxP: jax.Array, lengths_B: jax.Array) -> Cache:
@@ -162,7 +162,7 @@ def _hidden(decoder, cache, tokens_BxQ, positions_BxQ, slot, visible_BxQxS):
         return attend
 
     prefilling = visible_BxQxS.shape[-1] == tokens_BxQ.shape[1]
-    x_BxQxD = decoder.model.decode(tokens_BxQ, positions_BxQ, attend_of)
+    x_BxQxD = decoder.model.hidden_with_attention(tokens_BxQ, positions_BxQ, attend_of)
     return x_BxQxD, tuple(filled)
 
 

@@ -24,7 +24,13 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.generation import decoder as decoders
 from biomedlm_jax.generation.decoder import Cache, Decoder, mesh_of
-from biomedlm_jax.generation.sampling import Rules, Strategy, choose, process, row_keys
+from biomedlm_jax.generation.sampling import (
+    Rules,
+    Strategy,
+    process_logits,
+    row_keys,
+    sample_tokens,
+)
 from biomedlm_jax.generation.stops import state_after
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
@@ -217,7 +223,7 @@ def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens
 
 
-def is_end(ids_x: jax.Array, ends: Sequence[int]) -> jax.Array:
+def is_eos(ids_x: jax.Array, ends: Sequence[int]) -> jax.Array:
     """Return whether each id is one of `ends`."""
     no_x = jnp.zeros(ids_x.shape, bool)
     return functools.reduce(jnp.logical_or, (ids_x == end for end in ends), no_x)
@@ -228,7 +234,7 @@ def fetch(x: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(x, tiled=True)
 
 
-def spread(x: jax.Array) -> jax.Array:
+def shard_batch(x: jax.Array) -> jax.Array:
     """Shard an array by its first axis, the batch."""
     return meshes.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
@@ -239,44 +245,46 @@ def _begin(decoder, tokens_BxP1, lengths_B, done_B, keys_B, stop_B, N: int) -> S
     compiles["prefill", B, P1 - 1, N] += 1
     unknown_BxN = jnp.full((B, N), -1, jnp.int32)
     return State(
-        history=spread(jnp.concatenate([spread(tokens_BxP1), unknown_BxN], axis=1)),
-        done=spread(done_B),
-        keys=spread(keys_B),
-        stop=None if stop_B is None else spread(stop_B),
-        **prefill(decoder, tokens_BxP1, lengths_B, slots=N),
+        history=shard_batch(jnp.concatenate([shard_batch(tokens_BxP1), unknown_BxN], axis=1)),
+        done=shard_batch(done_B),
+        keys=shard_batch(keys_B),
+        stop=None if stop_B is None else shard_batch(stop_B),
+        **prefilled_fields(decoder, tokens_BxP1, lengths_B, slots=N),
     )
 
 
-def prefill(decoder: Decoder, tokens_BxP1: jax.Array, lengths_B: jax.Array, *, slots: int) -> dict:
+def prefilled_fields(
+    decoder: Decoder, tokens_BxP1: jax.Array, lengths_B: jax.Array, *, slots: int
+) -> dict:
     """Cache all but the last token of each prompt; return the fields of `Prefilled`."""
     B, P = tokens_BxP1.shape[0], tokens_BxP1.shape[1] - 1
-    tokens_BxP = jnp.maximum(spread(tokens_BxP1)[:, :P], 0)
+    tokens_BxP = jnp.maximum(shard_batch(tokens_BxP1)[:, :P], 0)
     cache = decoders.make_cache(decoder.config, B, P + slots)
     return {
         "cache": decoders.prefill(decoder, cache, tokens_BxP, lengths_B - 1),
-        "lengths": spread(lengths_B),
+        "lengths": shard_batch(lengths_B),
         "step": jnp.int32(0),
-        "nan_step": spread(jnp.full(B, -1, jnp.int32)),
+        "nan_step": shard_batch(jnp.full(B, -1, jnp.int32)),
         "prompt": P,
     }
 
 
-def feed(
-    decoder: Decoder, state: Prefilled, tokens_BxG: jax.Array, visible_BxGxS: jax.Array, counts_B
+def decode_step_checked(
+    decoder: Decoder, state: Prefilled, tokens_BxW: jax.Array, visible_BxWxS: jax.Array, counts_B
 ) -> tuple[jax.Array, dict]:
-    """Return logits [B, G, V], and the new cache and nan_step (NaN counts in `counts_B` only)."""
+    """Return logits [B, W, V], and the new cache and nan_step (NaN counts in `counts_B` only)."""
     positions_B = jnp.minimum(state.lengths - 1 + state.step, decoder.config.context_length - 1)
-    logits_BxGxV, cache = decoders.decode_step(
+    logits_BxWxV, cache = decoders.decode_step(
         decoder,
         state.cache,
-        tokens_BxG,
-        jnp.broadcast_to(positions_B[:, None], tokens_BxG.shape),
-        state.prompt + state.step * tokens_BxG.shape[1],
-        visible_BxGxS,
+        tokens_BxW,
+        jnp.broadcast_to(positions_B[:, None], tokens_BxW.shape),
+        state.prompt + state.step * tokens_BxW.shape[1],
+        visible_BxWxS,
     )
-    nan_B = jnp.isnan(logits_BxGxV.max(-1)).any(-1) & (state.nan_step < 0) & counts_B
+    nan_B = jnp.isnan(logits_BxWxV.max(-1)).any(-1) & (state.nan_step < 0) & counts_B
     nan_step_B = jnp.where(nan_B, state.step, state.nan_step)
-    return spread(logits_BxGxV), {"cache": cache, "nan_step": nan_step_B}
+    return shard_batch(logits_BxWxV), {"cache": cache, "nan_step": nan_step_B}
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -299,14 +307,16 @@ def _advance(decoder: Decoder, rules: Rules, stops_SxV, state: State) -> State:
     tokens_Bx1 = jnp.maximum(tokens_Bx1, 0)  # -1 in a row that is done
     slots_S = jnp.arange(S)
     visible_BxS = (slots_S >= P + 1 - state.lengths[:, None]) & (slots_S < end)
-    logits_Bx1xV, changed = feed(decoder, state, tokens_Bx1, visible_BxS[:, None], ~state.done)
+    logits_Bx1xV, changed = decode_step_checked(
+        decoder, state, tokens_Bx1, visible_BxS[:, None], ~state.done
+    )
     lengths_B = state.lengths + step
-    scores_BxV = process(rules, logits_Bx1xV[:, 0], state.history, end, lengths_B, step)
-    chosen_B = choose(rules, scores_BxV, state.keys, step).astype(jnp.int32)
+    scores_BxV = process_logits(rules, logits_Bx1xV[:, 0], state.history, end, lengths_B, step)
+    chosen_B = sample_tokens(rules, scores_BxV, state.keys, step).astype(jnp.int32)
     chosen_B = jnp.where(state.done, -1, chosen_B)
     history = jax.lax.dynamic_update_slice_in_dim(state.history, chosen_B[:, None], end, axis=1)
     after = step + 1
-    done_B = state.done | is_end(chosen_B, rules.ends)
+    done_B = state.done | is_eos(chosen_B, rules.ends)
     if state.stop is not None:
         after_B = stops_SxV[state.stop, jnp.maximum(chosen_B, 0)]
         changed["stop"], done_B = after_B >> 1, done_B | (after_B & 1 == 1)

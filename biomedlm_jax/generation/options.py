@@ -133,7 +133,9 @@ class Options(Strategy, Beams):
         ends = () if self.ends == NO_END else self.ends or config.end_ids
         return self.part(Strategy, bad_words=tuple(words), ends=ends)
 
-    def to_hf(self, config: ModelConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    def to_generation_config(
+        self, config: ModelConfig, tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
         """Return the same options as transformers' `generation_config.json`, and the seed."""
         values = {name: getattr(self, name) for name in self.changed()}
         if self.bad_words:

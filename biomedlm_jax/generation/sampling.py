@@ -79,7 +79,7 @@ class Rules:
         return *sorted(self.values), self.no_repeat_ngram_size, self.bad_words, self.ends
 
 
-def process(
+def process_logits(
     rules: Rules,
     scores_RxV: jax.Array,
     history_RxT: jax.Array,
@@ -106,16 +106,18 @@ def process(
     return scores_RxV
 
 
-def choose(rules: Rules, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array) -> jax.Array:
+def sample_tokens(
+    rules: Rules, scores_RxV: jax.Array, keys_R: jax.Array, step: jax.Array
+) -> jax.Array:
     """Return the next token of each row [R]: the likeliest, or a sample by its key and `step`."""
     if "temperature" not in rules.values:
         return scores_RxV.argmax(-1)
-    scores_RxV = warp(rules, scores_RxV)
+    scores_RxV = warp_logits(rules, scores_RxV)
     keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
     return jax.vmap(jax.random.categorical)(keys_R, scores_RxV)
 
 
-def warp(rules: Rules, scores_RxV: jax.Array) -> jax.Array:
+def warp_logits(rules: Rules, scores_RxV: jax.Array) -> jax.Array:
     """Apply temperature, then top-k, top-p and min-p, in transformers' order."""
     V, values = scores_RxV.shape[-1], rules.values
     scores_RxV = scores_RxV / values["temperature"]

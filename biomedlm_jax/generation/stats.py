@@ -51,7 +51,7 @@ class Stats:
 
 
 def step_bytes(decoder: Decoder, batch: int, slots: int) -> int:
-    """Return the bytes that a step must read: weights, once a data shard, and every row's cache.
+    """Return the bytes that a decode step reads: the weights per data shard, every row's cache.
 
     Of the embeddings only the output head counts; a lookup reads few rows.
     """

@@ -17,7 +17,9 @@ ROWS = 16  # the table's rows are a multiple of it, so that new stop strings rar
 
 
 def stop_table(strings: Sequence[str], tokens: Sequence[bytes]) -> np.ndarray:
-    """Return int32 [S, V]: twice the state after a token, plus one if it completes a stop string.
+    """Return the automaton that finds stop strings in tokens, as a table int32 [states S, V].
+
+    An entry is twice the state after a token, plus one if the token completes a stop string.
 
     State 0 is before any text; `tokens` are the bytes of each id.
     """

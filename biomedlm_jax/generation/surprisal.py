@@ -13,7 +13,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.tokenizer import prefix_ids, start_id
+from biomedlm_jax.corpus.tokenizer import prefix_ids, prefix_token_id
 from biomedlm_jax.generation.decoding import bucket, on_mesh
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.training.loss import token_log_probabilities
@@ -47,7 +47,7 @@ def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredT
     Raises ValueError for an empty text, or ids or a length that the model does not have.
     """
     config = model.config
-    prefix = prefix_ids(tokenizer) or [start_id(tokenizer, config.bos_token_id)]
+    prefix = prefix_ids(tokenizer) or [prefix_token_id(tokenizer, config.bos_token_id)]
     ids = prefix + tokenizer.encode(text, add_special_tokens=False).ids
     first, size, room = len(prefix), len(ids) - len(prefix), config.context_length - len(prefix)
     if not size:
@@ -100,7 +100,7 @@ def legend() -> Text:
     return text
 
 
-def page(texts: Sequence[ScoredText], *, title: str) -> str:
+def html_page(texts: Sequence[ScoredText], *, title: str) -> str:
     """Return an HTML page of scored texts; hovering over a token shows its probability."""
     body = ""
     for text in texts:

@@ -69,7 +69,7 @@ def print_scores(flags) -> None:
     figures = f"log-probability {total:.2f}, perplexity {perplexity:.2f}"
     console.print(f"{len(scored.tokens)} tokens, {figures}")
     if flags.html:
-        write_text(flags.html, surprisal.page([scored], title="Surprising tokens"))
+        write_text(flags.html, surprisal.html_page([scored], title="Surprising tokens"))
         console.print(f"wrote {flags.html}")
 
 

@@ -7,7 +7,7 @@ PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.
 PATTERNS += ["*.model", "vocab.txt"]  # tokenizers that are refused, not overlooked
 
 
-def local(source: str | Path) -> Path:
+def download(source: str | Path) -> Path:
     """Return `source` as a path; `hf://owner/name[@revision]` is downloaded to the Hub's cache.
 
     `.bin` files are left out if there are safetensors. With HF_HUB_OFFLINE=1 the cache alone is

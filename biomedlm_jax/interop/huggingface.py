@@ -59,7 +59,7 @@ def import_hf(
     `path` may not be overwritten, and FileNotFoundError or ValueError if `source` does not hold
     exactly a model of its config; `path` is unchanged then.
     """
-    source = hub.local(source)
+    source = hub.download(source)
     if directories.kind_of(source) != directories.HUGGING_FACE:
         raise ValueError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)

@@ -70,7 +70,7 @@ def verify_hf(
     tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
     here = _outputs(model, tokens)
     del model
-    eager, _ = _peer_outputs(path, tokens, attn_implementation="eager")
+    eager, _ = _transformers_outputs(path, tokens, attn_implementation="eager")
     # The settings of config.json that folding the attention scale would change.
     folded = config_to_hf(family(config.model_type).fold_attention_scale(config)[0])
     foldable = {k: v for k, v in config_to_hf(config).items() if v != folded[k]}
@@ -93,12 +93,12 @@ def verify_hf(
         trained = _outputs(model, tokens)
         del model
         report["run"] = _within(tolerance, path, here, trained, f"those of {run}")
-    default, attention = _peer_outputs(path, tokens)
+    default, attention = _transformers_outputs(path, tokens)
     report["default"] = {"attention": attention, **_difference(here, default), "ignores": []}
     if not report["default"]["max"] <= tolerance:  # nan is no agreement
         if foldable:
             without = {name: folded[name] for name in foldable}
-            other, _ = _peer_outputs(path, tokens, attn_implementation="eager", **without)
+            other, _ = _transformers_outputs(path, tokens, attn_implementation="eager", **without)
             if _difference(default, other)["max"] <= tolerance:
                 report["default"]["ignores"] = sorted(foldable)
         warnings.warn(_warning(report), RuntimeWarning, stacklevel=2)
@@ -156,7 +156,9 @@ def _forward(model, tokens_BxL):
     return model(tokens_BxL)
 
 
-def _peer_outputs(path: str | Path, tokens: np.ndarray, **options: Any) -> tuple[np.ndarray, str]:
+def _transformers_outputs(
+    path: str | Path, tokens: np.ndarray, **options: Any
+) -> tuple[np.ndarray, str]:
     """The outputs that transformers computes, and the name of its attention."""
     torch, transformers = _peers()
     head = read_head(path)

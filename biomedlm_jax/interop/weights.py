@@ -37,14 +37,14 @@ class Place(NamedTuple):
     transposed: bool
 
 
-def places(model: Any) -> dict[str, Place]:
+def hf_tensor_map(model: Any) -> dict[str, Place]:
     """Return every Hugging Face tensor of a model or of its shapes, without prefix, in order.
 
     `model` is a LanguageModel, or a Scorer, whose tensors `score.*` come last.
     """
     result: dict[str, Place] = {}
     if isinstance(model, Scorer):
-        for name, (parts, layer, transposed) in places(model.trunk).items():
+        for name, (parts, layer, transposed) in hf_tensor_map(model.trunk).items():
             result[name] = Place(tuple(f"trunk.{leaf}" for leaf in parts), layer, transposed)
         leaves = named_leaves(model)
         kept = {name: tensor for name, tensor in SCORE.items() if tensor.leaves[0] in leaves}
@@ -70,7 +70,7 @@ def file_name(name: str, config: ModelConfig) -> str:
 def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of every Hugging Face tensor of a model, vocabulary padding excluded."""
     leaves, shapes = _shapes(model), {}
-    for name, (parts, layer, transposed) in places(model).items():
+    for name, (parts, layer, transposed) in hf_tensor_map(model).items():
         *before, last = leaves[parts[0]][0 if layer is None else 1 :]
         shape = (*before, last * len(parts))
         shapes[name] = shape[::-1] if transposed else shape
@@ -103,7 +103,7 @@ def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
     """Build the model `abstract` from `read(name)`, whose tensors passed `check_tensors`."""
     specs, arrays = named_leaves(abstract), {}
     groups: dict[tuple[str, ...], list[tuple[str, Place]]] = {}
-    for name, place in places(abstract).items():
+    for name, place in hf_tensor_map(abstract).items():
         groups.setdefault(place.leaves, []).append((name, place))
     # On its way to a device a leaf exists twice, so the largest go while the others do not exist.
     for leaves in sorted(groups, key=lambda leaves: -specs[leaves[0]].size):
@@ -119,7 +119,7 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
     Leaves with `fold` in their name are divided by the layer's index + 1, see the family's
     `fold_attention_scale`. Raises ValueError for a model spread over several processes.
     """
-    leaves, shapes, where = named_leaves(model), _shapes(model), places(model)
+    leaves, shapes, where = named_leaves(model), _shapes(model), hf_tensor_map(model)
     if not all(leaf.is_fully_addressable for leaf in leaves.values()):
         raise ValueError("the model is spread over processes; export its run directory in one")
 

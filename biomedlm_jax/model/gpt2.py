@@ -162,9 +162,9 @@ def _linear(config: GPT2Config, axis_names, sizes, *, rngs, residual: bool = Fal
         *sizes,
         dtype=config.dtype,
         kernel_init=nnx.initializers.normal(deviation),
-        kernel_metadata=layers.axes(*axis_names),
+        kernel_metadata=layers.axis_metadata(*axis_names),
         # A replicated vector of the width need not be gathered in every layer.
-        bias_metadata=layers.axes(None if axis_names[1] == "embed" else axis_names[1]),
+        bias_metadata=layers.axis_metadata(None if axis_names[1] == "embed" else axis_names[1]),
         rngs=rngs,
     )
 
@@ -199,8 +199,8 @@ class JoinedQueryKeyValue(nnx.Module):
         linear: tuple[Any, ...] = parts.query, parts.key, parts.value
         kernel_Dx3xE = jnp.stack([part.kernel[...] for part in linear], 1)
         bias_3xE = jnp.stack([part.bias[...] for part in linear])
-        self.kernel = nnx.Param(kernel_Dx3xE, **layers.axes("embed", None, "heads"))
-        self.bias = nnx.Param(bias_3xE, **layers.axes(None, "heads"))
+        self.kernel = nnx.Param(kernel_Dx3xE, **layers.axis_metadata("embed", None, "heads"))
+        self.bias = nnx.Param(bias_3xE, **layers.axis_metadata(None, "heads"))
         self.config = parts.config
 
     def __call__(self, x_BxLxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -289,9 +289,9 @@ class GPT2(LanguageModel):
         wte_VxD = embed(keys[0], (config.vocab_size, config.width))
         padding = config.padded_vocab_size - config.vocab_size
         wte_VxD = jnp.pad(wte_VxD, ((0, padding), (0, 0)))
-        self.wte = nnx.Param(wte_VxD, **layers.axes("vocab", "embed"))
+        self.wte = nnx.Param(wte_VxD, **layers.axis_metadata("vocab", "embed"))
         wpe_SxD = embed(keys[1], (config.context_length, config.width))
-        self.wpe = nnx.Param(wpe_SxD, **layers.axes("length", "embed"))
+        self.wpe = nnx.Param(wpe_SxD, **layers.axis_metadata("length", "embed"))
         keys = jax.random.split(block_key, config.layers)
         self.h = stack_blocks(lambda key: Block(config, rngs=nnx.Rngs(key)), keys)
         self.ln_f = _layer_norm(config)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.model.layers import axes
+from biomedlm_jax.model.layers import axis_metadata
 
 CHOICE, CLASSIFICATION = "choice", "classification"
 
@@ -22,8 +22,8 @@ def score_layer(config: ModelConfig, kind: str, classes: int, *, key: jax.Array)
         1 if choice else classes,
         use_bias=choice,
         kernel_init=nnx.initializers.normal(config.initializer_range),
-        kernel_metadata=axes("embed", None),
-        bias_metadata=axes(None),
+        kernel_metadata=axis_metadata("embed", None),
+        bias_metadata=axis_metadata(None),
         rngs=nnx.Rngs(key),
     )
 

@@ -16,7 +16,7 @@ from flax import nnx
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.attention import attend
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.layers import axes, rematerialise
+from biomedlm_jax.model.layers import axis_metadata, rematerialise
 
 
 class Tensor(NamedTuple):
@@ -92,7 +92,9 @@ class LanguageModel(nnx.Module):
         )
         return getattr(self, self.NORM)(constrain(x_BxLxD, "batch", "length", None))
 
-    def decode(self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Callable]):
+    def hidden_with_attention(
+        self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Callable]
+    ):
         """Return the final states [B, L, D] with `attend_of(layer)` as each layer's attention.
 
         For a model from `unstacked`, whose unrolled blocks let XLA update every cache in place. The
@@ -122,7 +124,9 @@ class LanguageModel(nnx.Module):
 
         def block(index):
             def sliced(name, stacked):
-                return cast(name, nnx.Param(stacked[index], **axes(*axis_names(stacked)[1:])))
+                return cast(
+                    name, nnx.Param(stacked[index], **axis_metadata(*axis_names(stacked)[1:]))
+                )
 
             return map_parameters(sliced, self.blocks)
 

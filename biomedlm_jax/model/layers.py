@@ -22,7 +22,7 @@ def custom_vjp(*nondiff_argnums: int) -> Any:
     return functools.partial(jax.custom_vjp, nondiff_argnums=nondiff_argnums)
 
 
-def axes(*names: str | None) -> dict:
+def axis_metadata(*names: str | None) -> dict:
     """Return the metadata of a parameter whose axes have these logical names."""
     # Without eager_sharding=False a module could not be built outside a mesh.
     return {"out_sharding": names, "eager_sharding": False}
@@ -89,8 +89,8 @@ class LayerNorm(nnx.Module):
     """
 
     def __init__(self, width: int, *, epsilon: float, dtype):
-        self.scale = nnx.Param(jnp.ones(width), **axes(None))
-        self.bias = nnx.Param(jnp.zeros(width), **axes(None))
+        self.scale = nnx.Param(jnp.ones(width), **axis_metadata(None))
+        self.bias = nnx.Param(jnp.zeros(width), **axis_metadata(None))
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x_xD: jax.Array) -> jax.Array:

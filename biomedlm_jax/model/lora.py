@@ -16,7 +16,7 @@ from biomedlm_jax.model.language_model import (
     map_parameters,
     named_parameters,
 )
-from biomedlm_jax.model.layers import axes
+from biomedlm_jax.model.layers import axis_metadata
 
 
 class LoRA(nnx.Module):
@@ -36,8 +36,8 @@ class LoRA(nnx.Module):
         for (name, kernel), key in zip(kernels.items(), keys, strict=True):
             (layers, before, after), (N, size_in, size_out) = axis_names(kernel), kernel.shape
             a, b = a_init(key, (N, size_in, rank), jnp.float32), jnp.zeros((N, rank, size_out))
-            a = nnx.Param(a, **axes(layers, before, None))
-            factors[name] = {"a": a, "b": nnx.Param(b, **axes(layers, None, after))}
+            a = nnx.Param(a, **axis_metadata(layers, before, None))
+            factors[name] = {"a": a, "b": nnx.Param(b, **axis_metadata(layers, None, after))}
         self.factors = nnx.data(factors)
         self.scale = alpha / rank
 
@@ -64,7 +64,9 @@ class Adapter(nnx.Module):
         self.lora = LoRA(trunk, rank=rank, alpha=alpha, key=key)
         last = trunk.config.vocab_size
         rows = {
-            name: nnx.Param(variable[last - added : last], **axes(None, axis_names(variable)[1]))
+            name: nnx.Param(
+                variable[last - added : last], **axis_metadata(None, axis_names(variable)[1])
+            )
             for name, variable in named_parameters(trunk).items()
             if added and "vocab" in axis_names(variable)
         }

@@ -14,7 +14,7 @@ from biomedlm_jax.planning.traced import saved_arrays
 from biomedlm_jax.training.pretrain import PretrainSettings
 
 
-def shortage(
+def out_of_memory_message(
     message: str, state_bytes: dict[str, int], jaxpr, mesh: Mesh, config: ModelConfig
 ) -> str:
     """Return one line: the compiler's `message` shortened, the state's parts, the largest arrays.

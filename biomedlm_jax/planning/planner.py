@@ -20,7 +20,7 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 from biomedlm_jax.planning.compiled import Figures, compile_figures
-from biomedlm_jax.planning.memory import alternatives, shortage
+from biomedlm_jax.planning.memory import alternatives, out_of_memory_message
 from biomedlm_jax.planning.steps import STEPS, trace_step
 from biomedlm_jax.planning.topology import sensible_meshes, topology_devices
 from biomedlm_jax.settings import read_settings
@@ -204,7 +204,7 @@ def _compile_row(
         if figures and room and figures.memory["total"] > room:
             message = f"needs {figures.memory['total'] / GIB:.2f} of {room / GIB:.2f} GiB"
         if message:
-            problem = shortage(message, state_bytes, traced.jaxpr, mesh, model_config)
+            problem = out_of_memory_message(message, state_bytes, traced.jaxpr, mesh, model_config)
             row = dataclasses.replace(row, problem=problem)
     progress(f"  {row.problem or f'{figures.compile_seconds if figures else 0:.0f} s'}")
     if hlo and text:
@@ -215,7 +215,7 @@ def _compile_row(
 
 
 def estimate_seconds(figures: Figures, chip: Chip) -> dict[str, float]:
-    """Return the parts of a step's time; empty where the compiler or the chip has no cycles."""
+    """Return the estimated seconds of a step by part; empty without the compiler's cycles."""
     if figures.cycles is None or chip.clock is None:
         return {}
     wire = sum(c.wire for c in figures.collectives or () if c.exposed)

@@ -48,13 +48,13 @@ def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, to
     abstract = meshes.abstract_sharded(make, mesh, abstract_model(config))
     frozen = states.frozen_part(abstract_model(config, mesh), lora)
     loss = functools.partial(next_token_loss, chunks=training.loss_chunks)
-    update = states.compile_step(
+    update = states.jit_step(
         states.train_step,
         abstract=abstract,
         tx=tx,
         seed=training.seed,
         accumulation=training.accumulation,
-        loss_of=functools.partial(states.adapted_loss, loss),
+        loss_fn=functools.partial(states.adapted_loss, loss),
     )
     state = {"parameters": (abstract.model, frozen), "optimizer": abstract.opt_state}
     return update.trace(abstract, tokens, *frozen), state

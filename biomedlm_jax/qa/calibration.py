@@ -39,7 +39,9 @@ def calibrate(items: Sequence[Item], *, risk: float = RISK) -> Calibration:
     if not answers.probabilities:
         raise ValueError("the scores are no probabilities; fix: calibrate another way of scoring")
     temperature = fit_temperature(answers.probabilities, answers.gold_N)
-    confidence_N = np.array([row.max() for row in scaled(answers.probabilities, temperature)])
+    confidence_N = np.array(
+        [row.max() for row in apply_temperature(answers.probabilities, temperature)]
+    )
     curve = risk_coverage(confidence_N, answers.right_N)
     kept = [one["threshold"] for one in curve if one["risk"] <= risk]
     at_limit = min(abs(math.log(temperature) - end) for end in LIMITS) < TOLERANCE
@@ -51,14 +53,14 @@ def fit_temperature(probabilities: Sequence[np.ndarray], gold_N: np.ndarray) -> 
     from scipy.optimize import minimize_scalar  # slow to import
 
     def loss(log_temperature: float) -> float:
-        rows = scaled(probabilities, math.exp(log_temperature))
+        rows = apply_temperature(probabilities, math.exp(log_temperature))
         likelihoods = [row[gold] for row, gold in zip(rows, gold_N, strict=True)]
         return -float(np.mean(np.log(np.maximum(likelihoods, 1e-300))))
 
     return math.exp(minimize_scalar(loss, bounds=LIMITS, method="bounded").x)
 
 
-def scaled(probabilities: Sequence[np.ndarray], temperature: float) -> list[np.ndarray]:
+def apply_temperature(probabilities: Sequence[np.ndarray], temperature: float) -> list[np.ndarray]:
     """Return the probabilities of the scores (their logarithms) divided by a temperature."""
     rows = []
     for row in probabilities:
@@ -87,23 +89,23 @@ def risk_coverage(confidence_N: np.ndarray, right_N: np.ndarray) -> list[dict[st
     ]
 
 
-def area(curve: Sequence[dict[str, float]]) -> float:
+def aurc(curve: Sequence[dict[str, float]]) -> float:
     """Return the area under a risk-coverage curve: the mean risk over the answers (AURC)."""
     steps = np.diff([0.0, *(one["coverage"] for one in curve)])
     return float(np.dot(steps, [one["risk"] for one in curve]))
 
 
-def shortened(curve: Sequence[dict[str, float]], *, points: int = 10) -> list[dict[str, float]]:
+def decile_points(curve: Sequence[dict[str, float]], *, points: int = 10) -> list[dict[str, float]]:
     """Return the first point at or above each tenth of the coverage."""
     wanted = [(k + 1) / points for k in range(points)]
     picked = [next(one for one in curve if one["coverage"] >= w - 1e-9) for w in wanted]
     return [one for n, one in enumerate(picked) if one not in picked[:n]]
 
 
-def apply(chosen: Calibration, items: Sequence[Item]) -> dict:
+def calibrated_metrics(chosen: Calibration, items: Sequence[Item]) -> dict:
     """Return the figures of other answers with the temperature and the threshold of dev."""
     answers = statistics.columns(items)
-    rows = scaled(answers.probabilities, chosen.temperature)
+    rows = apply_temperature(answers.probabilities, chosen.temperature)
     after = answers._replace(probabilities=rows)
     confidence_N = np.array([row.max() for row in rows])
     limit = math.inf if chosen.threshold is None else chosen.threshold

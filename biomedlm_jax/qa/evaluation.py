@@ -24,7 +24,7 @@ from biomedlm_jax.qa.models import (
     load_model,
     refuse_equal,
 )
-from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, shown
+from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, reorder_options
 from biomedlm_jax.qa.questions import Question, Skipped, check_limit, counted, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
 from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots
@@ -156,7 +156,7 @@ def evaluate(
             for way, items in scored.items():
                 results.setdefault(way, []).append(items)
             if orders > 1 and one != OPTION:
-                others = [answer(shown(questions, order))[one] for order in orderings[1:]]
+                others = [answer(reorder_options(questions, order))[one] for order in orderings[1:]]
                 shuffled.setdefault(one, []).append([scored[one], *others])
     provenance = {
         "models": described,
@@ -171,7 +171,7 @@ def evaluate(
             "limit": limit,
         },
         "shots": {"count": shots, "hash": questions_hash(examples) if shots else None},
-        **identity.circumstances(),
+        **identity.run_environment(),
     }
     reports = {}
     for way, seeds in results.items():
@@ -190,7 +190,10 @@ def evaluate(
             provenance={**provenance, "way": way},
             uses=uses,
             shuffled=bias_of_seeds(shuffled[way], orderings) if way in shuffled else None,
-            calibrated={"name": str(calibrate), **calibration.apply(chosen_on_dev[way], seeds[0])}
+            calibrated={
+                "name": str(calibrate),
+                **calibration.calibrated_metrics(chosen_on_dev[way], seeds[0]),
+            }
             if way in chosen_on_dev
             else None,
         )

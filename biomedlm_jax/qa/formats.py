@@ -136,7 +136,7 @@ def class_names(rows: Iterable[Row], format: str, refuse: Refuse) -> set[str]:
     return names - {"None"}
 
 
-def fitting_formats(parquet: Path, kind: str) -> list[str]:
+def formats_that_read(parquet: Path, kind: str) -> list[str]:
     """Return the formats of this kind that can read the first row of a file of rows."""
     fits = []
     for row in itertools.islice(read_rows(parquet, lambda problem: None), 1):

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 import biomedlm_jax
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.corpus.tokenizer import special_id, start_id, tokenizer_hash
+from biomedlm_jax.corpus.tokenizer import prefix_token_id, special_id, tokenizer_hash
 from biomedlm_jax.generation.generator import Generator, answer_batches
 from biomedlm_jax.generation.options import (
     RENAMED,
@@ -30,7 +30,7 @@ from biomedlm_jax.generation.options import (
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import make_mesh, platform
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
-from biomedlm_jax.qa.identity import circumstances
+from biomedlm_jax.qa.identity import run_environment
 from biomedlm_jax.qa.models import check_model
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import continuation_prompts
@@ -136,7 +136,7 @@ class Harness(TemplateLM):
             "tokenizer_sha": tokenizer_hash(self._tokens),
             "max_length": self.max_length,
             "biomedlm_jax": biomedlm_jax.__version__,
-            **circumstances(),
+            **run_environment(),
         }
 
     @property
@@ -148,7 +148,7 @@ class Harness(TemplateLM):
     @property
     def prefix_token_id(self) -> int:
         """Id that precedes a text without a context: the tokenizer's bos, else its eos."""
-        return start_id(self._tokens, self.eot_token_id)
+        return prefix_token_id(self._tokens, self.eot_token_id)
 
     @property
     def max_length(self) -> int:

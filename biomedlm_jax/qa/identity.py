@@ -85,7 +85,7 @@ def describe(
     }
 
 
-def circumstances() -> dict[str, Any]:
+def run_environment() -> dict[str, Any]:
     """Return when, by which version and command, and on what a result is computed."""
     device = jax.devices()[0]
     return {

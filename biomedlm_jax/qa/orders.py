@@ -18,7 +18,9 @@ def random_orders(questions: Sequence[Question], count: int) -> list[list[list[i
     return orders
 
 
-def shown(questions: Sequence[Question], order: Sequence[Sequence[int]]) -> list[Question]:
+def reorder_options(
+    questions: Sequence[Question], order: Sequence[Sequence[int]]
+) -> list[Question]:
     """Return the questions with their options in another order."""
     return [
         dataclasses.replace(

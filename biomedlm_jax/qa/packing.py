@@ -53,7 +53,7 @@ class Bucket:
     branched: bool  # whether a prompt has several branches
 
 
-def separate(prompts: Iterable[Prompt]) -> list[Prompt]:
+def one_prompt_per_option(prompts: Iterable[Prompt]) -> list[Prompt]:
     """Return one prompt per option, the prefix repeated: what the original code computes."""
     return [
         Prompt(prompt.prefix, [branch], prompt.question, prompt.first_option + i)
@@ -139,10 +139,10 @@ def batches(
     """Yield the rows of a bucket, `batch_size` at a time; the last batch ends in padding rows."""
     for begin in range(0, len(bucket.rows), batch_size):
         chosen = bucket.rows[begin : begin + batch_size]
-        yield lay_out(prompts, bucket, chosen, batch_size=batch_size, read=read)
+        yield build_rows(prompts, bucket, chosen, batch_size=batch_size, read=read)
 
 
-def lay_out(
+def build_rows(
     prompts: Sequence[Prompt],
     shape: Bucket,
     rows: Sequence[Sequence[int]],

@@ -39,7 +39,7 @@ def read_seeds(path: str | Path, *, way: str = "") -> list[list[dict]]:
 
 
 def read_provenance(path: str | Path, *, way: str = "") -> dict:
-    """Return what a report directory states that it is of; {} for a file, or an older report."""
+    """Return the provenance in a report (hashes, versions, settings); {} of a file."""
     file = _items_file(Path(path), way).with_name(JSON)
     known = Path(path).is_dir() and file.exists()
     return (read_json(file).get("provenance") or {}) if known else {}

@@ -124,7 +124,7 @@ def branch_log_probabilities(
     journal: Journal | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[int, int, float, bool], None, None]:
-    """Yield question, option, log-probability in nats and greediness of every branch, unordered."""
+    """Yield (question, option, log-probability in nats, greedy) of all branches, in any order."""
     compute = states.token_log_probabilities
     results = _computed(compute, model, packed, TOKENS, batch_tokens, journal, check_stop)
     for rows, (logp_BxE, argmax_BxE) in results:

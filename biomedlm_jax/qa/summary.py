@@ -98,8 +98,8 @@ def _scores(seeds: Sequence[Sequence[Item]], *, with_macro_f1: bool, seed: int) 
         "ece": _mean(map(statistics.calibration_error, bins)),
         "brier": _mean(map(statistics.brier_score, stated)),
         "reliability": bins[0] if bins else None,
-        "risk_coverage": calibration.shortened(curves[0]) if curves else None,
-        "aurc": _mean(map(calibration.area, curves)),
+        "risk_coverage": calibration.decile_points(curves[0]) if curves else None,
+        "aurc": _mean(map(calibration.aurc, curves)),
         "subjects": subjects,
         "subject_mean": float(np.mean([one["value"] for one in subjects.values()]))
         if len(subjects) > 1

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 from biomedlm_jax.qa.folds import FOLDS, WHOLE_SETS
-from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, fitting_formats
+from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, formats_that_read
 from biomedlm_jax.qa.question_rows import plain_name
 from biomedlm_jax.streams import COMPRESSIONS
 
@@ -184,7 +184,7 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
     expected = f"expected {' or '.join(plain)}, got {there}"
     parts = [file for name in PARQUET if (file := _matching(path, name.format(split=split)))]
     with contextlib.suppress(ValueError):  # a damaged file is refused when it is read
-        fits = fitting_formats(parts[0][0], task.kind) if parts else []
+        fits = formats_that_read(parts[0][0], task.kind) if parts else []
         if fits:
             expected += f"; fix: --format={' or '.join(fits)}"
     if "; fix" not in expected:

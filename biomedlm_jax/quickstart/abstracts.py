@@ -54,7 +54,7 @@ def write_world(
     return world
 
 
-def prompts(world: Sequence[Family], count: int = 6) -> list[dict[str, str]]:
+def fact_prompts(world: Sequence[Family], count: int = 6) -> list[dict[str, str]]:
     """Return `count` beginnings of sentences: {"prompt", "completion"}.
 
     The sentences are wordings of the abstracts; the completion is the value of the fact.

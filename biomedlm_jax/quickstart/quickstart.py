@@ -17,7 +17,7 @@ from biomedlm_jax.files import read_jsonl, write_json
 from biomedlm_jax.generation.generator import generate
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.modelcard import training_facts
-from biomedlm_jax.quickstart.abstracts import ABSTRACTS, prompts, write_world
+from biomedlm_jax.quickstart.abstracts import ABSTRACTS, fact_prompts, write_world
 from biomedlm_jax.quickstart.config import (
     EPOCHS,
     FAMILIES,
@@ -107,7 +107,7 @@ def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int =
             raise ValueError("the re-imported model computes other logits than the trained one")
         console.print(f"   {before.size:,} logits before and after are bit-identical")
     with stage("complete sentences"):
-        examples = prompts(world, 4)
+        examples = fact_prompts(world, 4)
         answers = generate(
             imported, tokenizer, [one["prompt"] for one in examples], max_new_tokens=8
         )

@@ -56,7 +56,7 @@ class OptimizerSettings(Settings):
             )
 
     @property
-    def depends_on_steps(self) -> bool:
+    def schedule_depends_on_total_steps(self) -> bool:
         """Whether the learning rate of a step depends on the number of all steps."""
         return self.schedule != "constant" or self.warmup_ratio is not None
 

@@ -33,9 +33,9 @@ from biomedlm_jax.training.state import (
     TrainState,
     adapted,
     adapted_loss,
-    compile_step,
     frozen_part,
     init_state,
+    jit_step,
     train_step,
 )
 from biomedlm_jax.training.stopping import Stopped, stop_signals, wait_for_all
@@ -177,12 +177,12 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             recorder.print_line(f"resuming after step {begin} of {steps}")
 
         # ---- Steps.
-        update = compile_step(
+        update = jit_step(
             train_step,
             abstract=abstract,
             tx=tx,
             seed=settings.training.seed,
-            loss_of=functools.partial(adapted_loss, recipe.loss),
+            loss_fn=functools.partial(adapted_loss, recipe.loss),
             accumulation=settings.training.accumulation,
         )
         timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)

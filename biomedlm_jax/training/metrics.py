@@ -87,7 +87,7 @@ class StepTimer:
 
     @property
     def restarted(self) -> bool:
-        """Whether the next reading has none before it."""
+        """Whether timing begins anew with the next reading, which then measures nothing."""
         return self._last is None
 
     def restart(self) -> None:

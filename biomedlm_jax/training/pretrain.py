@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
-from biomedlm_jax.corpus.packer import token_bytes
+from biomedlm_jax.corpus.packer import token_byte_counts
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
@@ -160,7 +160,7 @@ def pretrain(
             started_from["weights"] = weights_hash(base[0])
     batches = Batches(path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
-    lengths_V = jnp.asarray(token_bytes(tokenizer))
+    lengths_V = jnp.asarray(token_byte_counts(tokenizer))
 
     @jax.jit
     def byte_sum(tokens_BxL, weights_B):  # of the tokens that the loss is over
@@ -305,7 +305,7 @@ def _lengthening(
         f"from {rate(old, max(0, step - 1))} at step {step} to {rate(new, step)} at the next, and "
         f"ends at {rate(new, new - 1)}"
     )
-    if optimizer.depends_on_steps and not extend:
+    if optimizer.schedule_depends_on_total_steps and not extend:
         raise ValueError(
             f"got training.steps={new} for the run in {workdir}: {line}; allow this with "
             "--extend, or choose another --workdir"

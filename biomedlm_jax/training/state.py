@@ -64,33 +64,36 @@ def adapted_loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Ar
 
 
 def train_step(
-    state: TrainState, batch, *constants, tx, seed: int, loss_of: Callable, accumulation: int = 1
+    state: TrainState, batch, *constants, tx, seed: int, loss_fn: Callable, accumulation: int = 1
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Update once from one global batch; return the new state, and `loss` and `grad_norm`.
 
-    `loss_of(model, batch, *constants, dropout_key=key)` is a scalar; every array of `batch` has the
+    `loss_fn(model, batch, *constants, dropout_key=key)` is a scalar; every array of `batch` has the
     batch axis first. No update changes `constants`.
     """
     _, key = jax.random.split(jax.random.key(seed))  # the first half made the parameters
     key = jax.random.fold_in(key, state.step)
-    grad_of = accumulate(jax.value_and_grad(loss_of), accumulation)
-    loss, grads = grad_of(state.model, batch, *constants, dropout_key=key)
+    grad_fn = accumulate_gradients(jax.value_and_grad(loss_fn), accumulation)
+    loss, grads = grad_fn(state.model, batch, *constants, dropout_key=key)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
     model = optax.apply_updates(state.model, updates)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, model, opt_state), metrics
 
 
-def accumulate(grad_of: Callable, parts: int) -> Callable:
-    """Return `grad_of` as the float32 mean over `parts` equal parts of the batch, in sequence."""
+def accumulate_gradients(grad_fn: Callable, parts: int) -> Callable:
+    """Return a `grad_fn` that adds up (loss, gradients) over `parts` of the batch, in sequence.
+
+    Each part is a batch of its own for `grad_fn`; the result is the mean over the parts, float32.
+    """
     if parts == 1:
-        return grad_of
+        return grad_fn
 
     def of_parts(model, batch, *constants, dropout_key: jax.Array):
         def add(total, part):
             batch, index = part
             key = jax.random.fold_in(dropout_key, index)
-            more = grad_of(model, batch, *constants, dropout_key=key)
+            more = grad_fn(model, batch, *constants, dropout_key=key)
             return jax.tree.map(jnp.add, total, more), None
 
         def cut(x):
@@ -104,8 +107,11 @@ def accumulate(grad_of: Callable, parts: int) -> Callable:
     return of_parts
 
 
-def compile_step(step, *, abstract: TrainState, **static):
-    """Return `jax.jit` of a step that reuses the state's buffers and keeps its shardings."""
+def jit_step(step, *, abstract: TrainState, **static):
+    """Return `jax.jit(step)`, which donates the state's buffers and keeps its shardings.
+
+    `abstract` is the state with its shardings; `static` are keyword arguments of `step`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     devices = jax.tree.leaves(shardings)[0].mesh.devices
     return jax.jit(

@@ -3,7 +3,12 @@ import re
 
 import pytest
 
-from biomedlm_jax.benchmarks.rounds import alternate, describe, figures, print_result
+from biomedlm_jax.benchmarks.rounds import (
+    alternate,
+    benchmark_header,
+    print_result,
+    summarise_timings,
+)
 from biomedlm_jax.model.gpt2 import GPT2Config
 
 
@@ -33,7 +38,7 @@ def test_rounds_alternate_after_one_call_that_compiles(clock):
     assert timings["a"].first_seconds == 1.0
     assert timings["a"].seconds == [5.0, 6.0, 9.0, 10.0]
     assert timings["b"].cpu_seconds == [4 * n for n in (7, 8, 11, 12)]
-    table = figures(timings, "tokens", 15.0, "a")
+    table = summarise_timings(timings, "tokens", 15.0, "a")
     assert table["a"]["median_seconds"] == 7.5
     assert table["a"]["tokens_per_second"] == 2.0
     assert table["a"]["ratio"] == 1.0
@@ -48,7 +53,7 @@ def test_no_round_is_refused():
 
 def test_the_result_names_model_machine_and_versions(capsys):
     config = GPT2Config(vocab_size=99, context_length=8, layers=1, width=32, heads=2)
-    result = describe("length 8", ["jax"], config=config)
+    result = benchmark_header("length 8", ["jax"], config=config)
     version = importlib.metadata.version("jax")
     assert re.fullmatch(r".+, \d+ cores, load \d+\.\d, cpu", result["machine"])
     assert result["versions"] == {"jax": version}

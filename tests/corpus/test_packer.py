@@ -11,7 +11,7 @@ from biomedlm_jax.corpus.packer import (
     Packer,
     plain_text_tokenizer,
     split_of,
-    token_bytes,
+    token_byte_counts,
 )
 from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, save_tokenizer
 
@@ -117,7 +117,7 @@ def test_text_that_spells_a_special_token_is_plain_text(small_tokenizer, documen
 
 
 def test_the_bytes_of_tokens_are_those_of_their_text(small_tokenizer, documents):
-    lengths = token_bytes(small_tokenizer)
+    lengths = token_byte_counts(small_tokenizer)
     assert (lengths.shape, lengths[END]) == ((300,), 0)
     for document in documents:
         ids = small_tokenizer.encode(document.text).ids

@@ -172,7 +172,7 @@ def interrupt(monkeypatch):
     """interrupt(n) raises SIGINT in the n-th step from now on, whatever runs."""
 
     def at(count):
-        original, calls = fit.compile_step, []
+        original, calls = fit.jit_step, []
 
         def interrupting(*arguments, **options):
             step = original(*arguments, **options)
@@ -185,7 +185,7 @@ def interrupt(monkeypatch):
 
             return stepping
 
-        monkeypatch.setattr(fit, "compile_step", interrupting)
+        monkeypatch.setattr(fit, "jit_step", interrupting)
 
     return at
 

@@ -10,14 +10,14 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.finetuning.losses import choice_loss, question_loss, target_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.huggingface import export_hf
-from biomedlm_jax.interop.weights import places, tensor_reader
+from biomedlm_jax.interop.weights import hf_tensor_map, tensor_reader
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.heads import HEADS, score_layer
 from biomedlm_jax.model.language_model import leaf_name
 from biomedlm_jax.model.lora import Adapter
-from biomedlm_jax.qa.packing import Prompt, separate
-from biomedlm_jax.training.state import accumulate, compile_step, init_state, train_step
+from biomedlm_jax.qa.packing import Prompt, one_prompt_per_option
+from biomedlm_jax.training.state import accumulate_gradients, init_state, jit_step, train_step
 
 CONFIG = GPT2Config(
     vocab_size=300,
@@ -65,7 +65,7 @@ def scorer(kind):
 
 @functools.cache
 def compiled(parts=1):
-    return jax.jit(accumulate(jax.value_and_grad(question_loss), parts))
+    return jax.jit(accumulate_gradients(jax.value_and_grad(question_loss), parts))
 
 
 def loss_and_gradient(model, batch, parts=1):
@@ -125,7 +125,7 @@ def test_loss_and_gradients_are_those_of_torch_with_one_row_per_option(kind, tmp
     loss, gradient = loss_and_gradient(model, whole_batch(kind, prompts, labels))
     np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
     read = tensor_reader(gradient.trunk)
-    assert set(grads) == set(places(model.trunk))
+    assert set(grads) == set(hf_tensor_map(model.trunk))
     largest = max(np.abs(theirs).max() for theirs in grads.values())
     for name, theirs in grads.items():
         scale = largest if name in NO_EFFECT[kind] else np.abs(theirs).max()
@@ -141,7 +141,7 @@ def test_shared_rows_have_the_gradients_of_one_row_per_option():
     model = scorer("choice")
     prompts, labels = some_prompts("choice")
     shared = loss_and_gradient(model, whole_batch("choice", prompts, labels))
-    alone = loss_and_gradient(model, whole_batch("choice", separate(prompts), labels))
+    alone = loss_and_gradient(model, whole_batch("choice", one_prompt_per_option(prompts), labels))
     np.testing.assert_allclose(shared[0], alone[0], rtol=0, atol=1e-5)
     assert_same_gradients(shared[1], alone[1])
 
@@ -191,7 +191,7 @@ def steps(mesh_sizes, kind, lora: bool):
         shardings = jax.tree.map(lambda x: x.sharding, meshes.abstract_sharded(make, mesh))
         return jax.device_put(jax.jit(make)(), shardings)
 
-    def loss_of(model, batch, *frozen, dropout_key):
+    def loss_fn(model, batch, *frozen, dropout_key):
         return question_loss(model.view(*frozen) if lora else model, batch)
 
     prompts, labels = some_prompts(kind, 24)
@@ -200,7 +200,7 @@ def steps(mesh_sizes, kind, lora: bool):
         state = spread(make)
         frozen = (spread(lambda: scorer(kind).trunk),) if lora else ()
         abstract = meshes.abstract_sharded(make, mesh)
-        update = compile_step(train_step, abstract=abstract, tx=tx, seed=0, loss_of=loss_of)
+        update = jit_step(train_step, abstract=abstract, tx=tx, seed=0, loss_fn=loss_fn)
         layout, losses = meshes.sharding(mesh, "batch", None), []
         for step in range(3):
             batch = jax.tree.map(lambda a: meshes.place(a, layout), batches.batch(step))
@@ -268,8 +268,8 @@ def test_the_loss_of_texts_is_that_of_torch_with_one_row_per_text(tmp_path):
     for parts, chunks in ((1, 1), (2, 3)):
         data = ShuffledTexts(prompts, row_length=64, batch_size=16, parts=parts)
         assert data.steps_per_epoch == 1
-        grad_of = jax.value_and_grad(functools.partial(target_loss, chunks=chunks))
-        update = jax.jit(accumulate(grad_of, parts))
+        grad_fn = jax.value_and_grad(functools.partial(target_loss, chunks=chunks))
+        update = jax.jit(accumulate_gradients(grad_fn, parts))
         key = None if parts == 1 else jax.random.key(0)
         loss, gradient = update(model, data.batch(0), dropout_key=key)
         np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)

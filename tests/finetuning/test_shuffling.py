@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
-from biomedlm_jax.qa.packing import Prompt, separate
+from biomedlm_jax.qa.packing import Prompt, one_prompt_per_option
 
 
 def some_prompts(count, seed=0, *, longest=60, options=5):
@@ -48,7 +48,7 @@ def answered(batch):
 @pytest.mark.parametrize("apart", [False, True])
 def test_every_epoch_has_each_question_once_whole_and_with_its_answer(apart):
     prompts, labels = some_prompts(29)
-    data = make(separate(prompts) if apart else prompts, labels)
+    data = make(one_prompt_per_option(prompts) if apart else prompts, labels)
     assert data.steps_per_epoch == 4
     orders = []
     for epoch in range(3):
@@ -88,7 +88,7 @@ def test_a_batch_is_known_by_its_step_and_seed_alone():
 @pytest.mark.parametrize(("batch_size", "multiple"), [(1, 1), (3, 8), (16, 1), (32, 8)])
 def test_at_most_four_shapes(longest, batch_size, multiple):
     prompts, labels = some_prompts(100, longest=longest)
-    for of_run in (prompts, separate(prompts)):
+    for of_run in (prompts, one_prompt_per_option(prompts)):
         data = make(of_run, labels, batch_size=batch_size, multiple=multiple)
         shapes = set()
         for step in range(3 * data.steps_per_epoch):

@@ -7,7 +7,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
-from biomedlm_jax.finetuning.start import load_start, make_recipe
+from biomedlm_jax.finetuning.start import load_base_model, make_recipe
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa.packing import Prompt
@@ -20,7 +20,7 @@ def start(question_config):
 
     def of(path, *, heads=False):
         with jax.set_mesh(mesh):
-            return load_start(path, settings, mesh, added_tokens=ADDED_TOKENS, heads=heads)
+            return load_base_model(path, settings, mesh, added_tokens=ADDED_TOKENS, heads=heads)
 
     return of
 

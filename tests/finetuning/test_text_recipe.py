@@ -141,7 +141,7 @@ def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint
 ):
     run = shutil.copytree(text_run[0], tmp_path / "run")
     (run / "report.json").unlink()
-    load_start, restore, started = text_recipe.load_start, fit.Checkpointer.restore, []
+    load_start, restore, started = text_recipe.load_base_model, fit.Checkpointer.restore, []
 
     def loaded(*arguments, **options):
         start = load_start(*arguments, **options)
@@ -153,7 +153,7 @@ def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint
         assert not any(leaf() is not None for leaf in started)
         return restore(checkpointer, abstract, **options)
 
-    monkeypatch.setattr(text_recipe, "load_start", loaded)
+    monkeypatch.setattr(text_recipe, "load_base_model", loaded)
     monkeypatch.setattr(fit.Checkpointer, "restore", restored)
     assert finetune(text_config(), world / "base", run) == text_run[1]
 
@@ -178,7 +178,7 @@ def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monke
 def test_a_finished_run_is_not_repeated(world, text_config, text_run, contents, monkeypatch, capfd):
     run, expected = text_run
     before = contents(run)
-    monkeypatch.setattr(fit, "compile_step", lambda *a, **k: pytest.fail("it compiled"))
+    monkeypatch.setattr(fit, "jit_step", lambda *a, **k: pytest.fail("it compiled"))
     assert finetune(text_config(), world / "base", run) == expected
     assert "finished already" in capfd.readouterr().err
     assert contents(run) == before

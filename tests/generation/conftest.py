@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.interop.weights import file_name, places, tensor_reader
+from biomedlm_jax.interop.weights import file_name, hf_tensor_map, tensor_reader
 from biomedlm_jax.model.families import abstract_model, config_to_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.training.loss import next_token_loss
@@ -40,7 +40,7 @@ class Peer:
         read = tensor_reader(model)
         tensors = {
             file_name(name, model.config): torch.from_numpy(np.array(read(name)))
-            for name in places(model)
+            for name in hf_tensor_map(model)
         }
         loaded = self.model.load_state_dict(tensors, strict=False)
         assert loaded.missing_keys == ["lm_head.weight"]

@@ -210,7 +210,7 @@ def test_an_end_of_null_ends_no_answer_as_in_transformers(tmp_path, file):
     options = make_options(read_generation_config(tmp_path))
     ours = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
     assert options.strategy(ours, None).ends == ()
-    assert options.to_hf(ours, None)["eos_token_id"] is None
+    assert options.to_generation_config(ours, None)["eos_token_id"] is None
     given = make_options(read_generation_config(tmp_path), ends=(7,))
     assert given.strategy(ours, None).ends == (7,)
     peer = GPT2LMHeadModel(PeerConfig(**sizes, eos_token_id=None, bos_token_id=None))
@@ -236,7 +236,7 @@ def test_several_ends_of_a_model_end_an_answer():
     sizes = {"vocab_size": 262, "context_length": 8, "layers": 1, "width": 8, "heads": 1}
     config = GPT2Config(**sizes, eos_token_id=5, more_eos_token_ids=(7,), bos_token_id=2)
     assert Options().strategy(config, None).ends == (5, 7)
-    settings = Options().to_hf(config, None)
+    settings = Options().to_generation_config(config, None)
     assert (settings["bos_token_id"], settings["eos_token_id"]) == (2, [5, 7])
 
 

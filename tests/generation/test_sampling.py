@@ -8,7 +8,7 @@ import torch
 from transformers import generation as peers
 
 from biomedlm_jax.generation.decoding import decode
-from biomedlm_jax.generation.sampling import Strategy, process, row_keys, warp
+from biomedlm_jax.generation.sampling import Strategy, process_logits, row_keys, warp_logits
 
 V, ENDS = 40, (39, 17)
 
@@ -28,7 +28,7 @@ def ours(case, **fields):
     strategy = Strategy(**{"ends": ENDS, **fields})
     lengths = np.full(6, 20, np.int32)
     rules, history = strategy.rules(), jnp.asarray(padded)
-    result = process(rules, jnp.asarray(scores), history, 24, lengths, jnp.int32(7))
+    result = process_logits(rules, jnp.asarray(scores), history, 24, lengths, jnp.int32(7))
     return np.asarray(result)
 
 
@@ -95,7 +95,7 @@ def test_warpers_are_those_of_transformers(case, fields):
         chain.append(peers.TopPLogitsWarper(fields["top_p"]))
     if "min_p" in fields:
         chain.append(peers.MinPLogitsWarper(fields["min_p"]))
-    result = np.asarray(warp(Strategy(**fields).rules(), jnp.asarray(case[0])))
+    result = np.asarray(warp_logits(Strategy(**fields).rules(), jnp.asarray(case[0])))
     np.testing.assert_allclose(result, theirs(case, *chain), rtol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_a_top_k_of_any_size_keeps_the_tokens_of_transformers(top_k):
     scores = np.random.default_rng(1).normal(0, 3, (4, 250)).astype(np.float32)
     strategy = Strategy(temperature=1.0, top_k=top_k)
     expected = peers.TopKLogitsWarper(top_k)(None, torch.from_numpy(scores)).numpy()
-    np.testing.assert_array_equal(warp(strategy.rules(), jnp.asarray(scores)), expected)
+    np.testing.assert_array_equal(warp_logits(strategy.rules(), jnp.asarray(scores)), expected)
 
 
 def test_samples_have_the_models_probabilities():

@@ -62,7 +62,7 @@ def test_pieces_make_the_text_whole_characters_only(model, tokenizer):
 
 def test_the_page_escapes_and_colours(model, tokenizer):
     scored = surprisal.ScoredText(["a", " <b>", "c"], [1, 2, 3], [-0.1, -4.0, -12.0])
-    page = surprisal.page([scored], title="x & y")
+    page = surprisal.html_page([scored], title="x & y")
     assert ' <span style="background:#ffd98a" title="probability 1.8%, 5.8 bits">&lt;b&gt;<' in page
     assert "x &amp; y" in page
     assert [surprisal.colour(bits) for bits in (0, 1.9, 2, 6, 99)] == [

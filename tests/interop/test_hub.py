@@ -27,26 +27,26 @@ def requests(monkeypatch):
 
 
 def test_a_path_stays_a_path(requests):
-    assert hub.local("some/where") == Path("some/where")
+    assert hub.download("some/where") == Path("some/where")
     assert "name" not in requests
 
 
 def test_a_repository_is_downloaded(requests):
-    assert hub.local("hf://owner/name@v1") == Path("/cache/model")
+    assert hub.download("hf://owner/name@v1") == Path("/cache/model")
     assert (requests["name"], requests["revision"]) == ("owner/name", "v1")
     assert "*.bin" not in requests["ignore_patterns"]
 
 
 def test_safetensors_spare_the_pickles(requests):
     requests["files"].append("model.safetensors")
-    hub.local("hf://owner/name")
+    hub.download("hf://owner/name")
     assert "*.bin" in requests["ignore_patterns"]
     assert requests["revision"] is None
 
 
 def test_malformed_name(requests):
     with pytest.raises(ValueError, match=r"got 'hf://name'; expected hf://owner"):
-        hub.local("hf://name")
+        hub.download("hf://name")
 
 
 def test_a_download_that_fails(monkeypatch):
@@ -56,19 +56,19 @@ def test_a_download_that_fails(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(ValueError, match="could not download hf://owner/name: no route"):
-        hub.local("hf://owner/name")
+        hub.download("hf://owner/name")
 
 
 def test_an_unreachable_hub_is_tried_once(monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=r"could not download hf://owner/name: .*refused"):
-        hub.local("hf://owner/name")
+        hub.download("hf://owner/name")
     assert "Retry" not in caplog.text
 
 
 def test_offline_mode_reads_the_cache_alone(requests, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
     monkeypatch.delattr(huggingface_hub.HfApi, "model_info")
-    assert hub.local("hf://owner/name") == Path("/cache/model")
+    assert hub.download("hf://owner/name") == Path("/cache/model")
     assert requests["local_files_only"] is True

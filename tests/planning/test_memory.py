@@ -2,7 +2,7 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.families import abstract_model, make_config
-from biomedlm_jax.planning.memory import alternatives, saved_parts, shortage
+from biomedlm_jax.planning.memory import alternatives, out_of_memory_message, saved_parts
 from biomedlm_jax.planning.steps import trace_step
 from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.pretrain import PretrainSettings
@@ -36,7 +36,7 @@ def traced(config, **mesh):
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_shortage_names_the_need_the_state_and_the_arrays(config, message):
-    text = shortage(message, {"parameters": 2**30}, *traced(config, data=2, fsdp=4))
+    text = out_of_memory_message(message, {"parameters": 2**30}, *traced(config, data=2, fsdp=4))
     for part in MESSAGES[message]:
         assert part in text
     assert "\n" not in text

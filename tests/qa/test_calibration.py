@@ -44,8 +44,8 @@ def test_the_temperature_is_that_of_the_truth(temperature):
 def test_scaling_mends_overconfident_answers_and_changes_no_prediction():
     dev, test = sampled(3000, 2.5), sampled(3000, 2.5)
     chosen = calibration.calibrate(dev)
-    figures = calibration.apply(chosen, test)
-    raw = calibration.apply(chosen._replace(temperature=1.0), test)
+    figures = calibration.calibrated_metrics(chosen, test)
+    raw = calibration.calibrated_metrics(chosen._replace(temperature=1.0), test)
     assert raw["ece"] > 0.2
     assert figures["ece"] < 0.03
     assert figures["brier"] < raw["brier"]
@@ -60,8 +60,8 @@ def test_the_curve_by_hand():
     assert [one["threshold"] for one in curve] == [0.9, 0.8, 0.7, 0.5]
     assert [one["coverage"] for one in curve] == pytest.approx([0.2, 0.4, 0.6, 1])
     assert [one["risk"] for one in curve] == pytest.approx([0, 0, 1 / 3, 2 / 5])
-    assert calibration.area(curve) == pytest.approx(0.2 * 1 / 3 + 0.4 * 2 / 5)
-    assert [one["coverage"] for one in calibration.shortened(curve)] == [0.2, 0.4, 0.6, 1]
+    assert calibration.aurc(curve) == pytest.approx(0.2 * 1 / 3 + 0.4 * 2 / 5)
+    assert [one["coverage"] for one in calibration.decile_points(curve)] == [0.2, 0.4, 0.6, 1]
 
 
 def test_the_threshold_gives_the_largest_coverage_of_a_risk():
@@ -69,7 +69,9 @@ def test_the_threshold_gives_the_largest_coverage_of_a_risk():
     for risk in (0.1, 0.3):
         chosen = calibration.calibrate(items, risk=risk)
         rows = [np.array(item["probabilities"]) for item in items]
-        confident = np.array([row.max() for row in calibration.scaled(rows, chosen.temperature)])
+        confident = np.array(
+            [row.max() for row in calibration.apply_temperature(rows, chosen.temperature)]
+        )
         right = np.array([item["prediction"] == item["gold"] for item in items])
         coverages = {
             t: (confident >= t).mean()
@@ -87,7 +89,7 @@ def test_a_temperature_at_the_end_of_the_search_is_marked():
         chosen = calibration.calibrate(items)
         assert chosen.temperature == pytest.approx(temperature, rel=1e-3)
         assert chosen.at_limit
-        assert calibration.apply(chosen, sure)["at_limit"]
+        assert calibration.calibrated_metrics(chosen, sure)["at_limit"]
     assert not calibration.calibrate(sampled(400, 1.0)).at_limit
 
 
@@ -95,8 +97,8 @@ def test_no_threshold_is_enough():
     items = [{**one, "gold": (one["prediction"] + 1) % 4} for one in sampled(20, 1.0)]
     chosen = calibration.calibrate(items, risk=0.1)
     assert chosen.threshold is None
-    assert calibration.apply(chosen, items)["coverage"] == 0
-    assert calibration.apply(chosen, items)["accuracy_of_given"] is None
+    assert calibration.calibrated_metrics(chosen, items)["coverage"] == 0
+    assert calibration.calibrated_metrics(chosen, items)["accuracy_of_given"] is None
 
 
 def test_bad_input():

@@ -416,7 +416,10 @@ def test_a_dev_report_gives_a_temperature_and_a_threshold(tmp_path, release, med
     chosen = calibration.calibrate(read_items(tmp_path / "dev"), risk=0.5)
     figures = summary["calibrated"]
     assert (figures["temperature"], figures["threshold"]) == chosen[:2]
-    assert figures["ece"] == calibration.apply(chosen, read_items(tmp_path / "out"))["ece"]
+    assert (
+        figures["ece"]
+        == calibration.calibrated_metrics(chosen, read_items(tmp_path / "out"))["ece"]
+    )
     assert "| abstention |" in (tmp_path / "out" / "report.md").read_text()
     stranger = export_hf(
         GPT2(CONFIG, key=jax.random.key(7)), load_tokenizer(release), tmp_path / "stranger"

@@ -238,7 +238,7 @@ def test_a_tokenizer_that_adds_a_begin_of_text_scores_as_the_hf_backend(
     from transformers import GPT2Config as PeerConfig
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    from biomedlm_jax.interop.weights import file_name, places, tensor_reader
+    from biomedlm_jax.interop.weights import file_name, hf_tensor_map, tensor_reader
     from biomedlm_jax.model.families import config_to_hf
 
     adding = Tokenizer.from_str(tokenizer.to_str())
@@ -251,7 +251,7 @@ def test_a_tokenizer_that_adds_a_begin_of_text_scores_as_the_hf_backend(
     peer, read = GPT2LMHeadModel(peer_config).eval(), tensor_reader(model)
     tensors = {
         file_name(name, model.config): torch.from_numpy(np.array(read(name)))
-        for name in places(model)
+        for name in hf_tensor_map(model)
     }
     peer.load_state_dict(tensors, strict=False)
     backend: Any = HFLM

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from biomedlm_jax.qa.orders import bias_of_seeds, position_bias, random_orders, shown
+from biomedlm_jax.qa.orders import bias_of_seeds, position_bias, random_orders, reorder_options
 from biomedlm_jax.qa.questions import Question
 
 
@@ -27,9 +27,9 @@ def test_every_order_shows_the_same_options_with_the_right_one_among_them():
     questions = [Question(str(n), f"{n}?", ("w", "x", "y", "z"), n % 4) for n in range(40)]
     orders = random_orders(questions, 3)
     assert orders == random_orders(questions, 3)
-    assert shown(questions, orders[0]) == questions
+    assert reorder_options(questions, orders[0]) == questions
     for order in orders:
-        for one, original in zip(shown(questions, order), questions, strict=True):
+        for one, original in zip(reorder_options(questions, order), questions, strict=True):
             assert sorted(one.options) == sorted(original.options)
             assert one.options[one.label] == original.options[original.label]
     assert len({str(order) for order in orders}) == 3
@@ -39,7 +39,7 @@ def test_the_bias_is_over_the_answers_of_all_seeds():
     """The first seed is right in every order, the second always answers the first place."""
     questions = [Question(str(n), f"{n}?", ("x", "y"), n % 2) for n in range(6)]
     orders = random_orders(questions, 4)
-    gold = [[one.label for one in shown(questions, order)] for order in orders]
+    gold = [[one.label for one in reorder_options(questions, order)] for order in orders]
     right, first = (
         [[{"gold": g, "prediction": p(g)} for g in of_order] for of_order in gold]
         for p in (lambda g: g, lambda g: 0)

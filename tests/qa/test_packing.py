@@ -7,8 +7,8 @@ from biomedlm_jax.qa.packing import (
     Prompt,
     batches,
     make_buckets,
+    one_prompt_per_option,
     row_lengths,
-    separate,
     size,
 )
 
@@ -86,7 +86,7 @@ def test_branches_are_kept_where_one_prompt_has_several():
         for bucket in make_buckets(prompts, read=TOKENS):
             for rows in batches(prompts, bucket, batch_size=1, read=TOKENS):
                 assert (rows.branch_BxL is not None) == branched
-    assert not make_buckets(separate(some_prompts()), read=LAST)[0].branched
+    assert not make_buckets(one_prompt_per_option(some_prompts()), read=LAST)[0].branched
 
 
 def test_a_prompt_longer_than_the_longest_row():

@@ -7,7 +7,14 @@ import pytest
 
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
-from biomedlm_jax.qa.packing import LAST, TOKENS, Prompt, batches, make_buckets, separate
+from biomedlm_jax.qa.packing import (
+    LAST,
+    TOKENS,
+    Prompt,
+    batches,
+    make_buckets,
+    one_prompt_per_option,
+)
 from biomedlm_jax.qa.states import scored_states, token_log_probabilities
 
 CONFIG = GPT2Config(
@@ -78,7 +85,7 @@ def last_states(model, prompts, **options):
 def test_last_states_do_not_depend_on_company_or_sharing(model):
     prompts = some_prompts()
     together = last_states(model, prompts, lengths=[512])
-    apart = last_states(model, separate(prompts))
+    apart = last_states(model, one_prompt_per_option(prompts))
     assert together.keys() == apart.keys()
     for key, state in together.items():
         np.testing.assert_allclose(state, apart[key], atol=1e-5)
@@ -95,7 +102,7 @@ def test_gradients_are_those_of_one_row_per_option(model):
         return total
 
     together = jax.jit(jax.grad(lambda m: loss(m, prompts)))(model)
-    apart = jax.jit(jax.grad(lambda m: loss(m, separate(prompts))))(model)
+    apart = jax.jit(jax.grad(lambda m: loss(m, one_prompt_per_option(prompts))))(model)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(apart))
     leaves = jax.tree_util.tree_leaves_with_path(together)
     for (path, ours), theirs in zip(leaves, jax.tree.leaves(apart), strict=True):

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from biomedlm_jax.quickstart.abstracts import WORDING, abstracts, prompts, write_world
+from biomedlm_jax.quickstart.abstracts import WORDING, abstracts, fact_prompts, write_world
 from biomedlm_jax.quickstart.world import RELATIONS, SHARED_VALUES, facts, make_world
 
 
@@ -98,7 +98,7 @@ def test_every_wording_and_choice_can_be_written():
 
 def test_prompts_are_beginnings_of_sentences_in_the_abstracts(world):
     text = "\n".join(abstracts(world, 4800))
-    made = prompts(world, 6)
+    made = fact_prompts(world, 6)
     assert len(made) == 6
     assert len({prompt["prompt"].split()[1] for prompt in made}) > 2  # of several relations
     for prompt in made:

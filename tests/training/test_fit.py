@@ -44,7 +44,7 @@ def test_a_run_directory_is_self_contained(finished):
 
 
 def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, monkeypatch):
-    original, calls = fit.compile_step, []
+    original, calls = fit.jit_step, []
     signals = {7: signal.SIGINT, 10: signal.SIGTERM}
 
     def interrupting(*arguments, **options):
@@ -58,7 +58,7 @@ def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, mo
 
         return stepping
 
-    monkeypatch.setattr(fit, "compile_step", interrupting)
+    monkeypatch.setattr(fit, "jit_step", interrupting)
     for step in signals:
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, tmp_path / "run")
@@ -73,7 +73,7 @@ def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, mo
 @pytest.mark.parametrize("at", [6, 12], ids=["in between", "at the end"])
 def test_a_stop_saves_before_it_evaluates(config, finished, tmp_path, monkeypatch, at, where):
     """A signal comes in a step that is evaluated, or in its evaluation."""
-    run, original, signals, evaluations = tmp_path / "run", fit.compile_step, [where], []
+    run, original, signals, evaluations = tmp_path / "run", fit.jit_step, [where], []
 
     def interrupt(*place):
         if signals == [*place]:
@@ -96,7 +96,7 @@ def test_a_stop_saves_before_it_evaluates(config, finished, tmp_path, monkeypatc
                 interrupt("evaluation")
             yield batch
 
-    monkeypatch.setattr(fit, "compile_step", interrupting)
+    monkeypatch.setattr(fit, "jit_step", interrupting)
     monkeypatch.setattr(recipe, "validation_batches", batches)
     with pytest.raises(KeyboardInterrupt):
         pretrain(config, run)
@@ -171,14 +171,14 @@ def buffers(model) -> list[int]:
 def test_a_run_takes_over_the_arrays_that_it_starts_from(
     config, finished, tmp_path, monkeypatch, rank
 ):
-    init, original, before, after = initial_weights(finished), fit.compile_step, [], []
+    init, original, before, after = initial_weights(finished), fit.jit_step, [], []
 
     def read(abstract):
         model = jax.tree.map(lambda leaf: leaf + 0, init.read(abstract))  # as XLA allocates them
         before.extend(buffers(model))
         return model
 
-    def compile_step(*arguments, **options):
+    def jit_step(*arguments, **options):
         step = original(*arguments, **options)
 
         def stepping(state, batch, *frozen):
@@ -187,7 +187,7 @@ def test_a_run_takes_over_the_arrays_that_it_starts_from(
 
         return stepping
 
-    monkeypatch.setattr(fit, "compile_step", compile_step)
+    monkeypatch.setattr(fit, "jit_step", jit_step)
     config.optimizer.warmup_steps, config.training.steps, config.lora.rank = 0, 1, rank
     pretrain(config, tmp_path / "run", init=dataclasses.replace(init, read=read))
     assert after == before

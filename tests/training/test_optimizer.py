@@ -192,9 +192,9 @@ def test_the_constant_schedule_is_transformers():
     values = {**FINETUNING, "schedule": "constant", "final_lr_fraction": 1.0}
     with pytest.raises(ValueError, match=r"set --config.optimizer.final_lr_fraction=1.0"):
         OptimizerSettings(**{**values, "final_lr_fraction": 0.1})
-    assert OptimizerSettings(**values).depends_on_steps
+    assert OptimizerSettings(**values).schedule_depends_on_total_steps
     settings = OptimizerSettings(**{**values, "warmup_ratio": None, "warmup_steps": 5})
-    assert not settings.depends_on_steps
+    assert not settings.schedule_depends_on_total_steps
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
     theirs = get_constant_schedule_with_warmup(optimizer, 5)
     schedules = [make_optimizer(settings, steps=steps)[1] for steps in (3, 20)]

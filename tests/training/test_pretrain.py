@@ -28,7 +28,7 @@ from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
 from biomedlm_jax.training.provenance import weights_hash
-from biomedlm_jax.training.state import compile_step, init_state, train_step
+from biomedlm_jax.training.state import init_state, jit_step, train_step
 
 
 def test_what_the_config_leaves_unset_comes_from_the_token_rows(finished):
@@ -167,8 +167,8 @@ def test_the_first_step_from_weights_is_one_made_by_hand(continued, finished, tm
         abstract = meshes.abstract_sharded(make, mesh, model)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         state = jax.jit(make, out_shardings=shardings)(model)
-        kept = {"tx": tx, "seed": 5, "loss_of": next_token_loss}
-        same, metrics = compile_step(train_step, abstract=abstract, **kept)(state, tokens)
+        kept = {"tx": tx, "seed": 5, "loss_fn": next_token_loss}
+        same, metrics = jit_step(train_step, abstract=abstract, **kept)(state, tokens)
     assert read_metrics(run)[0]["loss"] == float(metrics["loss"])
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
     results = leaves(run), jax.tree.leaves(same.model), jax.tree.leaves(expected)

@@ -16,8 +16,8 @@ from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.state import (
     TrainState,
-    compile_step,
     init_state,
+    jit_step,
     random_model,
     train_step,
 )
@@ -88,8 +88,8 @@ def trained(sizes: tuple, *, loss_chunks=1, **options) -> Trained:
         kernel = state.model.h.mlp.c_fc.kernel[...]
         moment = jax.tree.leaves(state.opt_state[1][0].mu.h.mlp.c_fc.kernel)[0]
         parts = [array.size // array.addressable_shards[0].data.size for array in (kernel, moment)]
-        options["loss_of"] = functools.partial(next_token_loss, chunks=loss_chunks)
-        step = compile_step(train_step, abstract=abstract, tx=tx, seed=0, **options)
+        options["loss_fn"] = functools.partial(next_token_loss, chunks=loss_chunks)
+        step = jit_step(train_step, abstract=abstract, tx=tx, seed=0, **options)
         for i in range(12):
             if i < 2:
                 models.append(jax.tree.map(np.array, state.model))
@@ -146,7 +146,7 @@ def test_dropout_differs_each_step_and_follows_the_seed():
     tx = make_tx()
     mesh = meshes.make_mesh(**ONE, devices=jax.devices()[:1])
     state = sharded(config, tx, mesh, 0)
-    step = jax.jit(functools.partial(train_step, tx=tx, loss_of=next_token_loss))
+    step = jax.jit(functools.partial(train_step, tx=tx, loss_fn=next_token_loss))
     first, metrics = step(state, batch(0), seed=0)
     _, again = step(state, batch(0), seed=0)
     _, other_seed = step(state, batch(0), seed=1)
@@ -160,7 +160,7 @@ def test_accumulation_is_in_float32():
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     mesh, tx = meshes.make_mesh(**ONE, devices=jax.devices()[:1]), make_tx()
     state = sharded(config, tx, mesh, 0)
-    step = functools.partial(train_step, tx=tx, seed=0, loss_of=next_token_loss, accumulation=2)
+    step = functools.partial(train_step, tx=tx, seed=0, loss_fn=next_token_loss, accumulation=2)
     jaxpr = jax.make_jaxpr(step)(state, batch(0))
     scans = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
     carried = scans[0].params["jaxpr"].out_avals
