@@ -31,13 +31,13 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_376,
+    ("model",): 1_377,
     ("training",): 1_672,
     ("corpus",): 1_865,
     ("generation",): 1_975,
     ("interop",): 1_759,
     ("qa", "finetuning"): 5_060,
-    ("planning",): 1_018,
+    ("planning",): 1_015,
     ("cli", "commands"): 1_045,
 }
 # GPT-2's names of itself, of its settings and of its tensors.

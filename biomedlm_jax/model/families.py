@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from biomedlm_jax.mesh import sharded
+from biomedlm_jax.mesh import platform, sharded
 from biomedlm_jax.model import gpt2
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
@@ -43,13 +43,14 @@ def make_model(config: ModelConfig, *, key: jax.Array) -> LanguageModel:
 
 def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
     """Return a model's shapes and dtypes, with shardings on `mesh` if given, without values."""
-    abstract = _abstract_model(config)
+    abstract = _abstract_model(config, platform())
     return jax.tree.map(lambda leaf: leaf, abstract) if mesh is None else sharded(abstract, mesh)
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_model(config: ModelConfig) -> LanguageModel:  # tracing it takes 20 ms and more
-    # The key is made inside: devices of a mesh may be absent.
+def _abstract_model(config: ModelConfig, platform: str) -> LanguageModel:
+    # Tracing it takes 20 ms; the dtype "auto" depends on the platform of the mesh, whose devices
+    # may be absent: the key is made inside.
     return jax.eval_shape(lambda: make_model(config, key=jax.random.key(0)))
 
 

@@ -1,6 +1,5 @@
 """Trace the steps that can be planned on a mesh: training, scoring and decoding."""
 
-import dataclasses
 import functools
 import math
 
@@ -22,8 +21,6 @@ STEPS = ("train", "score", "decode")
 def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step: str):
     """Trace a step on `mesh`; return it, its compiler options and its state's bytes per device."""
     batch, chunks = settings.training.batch_size, settings.training.loss_chunks
-    # `auto` is the mesh's dtype: an abstract model may have been cached for this machine's.
-    config = dataclasses.replace(config, compute_dtype=jnp.dtype(config.dtype).name)
     tokens = _abstract(mesh, (batch, config.context_length), "batch", "length")
     options = states.compiler_options(mesh.devices.flat[0])
     if step == "train":
