@@ -130,7 +130,7 @@ def test_a_models_settings_have_the_defaults_of_transformers():
 def test_settings_mean_the_same_in_transformers(options, tmp_path):
     tokenizer = train_tokenizer(iter(["the drug, the drug"] * 9), vocab_size=262)
     config = GPT2Config(vocab_size=262, context_length=8, layers=1, width=8, heads=1)
-    settings = options.to_hf(config, tokenizer)
+    settings = options.to_generation_config(config, tokenizer)
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     again = make_options(read_generation_config(tmp_path))
     assert again.strategy(config, tokenizer) == options.strategy(config, tokenizer)

@@ -134,7 +134,7 @@ def test_unrolled_blocks_compute_what_the_scan_does(tiny):
 
     def decode(model, tokens_BxL):
         positions_BxL = jnp.broadcast_to(jnp.arange(32), tokens_BxL.shape)
-        return model.logits(model.decode(tokens_BxL, positions_BxL, attend_of))
+        return model.logits(model.hidden_with_attention(tokens_BxL, positions_BxL, attend_of))
 
     np.testing.assert_allclose(
         jax.jit(decode)(unstacked, tokens()), logits(model, tokens()), atol=1e-5
