@@ -32,11 +32,11 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_377,
-    ("training",): 1_672,
-    ("corpus",): 1_865,
+    ("training",): 1_673,
+    ("corpus",): 1_869,
     ("generation",): 1_975,
     ("interop",): 1_759,
-    ("qa", "finetuning"): 5_060,
+    ("qa", "finetuning"): 5_061,
     ("planning",): 1_015,
     ("cli", "commands"): 1_045,
 }

@@ -169,6 +169,7 @@ def _write(
 
 
 def _identify(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return path, size and SHA-256 of each file, and of which earlier one it is a copy."""
     first: dict[str, str] = {}  # the path of each content
     entries = []
     for file in files:

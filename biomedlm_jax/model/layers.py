@@ -51,7 +51,7 @@ def _of_rank(rank: int, x: jax.Array) -> jax.Array:
 
 @custom_vjp(0, 1)
 def product(equation: str, reduce_dtype: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return `einsum(equation, x, kernel)` in the dtype of `x`.
+    """Return `einsum(equation, x, kernel)` in x's dtype; `reduce_dtype` is for gradients only.
 
     The compiler sums a kernel's gradient over devices in its product's dtype: float32, or with
     `reduce_dtype` compute the dtype of `x`, which halves the collectives' bytes.

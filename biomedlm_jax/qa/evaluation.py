@@ -58,7 +58,7 @@ def evaluate(
     progress: Callable[[str], None] = print_progress,
     **execution,
 ) -> list[dict]:
-    """Score a model on a split of a task, write a report into `out`, and return its summaries.
+    """Score a model (several: its seeds) on a split, write a report, return a summary per way.
 
     Batches that are scored are kept in `out`.partial until the report is written: the same call
     after an interruption resumes there. Progress is printed to stderr.

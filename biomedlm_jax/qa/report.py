@@ -46,6 +46,7 @@ def read_provenance(path: str | Path, *, way: str = "") -> dict:
 
 
 def _items_file(path: Path, way: str) -> Path:
+    """Return the items.jsonl of a report, or of its part for one way of scoring."""
     if not path.is_dir():
         return path
     ways = sorted(one.parent for one in path.glob(f"*/{ITEMS}"))

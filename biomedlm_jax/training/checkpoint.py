@@ -151,7 +151,8 @@ def _in_chunks(model: Any):
 
 
 def _parts(leaves: list) -> list[list[int]]:
-    # Leaves to read at once, largest first: while it is read a leaf exists twice on a CPU.
+    """Group the numbers of leaves to read at once, largest first, up to PART_BYTES."""
+    # While it is read a leaf exists twice on a CPU.
     parts, room = [], 0
     for i in sorted(range(len(leaves)), key=lambda i: -leaves[i].size):
         size = leaves[i].size * leaves[i].dtype.itemsize
