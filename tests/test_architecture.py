@@ -34,7 +34,7 @@ LINES = {
     ("model",): 1_377,
     ("training",): 1_673,
     ("corpus",): 1_869,
-    ("generation",): 1_975,
+    ("generation",): 1_976,
     ("interop",): 1_759,
     ("qa", "finetuning"): 5_061,
     ("planning",): 1_015,

@@ -173,7 +173,8 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
         if value in NEUTRAL.get(name, ()) or re.fullmatch(FASTER, name):
             continue
         if ours not in known:
-            got = f"{name}={value!r} in {GENERATION_CONFIG}, which this decoder does not have"
+            where = f"{GENERATION_CONFIG} or {CONFIG}"
+            got = f"{name}={value!r} in {where}, which this decoder does not have"
             raise ValueError(f"got {got}; remove it, or use one of {', '.join(known)}")
         if ours in ("ends", "stop") and not isinstance(value, list | tuple):
             value = (value,)
