@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.files import parse_object
-from biomedlm_jax.streams import BrokenStreamError, read_blocks, read_lines
+from biomedlm_jax.streams import BrokenStreamError, open_binary, read_blocks, read_lines
 
 BOM = b"\xef\xbb\xbf"
 _ROWS = 64  # of a parquet file in memory
@@ -63,6 +63,7 @@ def read_parquet_records(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    open_binary(path).close()  # ValueError for a pointer to the data
     number = 0
     try:
         with pq.ParquetFile(path) as file:

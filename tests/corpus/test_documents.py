@@ -413,7 +413,7 @@ def test_a_text_file_has_its_lines_as_python_reads_them(tmp_path):
     assert texts_of(tmp_path / "a.txt") == [(tmp_path / "a.txt").read_text()]
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.txt.gz"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.txt.gz", "a.parquet"])
 def test_a_pointer_to_a_file_is_not_the_file(tmp_path, name):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (tmp_path / name).write_text(pointer)
