@@ -188,7 +188,7 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
         if fits:
             expected += f"; fix: --format={' or '.join(fits)}"
     if "; fix" not in expected:
-        expected += "; fix: rename it, or give the file and its --format"
+        expected += "; fix: rename it, or give the file and its --format (config.task.format)"
     raise ValueError(f"no {split} file of {task.name} in {path}: {expected}")
 
 
