@@ -31,9 +31,9 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_377,
+    ("model",): 1_387,
     ("training",): 1_673,
-    ("corpus",): 1_870,
+    ("corpus",): 1_876,
     ("generation",): 1_976,
     ("interop",): 1_759,
     ("qa", "finetuning"): 5_061,

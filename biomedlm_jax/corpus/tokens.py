@@ -13,6 +13,7 @@ ArrayRecord) takes about 0.2 microseconds a token, two hours for the 35 G tokens
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,12 @@ from biomedlm_jax.corpus.documents import Document, Skipped
 from biomedlm_jax.corpus.manifest import FORMAT, MANIFEST, ROWS, Manifest, fingerprint
 from biomedlm_jax.corpus.packer import SPLITS, Packer
 from biomedlm_jax.corpus.progress import report_regularly
-from biomedlm_jax.corpus.tokenizer import save_tokenizer, special_id, tokenizer_hash
+from biomedlm_jax.corpus.tokenizer import (
+    prefix_ids,
+    save_tokenizer,
+    special_id,
+    tokenizer_hash,
+)
 from biomedlm_jax.files import atomic_directory, write_json
 from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
@@ -72,6 +78,9 @@ def build_tokens(
     skipped = skipped or Skipped()
     with atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new:
         save_tokenizer(tokenizer, new)
+        if first := prefix_ids(tokenizer):
+            got = f"the tokenizer puts the ids {first} before a text"
+            warnings.warn(f"{got}; rows have documents without them", RuntimeWarning, stacklevel=2)
         recipe = _manifest_header(tokenizer, length, separator, validation_fraction)
         packer = Packer(
             tokenizer,

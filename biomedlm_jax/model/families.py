@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -61,6 +62,14 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     `hf_entries`, so that an export has them again.
     """
     module = family(config.get("model_type"))
+    try:
+        json.dumps(config, allow_nan=False)
+    except ValueError:
+        raise ValueError("config.json has NaN or Infinity, which JSON lacks; remove it") from None
+    if config.get("auto_map"):
+        got = f"config.json has auto_map={config['auto_map']}, code of its own, which is not run"
+        plain = f"the model is read as a {config['model_type']}"
+        warnings.warn(f"{got}: {plain}", RuntimeWarning, stacklevel=2)
     config = _renamed(config, module.ALIASES)
     for name, only in module.FIXED.items():
         got = config.get(name, only)
@@ -80,7 +89,8 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     ends = ids["eos_token_id"]
     if isinstance(ends, list):
         ids["eos_token_id"], values["more_eos_token_ids"] = (ends or [None])[0], tuple(ends[1:])
-    known = {"architectures", "model_type", "torch_dtype", "dtype", *module.FIXED, *module.REPEATED}
+    known = {"architectures", "auto_map", "model_type", "torch_dtype", "dtype"}
+    known |= {*module.FIXED, *module.REPEATED}
     known |= {*module.FIELDS.values(), "eos_token_id"} - {n for n, i in ids.items() if i is None}
     known |= {name for name, value in module.STATED.items() if config.get(name) == value}
     kept = {name: value for name, value in config.items() if name not in known}

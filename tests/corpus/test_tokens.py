@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from biomedlm_jax.corpus import packer, tokens
 from biomedlm_jax.corpus.documents import read_documents
@@ -162,3 +162,16 @@ def test_any_end_token_separates_documents(build, out, small_tokenizer, tmp_path
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token": None}))
     with pytest.raises(ValueError, match="no end of text; set eos_token in tokenizer_config"):
         build(tmp_path / "none", tokenizer=load_tokenizer(tmp_path / "other"))
+
+
+def test_a_tokenizer_that_adds_a_begin_of_text_is_told(build, small_tokenizer, tmp_path):
+    plain = build(tmp_path / "plain")
+    whole = json.loads(small_tokenizer.to_str())
+    end = small_tokenizer.token_to_id(END_OF_TEXT)
+    adding = Tokenizer.from_str(json.dumps(whole))
+    adding.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, end)]
+    )
+    with pytest.warns(RuntimeWarning, match=rf"puts the ids \[{end}\] before a text; rows have"):
+        rows = build(tmp_path / "adding", tokenizer=adding)
+    assert rows["splits"] == plain["splits"]

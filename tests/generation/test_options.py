@@ -151,7 +151,7 @@ def test_settings_mean_the_same_in_transformers(options, tmp_path):
 
 
 def test_settings_that_are_unknown_or_no_json(tmp_path):
-    with pytest.raises(ValueError, match=r"penalty_alpha=0\.6 in generation_config.json or config.json, which"):
+    with pytest.raises(ValueError, match=r"penalty_alpha=0\.6 in generation_config.json or "):
         make_options({"penalty_alpha": 0.6})
     assert read_generation_config(tmp_path) == {}
     file = tmp_path / "generation_config.json"
@@ -170,7 +170,7 @@ def test_entries_that_change_nothing_pass_and_others_are_named():
     settings = {name: value for name, value in defaults.items() if name != "max_length"} | neutral
     assert make_options(settings) == Options()
     for name, value in (("typical_p", 0.9), ("num_beam_groups", 2), ("suppress_tokens", [5])):
-        with pytest.raises(ValueError, match=f"got {name}=.* in generation_config.json or config.json, which"):
+        with pytest.raises(ValueError, match=f"got {name}=.* in generation_config.json or config"):
             make_options({name: value})
 
 

@@ -366,6 +366,7 @@ def test_what_is_left_out_is_named(tmp_path):
             {"tie_word_embeddings": False},
             "an output head of its own; GPT-2's is the embedding here",
         ),
+        ({"layer_norm_epsilon": float("inf")}, "config.json has NaN or Infinity, which JSON lacks"),
         ({"quantization_config": {"bits": 4}}, "config.json has quantization_config={'bits': 4}"),
         ({"hidden_size": 32}, "hidden_size=32 and n_embd=24, names of one setting"),
         (

@@ -24,6 +24,14 @@ def test_a_config_round_trips_through_json_and_through_hugging_face():
     assert config_from_hf(config_to_hf(config), unroll=2) == config
 
 
+def test_code_of_a_config_is_not_run_and_not_exported():
+    config = {**config_to_hf(GPT2Config(**TINY)), "auto_map": {"AutoModel": "modeling.Own"}}
+    with pytest.warns(RuntimeWarning, match=r"auto_map=.*, which is not run: .* read as a gpt2"):
+        read = config_from_hf(config)
+    assert read == GPT2Config(**TINY)
+    assert "auto_map" not in config_to_hf(read)
+
+
 def test_a_model_is_looked_up_by_its_type():
     make = functools.partial(make_model, GPT2Config(**TINY))
     model = jax.eval_shape(lambda: make(key=jax.random.key(0)))
