@@ -93,7 +93,7 @@ def run_environment() -> dict[str, Any]:
         f"Python {platform.python_version()}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": f"{jax.device_count()} x {device.device_kind}",
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
     }
 
 
