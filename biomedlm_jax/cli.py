@@ -43,6 +43,7 @@ MESSAGES = {
     FLAG + r"(expected .*)": "got --{0}={1}; {2}",
     r"(Unknown command line flag 'config\..*)": "{0}; --config=FILE comes before the settings that "
     "it changes",
+    r"(Unknown command line flag .*)": "{0}; --help lists the flags",
 }
 
 
@@ -168,7 +169,7 @@ def reword_flag_error(error: Exception) -> str:
         return " ".join(f"--{name} is required." for name in missing)
     unknown = re.fullmatch(r"'?(\w+)'?\s*(?:Did you mean \"(\w+)\" .*)?", text, re.DOTALL)
     if unknown and isinstance(error, KeyError | AttributeError):
-        near = f"; did you mean {unknown[2]!r}?" if unknown[2] else ""
+        near = f"; did you mean {unknown[2]!r}?" if unknown[2] else "; its file lists them"
         return f"the config has no setting {unknown[1]!r}{near}"
     for pattern, message in MESSAGES.items():
         if match := re.fullmatch(pattern, text, re.DOTALL):

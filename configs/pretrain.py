@@ -9,6 +9,7 @@ biomedlm_2_7b  the published run (Bolton et al. 2024, arXiv 2403.18421): 300 B t
 gpt_125m       one GPU or a small TPU slice: the size of the paper's tokenizer ablation (table 4),
                whose optimizer settings are not published; the rate is GPT-3's for this size (arXiv
                2005.14165, table 2.1). 20,000 steps of 256 x 1024 tokens are 5.2 B tokens.
+               Four v5e chips need --config.training.accumulation=16.
 gpt_cpu        10.6 M parameters for two CPU cores: real articles, BioMedLM's vocabulary. 1,000
                steps of 4 x 256 tokens are 1.0 M tokens; docs/benchmarks.md has the result.
 continued      more steps from the weights of --init=DIR, whose architecture it takes. The rate is a

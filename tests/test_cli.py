@@ -81,7 +81,7 @@ def test_bad_flags_are_one_clear_line(arguments, message, capsys):
     [
         ("--config.training.stepz=3", "has no setting 'stepz'; did you mean 'steps'?"),
         ("--config.optimiser.beta1=0.8", "has no setting 'optimiser'; did you mean 'optimizer'?"),
-        ("--config.zz=3", "the config has no setting 'zz'"),
+        ("--config.zz=3", "the config has no setting 'zz'; its file lists them"),
         ("--config.training.steps.x=3", "training.steps.x"),
         ("--config.training.steps=many", "got --config.training.steps=many; expected a whole"),
         ("--config.training.steps=", "got --config.training.steps=; expected a whole number"),

@@ -187,6 +187,10 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
         fits = formats_that_read(parts[0][0], task.kind) if parts else []
         if fits:
             expected += f"; fix: --format={' or '.join(fits)}"
+    before = task.splits[-2]  # what there is to score where the last split is kept secret
+    others = [n.format(split=w, fold=fold) for w in _words(before, task.splits) for n in names]
+    if split == task.splits[-1] and any(_matching(path, name) for name in others):
+        expected += f"; fix: --split={before} to score the {before} split"
     if "; fix" not in expected:
         expected += "; fix: rename it, or give the file and its --format (config.task.format)"
     raise ValueError(f"no {split} file of {task.name} in {path}: {expected}")

@@ -260,3 +260,13 @@ def test_a_compressed_file_in_a_directory_is_found(tmp_path, suffix):
     compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[suffix]
     (tmp_path / f"dev.jsonl{suffix}").write_bytes(compress(json.dumps(CHOICE).encode()))
     assert len(read_questions(find_task("medqa"), tmp_path, split="dev")) == 1
+
+
+def test_a_directory_without_the_last_split_names_the_one_to_score(tmp_path):
+    write(tmp_path / "dev.jsonl", CHOICE)
+    with pytest.raises(
+        ValueError, match=r"no test file of medqa .*; fix: --split=dev to score the"
+    ):
+        read_questions(find_task("medqa"), tmp_path, split="test")
+    with pytest.raises(ValueError, match=r"no train file of medqa .*; fix: rename it, or give the"):
+        read_questions(find_task("medqa"), tmp_path, split="train")
