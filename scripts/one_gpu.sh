@@ -35,7 +35,9 @@ fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 biomedlm=".venv/bin/biomedlm"
 "$biomedlm" plan "${settings[@]}" --topology=local
-if [ "${BENCH:-1}" = 1 ]; then
+if [ "${BENCH:-1}" = 1 ] && [ -e bench_train.json ]; then
+  echo "bench_train.json is there: not measured again" >&2  # as when a run is resumed
+elif [ "${BENCH:-1}" = 1 ]; then
   # Read the model's shape from the config file. Values that come from the data are None there,
   # and `bench` uses its own default for them.
   shape="$(.venv/bin/python - "$config" <<'PROGRAM'

@@ -245,6 +245,19 @@ def test_one_gpu_benchmarks_the_shape_of_the_config(tmp_path):
     shape = ["--layers=12", "--width=768", "--heads=12", "--length=1024", "--dtype=auto"]
     assert calls[4:12] == ["bench", "train", *shape, "--unroll=3"]
     assert calls[-4:] == ["pretrain", *arguments]
+    (tmp_path / "bench_train.json").write_text("{}")  # the same command again
+    (tmp_path / "arguments").unlink()
+    again = subprocess.run(
+        ["bash", tmp_path / "scripts" / "one_gpu.sh", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "WORKER": str(tmp_path)},
+    )
+    assert again.returncode == 0, again.stderr
+    assert "bench_train.json is there: not measured again" in again.stderr
+    calls = (tmp_path / "arguments").read_text().split("\n")[:-1]
+    assert "bench" not in calls
+    assert calls[-4:] == ["pretrain", *arguments]
 
 
 def run_tool(name: str, *arguments: str, monkeypatch) -> None:

@@ -476,4 +476,6 @@ def test_random_ids_are_told(trained, tmp_path):
         tmp_path, tokenizer=whole, tokenizer_config={"tokenizer_class": "PreTrainedTokenizerFast"}
     )
     with pytest.warns(RuntimeWarning, match=r"has model\.dropout=0\.1: ids are random; set it to"):
-        load_tokenizer(tmp_path)
+        tokenizer = load_tokenizer(tmp_path)
+    text = TEXTS[1]
+    assert len({tuple(tokenizer.encode(text).ids) for _ in range(50)}) > 1  # as transformers has it
