@@ -18,6 +18,7 @@ __version__ = "0.2.0"
 
 _PUBLIC = {
     "GPT2Config": "model.gpt2",
+    "InputError": "errors",
     "LanguageModel": "model.language_model",
     "ModelConfig": "model.config",
     "make_model": "model.families",

@@ -16,20 +16,13 @@ import textwrap
 import warnings
 from pathlib import Path
 
+from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
+
 COMMANDS = (
     *("quickstart", "train-tokenizer", "compare-tokenizers", "build-tokens", "pretrain"),
     *("finetune", "evaluate", "generate", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
 )
 
-# Errors that bad input causes. Others are defects of this library; their traceback is printed.
-INPUT_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-)
 BUCKETS = ("gs://", "s3://")
 TEXTS = ("prompt", "stop", "bad_words", "score", "terms")  # flags whose values are no paths
 
@@ -61,7 +54,7 @@ def overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0 finished, 1 a full disk or another error of the file system, 2 bad input, 130 interrupted.
+    0 finished, 1 a full disk or another failure, 2 bad input, 130 interrupted: `errors`.
     """
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
@@ -100,15 +93,16 @@ def _run(argv: list[str]) -> int:
         command.run(command.FLAGS)
     except BrokenPipeError:
         raise
-    except (*INPUT_ERRORS, OSError) as error:
+    except InputError as error:
+        return _fail(name, str(error), error)
+    except OSError as error:
         text = str(error)
-        if isinstance(error, OSError) and error.strerror:
+        if error.strerror:
             text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        code = _fail(name, text, error)
-        return code if isinstance(error, INPUT_ERRORS) else 1
+        return _fail(name, text, error, code=FAILED)
     except KeyboardInterrupt:
         print(f"biomedlm {name}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -142,16 +136,16 @@ def _parse(command, name: str, arguments: list[str]) -> None:
         path = path if equals else following
         if path.startswith(BUCKETS) and flag.lstrip("-").rpartition(".")[2] not in TEXTS:
             fix = "mount the bucket and give the path of the mount"
-            raise ValueError(f"got {flag}={path}; expected a path of a file system: {fix}")
+            raise InputError(f"got {flag}={path}; expected a path of a file system: {fix}")
         if flag.lstrip("-") == "config" and not os.path.isfile(path.partition(":")[0]):
-            raise FileNotFoundError(f"no such config file: {path or 'the path is empty'}")
+            raise InputError(f"no such config file: {path or 'the path is empty'}")
     # Reset what an earlier call in this process set, and the flags of its overrides.
     command.FLAGS.unparse_flags()
     for override in [flag for flag in command.FLAGS if "." in flag]:
         delattr(command.FLAGS, override)
     rest = command.FLAGS(sys.argv)[1:]
     if rest:
-        raise ValueError(f"got {rest[0]!r} without a flag; expected --name=value")
+        raise InputError(f"got {rest[0]!r} without a flag; expected --name=value")
     flags.FLAGS(sys.argv[:1])
 
 
@@ -178,12 +172,12 @@ def reword_flag_error(error: Exception) -> str:
     return text
 
 
-def _fail(name: str, text: str, error: Exception | None = None) -> int:
+def _fail(name: str, text: str, error: Exception | None = None, *, code: int = BAD_INPUT) -> int:
     if os.environ.get("BIOMEDLM_TRACEBACK") and error is not None:
         raise error
     program = f"biomedlm {name}".rstrip()
     print(f"{program}: error: {' '.join(text.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

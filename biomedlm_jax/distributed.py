@@ -11,7 +11,9 @@ from typing import Any
 import jax
 from jax._src import distributed as jax_distributed
 
-FAILED = "biomedlm/failed"  # key of the first failure: "CODE TEXT"
+from biomedlm_jax.errors import BAD_INPUT, FAILED, InputError
+
+FAILURE = "biomedlm/failure"  # key of the first failure: "CODE TEXT"
 POLL_SECONDS = 1.0
 
 
@@ -27,12 +29,12 @@ def start_processes(
 
     With a coordinator (host:port, where process 0 listens) the caller numbers the processes, and
     CPU collectives use gloo; without one, jax reads the environment (TPU pod, Slurm, Open MPI). A
-    process without heartbeat for `silence_timeout` seconds counts as dead. Raises ValueError for
+    process without heartbeat for `silence_timeout` seconds counts as dead. Raises InputError for
     inconsistent numbers and for an environment that names no processes; if the others do not
-    connect within `start_timeout` seconds, the process ends with exit code 2.
+    connect within `start_timeout` seconds, the process ends with exit code 1.
     """
     if min(start_timeout, silence_timeout) < 1:
-        raise ValueError(
+        raise InputError(
             f"got start_timeout={start_timeout} and silence_timeout={silence_timeout} seconds; "
             "expected at least 1"
         )
@@ -46,7 +48,7 @@ def start_processes(
         "runs there, that its port is reachable, and that all processes were started"
     )
     # jax aborts at its own limit with a stack trace, so ours is shorter.
-    limit = threading.Timer(start_timeout, _exit, (2, late))
+    limit = threading.Timer(start_timeout, _exit, (FAILED, late))
     limit.daemon = True
     limit.start()
     try:
@@ -57,7 +59,7 @@ def start_processes(
             shutdown_timeout_seconds=silence_timeout,
         )
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"the environment does not name the other processes ({error}); start on a TPU pod or "
             "under Slurm, or set --coordinator, --process_id and --process_count"
         ) from error
@@ -68,9 +70,9 @@ def start_processes(
 def _numbers(coordinator: str, process_id: int, process_count: int) -> dict:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"got coordinator={coordinator!r}; expected HOST:PORT of process 0")
+        raise InputError(f"got coordinator={coordinator!r}; expected HOST:PORT of process 0")
     if not 0 <= process_id < process_count:
-        raise ValueError(
+        raise InputError(
             f"got process_id={process_id} with process_count={process_count}; expected 0 to "
             f"{process_count - 1}"
         )
@@ -86,10 +88,10 @@ def _numbers(coordinator: str, process_id: int, process_count: int) -> dict:
 def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
     """End every process of the run with one exit code as soon as one of them fails.
 
-    The process whose body raises ends with 2 for bad input (a ValueError or an OSError) and 1 for
-    anything else; the others end with the same code, even inside a collective. If a process is
-    killed, jax notices within `silence_timeout` seconds and aborts the others (SIGABRT, exit code
-    134 in a shell). Nothing is saved; the last finished checkpoint stays. A single process raises.
+    The process whose body raises ends with 2 for bad input (an InputError) and 1 for anything else;
+    the others end with the same code, even inside a collective. If a process is killed, jax notices
+    within `silence_timeout` seconds and aborts the others (SIGABRT, exit code 134 in a shell).
+    Nothing is saved; the last finished checkpoint stays. A single process raises.
     """
     if jax.process_count() == 1:
         yield
@@ -106,11 +108,11 @@ def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
             # Most likely a collective with a process that has ended: its own message comes first.
             print(f"biomedlm: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
             finished.wait(silence_timeout + 10)
-        code = 2 if isinstance(error, (ValueError, OSError)) else 1
+        code = BAD_INPUT if isinstance(error, InputError) else FAILED
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         text = f"process {jax.process_index()}: {text}"
         with contextlib.suppress(Exception):  # another process failed earlier
-            client.key_value_set(FAILED, f"{code} {text}")
+            client.key_value_set(FAILURE, f"{code} {text}")
         _leave(*(_failure(client) or (code, text)))
     finally:
         finished.set()
@@ -119,7 +121,7 @@ def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
 def _failure(client) -> tuple[int, str] | None:
     """Return the exit code and message of the process that failed first, None without a failure."""
     try:
-        code, _, text = client.key_value_try_get(FAILED).partition(" ")
+        code, _, text = client.key_value_try_get(FAILURE).partition(" ")
     except Exception:  # no failure, or no store
         return None
     return int(code), text

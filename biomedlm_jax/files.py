@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.streams import open_binary, read_lines
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
-    Raises FileNotFoundError, or ValueError naming the file and the place in it.
+    Raises InputError naming the file and the place in it.
     """
     with open_binary(Path(path)) as file:
         return parse_object(file.read(), str(path))
@@ -34,7 +35,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     """Parse one JSON object in UTF-8, with or without a byte order mark.
 
-    Raises ValueError, one line that begins with `where`, for invalid UTF-8 or JSON, for a value
+    Raises InputError, one line that begins with `where`, for invalid UTF-8 or JSON, for a value
     that is not an object, and for a duplicate key (Python would keep the last value silently).
     """
     try:
@@ -43,11 +44,11 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         near = error.doc[max(0, error.pos - 20) : error.pos + 20]
         place = f" in line {error.lineno}" if error.lineno > 1 else ""
         message = f"{where}: expected a JSON object, got {near!r}{place} ({error.msg})"
-        raise ValueError(message) from None
+        raise InputError(message) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(
+        raise InputError(
             f"{where}: expected a JSON object, got JSON of type {type(value).__name__}"
         )
     return value
@@ -72,7 +73,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON in UTF-8, as `write_text` does.
 
-    Raises ValueError for NaN and infinity, which are not JSON; the file is unchanged then.
+    Raises InputError for NaN and infinity, which are not JSON; the file is unchanged then.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     # Half of a surrogate pair (in a file name, for example) is not UTF-8, but JSON can escape it.
@@ -83,7 +84,7 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_jsonl(path: str | Path, rows: Iterable[Any], **options: Any) -> None:
     """Write one JSON value per line, as `write_text` does; `options` are those of `json.dumps`.
 
-    Raises ValueError for NaN and infinity, which are not JSON; the file is unchanged then.
+    Raises InputError for NaN and infinity, which are not JSON; the file is unchanged then.
     """
     lines = [json.dumps(row, allow_nan=False, **options) + "\n" for row in rows]
     write_text(path, "".join(lines))
@@ -116,20 +117,20 @@ def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overw
         given, because that is of the kind to be written.
 
     Raises:
-      NotADirectoryError: `path` is a file.
-      FileExistsError: `path` holds files that are not replaceable, or `overwrite` is false.
+      InputError: `path` is a file, or holds files that are not replaceable, or `overwrite` is
+        false.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"{path} is a file; name a directory")
+        raise InputError(f"{path} is a file; name a directory")
     if not path.exists() or not any(path.iterdir()):
         return
     if not replaceable(path):
-        raise FileExistsError(
+        raise InputError(
             f"{path} holds something else, which is never overwritten; name another directory"
         )
     if not overwrite:
-        raise FileExistsError(f"{path} exists; name another directory, or pass --overwrite")
+        raise InputError(f"{path} exists; name another directory, or pass --overwrite")
 
 
 @contextlib.contextmanager
@@ -247,5 +248,5 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"got the key {key!r} twice in one object; keep one of them")
+        raise InputError(f"got the key {key!r} twice in one object; keep one of them")
     return value

@@ -9,6 +9,8 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from biomedlm_jax.errors import InputError
+
 AXES = ("data", "fsdp", "tensor")
 
 # Every array axis of the library has one of these names; nothing else knows the mesh's axes.
@@ -30,20 +32,20 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
 
     The mesh lies along the devices' links; they need not be here (`planning.topology`). `data`
     replicates the parameters, `fsdp` shards them and the batch, `tensor` splits heads,
-    MLP and vocabulary. Raises ValueError if the sizes do not make exactly the devices there are.
+    MLP and vocabulary. Raises InputError if the sizes do not make exactly the devices there are.
     """
     devices = jax.devices() if devices is None else devices
     count, sizes = len(devices), {"data": data, "fsdp": fsdp, "tensor": tensor}
     requested = ", ".join(f"{name}={size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(
+        raise InputError(
             f"mesh {requested}: sizes are at least 1, and at most one is -1 (the rest)"
         )
     if free:
         sizes[free[0]] = count // math.prod(size for size in sizes.values() if size != -1)
     if math.prod(sizes.values()) != count:
-        raise ValueError(
+        raise InputError(
             f"mesh {requested} does not make {count}, the number of devices; choose sizes whose "
             f"product is {count}, or set one of them to -1"
         )
@@ -128,10 +130,10 @@ def platform() -> str:
 def check_fits(
     mesh: Mesh | AbstractMesh, *, batch_size: int | None = None, accumulation: int = 1, model=None
 ) -> None:
-    """Raise ValueError unless a batch, and an (abstract) model's axes, divide over the mesh."""
+    """Raise InputError unless a batch, and an (abstract) model's axes, divide over the mesh."""
     shards = batch_shards(mesh) * accumulation
     if batch_size is not None and batch_size % shards:
-        raise ValueError(
+        raise InputError(
             f"got training.batch_size={batch_size}; expected a multiple of data x fsdp x "
             f"accumulation = {mesh.shape['data']} x {mesh.shape['fsdp']} x {accumulation} "
             f"= {shards}"
@@ -148,7 +150,7 @@ def check_fits(
         for size in sorted(of_axis):
             if size % axis_shards(mesh, name):
                 divisors = [n for n in range(1, size + 1) if size % n == 0]
-                raise ValueError(
+                raise InputError(
                     f"got mesh.{RULES[name]}={axis_shards(mesh, name)}, which does not divide the "
                     f"model's {DESCRIPTIONS.get(name, name)} of {size}; choose one of "
                     f"{divisors[:24]}"

@@ -17,6 +17,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+from biomedlm_jax.errors import InputError
+
 S = TypeVar("S", bound="Settings")
 
 _OPERATORS = {
@@ -51,18 +53,18 @@ def setting(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A group of settings; `group` is its name in messages. Raises ValueError for a bad value."""
+    """A group of settings; `group` is its name in messages. Raises InputError for a bad value."""
 
     group: ClassVar[str] = ""
 
     def __post_init__(self):
-        """Raise ValueError for the first field of another type, not finite or out of its bounds."""
+        """Raise InputError for the first field of another type, not finite or out of its bounds."""
         prefix, hints = f"{self.group}." if self.group else "", _hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             allowed = _unmet(value, hints[field.name], field.metadata)
             if allowed:
-                raise ValueError(f"got {prefix}{field.name}={value!r}; expected {allowed}")
+                raise InputError(f"got {prefix}{field.name}={value!r}; expected {allowed}")
 
     @classmethod
     def free_names(cls) -> set[str]:
@@ -73,7 +75,7 @@ class Settings:
 def read_settings(cls: type[S], values: Any, *, where: str = "config") -> S:
     """Build `cls` from a config group that has exactly its fields; nested Settings recursively.
 
-    Raises ValueError naming the first name that is unknown or missing, or a bad value.
+    Raises InputError naming the first name that is unknown or missing, or a bad value.
     """
     hints = _hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -90,16 +92,16 @@ def read_settings(cls: type[S], values: Any, *, where: str = "config") -> S:
 
 
 def check_names(values: Any, known: typing.Iterable[str], *, where: str, complete=True) -> None:
-    """Raise ValueError unless `values` is a group with no unknown name (and with all, if so)."""
+    """Raise InputError unless `values` is a group with no unknown name (and with all, if so)."""
     known = list(known)
     if not (hasattr(values, "keys") and hasattr(values, "__getitem__")):
-        raise ValueError(f"got {where}={values!r}; expected a group with {', '.join(known)}")
+        raise InputError(f"got {where}={values!r}; expected a group with {', '.join(known)}")
     unknown = sorted(set(values.keys()) - set(known))
     missing = [name for name in known if complete and name not in values]
     if unknown:
-        raise ValueError(f"got {where}.{unknown[0]}, which is unknown; known: {', '.join(known)}")
+        raise InputError(f"got {where}.{unknown[0]}, which is unknown; known: {', '.join(known)}")
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; set every value in the config file")
+        raise InputError(f"{where} lacks {', '.join(missing)}; set every value in the config file")
 
 
 @functools.cache

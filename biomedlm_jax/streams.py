@@ -17,6 +17,8 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from biomedlm_jax.errors import InputError
+
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 MAX_LINE_BYTES = 1 << 28  # of a line, decompressed: 19 kB can inflate to 600 MB
 _BLOCK, _BUFFER = 1 << 20, 1 << 17  # of `read_blocks`, of decompressors
@@ -26,7 +28,7 @@ _PIECE = 1 << 9
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-class BrokenStreamError(ValueError):
+class BrokenStreamError(InputError):
     """A compressed file is damaged or truncated; the lines before the damage were read."""
 
 
@@ -45,8 +47,8 @@ def read_lines(
       limit: the largest line in bytes.
       on_long: called with a message that names a longer line, which is then omitted.
 
-    Raises FileNotFoundError, BrokenStreamError if the compressed data are damaged or truncated,
-    or, without `on_long`, ValueError for a line beyond the limit.
+    Raises InputError, also without `on_long` for a line beyond the limit, and BrokenStreamError
+    if the compressed data are damaged or truncated.
     """
     path, number = Path(path), 0
     with open_binary(path) as file, _named_errors(lambda: f"{path}:{number + 1}"):
@@ -55,7 +57,7 @@ def read_lines(
             if len(line) > limit:
                 message = f"{path}:{number + 1}: the line is longer than {limit:,} bytes"
                 if on_long is None:
-                    raise ValueError(message)
+                    raise InputError(message)
                 on_long(message)
                 while line and not line.endswith(b"\n"):
                     line = text.readline(_BLOCK)
@@ -68,7 +70,7 @@ def read_lines(
 def read_blocks(path: str | Path) -> Iterator[bytes]:
     """Yield the bytes of a plain or compressed file in blocks of at most 1 MiB.
 
-    Raises FileNotFoundError, or BrokenStreamError if the compressed data are damaged or truncated.
+    Raises InputError, or BrokenStreamError if the compressed data are damaged or truncated.
     """
     with open_binary(Path(path)) as file, _named_errors(lambda: str(path)):
         text = _decompressed(file, Path(path))
@@ -77,18 +79,21 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
 
 
 def open_binary(path: Path) -> BufferedReader:
-    """Open a file as it is; ValueError for a Git LFS pointer, which stands for the data.
+    """Open a file as it is; InputError for a Git LFS pointer, which stands for the data.
 
-    Raises FileNotFoundError or IsADirectoryError, too.
+    Raises InputError if there is no such file, too.
     """
     if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
+        raise InputError(f"no such file: {path}")
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory; name a file")
-    file = path.open("rb")
+        raise InputError(f"{path} is a directory; name a file")
+    try:
+        file = path.open("rb")
+    except PermissionError:
+        raise InputError(f"{path} may not be read by this user") from None
     if file.peek(len(_POINTER)).startswith(_POINTER):
         file.close()
-        raise ValueError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
+        raise InputError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
     return file
 
 

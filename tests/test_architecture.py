@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "biomedlm_jax"
 # Each floor imports from lower ones only.
 FLOORS = (
+    ("errors",),
     ("streams",),
     ("files", "settings", "chips", "mesh", "allocator", "distributed"),
     ("corpus", "model"),
@@ -177,3 +178,13 @@ def test_sizes():
         if sum(lines[name] for name in wings) > most
     }
     assert too_long == {}
+
+
+def test_bad_input_has_one_exception():
+    """A command ends with code 2 for InputError only, so a check may not raise its base class."""
+    bad = {"ValueError", "FileNotFoundError", "FileExistsError", "NotADirectoryError"}
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                name = getattr(node.exc.func, "id", "")
+                assert name not in bad, f"{path}:{node.lineno} raises {name}; raise InputError"

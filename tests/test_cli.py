@@ -8,6 +8,7 @@ import pytest
 
 from biomedlm_jax.cli import COMMANDS, main
 from biomedlm_jax.commands import pretrain
+from biomedlm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/configs/pretrain.py:tiny"
@@ -107,8 +108,8 @@ def test_a_call_does_not_keep_the_flags_of_an_earlier_one(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ValueError("two\nlines"), 2),
-        (FileNotFoundError(2, "No such file or directory", "x.json"), 2),
+        (InputError("two\nlines"), 2),
+        (FileNotFoundError(2, "No such file or directory", "x.json"), 1),
         (OSError(28, "No space left on device"), 1),
         (OSError("cannot write; check the disk"), 1),
         (KeyboardInterrupt(), 130),
@@ -122,7 +123,7 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert main(["pretrain", CONFIG, "--workdir=x"]) == code
     expected = {
         OSError: f"error: {error.args[-1:] and error.args[-1]}",
-        ValueError: "error: two lines",
+        InputError: "error: two lines",
         FileNotFoundError: "error: No such file or directory: x.json",
         KeyboardInterrupt: "interrupted",
     }

@@ -129,17 +129,17 @@ def test_two_train_as_one_and_if_one_dies_the_other_ends_and_leaves_the_checkpoi
 def test_bad_input_in_one_process_ends_all_with_its_code(dataset, tmp_path):
     port = free_port()
     body = (
-        "import sys, time; from biomedlm_jax import distributed\n"
+        "import sys, time; from biomedlm_jax import InputError, distributed\n"
         "i = int(sys.argv[1])\n"
         f"distributed.start_processes('localhost:{port}', process_id=i, process_count=2)\n"
         "with distributed.fail_together():\n"
-        "    if i: raise ValueError('rows of another tokenizer')\n"
+        "    if i: raise InputError('rows of another tokenizer')\n"
         "    time.sleep(300)\n"
     )
     started = [Process(["-c", body, i]) for i in range(2)]
     texts = ended(started, within=60)
     assert [p.returncode for p in started] == [2, 2], texts
-    assert all("process 1: ValueError: rows of another tokenizer" in text for text in texts)
+    assert all("process 1: InputError: rows of another tokenizer" in text for text in texts)
 
 
 def test_a_coordinator_that_does_not_answer(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from processes import run_process
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import (
     atomic_directory,
     check_output,
@@ -158,9 +159,9 @@ def test_the_line_with_the_error_is_named(tmp_path):
 
 def test_missing_files(tmp_path):
     for read in (read_json, lambda path: list(read_lines(path))):
-        with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere"):
+        with pytest.raises(InputError, match=r"no such file: .*nowhere"):
             read(tmp_path / "nowhere")
-        with pytest.raises(IsADirectoryError, match="is a directory; name a file"):
+        with pytest.raises(InputError, match="is a directory; name a file"):
             read(tmp_path)
 
 
@@ -222,9 +223,9 @@ def test_only_a_replaceable_directory_is_overwritten(tmp_path):
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
     for target, overwrite, error, message in (
-        (path, False, FileExistsError, "exists; name another directory, or pass --overwrite"),
-        (other, True, FileExistsError, "something else, which is never overwritten"),
-        (other / "thesis.txt", True, NotADirectoryError, "is a file; name a directory"),
+        (path, False, InputError, "exists; name another directory, or pass --overwrite"),
+        (other, True, InputError, "something else, which is never overwritten"),
+        (other / "thesis.txt", True, InputError, "is a file; name a directory"),
     ):
         with pytest.raises(error, match=message):
             check_output(target, replaceable=replaceable, overwrite=overwrite)
@@ -239,7 +240,7 @@ def test_only_a_replaceable_directory_is_overwritten(tmp_path):
 def test_what_appears_in_the_meantime_is_not_replaced(tmp_path):
     path = tmp_path / "new"
     build = atomic_directory(path, replaceable=replaceable, overwrite=False)
-    with pytest.raises(FileExistsError), build:
+    with pytest.raises(InputError), build:
         fill(path, "another process")
     assert (path / "file").read_text() == "another process"
     assert names(tmp_path) == ["new"]
@@ -289,7 +290,7 @@ def test_a_build_killed_between_its_renames_is_restored_by_the_next(tmp_path):
     path.rename(tmp_path / f".rows.{child.pid}.old")
     (tmp_path / f".rows.{child.pid}.new").mkdir()
     build = atomic_directory(path, replaceable=replaceable, overwrite=False)
-    with pytest.raises(FileExistsError, match="pass --overwrite"), build:
+    with pytest.raises(InputError, match="pass --overwrite"), build:
         pass
     assert names(tmp_path) == ["rows"]
     assert (path / "file").read_text() == "old"

@@ -21,6 +21,7 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.benchmarks.bench_train import Steps, jax_steps, torch_steps
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.losses import Batch, question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
 from biomedlm_jax.interop.finetuned import KEEP_END, Head, with_head
@@ -67,12 +68,12 @@ def measure(
     keep_freed_memory()  # it applies to the peers in this process, too
     missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"bench questions needs {', '.join(missing)}; fix: pip install "
             "'biomedlm-jax[hf,harness]' accelerate"
         )
     if unknown := set(parts) - set(PARTS):
-        raise ValueError(f"got the parts {sorted(unknown)}; expected some of {', '.join(PARTS)}")
+        raise InputError(f"got the parts {sorted(unknown)}; expected some of {', '.join(PARTS)}")
     examples = read_questions(find_task("medqa"), path, split="dev")
     ours, tokens = _model(model, tokenizer)
     tables = {}
@@ -106,10 +107,10 @@ def _model(model, tokenizer) -> tuple[LanguageModel, Tokenizer]:
     if model:
         loaded, own = load(model, **timed.NO_DROPOUT)  # so that all sides compute the same
         if tokens is None and own is None:
-            raise ValueError(f"{model} has no tokenizer; give --tokenizer")
+            raise InputError(f"{model} has no tokenizer; give --tokenizer")
         return loaded, tokens or own  # pyright: ignore[reportReturnType]
     if tokens is None:
-        raise ValueError("bench questions needs --model, or --tokenizer for a random model")
+        raise InputError("bench questions needs --model, or --tokenizer for a random model")
     config = make_config(MODEL, vocab_size=tokens.get_vocab_size(), **timed.NO_DROPOUT)
     return make_model(config, key=jax.random.key(0)), tokens
 

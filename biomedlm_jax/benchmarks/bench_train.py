@@ -25,6 +25,7 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.benchmarks.kernels import profile_lines, profile_steps
 from biomedlm_jax.benchmarks.rounds import OURS, Timing
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
@@ -111,10 +112,10 @@ def measure(
 
 
 def check_peer(name: str) -> None:
-    """Raise ValueError unless `name` is the name of a peer."""
+    """Raise InputError unless `name` is the name of a peer."""
     words = name.split()
     if words[:1] != ["torch"] or len(words) < 2 or set(words[2:]) - {"fused", "compile"}:
-        raise ValueError(
+        raise InputError(
             f"got the peer {name!r}; expected 'torch ATTENTION [fused] [compile]', where "
             "ATTENTION is transformers' attn_implementation, such as sdpa or eager"
         )
@@ -233,7 +234,7 @@ def _in_blocks(config: ModelConfig, names, blocks: int, *, profile: str | None, 
 def measure_in_process(name: str, config: ModelConfig, **options) -> dict[str, Any]:
     """Time `steps` steps of one side in a process of its own; returns what `_measure` does.
 
-    `options` are `steps`, `batch_size`, `loss_chunks` and `profile`. Raises ValueError if the
+    `options` are `steps`, `batch_size`, `loss_chunks` and `profile`. Raises InputError if the
     process fails.
     """
     # The process has the GPU to itself, of which jax would reserve three quarters. A peer does not
@@ -249,7 +250,7 @@ def measure_in_process(name: str, config: ModelConfig, **options) -> dict[str, A
         # Its output goes to stderr (2): standard output is for the tables.
         done = subprocess.run(program, env={**os.environ, **environment}, stdout=2)
         if done.returncode or not answer.exists():
-            raise ValueError(
+            raise InputError(
                 f"the process that measured {name} ended with {done.returncode}; its error is "
                 "above. If memory ran out, take a smaller batch_size"
             )

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from biomedlm_jax.errors import InputError
+
 # Names of cuDNN's kernels of fused attention, forward and backward.
 CUDNN_ATTENTION = re.compile(r"cudnn.*(sdpa|fmha|mha|flash)|(sdpa|fmha|mha|flash).*cudnn", re.I)
 
@@ -15,7 +17,7 @@ def profile_steps(step: Callable[[], Any], folder: str | Path, *, steps: int = 3
     """Trace `steps` steps into `folder`, which TensorBoard reads, and list the longest kernels.
 
     `cudnn_attention` are the names of cuDNN's attention kernels among all that ran on a GPU; None
-    elsewhere. Raises ValueError if the profiler wrote no trace.
+    elsewhere. Raises InputError if the profiler wrote no trace.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -25,7 +27,7 @@ def profile_steps(step: Callable[[], Any], folder: str | Path, *, steps: int = 3
             step()
     traces = sorted(set(Path(folder).rglob("*.xplane.pb")) - earlier)
     if not traces:
-        raise ValueError(f"the profiler wrote no trace into {folder}; is it writable?")
+        raise InputError(f"the profiler wrote no trace into {folder}; is it writable?")
     kernels = top_kernels(jax.profiler.ProfileData.from_file(str(traces[-1])).planes)
     names = [kernel["name"] for kernel in kernels if CUDNN_ATTENTION.search(kernel["name"])]
     on_gpu = any(kernel["on"] == "gpu" for kernel in kernels)

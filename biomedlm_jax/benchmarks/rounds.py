@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
 
@@ -48,11 +49,11 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time the sides in turn, `rounds` times `calls` calls each, so that load affects all sides.
 
-    Before that each side is called once to compile and `warmup` times more. Raises ValueError for
+    Before that each side is called once to compile and `warmup` times more. Raises InputError for
     less than one round.
     """
     if rounds < 1:
-        raise ValueError(f"got rounds={rounds}; expected at least 1")
+        raise InputError(f"got rounds={rounds}; expected at least 1")
     timings = {name: Timing() for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():

@@ -14,6 +14,7 @@ fine-tuning against torch. The peers need the extras `hf` and `harness`, and acc
 import importlib
 
 from biomedlm_jax.commands.shared_flags import Flags
+from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("json", "dtype")
 BY_POSITION = "what"
@@ -70,11 +71,11 @@ def run(options: Flags) -> None:
     """Measure, print the tables, and write the figures to --json."""
     what, required = options.what, REQUIRED.get(options.what, ())
     if not all(options[name].value for name in required):
-        raise ValueError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
+        raise InputError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
     pairs = [pair.partition(":") for pair in ARGUMENTS[what].split()]
     used = {"what", "json", *MORE[what], *(name for name, _, _ in pairs)}
     if unused := [name for name in options if options[name].present and name not in used]:
-        raise ValueError(f"got --{unused[0]}, which bench {what} does not use; leave it out")
+        raise InputError(f"got --{unused[0]}, which bench {what} does not use; leave it out")
     benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
     arguments = {argument or name: options[name].value for name, _, argument in pairs}
     if what in ("train", "decode"):

@@ -16,6 +16,7 @@ from rich.table import Table
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
+from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("input", "json")
 NAMED = "Name in the tables and path of a tokenizer, NAME=PATH"
@@ -29,7 +30,7 @@ def run(options: Flags) -> None:
     named = dict(value.split("=", 1) for value in options.tokenizer if "=" in value)
     if len(named) < len(options.tokenizer):
         got = " ".join(f"--tokenizer={value}" for value in options.tokenizer)
-        raise ValueError(f"got {got}; give each tokenizer as NAME=PATH with a different name")
+        raise InputError(f"got {got}; give each tokenizer as NAME=PATH with a different name")
     tokenizers = {name: load_tokenizer(path) for name, path in named.items()}
     documents = itertools.islice(options.read_input(), options.max_documents)
     texts = (document.text for document in documents)

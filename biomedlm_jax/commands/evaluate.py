@@ -12,6 +12,7 @@ several processes are started as for `biomedlm pretrain`.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
+from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("models", "out")
 FLAGS.define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH.")
@@ -54,10 +55,10 @@ FLAGS.add("mesh", "dtype", "processes")
 def run(options: Flags) -> None:
     """Evaluate and print the table of results."""
     if bool(options.task) == bool(options.harness_tasks):
-        raise ValueError("give either --task, or --harness_tasks")
+        raise InputError("give either --task, or --harness_tasks")
     used, others = ("harness_tasks", QUESTIONS) if options.harness_tasks else ("task", HARNESS)
     if given := [name for name in others if options[name].present]:
-        raise ValueError(f"got --{given[0]} with --{used}, where it has no effect; leave it out")
+        raise InputError(f"got --{given[0]} with --{used}, where it has no effect; leave it out")
     import jax
 
     from biomedlm_jax.qa.evaluation import evaluate

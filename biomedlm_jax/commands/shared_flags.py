@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from biomedlm_jax.corpus import documents
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 
 MODEL = "Run directory or Hugging Face directory of the model."
@@ -24,12 +25,12 @@ class SizesParser(flags.ArgumentParser):
     """Read whole numbers above 0, separated by commas."""
 
     def parse(self, argument) -> tuple[int, ...]:
-        """Return the numbers in a text, or a default unchanged; ValueError for other texts."""
+        """Return the numbers in a text, or a default unchanged; InputError for other texts."""
         if not isinstance(argument, str):
             return argument
         sizes = argument.split(",") if argument else []
         if not all(size.isdecimal() and int(size) for size in sizes):
-            raise ValueError("expected whole numbers above 0, such as 1,2,4")
+            raise InputError("expected whole numbers above 0, such as 1,2,4")
         return tuple(map(int, sizes))
 
 
@@ -171,7 +172,7 @@ class Flags(flags.FlagValues):
     def loading(self) -> dict[str, Any]:
         """Return --data, --fsdp, --tensor and --dtype as arguments of functions that load a model.
 
-        Raises ValueError if the mesh does not have exactly the devices there are.
+        Raises InputError if the mesh does not have exactly the devices there are.
         """
         from biomedlm_jax.mesh import make_mesh
 
@@ -222,10 +223,10 @@ class Flags(flags.FlagValues):
         from biomedlm_jax import distributed
 
         if self.coordinator and self.distributed:
-            raise ValueError("got --coordinator and --distributed; expected one of them")
+            raise InputError("got --coordinator and --distributed; expected one of them")
         for name in ("process_count", "process_id"):
             if self[name].value != self[name].default and not self.coordinator:
-                raise ValueError(f"--{name} needs --coordinator=HOST:PORT of process 0")
+                raise InputError(f"--{name} needs --coordinator=HOST:PORT of process 0")
         if self.coordinator or self.distributed:
             numbers = self.pick("process_id", "process_count", "start_timeout", "silence_timeout")
             distributed.start_processes(self.coordinator, **numbers)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from biomedlm_jax.corpus.rows import Rows
+from biomedlm_jax.errors import InputError
 
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
@@ -32,7 +33,7 @@ class Batches:
         of the file. A batch may span two passes.
       passes: stop after this many passes over the split, with the last full batch.
 
-    Raises ValueError for a batch size that does not divide over the sharding or exceeds the rows of
+    Raises InputError for a batch size that does not divide over the sharding or exceeds the rows of
     the split, and what `Rows` raises.
     """
 
@@ -51,7 +52,7 @@ class Batches:
         manifest = self._rows.manifest
         self._layout = _Layout(sharding, batch_size, manifest["length"])
         if batch_size > len(self._rows):
-            raise ValueError(
+            raise InputError(
                 f"got batch_size={batch_size}, but {path} has {len(self._rows)} {split} rows; "
                 "give more text or a smaller batch"
             )
@@ -87,7 +88,7 @@ class Batches:
     def restore(self, position: dict) -> None:
         """Continue after the batches that had been returned when `position` was taken.
 
-        Raises ValueError, without any change, if the position belongs to other data, or to another
+        Raises InputError, without any change, if the position belongs to other data, or to another
         batch size, split, seed or shuffling: the rows that follow would differ.
         """
         changes = [
@@ -96,13 +97,13 @@ class Batches:
             if key != "step" and position.get(key) != self._identity.get(key)
         ]
         if changes:
-            raise ValueError(
+            raise InputError(
                 f"the position was saved with another {', '.join(changes)}; resume with the saved "
                 "values, or start a new run"
             )
         step = position.get("step")
         if not isinstance(step, int) or not 0 <= step <= self._steps:
-            raise ValueError(f"got a position at step {step}; expected 0 to {self._steps}")
+            raise InputError(f"got a position at step {step}; expected 0 to {self._steps}")
         self._batches.close()
         self._start(step)
 
@@ -135,12 +136,12 @@ def validation_batches(
     number of batches: their rows are spread evenly over the split, whose first documents may be of
     another kind than its last.
 
-    Raises ValueError before the first batch, as `Batches` does, or if the split has no rows.
+    Raises InputError before the first batch, as `Batches` does, or if the split has no rows.
     """
     rows = Rows(path, split)
     layout = _Layout(sharding, batch_size, rows.manifest["length"])
     if not len(rows):
-        raise ValueError(
+        raise InputError(
             f"{path} has no {split} rows; build them with a larger validation_fraction"
         )
 
@@ -163,13 +164,13 @@ class _Layout:
 
     def __init__(self, sharding: Sharding | None, batch_size: int, length: int):
         if batch_size < 1:
-            raise ValueError(f"got batch_size={batch_size}; expected at least 1")
+            raise InputError(f"got batch_size={batch_size}; expected at least 1")
         self.batch_size, self.length = batch_size, length
         self._sharding = sharding or SingleDeviceSharding(jax.local_devices()[0])
         try:
             shards = self._sharding.addressable_devices_indices_map((batch_size, length))
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"a batch of {batch_size} rows of {length} tokens does not divide over "
                 f"{self._sharding}; choose a multiple"
             ) from error

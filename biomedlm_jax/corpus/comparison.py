@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.packer import plain_text_tokenizer
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
+from biomedlm_jax.errors import InputError
 
 BATCH = 256  # texts in a call of a tokenizer
 # Each is one entry of BioMedLM's vocabulary and several of GPT-2's (arXiv 2403.18421, table 2).
@@ -42,7 +43,7 @@ def compare_tokenizers(
 ) -> list[TokenizerReport]:
     """Count each tokenizer's tokens of the same texts, and split each term.
 
-    The texts are read once. Raises ValueError if there is no tokenizer or no text.
+    The texts are read once. Raises InputError if there is no tokenizer or no text.
     """
     encoders = {name: plain_text_tokenizer(tokenizer) for name, tokenizer in tokenizers.items()}
     tokens, size, texts = dict.fromkeys(tokenizers, 0), 0, iter(texts)
@@ -52,7 +53,7 @@ def compare_tokenizers(
             encodings = encoder.encode_batch_fast(batch, add_special_tokens=False)
             tokens[name] += sum(map(len, encodings))
     if not tokens or not size:
-        raise ValueError(f"got {len(tokens)} tokenizers and {size} bytes; expected some of both")
+        raise InputError(f"got {len(tokens)} tokenizers and {size} bytes; expected some of both")
     reports = []
     for name, tokenizer in tokenizers.items():
         split = {term: pieces(tokenizer, term) for term in terms}

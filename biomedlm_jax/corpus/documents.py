@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_lines
 
@@ -90,14 +91,14 @@ def read_documents(
       skipped: counts what is left out. Empty texts always are.
 
     Raises:
-      ValueError, FileNotFoundError: immediately for bad arguments and paths.
-      ValueError: while reading, with file and line, for invalid UTF-8 or JSON, a field that is
+      InputError: immediately for bad arguments and paths.
+      InputError: while reading, with file and line, for invalid UTF-8 or JSON, a field that is
         missing or not a text, or a damaged compressed stream; and if there is no document.
     """
     if on_error not in ON_ERROR:
-        raise ValueError(f"got on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
+        raise InputError(f"got on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
     if max_document_bytes < 1:
-        raise ValueError(f"got max_document_bytes={max_document_bytes}; expected at least 1")
+        raise InputError(f"got max_document_bytes={max_document_bytes}; expected at least 1")
     skipped = Skipped() if skipped is None else skipped
     reader = _Reader(
         text_fields=[_keys(name) for name in text_field.split(",")],
@@ -110,7 +111,7 @@ def read_documents(
     files = input_files(paths, skipped)
     plain = [file for file in files if _format(file) == ".txt"]
     if reader.subsets and plain:
-        raise ValueError(f"{plain[0]} is plain text, which has no subsets; give JSON lines only")
+        raise InputError(f"{plain[0]} is plain text, which has no subsets; give JSON lines only")
     return reader.documents(files)
 
 
@@ -120,8 +121,8 @@ def input_files(paths: Iterable[str | Path], skipped: Skipped | None = None) -> 
     A directory is searched recursively, linked directories too, for files of a known format; the
     others, and hidden files and directories, are listed in `skipped.files`.
 
-    Raises ValueError for no paths, a file of unknown format, or a directory or glob without files,
-    and FileNotFoundError for a path that does not exist or a link to one.
+    Raises InputError for no paths, a file of unknown format, a directory or glob without files, and
+    a path that does not exist or a link to one.
     """
     files: dict[Path, Path] = {}
     omitted: dict[str, None] = {}
@@ -129,7 +130,7 @@ def input_files(paths: Iterable[str | Path], skipped: Skipped | None = None) -> 
         for file in _expand(Path(path), omitted):
             files.setdefault(file.resolve(), file)
     if not files:
-        raise ValueError("no input; name at least one file, directory or glob")
+        raise InputError("no input; name at least one file, directory or glob")
     if skipped is not None:
         skipped.files += omitted
     _warn_of_splits(list(files.values()))
@@ -166,14 +167,14 @@ def _expand(path: Path, omitted: dict[str, None]) -> list[Path]:
         files = [match for match in matches if not match.is_dir()]
         files += [file for match in matches if match.is_dir() for file in _walk(match, omitted)]
     else:
-        raise FileNotFoundError(f"no such file or directory: {path}")
+        raise InputError(f"no such file or directory: {path}")
     if not files:
-        raise ValueError(f"no file to read in {path}; {KNOWN}")
+        raise InputError(f"no file to read in {path}; {KNOWN}")
     for file in files:
         if not _format(file):
-            raise ValueError(f"{file} has a name of unknown format; {KNOWN}")
+            raise InputError(f"{file} has a name of unknown format; {KNOWN}")
         if not file.exists():
-            raise FileNotFoundError(f"{file} is a broken symbolic link; remove or repair it")
+            raise InputError(f"{file} is a broken symbolic link; remove or repair it")
     return sorted(files)
 
 
@@ -218,11 +219,11 @@ _SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(_SPLITS)})(?:$|[-_.\d])")
 _SHARD = re.compile(r"(?P<name>.*?)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>\..+)")
 
 
-class _MissingFieldError(ValueError):
+class _MissingFieldError(InputError):
     """A record lacks a field; where all do, skipping them is no fix."""
 
 
-class _BadFileError(ValueError):
+class _BadFileError(InputError):
     """The rest of a file cannot be read."""
 
 
@@ -241,7 +242,7 @@ class _Reader:
         if first is None:
             of = f" of the subsets {', '.join(sorted(self.subsets))}" if self.subsets else ""
             where = f"{len(files)} file(s), the first is {files[0]}"
-            raise ValueError(f"no documents{of} in {where}; skipped: {self.skipped}")
+            raise InputError(f"no documents{of} in {where}; skipped: {self.skipped}")
         yield first
         yield from documents
 
@@ -257,7 +258,7 @@ class _Reader:
                     else:
                         text = self.parse(record, where)
                     if "\0" in (text or ""):  # of binary data, or UTF-16 without a mark
-                        raise ValueError(f"{where}: NUL character; expected UTF-8 text")
+                        raise InputError(f"{where}: NUL character; expected UTF-8 text")
                 except ValueError as error:
                     useless = isinstance(error, _MissingFieldError) and not complete
                     place = f"{where}: " * isinstance(error, UnicodeError)
@@ -309,7 +310,7 @@ class _Reader:
     def refuse(self, error: str, *, fix: str = FIX) -> None:
         message = error + fix
         if self.raises:
-            raise ValueError(message)
+            raise InputError(message)
         self.skipped.bad += 1
         self.skipped.examples = [*self.skipped.examples, message][:5]
 
@@ -317,7 +318,7 @@ class _Reader:
 def _keys(name: str) -> list[str]:
     keys = name.strip().split(".")
     if not all(keys):
-        raise ValueError(f"got the field name {name!r}; expected text, meta.text or title,body")
+        raise InputError(f"got the field name {name!r}; expected text, meta.text or title,body")
     return keys
 
 
@@ -339,7 +340,7 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
     for text in texts:
         if not isinstance(text, str):
             kind = f"{'a list with ' * isinstance(value, list)}{type(text).__name__}"
-            raise ValueError(f"{flag}={name} is {kind}; expected a string or a list of strings")
+            raise InputError(f"{flag}={name} is {kind}; expected a string or a list of strings")
         text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
     return texts
 

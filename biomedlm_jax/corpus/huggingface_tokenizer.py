@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 
 # transformers' class of byte-level BPE tables: a format of tokenizers, whatever their model is.
@@ -40,7 +41,7 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
 
     The directory has tokenizer.json, or vocab.json and merges.txt, and perhaps
     tokenizer_config.json, special_tokens_map.json, added_tokens.json, and the config.json of a
-    model. Raises ValueError if transformers would build another tokenizer than can be built here.
+    model. Raises InputError if transformers would build another tokenizer than can be built here.
     """
     settings = _read(directory / "tokenizer_config.json")
     whole = _read(directory / "tokenizer.json")
@@ -49,7 +50,7 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
         if settings.get(entry):
             got = f"{directory / 'tokenizer_config.json'} has {entry}={settings[entry]!r}"
             fix = f"remove {entry}, and compare the ids with biomedlm verify-hf"
-            raise ValueError(f"{got}, which is not supported; {fix}")
+            raise InputError(f"{got}, which is not supported; {fix}")
     special, extra, declared = _special_tokens(directory, settings, whole)
     padding = whole.get("padding") or {}
     if padding.get("pad_token") and name != GPT2:  # that class is built without it
@@ -105,7 +106,7 @@ def _content(token: str | AddedToken) -> str:
 
 
 def _class_name(directory: Path, settings: Mapping, whole: Mapping) -> str | None:
-    """Return the class that transformers takes, without "Fast"; ValueError if it is another."""
+    """Return the class that transformers takes, without "Fast"; InputError if it is another."""
     config = _read(directory / "config.json")
     model = config.get("model")
     of_model = model.get("model_type") if isinstance(model, dict) else config.get("model_type")
@@ -116,14 +117,14 @@ def _class_name(directory: Path, settings: Mapping, whole: Mapping) -> str | Non
         short = None
     if short == GPT2 and whole and whole.get("model", {}).get("type", "BPE") != "BPE":
         got = f"{directory / 'tokenizer.json'} has a model of type {whole['model']['type']}"
-        raise ValueError(f"{got}, and {GPT2} needs BPE; set tokenizer_class in its config")
+        raise InputError(f"{got}, and {GPT2} needs BPE; set tokenizer_class in its config")
     if short == GPT2 or (short in WHOLE and whole):
         return short
     got = f"{directory} has tokenizer_class {name}"
     if short in WHOLE:
-        raise ValueError(f"{got}, which needs tokenizer.json; add it, or set {GPT2}")
+        raise InputError(f"{got}, which needs tokenizer.json; add it, or set {GPT2}")
     fix = "set tokenizer_class=PreTrainedTokenizerFast there to have tokenizer.json as it is"
-    raise ValueError(f"{got}, which transformers builds by rules not known here; {fix}")
+    raise InputError(f"{got}, which transformers builds by rules not known here; {fix}")
 
 
 def _special_tokens(
@@ -266,7 +267,7 @@ def _check_ids(directory: Path, tokenizer: Tokenizer, declared: Mapping[int, Add
         if got != index:
             wrong = f"{token.content!r} as id {index}, where transformers gives it {got}"
             fix = "list every added token, without gaps after the vocabulary"
-            raise ValueError(f"the tokenizer files of {directory} have {wrong}; {fix}")
+            raise InputError(f"the tokenizer files of {directory} have {wrong}; {fix}")
 
 
 def _template(tokenizer: Tokenizer, special: Mapping[str, str], adds: Mapping[str, Any]):

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
@@ -35,23 +36,23 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read the manifest of the token rows in the directory `path`.
 
     Raises:
-      FileNotFoundError: there is no such directory.
-      ValueError: it holds no token rows, those of another version, or an edited manifest.
+      InputError: there is no such directory.
+      InputError: it holds no token rows, those of another version, or an edited manifest.
     """
     file = Path(path) / MANIFEST
     if not Path(path).exists():
-        raise FileNotFoundError(f"no such directory: {path}; {_ADVICE}")
+        raise InputError(f"no such directory: {path}; {_ADVICE}")
     if not file.exists():
-        raise ValueError(f"{path} holds no token rows (no {MANIFEST}); {_ADVICE}")
+        raise InputError(f"{path} holds no token rows (no {MANIFEST}); {_ADVICE}")
     try:
         manifest = read_json(file)
         got = {key: manifest[key] for key in FORMAT}
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{file} is not a manifest of token rows; {_ADVICE}") from error
+        raise InputError(f"{file} is not a manifest of token rows; {_ADVICE}") from error
     if got != FORMAT:
-        raise ValueError(f"expected {FORMAT} in {file}, got {got}; {_ADVICE}")
+        raise InputError(f"expected {FORMAT} in {file}, got {got}; {_ADVICE}")
     if manifest.get("fingerprint") != fingerprint(manifest):
-        raise ValueError(f"{file} does not match its fingerprint: it was edited; {_ADVICE}")
+        raise InputError(f"{file} does not match its fingerprint: it was edited; {_ADVICE}")
     return cast(Manifest, manifest)  # its fingerprint proves that `build_tokens` wrote it
 
 
@@ -70,7 +71,7 @@ def check_tokens(
     eos_id: int | None = None,
     tokenizer_hash: str | None = None,
 ) -> None:
-    """Raise ValueError if a model with these values cannot train on the rows; None fits any."""
+    """Raise InputError if a model with these values cannot train on the rows; None fits any."""
     rows: dict[str, Any] = {**manifest}
     flag = "--config.model"
     vocabulary = f"{flag}.vocab_size={rows['vocab_size']} {flag}.eos_token_id={rows['eos_id']}"
@@ -83,6 +84,6 @@ def check_tokens(
     ):
         if value is not None and value != rows[name]:
             here, there = (str(one)[:12] for one in (value, rows[name]))  # hashes are long
-            raise ValueError(
+            raise InputError(
                 f"the token rows have {name}={there}, but the model has {name}={here}; {fix}"
             )

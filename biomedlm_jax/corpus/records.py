@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import BrokenStreamError, open_binary, read_blocks, read_lines
 
@@ -20,13 +21,13 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_whole(path: Path, *, limit: int) -> bytes:
-    """Return the bytes of a file. Raises ValueError if it has more than `limit`."""
+    """Return the bytes of a file. Raises InputError if it has more than `limit`."""
     blocks, size = [], 0
     for block in read_blocks(path):
         blocks.append(block)
         size += len(block)
         if size > limit:
-            raise ValueError(f"{path}:1: the document is longer than {limit:,} bytes")
+            raise InputError(f"{path}:1: the document is longer than {limit:,} bytes")
     return b"".join(blocks)
 
 
@@ -36,7 +37,7 @@ def read_json_records(
     """Yield (line, object) of a .json file: an array of objects, one object, or one a line.
 
     `on_long` is called with a message for an object of more than `limit` bytes, which is omitted.
-    Raises ValueError for an array that is damaged; the objects before the damage were read.
+    Raises InputError for an array that is damaged; the objects before the damage were read.
     """
     head = b""
     for block in read_blocks(path):  # to the end of the first line
@@ -63,7 +64,7 @@ def read_parquet_records(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    open_binary(path).close()  # ValueError for a pointer to the data
+    open_binary(path).close()  # InputError for a pointer to the data
     number = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -93,7 +94,7 @@ def _array_items(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield (line, item) of a JSON array whose text is read block by block.
 
-    Raises ValueError where the text is not JSON: the next item cannot be told then.
+    Raises InputError where the text is not JSON: the next item cannot be told then.
     """
     decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     blocks, scan = read_blocks(path), json.JSONDecoder().raw_decode
@@ -112,9 +113,9 @@ def _array_items(
         text, position, counted = "".join(parts), 0, 0
         return size > 0
 
-    def fail(what: str) -> ValueError:
+    def fail(what: str) -> InputError:
         place = f"{path}:{line + text.count(chr(10), counted, position)}"
-        return ValueError(f"{place}: {what} in the JSON array; the rest of the file is not read")
+        return InputError(f"{place}: {what} in the JSON array; the rest of the file is not read")
 
     expected = "["  # then "item", "," and so on, to "end"
     while True:
@@ -141,7 +142,7 @@ def _array_items(
             if end - position > limit:
                 message = f"{path}:{line}: the object is longer than {limit:,} bytes"
                 if on_long is None:
-                    raise ValueError(message)
+                    raise InputError(message)
                 on_long(message)
             else:
                 yield line, text[position:end].encode("utf-8")

@@ -17,6 +17,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -49,11 +50,11 @@ def train_tokenizer(
       show_progress: show the progress bars of `tokenizers` on standard error.
 
     Raises:
-      ValueError: `vocab_size` is below 257, or the corpus has too few pairs to reach it.
+      InputError: `vocab_size` is below 257, or the corpus has too few pairs to reach it.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         least = f"{MIN_VOCAB_SIZE}: 256 bytes and {END_OF_TEXT}"
-        raise ValueError(f"got vocab_size={vocab_size}; expected at least {least}")
+        raise InputError(f"got vocab_size={vocab_size}; expected at least {least}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         min_frequency=2,
@@ -64,7 +65,7 @@ def train_tokenizer(
     trained.train_from_iterator(iter(texts), trainer)
     vocabulary = trained.get_vocab()
     if len(vocabulary) < vocab_size - 1:
-        raise ValueError(
+        raise InputError(
             f"the corpus is too small for vocab_size={vocab_size}: its repeated pairs "
             f"make {len(vocabulary) + 1} entries; give more text, or at most that vocab_size"
         )
@@ -82,19 +83,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     they are, `special_id` returns the ids of its bos, eos and pad tokens.
 
     Raises:
-      FileNotFoundError: there is no such path.
-      ValueError: the directory has no tokenizer, a file cannot be read, or transformers would build
+      InputError: there is no such path.
+      InputError: the directory has no tokenizer, a file cannot be read, or transformers would build
         a tokenizer that cannot be built here.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no tokenizer at {path}: no such file or directory")
+        raise InputError(f"no tokenizer at {path}: no such file or directory")
     whole = path / "tokenizer.json" if path.is_dir() else path
     pairs = [(path / entries, path / merges) for entries, merges in _PAIRS]
     pair = next((pair for pair in pairs if all(map(Path.exists, pair))), ())
     if not (whole.exists() or pair):
         known = ", ".join(["tokenizer.json", *(f"{v} with {m}" for v, m in _PAIRS)])
-        raise ValueError(f"no tokenizer in {path}; expected one of {known}")
+        raise InputError(f"no tokenizer in {path}; expected one of {known}")
     special = None
     try:
         if path.is_dir() and (whole.exists() or pair == pairs[0]):  # transformers reads no other
@@ -106,7 +107,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     except (ValueError, OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception, and panics outside of it
-        raise ValueError(f"cannot read the tokenizer in {path}: {error}") from error
+        raise InputError(f"cannot read the tokenizer in {path}: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if special is not None:
@@ -155,8 +156,8 @@ def save_tokenizer(
     BioMedLM. The directory is created if need be, and its other files are unchanged.
 
     Raises:
-      FileExistsError, NotADirectoryError: one of the files exists, or `directory` is a file.
-      ValueError: the tokenizer is not a byte-level BPE, or lacks `<|endoftext|>`; or transformers
+      InputError: one of the files exists, or `directory` is a file.
+      InputError: the tokenizer is not a byte-level BPE, or lacks `<|endoftext|>`; or transformers
         would read another tokenizer from the files.
     """
     source: Source | None = vars(tokenizer).get("source")
@@ -167,9 +168,9 @@ def save_tokenizer(
     paths = [Path(directory, name) for name in contents]
     for path in paths:
         if Path(directory).is_file():
-            raise NotADirectoryError(f"{directory} is a file; name a directory")
+            raise InputError(f"{directory} is a file; name a directory")
         if path.exists():
-            raise FileExistsError(f"{path} exists; name another directory")
+            raise InputError(f"{path} exists; name another directory")
     for path, content in zip(paths, contents.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -184,7 +185,7 @@ def save_tokenizer(
         if _reads_as(directory, tokenizer):
             return paths
     problem = "transformers would read another tokenizer from its files"
-    raise ValueError(f"{problem}; save it with transformers, and load that directory")
+    raise InputError(f"{problem}; save it with transformers, and load that directory")
 
 
 def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
@@ -237,7 +238,7 @@ def _new_files(tokenizer: Tokenizer, model_max_length: int | None) -> dict[str, 
     byte_level = isinstance(words, pre_tokenizers.ByteLevel)
     if not (isinstance(tokenizer.model, models.BPE) and byte_level and END_OF_TEXT in vocabulary):
         kind = f"{type(tokenizer.model).__name__} with {type(words).__name__}"
-        raise ValueError(f"expected a byte-level BPE with {END_OF_TEXT}, got {kind}")
+        raise InputError(f"expected a byte-level BPE with {END_OF_TEXT}, got {kind}")
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     # transformers takes tokenizer.json as it is only for the second class.
     plain = tokenizer.normalizer is None and words.use_regex

@@ -31,6 +31,7 @@ from biomedlm_jax.corpus.tokenizer import (
     special_id,
     tokenizer_hash,
 )
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import atomic_directory, write_json
 from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
@@ -71,8 +72,8 @@ def build_tokens(
       progress: called every few seconds, from another thread, with the counts of each split.
 
     Raises:
-      FileExistsError, NotADirectoryError: `out` cannot be written.
-      ValueError: an argument is out of range, the tokenizer is not a GPT-2's, or the text does not
+      InputError: `out` cannot be written.
+      InputError: an argument is out of range, the tokenizer is not a GPT-2's, or the text does not
         fill one row. After any error, Ctrl-C or SIGTERM, `out` is as it was before.
     """
     skipped = skipped or Skipped()
@@ -95,7 +96,7 @@ def build_tokens(
             hashes = _write(packer.rows(documents), new / ROWS, length, np.dtype(recipe["dtype"]))
         splits = {split: {**packer.counts[split], "sha256": hashes[split]} for split in SPLITS}
         if not splits["train"]["rows"]:
-            raise ValueError(
+            raise InputError(
                 f"the corpus has {splits['train']['tokens']} training tokens, not enough for one "
                 f"row of {length}; give more text or a smaller length"
             )
@@ -123,16 +124,16 @@ def _manifest_header(
 ) -> dict[str, Any]:
     """Return the part of the manifest that is known before any text is read."""
     if length < 2:
-        raise ValueError(f"got length={length}; a row needs at least 2 ids, one to predict")
+        raise InputError(f"got length={length}; a row needs at least 2 ids, one to predict")
     if separator not in SEPARATORS:
-        raise ValueError(f"got separator={separator!r}; expected one of {', '.join(SEPARATORS)}")
+        raise InputError(f"got separator={separator!r}; expected one of {', '.join(SEPARATORS)}")
     if not 0 <= validation_fraction < 1:
-        raise ValueError(f"got validation_fraction={validation_fraction}; expected [0, 1)")
+        raise InputError(f"got validation_fraction={validation_fraction}; expected [0, 1)")
     if tokenizer.truncation or tokenizer.padding:
-        raise ValueError("the tokenizer truncates or pads; call no_truncation() and no_padding()")
+        raise InputError("the tokenizer truncates or pads; call no_truncation() and no_padding()")
     eos_id = special_id(tokenizer, "eos_token")
     if eos_id is None:
-        raise ValueError("the tokenizer has no end of text; set eos_token in tokenizer_config.json")
+        raise InputError("the tokenizer has no end of text; set eos_token in tokenizer_config.json")
     vocab_size = 1 + max(tokenizer.get_vocab().values())  # a vocabulary may have gaps
     return {
         **FORMAT,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import LEAST_LENGTH
 from biomedlm_jax.qa.splits import LABEL_BASES, ON_ERROR, TWINS
@@ -28,9 +29,9 @@ class SweepSettings(Settings):
         super().__post_init__()
         rates, seeds = self.learning_rates, self.seeds
         if any(rate <= 0 for rate in rates) or len({*rates}) < len(rates):
-            raise ValueError(f"got sweep.learning_rates={rates}; expected different rates above 0")
+            raise InputError(f"got sweep.learning_rates={rates}; expected different rates above 0")
         if any(seed < 0 for seed in seeds) or len({*seeds}) < len(seeds):
-            raise ValueError(f"got sweep.seeds={seeds}; expected different seeds from 0")
+            raise InputError(f"got sweep.seeds={seeds}; expected different seeds from 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,12 @@ class QuestionSettings(RunSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.training.loss_chunks != 1:
-            raise ValueError(
+            raise InputError(
                 f"got training.loss_chunks={self.training.loss_chunks} with recipe=questions, "
                 "whose loss has no logits over the vocabulary; set --config.training.loss_chunks=1"
             )
         if self.task.row_format == RELEASED and self.training.accumulation > 1:
-            raise ValueError(
+            raise InputError(
                 f"got training.accumulation={self.training.accumulation} with row_format=released, "
                 "which may divide a question between parts; set --config.training.accumulation=1"
             )
@@ -94,12 +95,12 @@ class PairSettings(Settings):
         super().__post_init__()
         if not self.train:
             files = "a JSONL file, or the stem of a .source and a .target file"
-            raise ValueError(f"got an empty data.train; set --config.data.train to {files}")
+            raise InputError(f"got an empty data.train; set --config.data.train to {files}")
         longest = self.source_tokens + self.target_tokens + 2
         if longest > self.row_tokens:
             parts = "source_tokens + separator + target_tokens + end of text"
             got = f"got data.row_tokens={self.row_tokens}"
-            raise ValueError(f"{got}; expected at least {longest} tokens: {parts}")
+            raise InputError(f"{got}; expected at least {longest} tokens: {parts}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,10 +125,10 @@ class TextSettings(RunSettings):
     sweep: SweepSettings
 
     def check_positions(self, new_tokens: int, positions: int) -> None:
-        """Raise ValueError unless rows, and a source with its answer, fit the model."""
+        """Raise InputError unless rows, and a source with its answer, fit the model."""
         row, source = self.data.row_tokens, self.data.source_tokens
         if max(row, source + 1 + new_tokens) > positions:
-            raise ValueError(
+            raise InputError(
                 f"got data.row_tokens={row}, data.source_tokens={source} and generation."
                 f"max_new_tokens={new_tokens}; expected at most the model's {positions} positions; "
                 f"set --config.data.row_tokens={positions}, and a source and an answer that fit"

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 from biomedlm_jax.finetuning.config import QuestionSettings, SweepSettings, TextSettings
 from biomedlm_jax.finetuning.question_recipe import finetune_questions
@@ -25,11 +26,11 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
 
     Returns the figures of `config.recipe`: see `finetune_questions` and `finetune_text`.
     `workdir/model` is the model to use. Ctrl-C or SIGTERM saves and raises KeyboardInterrupt.
-    Raises ValueError or FileNotFoundError for bad input, before anything is compiled or written.
+    Raises InputError for bad input, before anything is compiled or written.
     """
     recipe = config.get("recipe")
     if recipe not in RECIPES:
-        raise ValueError(f"got config.recipe={recipe!r}; expected one of {', '.join(RECIPES)}")
+        raise InputError(f"got config.recipe={recipe!r}; expected one of {', '.join(RECIPES)}")
     kind, run = RECIPES[recipe]
     settings = read_settings(kind, config)
     mesh = settings.mesh.make()

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import prefix_ids
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.config import PairSettings
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import encode_plain, special_texts
@@ -44,7 +45,7 @@ def train_and_dev(
     if settings.dev:
         if Path(settings.dev).resolve() == Path(settings.train).resolve():
             fix = "give another file, or leave data.dev empty: a part of train is dev then"
-            raise ValueError(f"got {settings.train} as both data.train and data.dev; {fix}")
+            raise InputError(f"got {settings.train} as both data.train and data.dev; {fix}")
         return train, read_pairs(settings.dev, *fields, left_out=left_out)
     return split(train, dev_fraction=settings.dev_fraction)
 
@@ -63,7 +64,7 @@ def read_pairs(
     line and omits empty ones; the group is by default the source itself. `path` may also be the
     stem of two files with a text a line, `path.source` and `path.target`. Pairs with an empty text
     are left out, and counted in `left_out` by "file: reason".
-    Raises FileNotFoundError, or ValueError for a bad line, different lengths or no pair at all.
+    Raises InputError for a missing file, a bad line, different lengths or no pair at all.
     """
     path = Path(path)
     files = [path.with_name(f"{path.name}.{side}") for side in ("source", "target")]
@@ -71,23 +72,23 @@ def read_pairs(
         sides = [[line.strip("\r\n") for line in _lines(f)] for f in files]
         if len(sides[0]) != len(sides[1]):
             counts = f"{files[0]} has {len(sides[0])} lines and {files[1]} {len(sides[1])}"
-            raise ValueError(f"{counts}; expected one target for each source")
+            raise InputError(f"{counts}; expected one target for each source")
         pairs = [Pair(s, t, s) for s, t in zip(*sides, strict=True)]
     elif path.is_file():
         pairs = [_pair(row, source, target, group) for row in read_rows(path, _refuse)]
     else:
-        raise FileNotFoundError(f"no such file: {path}, nor {files[0]} with {files[1]}")
+        raise InputError(f"no such file: {path}, nor {files[0]} with {files[1]}")
     kept = []
     for number, pair in enumerate(pairs, 1):
         if "\0" in pair.source + pair.target:
-            raise ValueError(f"{path}: NUL character in pair {number}; expected UTF-8 text")
+            raise InputError(f"{path}: NUL character in pair {number}; expected UTF-8 text")
         if pair.source.strip() and pair.target.strip():
             kept.append(pair)
         elif left_out is not None:
             empty = "target" if pair.source.strip() else "source"
             left_out[f"{path}: empty {empty}"] += 1
     if not kept:
-        raise ValueError(f"{path} has no pair with both a source and a target")
+        raise InputError(f"{path} has no pair with both a source and a target")
     return kept
 
 
@@ -97,14 +98,14 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], list[Pair]]:
-    """Return train and dev pairs, chosen by their groups' hashes; ValueError if one is empty."""
+    """Return train and dev pairs, chosen by their groups' hashes; InputError if one is empty."""
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for pair in pairs:
         number = hashlib.blake2b(pair.group.encode(), digest_size=8).digest()
         sides[int.from_bytes(number, "big") < dev_fraction * 2**64].append(pair)
     if not all(sides):
         counts = f"{len(sides[0])} pairs to train on and {len(sides[1])} to evaluate"
-        raise ValueError(f"got data.dev_fraction={dev_fraction}: {counts}; both need at least one")
+        raise InputError(f"got data.dev_fraction={dev_fraction}: {counts}; both need at least one")
     return sides
 
 
@@ -146,7 +147,7 @@ def _key(pair: Pair) -> tuple[str, ...]:
 
 
 def _refuse(message: str) -> None:
-    raise ValueError(message)
+    raise InputError(message)
 
 
 def _pair(row: Row, source: str, target: str, group: str) -> Pair:
@@ -154,7 +155,7 @@ def _pair(row: Row, source: str, target: str, group: str) -> Pair:
     if None in texts or (group and group not in row.fields):
         names = f"the texts {', '.join(filter(None, (source, target, group)))}"
         fix = "set --config.data.source_field, target_field and group_field"
-        raise ValueError(f"{row}: expected {names}, got the fields {', '.join(row.fields)}; {fix}")
+        raise InputError(f"{row}: expected {names}, got the fields {', '.join(row.fields)}; {fix}")
     first, second = map(str, texts)
     return Pair(first, second, str(row.fields[group] if group else first))
 

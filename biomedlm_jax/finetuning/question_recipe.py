@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash
 from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.losses import question_loss
@@ -59,7 +60,7 @@ def finetune_questions(
         positions = start.config.context_length
         fix = f"set --config.task.max_length={positions}, which cuts longer questions"
         most = f"expected at most the model's {positions} positions; {fix}"
-        raise ValueError(f"got task.max_length={head.max_length}; {most}")
+        raise InputError(f"got task.max_length={head.max_length}; {most}")
     encoded = HEAD_PROMPTS[head.kind](start.tokenizer, train, **rows)
     labels = [int(question.label) for question in train if question.label is not None]
     data = ShuffledQuestions(
@@ -121,5 +122,5 @@ def finetune_questions(
     _, done = fit(recipe, workdir, mesh)
     best = read_facts(folder)
     if "dev_accuracy" not in best:
-        raise ValueError(f"{workdir} is finished, but {folder} is gone; choose another --workdir")
+        raise InputError(f"{workdir} is finished, but {folder} is gone; choose another --workdir")
     return {"step": done["step"], "dev_accuracy": best["dev_accuracy"], "epoch": best["epoch"]}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.losses import Batch
 from biomedlm_jax.model.heads import CHOICE
 from biomedlm_jax.qa import packing
@@ -27,7 +28,7 @@ class ShuffledQuestions:
         """`multiple` is what the rows of a batch divide by; `parts` that they are summed in."""
         if batch_size > len(labels):
             got = f"got training.batch_size={batch_size}"
-            raise ValueError(f"{got}; expected at most {len(labels)}, the training questions")
+            raise InputError(f"{got}; expected at most {len(labels)}, the training questions")
         self._of_question: list[list[Prompt]] = [[] for _ in labels]
         for prompt in prompts:
             self._of_question[prompt.question].append(prompt)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import copy_tokenizer, tokenizer_hash
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
@@ -62,7 +63,7 @@ def load_base_model(
         tokenizer.add_special_tokens(list(added_tokens))
     if new and entries != config.vocab_size:
         got = f"{path} has {config.vocab_size} vocabulary rows and its tokenizer {entries} entries"
-        raise ValueError(f"{got}; to add tokens, both must end at the same id")
+        raise InputError(f"{got}; to add tokens, both must end at the same id")
     config, ids = with_added_tokens(config, new), [*map(tokenizer.token_to_id, added_tokens)]
     last_ids = itertools.takewhile(ids.__contains__, range(config.vocab_size)[::-1])
     started_from = {

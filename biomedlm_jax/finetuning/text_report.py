@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa import statistics
 
 KINDS = ("rouge1", "rouge2", "rougeL")
@@ -60,12 +61,12 @@ def text_report(
     IFN-β); `unicode_rouge*` keep the letters and digits of every script. `repetition` is the share
     of an answer's word 4-grams that it had before; `unsupported_numbers` the share of numbers in
     the answers that are in neither source nor reference, or there with another unit (`quantities`).
-    Intervals resample groups, whose answers are dependent. Raises ValueError for lists of different
+    Intervals resample groups, whose answers are dependent. Raises InputError for lists of different
     lengths, or empty.
     """
     if not len(sources) == len(references) == len(answers) > 0:
         counts = f"{len(sources)} sources, {len(references)} references, {len(answers)} answers"
-        raise ValueError(f"got {counts}; expected as many of each, and at least one")
+        raise InputError(f"got {counts}; expected as many of each, and at least one")
     _, group_N = np.unique(groups or range(len(answers)), return_inverse=True)
     figures: dict = {"examples": len(answers), "groups": int(group_N.max()) + 1}
     in_unicode = rouge(references, answers, every_script=True)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.decoder import Decoder
 from biomedlm_jax.generation.decoding import Decoded, Prefilled, shard_batch, until_end
@@ -45,7 +46,7 @@ class Beams(Settings):
         super().__post_init__()
         if 1 < self.beams < self.samples:
             got = f"samples={self.samples} with beams={self.beams}"
-            raise ValueError(f"got {got}; expected at most as many answers as beams")
+            raise InputError(f"got {got}; expected at most as many answers as beams")
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +85,7 @@ def search(
     strategy = strategy or Strategy(ends=decoder.config.end_ids)
     if strategy.temperature:
         got = f"temperature={strategy.temperature} with beams={beams.beams}"
-        raise ValueError(f"got {got}; beam search does not sample: use temperature=0, or one beam")
+        raise InputError(f"got {got}; beam search does not sample: use temperature=0, or one beam")
     decoding.check_prompts(decoder.config, prompts, max_new_tokens)
     rows = len(prompts)
     with decoding.on_mesh(decoder) as mesh:

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation import decoder as decoders
 from biomedlm_jax.generation.decoder import Cache, Decoder, mesh_of
 from biomedlm_jax.generation.sampling import (
@@ -101,7 +102,7 @@ def decode(
       stops: the `stop_table` of strings that end an answer.
       stops_span: whether a stop string may begin in the prompt, as in transformers.
 
-    Raises ValueError if a prompt is empty, has unknown ids, or does not fit the model's positions
+    Raises InputError if a prompt is empty, has unknown ids, or does not fit the model's positions
     with its new tokens, or if logits are NaN.
     """
     strategy = strategy or Strategy(ends=decoder.config.end_ids)
@@ -143,18 +144,18 @@ def decode(
 
 
 def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int):
-    """Raise ValueError, before anything is compiled, unless these prompts can be continued."""
+    """Raise InputError, before anything is compiled, unless these prompts can be continued."""
     if not prompts or max_new_tokens < 1:
         got = f"{len(prompts)} prompts and max_new_tokens={max_new_tokens}"
-        raise ValueError(f"got {got}; expected at least one of each")
+        raise InputError(f"got {got}; expected at least one of each")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             start = f"the start of text, {config.bos_token_id}"
-            raise ValueError(f"prompt {number} has no tokens; begin it with {start}")
+            raise InputError(f"prompt {number} has no tokens; begin it with {start}")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             wanted = f"0 to {config.vocab_size - 1}: use the model's own tokenizer"
             ids = f"ids from {min(prompt)} to {max(prompt)}"
-            raise ValueError(f"prompt {number} has {ids}; expected {wanted}")
+            raise InputError(f"prompt {number} has {ids}; expected {wanted}")
         positions = len(prompt) + max_new_tokens
         if positions > config.context_length:
             fix = "lower --max_new_tokens"
@@ -162,7 +163,7 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new
                 fix += ", shorten the prompt, or cut its beginning (--truncate=left)"
             got = f"{len(prompt)} tokens, and {max_new_tokens} new ones make {positions}"
             limit = f"the model has {config.context_length} positions"
-            raise ValueError(f"prompt {number} has {got}; {limit}: {fix}")
+            raise InputError(f"prompt {number} has {got}; {limit}: {fix}")
 
 
 def bucket(size: int) -> int:
@@ -200,11 +201,11 @@ def stop_states(
 
 
 def check_logits(state: Prefilled, numbers: Sequence[int]) -> None:
-    """Raise ValueError if the logits of a row were NaN; `numbers` name the rows' prompts."""
+    """Raise InputError if the logits of a row were NaN; `numbers` name the rows' prompts."""
     for number, step in zip(numbers, fetch(state.nan_step).tolist(), strict=False):
         if step >= 0:
             fix = "check its weights (biomedlm verify-hf), or decode in float32"
-            raise ValueError(f"the logits are NaN at step {step} of prompt {number}; {fix}")
+            raise InputError(f"the logits are NaN at step {step} of prompt {number}; {fix}")
 
 
 @contextlib.contextmanager

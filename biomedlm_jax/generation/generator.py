@@ -12,6 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import prefix_ids
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.decoder import make_decoder
@@ -37,7 +38,7 @@ class Answer:
 
 
 class Generator:
-    """A decoder of one model, with its tokenizer (else ValueError) and speed statistics."""
+    """A decoder of one model, with its tokenizer (else InputError) and speed statistics."""
 
     def __init__(
         self, model: LanguageModel, tokenizer: Tokenizer | None, *, begin: int | None = None
@@ -54,11 +55,11 @@ class Generator:
         """Return the ids of prompts, after those that the tokenizer puts before a text.
 
         A prompt that begins with them gets no more; an empty one without any is `begin`, by default
-        the model's bos_token_id. Raises ValueError for one that does not fit with its answer;
+        the model's bos_token_id. Raises InputError for one that does not fit with its answer;
         `truncate="left"` drops the beginning of its text instead.
         """
         if truncate not in TRUNCATE:
-            raise ValueError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
+            raise InputError(f"got truncate={truncate!r}; expected one of {', '.join(TRUNCATE)}")
         prefix, rows = prefix_ids(self.tokenizer), []
         new = 1 if options.max_length else options.max_new_tokens
         room = (options.max_length or self.config.context_length) - new
@@ -70,7 +71,7 @@ class Generator:
             rows.append([*prefix, *ids] or [self.begin])
             if options.max_length and len(rows[-1]) > room:
                 got = f"{len(rows[-1])} tokens, and the model's max_length is {options.max_length}"
-                raise ValueError(f"prompt {number} has {got}; pass --max_new_tokens")
+                raise InputError(f"prompt {number} has {got}; pass --max_new_tokens")
         decoding.check_prompts(self.config, rows, new)
         return rows
 
@@ -124,7 +125,7 @@ class Generator:
         """Yield the answer to one prompt in pieces, each as soon as it cannot change any more."""
         if options.beams > 1 or options.samples > 1:
             got = f"beams={options.beams} and samples={options.samples}"
-            raise ValueError(f"got {got}; only one answer is streamed: leave out both")
+            raise InputError(f"got {got}; only one answer is streamed: leave out both")
         texts: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         result: Future[str] = Future()
 
@@ -204,7 +205,7 @@ def generate(
     `options` are fields of `Options`, such as max_new_tokens, temperature, beams, stop. With the
     `directory` of the model their defaults are those of `biomedlm generate`. Several samples of one
     prompt are adjacent. No answer depends on `batch_size`. `truncate` is that of
-    `Generator.encode`. Raises ValueError if options are unknown or contradict one another, the
+    `Generator.encode`. Raises InputError if options are unknown or contradict one another, the
     tokenizer does not fit the model, a prompt does not fit its positions, or logits are NaN.
     """
     settings, begin = model_options(model.config, directory, **options)
@@ -237,8 +238,8 @@ def answer_batches(
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, config: ModelConfig) -> Tokenizer:
-    """Return the tokenizer; raise ValueError if there is none, or it does not fit the model."""
+    """Return the tokenizer; raise InputError if there is none, or it does not fit the model."""
     if tokenizer is None:
-        raise ValueError("the model's directory has no tokenizer; put its tokenizer.json there")
+        raise InputError("the model's directory has no tokenizer; put its tokenizer.json there")
     check_tokenizer(tokenizer, config)
     return tokenizer

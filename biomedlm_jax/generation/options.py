@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.sampling import LARGEST, Strategy
@@ -85,13 +86,13 @@ class Options(Strategy, Beams):
             ids = [i for v in values for i in (v if isinstance(v, tuple) else [v])]
             ids = [i for i in ids if not isinstance(i, str)]
             if not all(value or value == 0 for value in values):
-                raise ValueError(f"got {name}={values!r}; expected entries that are not empty")
+                raise InputError(f"got {name}={values!r}; expected entries that are not empty")
             if values != NO_END and not all(0 <= i <= LARGEST for i in ids):
-                raise ValueError(f"got {name}={values!r}; expected token ids of at least 0")
+                raise InputError(f"got {name}={values!r}; expected token ids of at least 0")
         changed = self.changed()
         if self.min_new_tokens > self.max_new_tokens:
             most = f"max_new_tokens={self.max_new_tokens}"
-            raise ValueError(f"got min_new_tokens={self.min_new_tokens}; expected at most {most}")
+            raise InputError(f"got min_new_tokens={self.min_new_tokens}; expected at most {most}")
         for switch, names, needed in (
             ("temperature", SAMPLING, "a temperature above 0"),
             ("beams", COMPARING, "at least 2 beams"),
@@ -100,13 +101,13 @@ class Options(Strategy, Beams):
             if unused and switch not in changed:
                 name, value = unused[0], getattr(self, switch)
                 got = f"{name}={getattr(self, name)} with {switch}={value}"
-                raise ValueError(f"got {got}, where it has no effect; it needs {needed}")
+                raise InputError(f"got {got}, where it has no effect; it needs {needed}")
         if self.beams > 1 and self.temperature:
             got = f"beams={self.beams} with temperature={self.temperature!r}"
-            raise ValueError(f"got {got}; beam search does not sample: leave out one of them")
+            raise InputError(f"got {got}; beam search does not sample: leave out one of them")
         if self.samples > 1 and self.beams == 1 and not self.temperature:
             got = f"samples={self.samples} with temperature=0.0, where all would be equal"
-            raise ValueError(f"got {got}; set a temperature above 0, or beams")
+            raise InputError(f"got {got}; set a temperature above 0, or beams")
 
     def changed(self) -> set[str]:
         """Names of the options that differ from their defaults."""
@@ -129,7 +130,7 @@ class Options(Strategy, Beams):
                 words.append(word)
         if unknown := [word for word in words if max(word, default=0) >= config.vocab_size]:
             expected = f"expected ids up to {config.vocab_size - 1}"
-            raise ValueError(f"got bad_words with the ids {unknown[0]}; {expected}")
+            raise InputError(f"got bad_words with the ids {unknown[0]}; {expected}")
         ends = () if self.ends == NO_END else self.ends or config.end_ids
         return self.part(Strategy, bad_words=tuple(words), ends=ends)
 
@@ -160,7 +161,7 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
 
     As in transformers, sampling needs `do_sample` (or a given temperature), else its settings are
     ignored; so are those of beams without beams; an `eos_token_id` of null is no end at all. Raises
-    ValueError for unknown names or values, and for those that contradict one another.
+    InputError for unknown names or values, and for those that contradict one another.
     """
     known = [f.name for f in dataclasses.fields(Options) if f.name != "max_length"]
     config, values = generation_config or {}, {}
@@ -175,7 +176,7 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
         if ours not in known:
             where = f"{GENERATION_CONFIG} or {CONFIG}"
             got = f"{name}={value!r} in {where}, which this decoder does not have"
-            raise ValueError(f"got {got}; remove it, or use one of {', '.join(known)}")
+            raise InputError(f"got {got}; remove it, or use one of {', '.join(known)}")
         if ours in ("ends", "stop") and not isinstance(value, list | tuple):
             value = (value,)
         values[ours] = _as_tuples(value)
@@ -186,7 +187,7 @@ def make_options(generation_config: Mapping[str, Any] | None = None, **given: An
         values = {**SAMPLING_DEFAULTS, **values}
         if not values["temperature"] and given.get("temperature") is None:
             got = f"temperature={values['temperature']} with do_sample in {GENERATION_CONFIG}"
-            raise ValueError(f"got {got}; set one above 0, or do_sample to false for no sampling")
+            raise InputError(f"got {got}; set one above 0, or do_sample to false for no sampling")
     if not given.get("temperature", config.get("do_sample")):
         values = {name: value for name, value in values.items() if name not in SAMPLING}
     if given.get("beams", values.get("beams", 1)) == 1:
@@ -205,7 +206,7 @@ def model_options(
     """
     entries, length = {} if directory is None else read_generation_config(directory), 0
     if entries.get("max_new_tokens") is None and given.get("max_new_tokens") is None:
-        length = Options(max_length=entries.get("max_length") or 0).max_length  # or ValueError
+        length = Options(max_length=entries.get("max_length") or 0).max_length  # or InputError
         length, short = min(length, config.context_length), config.context_length // 2
         new = max(length - 1, 1) if length else min(Options.max_new_tokens, short)
         entries["max_new_tokens"] = new

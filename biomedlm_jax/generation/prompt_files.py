@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash, parse_object, read_jsonl
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
@@ -35,7 +36,7 @@ def answer_file(
     (ids), `scores` of beams, and `settings`, a hash of the options, the model and its dtype. A
     resumed file equals one that was never interrupted. Returns the lines `kept` and `made`.
 
-    Raises FileNotFoundError or ValueError, before decoding, if `source` does not exist, a line has
+    Raises InputError, before decoding, if `source` does not exist, a line has
     no prompt or one that does not fit the model, or `out` has other prompts or settings.
     """
     prompts, out = read_prompts(source, field=field), Path(out)
@@ -71,8 +72,8 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
     """Return the prompts of a file, each with {"id": ..} if it has one.
 
     A .txt file has a prompt a line, any other JSON objects with the text `field`; either may be
-    compressed (.gz, .zst, .bz2, .xz). Blank lines are skipped. Raises FileNotFoundError, or
-    ValueError naming the line, also of a NUL character: such a file is not UTF-8 text.
+    compressed (.gz, .zst, .bz2, .xz). Blank lines are skipped. Raises InputError, or
+    InputError naming the line, also of a NUL character: such a file is not UTF-8 text.
     """
     suffixes = [suffix for suffix in Path(source).suffixes if suffix not in COMPRESSIONS]
     read = functools.partial(_read_text, field=field) if suffixes[-1:] == [".txt"] else read_jsonl
@@ -82,12 +83,12 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
         if not isinstance(text, str):
             got = f"{field} of type {type(text).__name__}" if field in record else ""
             got = got or f"the fields {sorted(record)}; name the field with --field"
-            raise ValueError(f"{where}: expected an object with the text {field!r}, got {got}")
+            raise InputError(f"{where}: expected an object with the text {field!r}, got {got}")
         if "\0" in text:
-            raise ValueError(f"{where}: NUL character at {text.index(chr(0))}: not UTF-8 text")
+            raise InputError(f"{where}: NUL character at {text.index(chr(0))}: not UTF-8 text")
         prompts.append((text, {"id": record["id"]} if "id" in record else {}))
     if not prompts:
-        raise ValueError(f"{source} has no prompts; expected one a line")
+        raise InputError(f"{source} has no prompts; expected one a line")
     return prompts
 
 
@@ -97,7 +98,7 @@ def _read_text(source: str | Path, *, field: str) -> Iterator[tuple[str, dict[st
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source}:{number}: expected UTF-8, got {error}") from None
+            raise InputError(f"{source}:{number}: expected UTF-8, got {error}") from None
         if text.strip():
             yield f"{source}:{number}", {field: text}
 
@@ -114,12 +115,12 @@ def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
             record = parse_object(line, where)
             index, prompt, made_with = record["index"], record["prompt"], record["settings"]
         except (ValueError, KeyError):
-            raise ValueError(f"{where} is not an answer; choose another --out") from None
+            raise InputError(f"{where} is not an answer; choose another --out") from None
         if i >= len(prompts) or (index, prompt) != (i, prompts[i]):
-            raise ValueError(f"{where} answers another prompt; choose another --out")
+            raise InputError(f"{where} answers another prompt; choose another --out")
         if made_with != settings:
             other = "other options, weights or --dtype"
-            raise ValueError(f"{out} was made with {other}; use those, or choose another --out")
+            raise InputError(f"{out} was made with {other}; use those, or choose another --out")
     if unfinished:
         os.truncate(out, len(data) - len(unfinished))  # never writes what is there already
     return len(lines)

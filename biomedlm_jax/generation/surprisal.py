@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import prefix_ids, prefix_token_id
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation.decoding import bucket, on_mesh
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.training.loss import token_log_probabilities
@@ -44,18 +45,18 @@ class ScoredText:
 def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredText:
     """Score a text after what the tokenizer puts before it, else after its bos or eos token.
 
-    Raises ValueError for an empty text, or ids or a length that the model does not have.
+    Raises InputError for an empty text, or ids or a length that the model does not have.
     """
     config = model.config
     prefix = prefix_ids(tokenizer) or [prefix_token_id(tokenizer, config.bos_token_id)]
     ids = prefix + tokenizer.encode(text, add_special_tokens=False).ids
     first, size, room = len(prefix), len(ids) - len(prefix), config.context_length - len(prefix)
     if not size:
-        raise ValueError("got an empty text; expected at least one token to score")
+        raise InputError("got an empty text; expected at least one token to score")
     if size > room:
-        raise ValueError(f"got a text of {size} tokens; expected at most {room}: shorten it")
+        raise InputError(f"got a text of {size} tokens; expected at most {room}: shorten it")
     if max(ids) >= config.vocab_size:
-        raise ValueError(f"got token id {max(ids)}; expected 0 to {config.vocab_size - 1}")
+        raise InputError(f"got token id {max(ids)}; expected 0 to {config.vocab_size - 1}")
     with on_mesh(model) as mesh:
         rows = 1 if mesh is None else meshes.batch_shards(mesh)  # all but the first are padding
         padded_BxL = np.zeros((rows, min(bucket(len(ids)), config.context_length)), np.int32)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
 from biomedlm_jax.generation.generator import NOTICE, Generator, require_tokenizer
@@ -18,24 +19,24 @@ from biomedlm_jax.interop.huggingface import load
 
 
 def check_flags(flags, settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for flags that contradict one another, before the model is read.
+    """Raise InputError for flags that contradict one another, before the model is read.
 
     `settings` are the given options of decoding.
     """
     given = [n for n in ("prompt", "prompts", "score") if getattr(flags, n) is not None]
     if len(given) > 1:
-        raise ValueError(f"got --{given[0]} and --{given[1]}; expected only one of them")
+        raise InputError(f"got --{given[0]} and --{given[1]}; expected only one of them")
     pairs = ("out", "prompts"), ("prompts", "out"), ("html", "score"), ("overwrite", "html")
     for name, needed in (*pairs, ("field", "prompts"), ("batch_size", "prompts")):
         if flags[name].present and getattr(flags, needed) is None:
-            raise ValueError(f"got --{name} without --{needed}; expected both")
+            raise InputError(f"got --{name} without --{needed}; expected both")
     if flags.html is not None and Path(flags.html).is_file() and not flags.overwrite:
-        raise FileExistsError(f"{flags.html} exists; name another file, or pass --overwrite")
+        raise InputError(f"{flags.html} exists; name another file, or pass --overwrite")
     if flags.score is not None:
         for name in [*settings, *(n for n in ("stats", "truncate") if flags[n].present)]:
-            raise ValueError(f"got --{name} with --score, which does not decode; leave it out")
+            raise InputError(f"got --{name} with --score, which does not decode; leave it out")
     if flags.prompts is not None and not Path(flags.prompts).is_file():
-        raise FileNotFoundError(f"no such file: {flags.prompts}")
+        raise InputError(f"no such file: {flags.prompts}")
 
 
 def answer(flags, given: Mapping[str, Any]) -> None:
@@ -111,4 +112,4 @@ def _answer_typed(generator, options: Options, flags, console: Console) -> None:
             failed += 1
             console.print(f"error: {error}", markup=False)
     if failed and not terminal:
-        raise ValueError(f"{failed} prompts were not answered; each error is above")
+        raise InputError(f"{failed} prompts were not answered; each error is above")

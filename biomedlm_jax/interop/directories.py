@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
@@ -41,38 +42,38 @@ OTHER_TOKENIZERS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model"
 def model_directory(path: str | Path) -> Path:
     """Return RUN/model for a fine-tuning run, `path` itself for any other directory.
 
-    Raises FileNotFoundError for a fine-tuning run that has not finished an epoch.
+    Raises InputError for a fine-tuning run that has not finished an epoch.
     """
     path = Path(path)
     if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
         if not (path / MODEL_FOLDER / CONFIG).exists():
             when = f"fine-tuning writes {path / MODEL_FOLDER} after an epoch"
-            raise FileNotFoundError(f"{path} has no model yet; {when}")
+            raise InputError(f"{path} has no model yet; {when}")
         return path / MODEL_FOLDER
     return path
 
 
 def read_config(path: str | Path) -> dict:
-    """Return the config.json of a directory; raises ValueError or FileNotFoundError."""
+    """Return the config.json of a directory; raises InputError."""
     if not Path(path).is_dir():
         hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
         advice = f"; download it first: hf download {path} --local-dir DIR" if hub else ""
-        raise FileNotFoundError(f"no such directory: {path}{advice}")
+        raise InputError(f"no such directory: {path}{advice}")
     file = model_directory(path) / CONFIG
     if not file.exists():
-        raise FileNotFoundError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
+        raise InputError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
     return read_json(file)
 
 
 def kind_of(path: str | Path) -> str:
-    """Return RUN or HUGGING_FACE, by config.json; raises ValueError or FileNotFoundError."""
+    """Return RUN or HUGGING_FACE, by config.json; raises InputError."""
     config = read_config(path)
     if isinstance(config.get("model"), dict):
         return RUN
     if "model_type" in config:
         return HUGGING_FACE
     neither = "neither a model group (a run) nor a model_type (Hugging Face)"
-    raise ValueError(f"{Path(path) / CONFIG} has {neither}")
+    raise InputError(f"{Path(path) / CONFIG} has {neither}")
 
 
 def _is_kind(path: str | Path, *, kind: str) -> bool:
@@ -90,7 +91,7 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
 
     `execution` sets kernel, dtype and dropout rates: those of the run suit its own machine. It may
     also set `eos_token_id` and `bos_token_id` in place of a Hugging Face directory's. Raises
-    ValueError for any other name.
+    InputError for any other name.
     """
     config, run = read_config(path), kind_of(path) == RUN
     fields = config["model"] if run else config
@@ -100,10 +101,10 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     allowed += [] if run else IDS
     if not run and (Path(path) / ADAPTER).exists():
         fix = "merge the adapter with peft's merge_and_unload, or remove the file"
-        raise ValueError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
+        raise InputError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
     unknown = sorted(set(execution) - set(allowed))
     if unknown:
-        raise ValueError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
+        raise InputError(f"got {unknown}; expected settings of execution: {', '.join(allowed)}")
     try:
         if not run:
             given = {name: execution[name] for name in IDS if name in execution}
@@ -111,11 +112,11 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
         kept = {name: v for name, v in fields.items() if name not in cls.free_names()}
         return make_config(kept, **execution)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
 
 
 def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
-    """Return bos and eos where config.json has none or they are given; ValueError if out of range.
+    """Return bos and eos where config.json has none or they are given; InputError if out of range.
 
     Without eos_token_id in config.json it is that of the tokenizer, if there is one.
     """
@@ -138,7 +139,7 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
         advice = "" if end is None else f", such as that of the tokenizer, {end}"
         fix = f"import it with biomedlm import-hf --{name}=ID{advice}"
         got = f"{Path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
-        raise ValueError(f"{got}; {fix}")
+        raise InputError(f"{got}; {fix}")
     return result | ({"eos_token_id": end} if end is not None and end < size else {})
 
 
@@ -150,7 +151,7 @@ def _in_range(ids: Any, size: int) -> bool:
 def training_record(path: str | Path) -> dict[str, Any]:
     """Return run.json, or an export's training.json, and the facts, without places; {} if none.
 
-    Raises ValueError or FileNotFoundError if a file cannot be read, or facts are no object.
+    Raises InputError if a file cannot be read, or facts are no object.
     """
     path = model_directory(path)
     record: dict[str, Any] = {"facts": read_config(path).get("facts") or {}}
@@ -163,7 +164,7 @@ def training_record(path: str | Path) -> dict[str, Any]:
         for group in ("facts", "started_from"):
             if not isinstance(record.get(group) or {}, dict):
                 got = type(record[group]).__name__
-                raise ValueError(f"{file} has {group} of type {got}; expected an object")
+                raise InputError(f"{file} has {group} of type {got}; expected an object")
     record = _without_places(record)
     record["facts"] = _without_places(record["facts"] or {})
     stated = record != {"facts": {}}
@@ -185,19 +186,19 @@ def head_entry(path: str | Path) -> object | None:
 
 
 def refuse_heads(path: str | Path) -> None:
-    """Raise ValueError if the directory holds a model with a head: a language model is needed."""
+    """Raise InputError if the directory holds a model with a head: a language model is needed."""
     head = head_entry(path)
     if head is not None:
         kind = head.get("kind", "unknown") if isinstance(head, dict) else "unknown"
         fix = f"use biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
         got = f"a fine-tuned model with a {kind} head, not a language model"
-        raise ValueError(f"{path} is {got}; {fix}")
+        raise InputError(f"{path} is {got}; {fix}")
     classifiers = {module.ARCHITECTURES["classification"] for module in FAMILIES.values()}
     for name in read_config(path).get("architectures") or ():
         if name in classifiers:
             got = f"a {name} from another library, without a description of its rows"
             fix = f"add {HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
-            raise ValueError(f"{path} is {got}; {fix}")
+            raise InputError(f"{path} is {got}; {fix}")
 
 
 def read_tokenizer(
@@ -205,12 +206,12 @@ def read_tokenizer(
 ) -> Tokenizer | None:
     """Return the tokenizer of a directory, or None if it has none.
 
-    Raises ValueError if it does not fit the model, or is `required` and absent.
+    Raises InputError if it does not fit the model, or is `required` and absent.
     """
     tokenizer = _tokenizer(path)
     if tokenizer is None:
         if required:
-            raise ValueError(f"{path} has no tokenizer; add the one that it was fine-tuned with")
+            raise InputError(f"{path} has no tokenizer; add the one that it was fine-tuned with")
         return None
     check_tokenizer(tokenizer, config)
     return tokenizer
@@ -223,12 +224,12 @@ def _tokenizer(path: str | Path) -> Tokenizer | None:
     if other and not there:  # not "no tokenizer": an export would lose it
         fix = "convert it: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
         got = f"{path} has a tokenizer in {other[0]}, which cannot be read here"
-        raise ValueError(f"{got}; expected tokenizer.json or vocab.json, {fix}")
+        raise InputError(f"{got}; expected tokenizer.json or vocab.json, {fix}")
     return load_tokenizer(path) if there else None
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Raise ValueError unless the tokenizer's ids are the model's.
+    """Raise InputError unless the tokenizer's ids are the model's.
 
     Two differences are as in transformers, for a tokenizer that was read from a directory. Special
     tokens but the end of text may have ids after the vocabulary: texts that spell them are refused
@@ -242,11 +243,11 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     fix = "use the tokenizer that the model was trained with"
     if largest >= config.vocab_size:
         limit = f"the model's vocabulary ends at {config.vocab_size - 1}"
-        raise ValueError(f"the tokenizer has id {largest}, and {limit}; {fix}")
+        raise InputError(f"the tokenizer has id {largest}, and {limit}; {fix}")
     if end in (None, *config.end_ids):
         return
     name = tokenizer.id_to_token(end)
     got = f"the tokenizer has {name} as id {end}, and the model's eos_token_id is"
     if source is None:
-        raise ValueError(f"{got} {config.eos_token_id}; {fix}")
+        raise InputError(f"{got} {config.eos_token_id}; {fix}")
     warnings.warn(f"{got} {config.eos_token_id}: answers end at that", RuntimeWarning, stacklevel=2)

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import atomic_directory, recover_directory, write_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.tensorfiles import TensorFiles
@@ -40,7 +41,7 @@ FORMER_NAME = "paper"  # of KEEP_END, in older directories
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Head(Settings):
-    """What a directory states about its head. Raises ValueError if that is inconsistent."""
+    """What a directory states about its head. Raises InputError if that is inconsistent."""
 
     group = "head"
 
@@ -55,7 +56,7 @@ class Head(Settings):
         different = len({*self.classes}) == len(self.classes)
         if not different or bool(self.classes) == (self.kind == CHOICE):
             wanted = "a classification has different names, a choice has none"
-            raise ValueError(f"got head.classes={list(self.classes)}; {wanted}")
+            raise InputError(f"got head.classes={list(self.classes)}; {wanted}")
 
     @property
     def outputs(self) -> int:
@@ -68,20 +69,20 @@ class Head(Settings):
 
     @classmethod
     def from_json(cls, value: Any, *, where: str) -> "Head":
-        """Read what `to_json` wrote; raises ValueError, which begins with `where`, otherwise."""
+        """Read what `to_json` wrote; raises InputError, which begins with `where`, otherwise."""
         try:
             check_names(value, [field.name for field in dataclasses.fields(cls)], where="head")
             listed = {k: tuple(v) for k, v in value.items() if isinstance(v, list)}
             renamed = {"row_format": KEEP_END} if value["row_format"] == FORMER_NAME else {}
             return cls(**{**value, **listed, **renamed})
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise InputError(f"{where}: {error}") from None
 
 
 def read_head(path: str | Path) -> Head | None:
     """Return the head of a fine-tuned directory; None for a language model.
 
-    Raises FileNotFoundError or ValueError if `path` is no directory of a model.
+    Raises InputError if `path` is no directory of a model.
     """
     value = directories.head_entry(path)
     return None if value is None else Head.from_json(value, where=str(path))
@@ -104,7 +105,7 @@ def abstract_finetuned(config: ModelConfig, head: Head, mesh: Mesh) -> Scorer:
 def abstract_on(config: ModelConfig, head: Head | None, mesh: Mesh | None) -> Any:
     """Return the shapes, dtypes and shardings of a model, with its head if any, on `mesh`.
 
-    Without a mesh it is on one device. Raises ValueError if the mesh does not divide the model.
+    Without a mesh it is on one device. Raises InputError if the mesh does not divide the model.
     """
     mesh = one_device() if mesh is None else mesh
     check_fits(mesh, model=abstract_model(config))
@@ -117,13 +118,13 @@ def load_finetuned(
     """Load a model with its head, its tokenizer and its Head from a fine-tuned directory.
 
     `path` is a run of `finetune`, a fine-tuned directory, or what `export_hf` wrote of one. `mesh`
-    and `execution` are those of `load`. Raises FileNotFoundError or ValueError if there is no such
+    and `execution` are those of `load`. Raises InputError if there is no such
     model.
     """
     head = read_head(path)
     if head is None:
         fix = f"biomedlm finetune --config=CONFIG --model={path} --workdir=DIR"
-        raise ValueError(f"{path} has no head; fine-tune it first: {fix}")
+        raise InputError(f"{path} has no head; fine-tune it first: {fix}")
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config, required=True)
     assert tokenizer is not None
@@ -133,13 +134,13 @@ def load_finetuned(
 def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) -> Any:
     """Read the model `abstract` from a run or Hugging Face directory that holds exactly it.
 
-    Raises FileNotFoundError or ValueError otherwise.
+    Raises InputError otherwise.
     """
     path = directories.model_directory(path)
     if directories.kind_of(path) == directories.RUN:
         return load_tree(path, abstract, step=step)
     if step is not None:
-        raise ValueError(f"got step={step}; {path} is a Hugging Face directory, without steps")
+        raise InputError(f"got step={step}; {path} is a Hugging Face directory, without steps")
     files = TensorFiles(path, abstract.config)
     check_tensors(files.shapes, abstract, where=str(path))
     if files.heads:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from biomedlm_jax.errors import InputError
+
 SCHEME = "hf://"
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
 PATTERNS += ["*.model", "vocab.txt"]  # tokenizers that are refused, not overlooked
@@ -11,7 +13,7 @@ def download(source: str | Path) -> Path:
     """Return `source` as a path; `hf://owner/name[@revision]` is downloaded to the Hub's cache.
 
     `.bin` files are left out if there are safetensors. With HF_HUB_OFFLINE=1 the cache alone is
-    read. Raises ValueError for a malformed name, or a download that fails.
+    read. Raises InputError for a malformed name, or a download that fails.
     """
     if not str(source).startswith(SCHEME):
         return Path(source)
@@ -19,7 +21,7 @@ def download(source: str | Path) -> Path:
 
     name, _, revision = str(source).removeprefix(SCHEME).partition("@")
     if name.count("/") != 1:
-        raise ValueError(f"got {source!r}; expected {SCHEME}owner/name[@revision]")
+        raise InputError(f"got {source!r}; expected {SCHEME}owner/name[@revision]")
     safe, offline = set(), huggingface_hub.is_offline_mode()
     try:
         if not offline:  # model_info fails at once without a network; list_repo_files tries again
@@ -37,4 +39,4 @@ def download(source: str | Path) -> Path:
             )
         )
     except Exception as error:  # of the client, of httpx or of the system
-        raise ValueError(f"could not download {source}: {' '.join(str(error).split())}") from error
+        raise InputError(f"could not download {source}: {' '.join(str(error).split())}") from error

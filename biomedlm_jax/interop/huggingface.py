@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import atomic_directory, check_output, read_json, write_json, write_text
 from biomedlm_jax.interop import directories, finetuned, hub, modelcard, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
@@ -31,7 +32,7 @@ def load(
 
     A fine-tuning run is loaded from RUN/model. `step` is a run's checkpoint, the newest by default;
     without a mesh the model goes onto one device. `execution` sets `compute_dtype`, `attention`,
-    `remat`, ... of its config. Raises FileNotFoundError or ValueError if the directory does not
+    `remat`, ... of its config. Raises InputError if the directory does not
     hold exactly a language model of its config, without a head.
     """
     directories.refuse_heads(path)
@@ -55,13 +56,13 @@ def import_hf(
     states the formats; other float dtypes become float32. A head that `export_hf` wrote and
     generation_config.json are kept. `notify` gets a line about the licence of the weights, and one
     about anything converted or left out. The tokenizer's files stay as they are. `ids` are
-    `eos_token_id` and `bos_token_id` in place of those of config.json. Raises FileExistsError if
-    `path` may not be overwritten, and FileNotFoundError or ValueError if `source` does not hold
-    exactly a model of its config; `path` is unchanged then.
+    `eos_token_id` and `bos_token_id` in place of those of config.json. Raises InputError if `path`
+    may not be overwritten, or `source` does not hold exactly a model of its config; `path` is
+    unchanged then.
     """
     source = hub.download(source)
     if directories.kind_of(source) != directories.HUGGING_FACE:
-        raise ValueError(f"{source} is a run directory already; expected a Hugging Face directory")
+        raise InputError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)
     config, head = directories.model_config(source, **ids), finetuned.read_head(source)
     if head is None:
@@ -121,7 +122,7 @@ def export_directory(
         options["generation"] = read_json(generation) if generation.exists() else None
         model, tokenizer = load(source, step=step, mesh=mesh)
     elif step is not None:
-        raise ValueError(f"got step={step}; {source} has one checkpoint, leave out --step")
+        raise InputError(f"got step={step}; {source} has one checkpoint, leave out --step")
     else:
         model, tokenizer, options["head"] = finetuned.load_finetuned(source, mesh=mesh)
     if is_run(source):
@@ -157,9 +158,9 @@ def export_hf(
     model card, `training_record` is written as training.json, `generation` has the entries of
     generation_config.json; `export_directory` reads all three from a directory.
 
-    Raises FileExistsError if `path` may not be overwritten, ValueError if tokenizer or head do not
-    fit the model or a parameter is not finite, and OSError if the directory does not read back as
-    it was written; `path` is unchanged then.
+    Raises InputError if `path` may not be overwritten, tokenizer or head do not fit the model, or a
+    parameter is not finite, and OSError if the directory does not read back as it was written;
+    `path` is unchanged then.
     """
     parse_size(max_shard_size)
     _check_head(model, head)
@@ -202,14 +203,14 @@ def _check_head(model: LanguageModel | Scorer, head: Head | None) -> None:
     if got != wanted:
         pair = f"a {type(model).__name__} with {got[1]} scores, and a head of kind {wanted[0]}"
         fix = "pass the head that the model was fine-tuned with"
-        raise ValueError(f"got {pair} with {wanted[1]}; {fix}")
+        raise InputError(f"got {pair} with {wanted[1]}; {fix}")
 
 
 def _head_fields(head: Head, tokenizer: Tokenizer | None, config: ModelConfig) -> dict:
     """What a head adds to config.json."""
     padding = None if tokenizer is None else tokenizer.token_to_id(PAD)
     if padding is None:
-        raise ValueError(f"the tokenizer lacks {PAD}; pass the one in the fine-tuned directory")
+        raise InputError(f"the tokenizer lacks {PAD}; pass the one in the fine-tuned directory")
     fields: dict = {"pad_token_id": padding, directories.HEAD_ENTRY: head.to_json()}
     architectures = family(config.model_type).ARCHITECTURES
     if head.kind == CHOICE:

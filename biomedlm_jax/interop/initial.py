@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import read_weights
@@ -13,14 +14,14 @@ def initial_weights(path: str | Path) -> InitialWeights:
     """Return the language model at `path`, a run or a Hugging Face directory, for `pretrain`.
 
     Its weights are read later, straight onto the devices of the run's mesh. Its
-    generation_config.json is kept. Raises FileNotFoundError or ValueError if it has a head, or no
+    generation_config.json is kept. Raises InputError if it has a head, or no
     tokenizer.
     """
     directories.refuse_heads(path)
     config = directories.model_config(path)
     tokenizer = directories.read_tokenizer(path, config)
     if tokenizer is None:
-        raise ValueError(f"{path} has no tokenizer; add the tokenizer.json it was trained with")
+        raise InputError(f"{path} has no tokenizer; add the tokenizer.json it was trained with")
     generation = directories.model_directory(path) / directories.GENERATION_CONFIG
     return InitialWeights(
         path=str(path),

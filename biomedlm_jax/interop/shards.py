@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 
 WHOLE = "model.safetensors"
@@ -60,7 +61,7 @@ def write_safetensors(path: Path, shapes: Shapes, get: Callable[[str], np.ndarra
         for name, shape in shapes.items():
             tensor = np.ascontiguousarray(get(name), "<f4")
             if tensor.shape != shape:
-                raise ValueError(f"got {name} of shape {tensor.shape}; expected {shape}")
+                raise InputError(f"got {name} of shape {tensor.shape}; expected {shape}")
             file.write(tensor.data)
 
 
@@ -83,7 +84,7 @@ def parse_size(size: int | str) -> int:
     number = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if number < 1:
         wanted = "bytes, or a size such as 5GB or 500MB"
-        raise ValueError(f"got max_shard_size={size!r}; expected {wanted}")
+        raise InputError(f"got max_shard_size={size!r}; expected {wanted}")
     return number
 
 

@@ -10,6 +10,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with numpy, for safetensors
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.interop.shards import INDEX, WHOLE
 from biomedlm_jax.model.config import ModelConfig
@@ -34,9 +35,8 @@ class TensorFiles:
 
     Names lose the family's prefix. `dropped` are constant buffers, and a tensor that equals the one
     it is tied to; if only that is there, it has both names. `heads` are tensors of other known
-    heads, left out too. Raises FileNotFoundError if a file is missing, and ValueError if one is
-    damaged, an index does not fit its files, a tensor occurs twice or is not float, or a tied one
-    differs.
+    heads, left out too. Raises InputError if a file is missing or damaged, an index does not fit
+    its files, a tensor occurs twice or is not float, or a tied one differs.
     """
 
     def __init__(self, directory: str | Path, config: ModelConfig):
@@ -58,7 +58,7 @@ class TensorFiles:
             key = min(wrong)
             places = index.get(key, "no file"), keys.get(key, "none of them")
             problem = "puts tensor {} into {}, and the files have it in {}".format(key, *places)
-            raise ValueError(f"{self.directory}: the index {problem}")
+            raise InputError(f"{self.directory}: the index {problem}")
         for name, original in self._family.TIED.items():
             if name in self.entries and original not in self.entries:
                 self.entries[original] = self.entries.pop(name)
@@ -68,7 +68,7 @@ class TensorFiles:
         self.dtypes = sorted({entry.dtype for entry in self.entries.values()})
 
     def read(self, name: str) -> np.ndarray:
-        """Return one tensor as float32; raises ValueError if any of its numbers is not finite."""
+        """Return one tensor as float32; raises InputError if any of its numbers is not finite."""
         entry = self.entries[name]
         tensor = np.asarray(self._read(entry), np.float32)
         finite = np.isfinite(tensor)
@@ -76,7 +76,7 @@ class TensorFiles:
             where = [int(i) for i in np.argwhere(~finite)[0]]
             got = f"{tensor[tuple(where)]} in tensor {name} at {where}"
             count = f"{(~finite).sum()} such values"
-            raise ValueError(f"{entry.file} has {got} ({count}); expected finite numbers")
+            raise InputError(f"{entry.file} has {got} ({count}); expected finite numbers")
         return tensor
 
     def _add(self, entry: Entry) -> None:
@@ -89,10 +89,10 @@ class TensorFiles:
             return
         if entry.dtype not in FLOATS.values():
             got, wanted = f"{name} of dtype {entry.dtype}", ", ".join(FLOATS.values())
-            raise ValueError(f"{entry.file} has tensor {got}; expected one of {wanted}")
+            raise InputError(f"{entry.file} has tensor {got}; expected one of {wanted}")
         if before := self.entries.get(name):
             both = [f"as {one.key} in {one.file.name}" for one in (before, entry)]
-            raise ValueError(f"tensor {name} occurs twice: {' and '.join(both)}")
+            raise InputError(f"tensor {name} occurs twice: {' and '.join(both)}")
         self.entries[name] = entry
 
     def _unneeded(self, key: str) -> bool:
@@ -104,13 +104,13 @@ class TensorFiles:
         if not same:
             reason = "the family ties the output head to the embedding"
             where = f"{self.entries[name].file}: {name} differs from {original}"
-            raise ValueError(f"{where}; expected equal tensors: {reason}")
+            raise InputError(f"{where}; expected equal tensors: {reason}")
         del self.entries[name]
         self.dropped.append(name)
 
     def _headers(self, file: Path) -> Mapping[str, tuple[Sequence[int], Any]]:
         """Shape and dtype of every tensor of a file."""
-        open_binary(file).close()  # ValueError for a pointer to the data
+        open_binary(file).close()  # InputError for a pointer to the data
         if file.suffix == ".bin":
             tensors = self._torch_open(file)
             return {k: (v.shape, str(v.dtype).removeprefix("torch.")) for k, v in tensors.items()}
@@ -121,7 +121,7 @@ class TensorFiles:
                 dtypes = {key: FLOATS.get(kind, kind) for key, kind in kinds.items()}
                 return {key: (part.get_shape(), dtypes[key]) for key, part in parts.items()}
         except SafetensorError as error:
-            raise ValueError(f"{file} is not a complete safetensors file: {error}") from None
+            raise InputError(f"{file} is not a complete safetensors file: {error}") from None
 
     def _read(self, entry: Entry) -> np.ndarray:
         if entry.file.suffix == ".bin":
@@ -145,38 +145,38 @@ def _torch_load(file: Path, *, mmap: bool) -> dict[str, Any]:
         import torch
     except ModuleNotFoundError:
         fix = "pip install 'biomedlm-jax[hf]', or convert it elsewhere to model.safetensors"
-        raise ValueError(f"reading {file} needs torch; {fix}") from None
+        raise InputError(f"reading {file} needs torch; {fix}") from None
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zip and torch each raise their own
         how, reason = f"weights_only=True and mmap={mmap}", str(error).strip().splitlines()[0]
-        raise ValueError(f"{file} cannot be loaded by torch with {how}: {reason}") from None
+        raise InputError(f"{file} cannot be loaded by torch with {how}: {reason}") from None
     values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     other = [value for value in values if not isinstance(value, torch.Tensor)]
     if other or not isinstance(loaded, dict):
         got = type((other or values)[0]).__name__
-        raise ValueError(f"{file} holds a {got}; expected a dict of tensors only")
+        raise InputError(f"{file} holds a {got}; expected a dict of tensors only")
     return loaded
 
 
 def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files of tensors, and the file of each tensor by the index, if there is one."""
     if not directory.is_dir():
-        raise FileNotFoundError(f"no such directory: {directory}")
+        raise InputError(f"no such directory: {directory}")
     name = next((name for name in CANDIDATES if (directory / name).exists()), None)
     if name is None:
-        raise FileNotFoundError(f"{directory} has none of {', '.join(CANDIDATES)}")
+        raise InputError(f"{directory} has none of {', '.join(CANDIDATES)}")
     if not name.endswith(".json"):
         return [directory / name], None
     index = read_json(directory / name).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
-        raise ValueError(f"{directory / name} is no index; expected a weight_map of file names")
+        raise InputError(f"{directory / name} is no index; expected a weight_map of file names")
     shards = sorted(set(index.values()))
     for shard in shards:
         # A plain name stays inside the directory; links are the download cache's own.
         if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
             wanted = f"names of .safetensors or .bin files in {directory}: move the files there"
-            raise ValueError(f"{directory / name} points to {shard!r}; expected {wanted}")
+            raise InputError(f"{directory / name} points to {shard!r}; expected {wanted}")
         if not (directory / shard).exists():
-            raise FileNotFoundError(f"{directory / name} names {shard}, which is not there")
+            raise InputError(f"{directory / name} names {shard}, which is not there")
     return [directory / shard for shard in shards], index

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import special_id
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config, read_tokenizer
 from biomedlm_jax.interop.finetuned import CHOICE, CLASSIFICATION, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import PAD, load
@@ -52,20 +53,20 @@ def verify_hf(
     attention, with its default one (warning if it computes another function), and with those of
     the run directory `run`. Before that the ids of `PROBE` and of the special tokens are compared
     with those of AutoTokenizer. Models of this library go onto `mesh`, by default one device. `ids`
-    are those of `import_hf`. Returns figures, ready for JSON. Raises ValueError if an absolute
+    are those of `import_hf`. Returns figures, ready for JSON. Raises InputError if an absolute
     difference (except the default attention's) exceeds `tolerance`, a token id differs, or torch
     and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
-        raise ValueError(f"{path} is a run directory; export it first, then pass it as --run")
+        raise InputError(f"{path} is a run directory; export it first, then pass it as --run")
     config = model_config(path, **ids)
     tokenizer = read_tokenizer(path, config)
     texts = 0 if tokenizer is None else compare_ids(tokenizer, path)
     length = min(64, config.context_length) if length is None else length
     if batch < 1 or not 1 <= length <= config.context_length:
         most = f"the model's {config.context_length} positions"
-        raise ValueError(f"got batch={batch}, length={length}; expected at least 1, at most {most}")
+        raise InputError(f"got batch={batch}, length={length}; expected at least 1, at most {most}")
     model, _ = _load(path, mesh, **ids)
     tokens = _tokens(config.vocab_size, tokenizer, batch=batch, length=length, seed=seed)
     here = _outputs(model, tokens)
@@ -89,7 +90,7 @@ def verify_hf(
     if run is not None:
         model, _ = _load(run, mesh)
         if tokens.max() >= model.config.vocab_size:
-            raise ValueError(f"{run} has a vocabulary of {model.config.vocab_size} only")
+            raise InputError(f"{run} has a vocabulary of {model.config.vocab_size} only")
         trained = _outputs(model, tokens)
         del model
         report["run"] = _within(tolerance, path, here, trained, f"those of {run}")
@@ -108,7 +109,7 @@ def verify_hf(
 def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
     """Return how many texts have the ids of transformers' AutoTokenizer of the directory `path`.
 
-    They are `PROBE` and texts with each added token of either side. Raises ValueError for the first
+    They are `PROBE` and texts with each added token of either side. Raises InputError for the first
     that differs.
     """
     _, transformers = _peers()
@@ -116,7 +117,7 @@ def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
         theirs = transformers.AutoTokenizer.from_pretrained(path)
     except Exception as error:  # of many kinds
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"transformers cannot read the tokenizer of {path}: {reason}") from None
+        raise InputError(f"transformers cannot read the tokenizer of {path}: {reason}") from None
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
     added = [*dict.fromkeys([*added, *theirs.get_added_vocab()])]
     texts = [*PROBE, *(f"a{token}b {token} c{token} " for token in added[:1000])]
@@ -132,7 +133,7 @@ def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
 def _check_ids(path: str | Path, what: str, got: Any, expected: Any) -> None:
     if got != expected:
         cause = "its tokenizer files contradict one another, or need another library version"
-        raise ValueError(
+        raise InputError(
             f"{path}: {what} is {got} here and {expected} in transformers; {cause}: save the "
             "tokenizer again with transformers"
         )
@@ -192,7 +193,7 @@ def _tokens(size: int, tokenizer: Tokenizer | None, *, batch, length, seed) -> n
 
 def _difference(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     if a.shape != b.shape:
-        raise ValueError(f"got outputs of shape {b.shape}; expected {a.shape}")
+        raise InputError(f"got outputs of shape {b.shape}; expected {a.shape}")
     difference = np.abs(a.astype(np.float32) - b)
     figures: dict[str, Any] = {"max": float(difference.max()), "mean": float(difference.mean())}
     if difference.ndim == 3:
@@ -205,7 +206,7 @@ def _within(tolerance: float, path, here: np.ndarray, other: np.ndarray, whose: 
     difference = _difference(here, other)
     if not difference["max"] <= tolerance:  # so that nan is an error too
         got = f"the outputs of {path} differ by {difference['max']:.3g} from {whose}"
-        raise ValueError(f"{got}; expected at most {tolerance:g}")
+        raise InputError(f"{got}; expected at most {tolerance:g}")
     return difference
 
 
@@ -223,5 +224,5 @@ def _peers():
         import transformers
     except ModuleNotFoundError as error:
         fix = "pip install 'biomedlm-jax[hf]'"
-        raise ValueError(f"verify-hf needs {error.name}, which is not installed; {fix}") from None
+        raise InputError(f"verify-hf needs {error.name}, which is not installed; {fix}") from None
     return torch, transformers

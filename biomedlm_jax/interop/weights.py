@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
 from biomedlm_jax.model.heads import Scorer
@@ -78,7 +79,7 @@ def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: str) -> None:
-    """Raise ValueError unless `shapes` has exactly the tensors of `model`, in their shapes."""
+    """Raise InputError unless `shapes` has exactly the tensors of `model`, in their shapes."""
     wanted = tensor_shapes(model)
     got = {name: f"{name} {list(shape)}" for name, shape in shapes.items()}
     expected = {name: f"{name} {list(shape)}" for name, shape in wanted.items()}
@@ -96,7 +97,7 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: s
             more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
             cause = f"config.json describes another {model.config.model_type} model"
             tensors = f"{', '.join(tensors[:3])}{more}"
-            raise ValueError(f"{where} {problem} {tensors}; the file is incomplete, or {cause}")
+            raise InputError(f"{where} {problem} {tensors}; the file is incomplete, or {cause}")
 
 
 def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
@@ -117,11 +118,11 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
     """Return a function from a Hugging Face name to that tensor of `model`: float32, on the host.
 
     Leaves with `fold` in their name are divided by the layer's index + 1, see the family's
-    `fold_attention_scale`. Raises ValueError for a model spread over several processes.
+    `fold_attention_scale`. Raises InputError for a model spread over several processes.
     """
     leaves, shapes, where = named_leaves(model), _shapes(model), hf_tensor_map(model)
     if not all(leaf.is_fully_addressable for leaf in leaves.values()):
-        raise ValueError("the model is spread over processes; export its run directory in one")
+        raise InputError("the model is spread over processes; export its run directory in one")
 
     def part(leaf: str, layer: int | None) -> np.ndarray:
         array = leaves[leaf]

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.layers import dropout
 
 NAMES = ("auto", "xla", "splash", "cudnn")
@@ -63,7 +64,7 @@ def attend(
     """Return causal softmax attention [B, H, L, K], saved under the checkpoint name `attention`.
 
     `scale` is 1 / sqrt(K) by default. With more keys than queries the queries are the last
-    positions. Raises ValueError, with the reason, if the named kernel does not support the call.
+    positions. Raises InputError, with the reason, if the named kernel does not support the call.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
     segment_BxL, branch_BxL = mask or (None, None)
@@ -118,7 +119,7 @@ def softmax_attention(
 def choose_kernel(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> str:
     """Resolve `auto` to a kernel, and check a named one; `features` as in `unsupported_reason`.
 
-    Raises ValueError if a named kernel does not support the call.
+    Raises InputError if a named kernel does not support the call.
     """
     return _choose(kernel, query_BxHxLxK, key_BxGxSxK, **features)[0]
 
@@ -137,7 +138,7 @@ def _choose(kernel: str, query_BxHxLxK, key_BxGxSxK, **features: Any) -> tuple[s
         reason = f"{B} rows and {G} heads do not divide over {rows} x {parts} devices"
     if reason is not None:
         if kernel != "auto":
-            raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
+            raise InputError(f"got model.attention={kernel}: {reason}; choose auto or xla")
         reason, wanted = f"not {wanted}: {reason}", "xla"
     why = f" ({reason})" if reason else ""
     _log_once("attention: %s on %s%s", wanted, platform, why)
@@ -195,7 +196,7 @@ def explained_kernel(
 ) -> tuple[str, str]:
     """Return the kernel of a training step, and why `auto` takes no fused kernel (else "").
 
-    Rows have `length` tokens (default: the context length). Nothing is traced. Raises ValueError if
+    Rows have `length` tokens (default: the context length). Nothing is traced. Raises InputError if
     the config names a kernel without support.
     """
     L, rows = length or config.context_length, meshes.batch_shards(mesh)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.layers import REDUCE_DTYPES
 from biomedlm_jax.settings import Settings, setting
@@ -57,13 +58,13 @@ class ModelConfig(Settings):
         super().__post_init__()
         if self.width % self.heads:
             divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
-            raise ValueError(
+            raise InputError(
                 f"got model.heads={self.heads}, which does not divide model.width={self.width}; "
                 f"choose one of {divisors}"
             )
         for name in ("eos_token_id", "bos_token_id"):
             if getattr(self, name) >= self.vocab_size:
-                raise ValueError(
+                raise InputError(
                     f"got model.{name}={getattr(self, name)}, which is not below "
                     f"model.vocab_size={self.vocab_size}; tokenizers made here end with it, at "
                     f"{self.vocab_size - 1}"
@@ -73,10 +74,10 @@ class ModelConfig(Settings):
             kernel, head_dim=self.head_dim, dtype=self.compute_dtype
         )
         if reason is not None:
-            raise ValueError(f"got model.attention={kernel}: {reason}; choose auto or xla")
+            raise InputError(f"got model.attention={kernel}: {reason}; choose auto or xla")
         unknown = sorted(set(self.remat.split(",")) - {*SAVEABLE})
         if unknown and self.remat not in ("none", "full"):
-            raise ValueError(
+            raise InputError(
                 f"got model.remat={self.remat!r} with unknown names {unknown}; choose none, "
                 f"full, or a comma-separated list of {', '.join(SAVEABLE)}"
             )

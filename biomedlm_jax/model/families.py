@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import platform, sharded
 from biomedlm_jax.model import gpt2
 from biomedlm_jax.model.config import ModelConfig
@@ -21,15 +22,15 @@ FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
 
 
 def family(model_type: object) -> ModuleType:
-    """Return the module of a family (Config, Model, tables); ValueError if it is not known."""
+    """Return the module of a family (Config, Model, tables); InputError if it is not known."""
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        raise ValueError(f"got model_type={model_type!r}; the known model families are {known}")
+        raise InputError(f"got model_type={model_type!r}; the known model families are {known}")
     return FAMILIES[str(model_type)]
 
 
 def make_config(fields: Mapping[str, Any], **changes: Any) -> ModelConfig:
-    """Build the config of a `model` group; ValueError for a name or value its family lacks."""
+    """Build the config of a `model` group; InputError for a name or value its family lacks."""
     values = {**fields, **changes}
     cls = family(values.pop("model_type", None)).Config
     known = [field.name for field in dataclasses.fields(cls)]
@@ -56,7 +57,7 @@ def _abstract_model(config: ModelConfig, platform: str) -> LanguageModel:
 
 
 def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
-    """Read a Hugging Face `config.json`; ValueError if its family does not compute the model.
+    """Read a Hugging Face `config.json`; InputError if its family does not compute the model.
 
     `execution` sets fields such as `compute_dtype`. Entries without a meaning here are kept in
     `hf_entries`, so that an export has them again.
@@ -65,7 +66,7 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     try:
         json.dumps(config, allow_nan=False)
     except ValueError:
-        raise ValueError("config.json has NaN or Infinity, which JSON lacks; remove it") from None
+        raise InputError("config.json has NaN or Infinity, which JSON lacks; remove it") from None
     if config.get("auto_map"):
         got = f"config.json has auto_map={config['auto_map']}, code of its own, which is not run"
         plain = f"the model is read as a {config['model_type']}"
@@ -76,10 +77,10 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
         if got != only and got not in module.EQUIVALENT.get(name, ()):
             reason = f"({module.REASONS[name]})" if name in module.REASONS else ""
             got = f"config.json has {name}={got!r} {reason}".rstrip()
-            raise ValueError(f"{got}; this library computes {name}={only!r}")
+            raise InputError(f"{got}; this library computes {name}={only!r}")
     missing = [name for name in module.REQUIRED if name not in config]
     if missing:
-        raise ValueError(f"config.json lacks {', '.join(missing)}, which a model of its type needs")
+        raise InputError(f"config.json lacks {', '.join(missing)}, which a model of its type needs")
     values = {ours: config[theirs] for ours, theirs in module.FIELDS.items() if theirs in config}
     ids = {}
     for name in ("bos_token_id", "eos_token_id"):
@@ -99,12 +100,12 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
 
 
 def _renamed(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """Return the config with each entry under its own name; ValueError if two names contradict."""
+    """Return the config with each entry under its own name; InputError if two names contradict."""
     result = {name: value for name, value in config.items() if name not in aliases}
     for alias, name in aliases.items():
         if alias in config and result.setdefault(name, config[alias]) != config[alias]:
             both = f"{alias}={config[alias]!r} and {name}={result[name]!r}"
-            raise ValueError(f"config.json has {both}, names of one setting; remove one of them")
+            raise InputError(f"config.json has {both}, names of one setting; remove one of them")
     return result
 
 

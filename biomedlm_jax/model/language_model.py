@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.attention import attend
 from biomedlm_jax.model.config import ModelConfig
@@ -66,11 +67,11 @@ class LanguageModel(nnx.Module):
         """Return the final normalised states [B, L, D] in the compute dtype.
 
         Position ids are 0..L-1 by default; `mask` is an `attention.Mask` of packed rows. Raises
-        ValueError for more tokens than positions.
+        InputError for more tokens than positions.
         """
         config, L = self.config, tokens_BxL.shape[1]
         if positions_BxL is None and L > config.context_length:
-            raise ValueError(
+            raise InputError(
                 f"got {L} tokens; expected at most the model's {config.context_length} positions"
             )
         no_keys = (None, None)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import LanguageModel, axis_names, map_parameters
@@ -13,10 +14,10 @@ from biomedlm_jax.model.language_model import LanguageModel, axis_names, map_par
 def grow_vocabulary(model: LanguageModel, count: int, *, key: jax.Array) -> LanguageModel:
     """Return a model with `count` more vocabulary rows, initialised as a new model's are.
 
-    Other parameters are the same arrays. Raises ValueError for a negative count.
+    Other parameters are the same arrays. Raises InputError for a negative count.
     """
     if count < 0:
-        raise ValueError(f"got count={count} tokens to add; expected at least 0")
+        raise InputError(f"got count={count} tokens to add; expected at least 0")
     old, config = model.config, with_added_tokens(model.config, count)
     rows_CxD = config.initializer_range * jax.random.normal(key, (count, config.width))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.planning.hlo import Instruction, Program, array_bytes
 from biomedlm_jax.planning.traced import matmul_flops
 
@@ -83,7 +84,7 @@ def read_compiled(compiled) -> tuple[str, dict[str, Any]]:
         if not text:
             return "", {"unread_reason": "the backend does not print programs"}
         return text, read_program(Program(text))
-    # libtpu cannot print some chips' programs; ValueError: HLO of an unknown form.
+    # libtpu cannot print some chips' programs; InputError: HLO of an unknown form.
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         return text, {"unread_reason": " ".join(str(error).split())[:200]}
 
@@ -177,4 +178,4 @@ def _group_size(rest: str, devices: int) -> int:
         return listed[1].count(",") + 1 if listed[1] else devices
     if "source_target_pairs" in rest:
         return 2
-    raise ValueError(f"a collective has no known replica_groups: {rest[:100]}")
+    raise InputError(f"a collective has no known replica_groups: {rest[:100]}")

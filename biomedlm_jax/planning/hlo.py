@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from biomedlm_jax.errors import InputError
+
 DTYPE_BITS = {"pred": 8, "bf16": 16, "f16": 16} | {f"{k}{n}": n for k in "suf" for n in (8, 16, 32)}
 DTYPE_BITS |= {"s64": 64, "u64": 64, "f64": 64, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -45,7 +47,7 @@ class Instruction:
 class Program:
     """Computations by name, each a list of instructions in scheduled order; the entry's name.
 
-    Raises ValueError for text that is not HLO.
+    Raises InputError for text that is not HLO.
     """
 
     def __init__(self, text: str):
@@ -64,7 +66,7 @@ class Program:
             elif lines and line.strip() != "}":
                 lines[-1] += line  # the attributes of a kernel call contain newlines
         if not self.entry:
-            raise ValueError("the program's text has no ENTRY computation; it is not HLO")
+            raise InputError("the program's text has no ENTRY computation; it is not HLO")
         for name, body in bodies.items():
             parsed = [_LINE.match(line) for line in body]
             self.computations[name] = [Instruction(*match.groups()) for match in parsed if match]
@@ -90,7 +92,7 @@ class Program:
     def trip_count(self, loop: Instruction) -> int:
         """Return the trip count of a `while`: stated, or the constant in its condition.
 
-        Raises ValueError for a condition of another form: the count is never guessed.
+        Raises InputError for a condition of another form: the count is never guessed.
         """
         if stated := re.search(r'known_trip_count"?[:=]\{"?n"?:"?(\d+)', loop.rest):
             return int(stated[1])
@@ -102,7 +104,7 @@ class Program:
             if len(bounds) == 1 and bounds[0].isdigit():
                 return int(bounds[0])
         condition = f"{root.name} = {root.opcode}, not a comparison with one constant"
-        raise ValueError(
+        raise InputError(
             f"the trip count of the loop {loop.name} is unknown: it ends by {condition}"
         )
 
@@ -119,7 +121,7 @@ def _branches(instruction: Instruction) -> list[str]:
         return re.findall(r"[\w.\-]+", listed[1])
     both = [instruction.attribute(f"{truth}_computation") for truth in ("true", "false")]
     if not all(both):
-        raise ValueError(f"the conditional {instruction.name} does not name its branches")
+        raise InputError(f"the conditional {instruction.name} does not name its branches")
     return both
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.chips import GIB, Chip, chip
 from biomedlm_jax.corpus.manifest import read_manifest
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_text
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
@@ -95,11 +96,11 @@ def plan(
     `step` is train, score (the loss of a batch) or decode (one token for each row, full cache).
     `hlo` is a directory for the optimised programs; `progress` receives a line before and after
     each compilation. A mesh that does not fit into memory becomes a row with the reason, and if no
-    mesh fits, other meshes and settings are compiled until some fit. Raises ValueError before it
+    mesh fits, other meshes and settings are compiled until some fit. Raises InputError before it
     compiles if mesh, model and batch do not fit together.
     """
     if step not in STEPS:
-        raise ValueError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
+        raise InputError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
     devices = topology_devices(topology)
     settings, model_config = _read(config, {})
     model = abstract_model(model_config)
@@ -115,12 +116,12 @@ def plan(
         rows = batch // accumulation
         sizes = sensible_meshes(len(devices), model, rows, least_shards=least, tensor=tensor)
         if not sizes:
-            raise ValueError(f"no mesh of {topology} divides the model and {batch} rows")
+            raise InputError(f"no mesh of {topology} divides the model and {batch} rows")
     try:
         tried = [make_mesh(**one) for one in sizes]
     except ValueError as error:
         advice = "set --config.mesh.fsdp=N, or add --search to compile every sensible mesh"
-        raise ValueError(f"{topology}: {error}; fix: {advice}") from None
+        raise InputError(f"{topology}: {error}; fix: {advice}") from None
     kernel, dropout = "xla", model_config.attention_dropout if step == "train" else 0.0
     for mesh in tried:
         meshes.check_fits(mesh, batch_size=batch, accumulation=accumulation, model=model)
@@ -177,7 +178,7 @@ def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConf
     unset = [k for k in ("vocab_size", "context_length") if settings.model.get(k) is None]
     if unset and not settings.data.path:
         flags = " and ".join(f"--config.model.{name}" for name in unset)
-        raise ValueError(f"expected {flags}, or --config.data.path=DIR of token rows; got none")
+        raise InputError(f"expected {flags}, or --config.data.path=DIR of token rows; got none")
     if unset:
         return settings, fill_config_from_manifest(
             settings.model, read_manifest(settings.data.path)

@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.language_model import LanguageModel
 
 # Slices by generation, in libtpu's names. A v4 or v5p chip has two cores that act as one device; a
@@ -27,7 +28,7 @@ HOST_BOUNDS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 def topology_devices(name: str) -> list:
     """Return the devices of a TPU slice such as `v5e:16x16` to compile for; local: jax's devices.
 
-    Raises ValueError for an unknown slice, without `libtpu`, and if another process locks it.
+    Raises InputError for an unknown slice, without `libtpu`, and if another process locks it.
     """
     if name == "local":
         return jax.devices()
@@ -36,10 +37,10 @@ def topology_devices(name: str) -> list:
     if shape not in shapes:
         known = f"local, or {', '.join(TOPOLOGIES)}: and a shape, such as v5e:16x16"
         known = f"{generation}: with one of {', '.join(shapes)}" if shapes else known
-        raise ValueError(f"got topology {name!r}; expected {known}")
+        raise InputError(f"got topology {name!r}; expected {known}")
     if importlib.util.find_spec("libtpu") is None:
         fix = 'install the extra `tpu` (pip install "biomedlm-jax[tpu]")'
-        raise ValueError(f"planning for {name} needs the TPU compiler, libtpu; fix: {fix}")
+        raise InputError(f"planning for {name} needs the TPU compiler, libtpu; fix: {fix}")
     # Without a TPU, libtpu starts only if these describe one.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
@@ -54,8 +55,8 @@ def topology_devices(name: str) -> list:
         message = " ".join(str(error).split())
         if "libtpu" in message and ("lock" in message or "already in use" in message):
             fix = "wait for its end, or set ALLOW_MULTIPLE_LIBTPU_LOAD=true for both"
-            raise ValueError(f"another process locks libtpu; fix: {fix}") from error
-        raise ValueError(f"libtpu cannot make the topology {name}: {message[:300]}") from error
+            raise InputError(f"another process locks libtpu; fix: {fix}") from error
+        raise InputError(f"libtpu cannot make the topology {name}: {message[:300]}") from error
 
 
 def sensible_meshes(

@@ -1,11 +1,12 @@
 """Adapters: what the fields of a row mean, in each published format.
 
-Each raises ValueError, with the name of the field, for a row that it cannot read.
+Each raises InputError, with the name of the field, for a row that it cannot read.
 """
 
 import string
 from typing import Any
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa.question_rows import Row, first_names
 
 LETTERS = string.ascii_uppercase
@@ -24,11 +25,11 @@ def lettered(row: Row) -> Parts:
     fields, options = row.fields, row.fields["options"]
     if isinstance(options, dict):
         if sorted(options) != list(LETTERS[: len(options)]):
-            raise ValueError(f"expected options A, B, C and so on, got {first_names(options)}")
+            raise InputError(f"expected options A, B, C and so on, got {first_names(options)}")
         options = [options[letter] for letter in sorted(options)]
     if not isinstance(options, list) or len(options) > len(LETTERS):
         expected = "expected options as a list or an object of letters"
-        raise ValueError(f"{expected}, got {str(options)[:40]!r}")
+        raise InputError(f"{expected}, got {str(options)[:40]!r}")
     options = _options(options)
     letter, answer = fields.get("answer_idx"), fields.get("answer")
     chosen = {_index(fields.get("label"), options, "label", row.first)}
@@ -39,7 +40,7 @@ def lettered(row: Row) -> Parts:
     if letter is not None:
         if letter not in list(LETTERS[: len(options)]):
             last = LETTERS[len(options) - 1]
-            raise ValueError(f"expected answer_idx A to {last}, got {letter!r}")
+            raise InputError(f"expected answer_idx A to {last}, got {letter!r}")
         chosen.add(LETTERS.index(letter))
     if answer is not None:
         # Blood groups: an option may be the letter of another one; label or answer_idx decides.
@@ -47,11 +48,11 @@ def lettered(row: Row) -> Parts:
         named = {n for n, option in enumerate(options) if option.strip() == answer.strip()}
         named |= {n for n in range(len(options)) if LETTERS[n] == answer}
         if not named:
-            raise ValueError(f"expected an answer among {options}, got {answer!r}")
+            raise InputError(f"expected an answer among {options}, got {answer!r}")
         chosen = chosen if chosen and chosen <= named else chosen | named
     if len(chosen) > 1:
         got = {name: fields[name] for name in ("label", "answer_idx", "answer") if name in fields}
-        raise ValueError(f"{got} names several of {options}; fix: give a label")
+        raise InputError(f"{got} names several of {options}; fix: give a label")
     return fields["question"], options, next(iter(chosen), None), fields.get("context")
 
 
@@ -60,7 +61,7 @@ def endings(row: Row) -> Parts:
     fields = row.fields
     count = sum(name.startswith("ending") for name in fields)
     if missing := [f"ending{n}" for n in range(count) if f"ending{n}" not in fields]:
-        raise ValueError(
+        raise InputError(
             f"expected endings counted from 0: no {missing[0]} in {first_names(fields)}"
         )
     options = _options([fields[f"ending{n}"] for n in range(count)])
@@ -79,7 +80,7 @@ def bigbio(row: Row) -> Parts:
     """The answer is the text of an option, never its letter."""
     options, answer = _options(row.fields["choices"]), _bigbio_answer(row)
     if answer is not None and options.count(answer) != 1:
-        raise ValueError(f"expected an answer that is one of {options}, got {answer!r}")
+        raise InputError(f"expected an answer that is one of {options}, got {answer!r}")
     label = None if answer is None else options.index(answer)
     return row.fields["question"], options, label, row.fields.get("context")
 
@@ -92,7 +93,7 @@ def bigbio_classes(row: Row) -> Parts:
 def _bigbio_answer(row: Row) -> Any:
     answers = row.fields.get("answer")
     if not isinstance(answers, list) or len(answers) > 1:
-        raise ValueError(f"expected answer as a list of one text, got {str(answers)[:40]!r}")
+        raise InputError(f"expected answer as a list of one text, got {str(answers)[:40]!r}")
     return answers[0] if answers else None
 
 
@@ -127,14 +128,14 @@ def pubmedqa_row(row: Row) -> Parts:
     """A row of PubMedQA on Hugging Face."""
     context = row.fields["context"]
     if not isinstance(context, dict) or "contexts" not in context:
-        raise ValueError(f"expected a context with contexts, got {str(context)[:40]!r}")
+        raise InputError(f"expected a context with contexts, got {str(context)[:40]!r}")
     contexts = _joined(context["contexts"], "context.contexts")
     return row.fields["question"], [], _class(row.fields.get("final_decision")), contexts
 
 
 def _joined(texts: Any, field: str) -> str:
     if not isinstance(texts, list):
-        raise ValueError(f"expected {field} as a list of texts, got {type(texts).__name__}")
+        raise InputError(f"expected {field} as a list of texts, got {type(texts).__name__}")
     return "\n".join(plain_text(text, field, empty=True) for text in texts)
 
 
@@ -142,7 +143,7 @@ def bioasq(row: Row) -> Parts:
     """Join the snippets as BLURB does, so that both sources give the same text."""
     snippets, label = row.fields.get("snippets") or [], _class(row.fields.get("exact_answer"))
     if not all(isinstance(snippet, dict) for snippet in snippets):
-        raise ValueError("expected snippets as objects with a text each")
+        raise InputError("expected snippets as objects with a text each")
     texts = [plain_text(snippet.get("text"), "snippet", empty=True) for snippet in snippets]
     question = plain_text(row.fields["body"], "body").replace("\n", " ")
     return question, [], label and label.lower(), " ".join(texts).replace("\n", " ")
@@ -159,10 +160,10 @@ def plain_label(value: Any, field: str) -> str:
 
 def _options(options: Any) -> list[str]:
     if not isinstance(options, list):
-        raise ValueError(f"expected the options as a list, got {str(options)[:40]!r}")
+        raise InputError(f"expected the options as a list, got {str(options)[:40]!r}")
     texts = [plain_text(option, f"option {LETTERS[n % 26]}") for n, option in enumerate(options)]
     if len(texts) < 2:
-        raise ValueError(f"expected at least two options, got {len(texts)}")
+        raise InputError(f"expected at least two options, got {len(texts)}")
     return texts
 
 
@@ -171,17 +172,17 @@ def _index(value: Any, options: list[str], name: str, first: int = 0) -> int | N
         return None
     last = first + len(options) - 1
     if type(value) is not int or not first <= value <= last:
-        raise ValueError(f"expected {name} as a whole number from {first} to {last}, got {value!r}")
+        raise InputError(f"expected {name} as a whole number from {first} to {last}, got {value!r}")
     return value - first
 
 
 def plain_text(value: Any, field: str, *, empty: bool = False) -> str:
-    """Return a text of the field; raise ValueError if it is none."""
+    """Return a text of the field; raise InputError if it is none."""
     if not isinstance(value, str):
-        raise ValueError(f"expected text for {field}, got {type(value).__name__}")
+        raise InputError(f"expected text for {field}, got {type(value).__name__}")
     if not empty and not value.strip():
-        raise ValueError(f"empty {field}")
+        raise InputError(f"empty {field}")
     if "\0" in value:
-        raise ValueError(f"NUL character in {field} at {value.index(chr(0))}")
+        raise InputError(f"NUL character in {field} at {value.index(chr(0))}")
     value.encode("utf-8")  # JSON can escape half of a surrogate pair, which raises here
     return value

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.statistics import Item
 
@@ -31,13 +32,13 @@ def calibrate(items: Sequence[Item], *, risk: float = RISK) -> Calibration:
     """Choose a temperature, by the likelihood of the gold labels, and a threshold on dev answers.
 
     The threshold gives the largest coverage at which at most a share `risk` of the answers is
-    wrong. Raises ValueError for answers without probabilities or gold labels.
+    wrong. Raises InputError for answers without probabilities or gold labels.
     """
     if not 0 <= risk <= 1:
-        raise ValueError(f"got risk={risk}; expected a share between 0 and 1")
+        raise InputError(f"got risk={risk}; expected a share between 0 and 1")
     answers = statistics.columns(items)
     if not answers.probabilities:
-        raise ValueError("the scores are no probabilities; fix: calibrate another way of scoring")
+        raise InputError("the scores are no probabilities; fix: calibrate another way of scoring")
     temperature = fit_temperature(answers.probabilities, answers.gold_N)
     confidence_N = np.array(
         [row.max() for row in apply_temperature(answers.probabilities, temperature)]

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import check_output
 from biomedlm_jax.qa import calibration, identity, prompts, report, statistics
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
@@ -79,13 +80,13 @@ def evaluate(
         position bias of letters or heads, over the answers of all models.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
-    Raises ValueError, FileNotFoundError or FileExistsError for bad input: before a model is loaded,
+    Raises InputError for bad input: before a model is loaded,
     but for a copy of another seed and a `calibrate` of other weights, before that model is scored.
     """
     keep_freed_memory()
     models = [models] if isinstance(models, str | Path) else list(models)
     if not models:
-        raise ValueError("expected at least one model, got none")
+        raise InputError("expected at least one model, got none")
     chosen = find_task(task, format=format)
     split = split or default_split(chosen, path)
     name, skipped = f"{chosen.name}, {split}", Skipped()
@@ -95,7 +96,7 @@ def evaluate(
     labelled = questions[0].label is not None  # the reader refuses a mixture
     if baseline and not labelled:
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
-        raise ValueError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
+        raise InputError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
     progress = progress if jax.process_index() == 0 else lambda line: None
     note_shared_questions(chosen, path, questions, split=split, progress=progress, **read)
     whole, in_split = questions, len(questions)
@@ -107,7 +108,7 @@ def evaluate(
     modes = choose_modes(mode, models, heads, chosen)
     check_seeds(models)
     if (shots and LETTER not in modes) or shots < 0:
-        raise ValueError(f"got shots={shots}; only letter prompts have shots, at least 0 of them")
+        raise InputError(f"got shots={shots}; only letter prompts have shots, at least 0 of them")
     examples = read_shots(chosen, path, shots, questions, **read) if shots else []
     ways = [way for one in modes for way in WAYS[one]]
     baselines = {way: report.read_seeds(baseline, way=way) for way in ways} if baseline else {}
@@ -115,10 +116,10 @@ def evaluate(
         statistics.same_questions(_as_result(questions), statistics.columns(items))
     if orders < 1 or (orders > 1 and not (labelled and chosen.kind == CHOICE)):
         got = f"got orders={orders} for {name}"
-        raise ValueError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
+        raise InputError(f"{got}; expected at least 1, and 1 for classes or without gold labels")
     if risk is not None and not calibrate:
         got = f"got risk={risk} without calibrate, the report on dev that it is chosen on"
-        raise ValueError(f"{got}; fix: add --calibrate=REPORT, or leave out --risk")
+        raise InputError(f"{got}; fix: add --calibrate=REPORT, or leave out --risk")
     on_dev = _dev_reports(calibrate, ways, models, questions, labelled) if calibrate else {}
     share = calibration.RISK if risk is None else risk
     chosen_on_dev = {w: calibration.calibrate(d, risk=share) for w, (d, _) in on_dev.items()}
@@ -142,7 +143,7 @@ def evaluate(
         for _, digest in on_dev.values():
             if digest != described[-1]["weights"]:
                 got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"
-                raise ValueError(f"{got}; fix: evaluate this model on dev first")
+                raise InputError(f"{got}; fix: evaluate this model on dev first")
         start = [described[-1]["weights"], described[-1]["dtype"], repr(model.config)]
         journal = Journal(partial, start=start, notify=progress)
         if directory == models[0]:
@@ -223,7 +224,7 @@ def _dev_reports(
 ) -> dict[str, tuple[list[dict], str]]:
     """Return the items on dev and the hash of their weights, by way with probabilities."""
     if len(models) > 1 or not labelled:
-        raise ValueError("expected one model and gold labels with calibrate; fix: leave it out")
+        raise InputError("expected one model and gold labels with calibrate; fix: leave it out")
     here = {identity.question_hash(question) for question in questions}
     reports = {}
     for way in ways:
@@ -232,10 +233,10 @@ def _dev_reports(
         items, of_report = report.read_items(path, way=way), report.read_provenance(path, way=way)
         if of_report.get("way") not in (None, way):
             got = f"{path} is a report of the way {of_report['way']!r}, not {way!r}"
-            raise ValueError(f"{got}; fix: choose its --mode, or evaluate dev with this one")
+            raise InputError(f"{got}; fix: choose its --mode, or evaluate dev with this one")
         if both := [item["id"] for item in items if item.get("content") in here]:
             got = f"{len(both)} questions of {path} are among those to score, as {both[0]!r}"
-            raise ValueError(f"{got}; fix: calibrate on another split")
+            raise InputError(f"{got}; fix: calibrate on another split")
         described = of_report.get("models") or [{}]
         reports[way] = items, str(described[0].get("weights"))
     return reports

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.qa.formats import Row
 
@@ -23,7 +24,7 @@ ONE_SPLIT = "fix: --format=pubmedqa_set (config.task.format) reads a file as one
 def pubmedqa_split(rows: list[Row], file: Path, split: str, fold: int) -> list[Row]:
     """Return the rows of a split of the set that `rows` are all of, recognised by its answers.
 
-    Raises ValueError for a split that the set does not have, or for none of the sets.
+    Raises InputError for a split that the set does not have, or for none of the sets.
     """
     given = [row.fields.get("final_decision") for row in rows]
     answers = Counter(None if answer is None else str(answer) for answer in given)
@@ -39,26 +40,26 @@ def pubmedqa_split(rows: list[Row], file: Path, split: str, fold: int) -> list[R
         counts = ", ".join(f"{n:,} {answer}" for answer, n in answers.most_common(5))
         expected = ", ".join(f"{n} {answer}" for answer, n in LABELLED.items())
         got = f"has the answers {counts}, not those of PubMedQA's labelled set ({expected})"
-    raise ValueError(f"{file} {got}; there is no {split} split in it; {ONE_SPLIT}")
+    raise InputError(f"{file} {got}; there is no {split} split in it; {ONE_SPLIT}")
 
 
 def pubmedqa_folds(rows: list[Row], file: Path, fold: int) -> dict[str, list[Row]]:
     """Divide PubMedQA's labelled set as its authors did: split -> its rows, in the file's order.
 
     Their script samples two halves, the second being the test set, and ten folds of the first,
-    answer by answer, from one generator with seed 0. Raises ValueError for other answers, or for
+    answer by answer, from one generator with seed 0. Raises InputError for other answers, or for
     other test ids than those of a `test_ground_truth.json` beside the file.
     """
     answers = {str(row.id): str(row.fields.get("final_decision")) for row in rows}
     if wrong := next((n for n, a in answers.items() if a not in ANSWERS), None):
         expected = "expected a final_decision yes, no or maybe"
-        raise ValueError(f"{file}: id {wrong}: {expected}, got {answers[wrong]!r}")
+        raise InputError(f"{file}: id {wrong}: {expected}, got {answers[wrong]!r}")
     rng = random.Random(0)
     training, test = _strata(answers, 2, rng)
     official = file.parent / "test_ground_truth.json"
     if official.is_file() and read_json(official) != {name: answers[name] for name in test}:
         problem = f"{file} does not divide into the test ids of {official}"
-        raise ValueError(f"{problem}; fix: use the published file, whole and in its order")
+        raise InputError(f"{problem}; fix: use the published file, whole and in its order")
     dev = set(_strata({name: answers[name] for name in training}, FOLDS, rng)[fold])
     ids = {"train": set(training) - dev, "dev": dev, "test": set(test)}
     return {split: [row for row in rows if str(row.id) in wanted] for split, wanted in ids.items()}

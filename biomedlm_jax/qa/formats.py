@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa import adapters
 from biomedlm_jax.qa.adapters import NO_ANSWER, Parts, plain_label, plain_text
@@ -80,12 +81,12 @@ def to_questions(
         try:
             one = _question(row, format, classes)
             if one.id in places:
-                raise ValueError(f"the id {one.id!r} occurs twice, first in {places[one.id]}")
+                raise InputError(f"the id {one.id!r} occurs twice, first in {places[one.id]}")
             for field in ("label", "group") if questions else ():
                 has = getattr(one, field) is not None
                 if has != (getattr(questions[0], field) is not None):
                     got = f"has {'a' if has else 'no'} {field}"
-                    raise ValueError(f"{got}, unlike the rows before it")
+                    raise InputError(f"{got}, unlike the rows before it")
         except ValueError as error:
             refuse(f"{row}: {error}")
         else:
@@ -153,7 +154,7 @@ def _question(row: Row, format: str, classes: tuple[str, ...]) -> Question:
     if FORMATS[format].kind == CLASSIFICATION:
         options = list(classes)
         if answer is not None and answer not in options:
-            raise ValueError(f"expected a label among {', '.join(classes)}, got {answer!r}")
+            raise InputError(f"expected a label among {', '.join(classes)}, got {answer!r}")
         answer = None if answer is None else options.index(str(answer))
     assert not isinstance(answer, str)
     group = row.fields.get("group")
@@ -177,14 +178,14 @@ def _parts(row: Row, format: str) -> Parts:
         fix = known if fits else "name the fields so"
         lacks = ", ".join(name for name in one.needs if name not in names)
         got = f"format {format} needs the fields {lacks}, got {first_names(names)}"
-        raise ValueError(f"{got}; fix: {fix}")
+        raise InputError(f"{got}; fix: {fix}")
     known = (*one.needs, *(one.may or ()), *METADATA)
     unknown = [] if one.may is None else sorted(names - {*known})
     if one.parse is adapters.endings:
         unknown = [name for name in unknown if not re.fullmatch(r"ending\d+", name)]
     if unknown:
         got = f"unknown field {', '.join(map(repr, unknown[:10]))}"
-        raise ValueError(f"{got}; expected {', '.join(known)}; fix: put other facts under meta")
+        raise InputError(f"{got}; expected {', '.join(known)}; fix: put other facts under meta")
     return one.parse(row)
 
 

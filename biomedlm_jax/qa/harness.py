@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 import biomedlm_jax
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.corpus.tokenizer import prefix_token_id, special_id, tokenizer_hash
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation.generator import Generator, answer_batches
 from biomedlm_jax.generation.options import (
     RENAMED,
@@ -48,7 +49,7 @@ except ModuleNotFoundError as error:
     if __name__ == "__main__":
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from None
-    raise ValueError(problem) from None
+    raise InputError(problem) from None
 
 NEW_TOKENS = 256  # where a task has no limit, as in the `hf` backend
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -101,7 +102,7 @@ class Harness(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict, additional_config=None) -> "Harness":
-        """Load the model at `path`; ValueError for an argument that is unknown.
+        """Load the model at `path`; InputError for an argument that is unknown.
 
         lm-eval's default batch_size of 1, and auto, stand for the default here.
         """
@@ -110,16 +111,16 @@ class Harness(TemplateLM):
         unknown = sorted({*given} - {*ARGUMENTS})
         if unknown or "path" not in given:
             got = f"got model_args {unknown[0]}" if unknown else "got model_args without path"
-            raise ValueError(f"{got}; expected path and any of {', '.join(ARGUMENTS[1:])}")
+            raise InputError(f"{got}; expected path and any of {', '.join(ARGUMENTS[1:])}")
         if "device" in given and str(given["device"]).split(":")[0] not in (platform(), "cuda"):
-            raise ValueError(f"got device={given['device']}; JAX uses {platform()}: leave it out")
+            raise InputError(f"got device={given['device']}; JAX uses {platform()}: leave it out")
         path, execution = str(given["path"]), {}
         if "dtype" in given:
             execution["compute_dtype"] = given["dtype"]
         keep_freed_memory()
         mesh = make_mesh(**{name: int(given.get(name, n)) for name, n in MESH.items()})
         if check_model(path, mesh) is not None:
-            raise ValueError(f"{path} has a classification head; harness tasks need none")
+            raise InputError(f"{path} has a classification head; harness tasks need none")
         model, tokenizer = load(path, mesh=mesh, **execution)
         assert tokenizer is not None  # checked above
         rows = str(given.get("batch_size", 1)).split(":")[0]
@@ -198,7 +199,7 @@ class Harness(TemplateLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Return the continuations, each up to its first stop sequence.
 
-        Raises ValueError for generation_kwargs that the decoder does not have.
+        Raises InputError for generation_kwargs that the decoder does not have.
         """
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
@@ -227,35 +228,35 @@ class Harness(TemplateLM):
         new_tokens = next(iter(limits), NEW_TOKENS)
         if new_tokens >= self.max_length:
             got = f"{task} has {new_tokens} new tokens, the model {self.max_length} positions"
-            raise ValueError(f"{got}; lower max_gen_toks in its generation_kwargs")
+            raise InputError(f"{got}; lower max_gen_toks in its generation_kwargs")
         end = self._tokens.decode([self.eot_token_id], skip_special_tokens=False)
         stops = handle_stop_sequences(list(as_texts(settings.pop("until", ()))), eos=end)
         where = f"{task} has generation_kwargs"
         if unknown := sorted({*settings} - KNOWN):
             known = ", ".join(["until", *LIMITS, *sorted(KNOWN)])
-            raise ValueError(f"{where} {unknown[0]}, which is unknown here; known: {known}")
+            raise InputError(f"{where} {unknown[0]}, which is unknown here; known: {known}")
         temperature = float(settings.get("temperature", 0))
         sampled = settings.setdefault("do_sample", temperature > 0)
         if sampled and not temperature:
             got = "do_sample: true without a temperature above 0"
-            raise ValueError(f"{where} {got}; set temperature, or do_sample: false")
+            raise InputError(f"{where} {got}; set temperature, or do_sample: false")
         config = {**self._generation_config, **settings}
         stops += as_texts(config.pop("stop_strings", None) or ())
         if (config.get("num_return_sequences") or 1) > 1:
             got = f"num_return_sequences={config['num_return_sequences']}"
-            raise ValueError(f"generation_config.json has {got}, and a request has one answer")
+            raise InputError(f"generation_config.json has {got}, and a request has one answer")
         new = config.pop("max_new_tokens", None) or new_tokens
         given = {"max_new_tokens": new, "stop": [stop for stop in stops if stop]}
         try:
             options = make_options(config, **given, seed=self._seed)
         except ValueError as error:
-            raise ValueError(f"{where} {request.args[1]}: {error}") from None
+            raise InputError(f"{where} {request.args[1]}: {error}") from None
         return options, stops, self.max_length - new_tokens
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Raise ValueError: lm-eval calls it for --apply_chat_template."""
+        """Raise InputError: lm-eval calls it for --apply_chat_template."""
         got = f"got apply_chat_template={chat_template}"
-        raise ValueError(f"{got}; prompts have no chat template here: leave it out")
+        raise InputError(f"{got}; prompts have no chat template here: leave it out")
 
     @functools.cached_property
     def _generator(self) -> Generator:

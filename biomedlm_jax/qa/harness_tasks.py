@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import atomic_directory, check_output, parse_object, write_text
 from biomedlm_jax.generation.options import read_generation_config
 from biomedlm_jax.interop.huggingface import load
@@ -54,7 +55,7 @@ def evaluate_tasks(
 
     `out` gets lm-eval's results_*.json and samples_*.jsonl in a folder named after the model, and
     the results as harness.json. Call it in every process; process 0 writes. Returns the harness's
-    results. Raises ValueError or FileNotFoundError for tasks, samples or a model that do not fit.
+    results. Raises InputError for tasks, samples or a model that do not fit.
     """
     # Slow to import, as all metrics and data sets come along.
     from lm_eval import simple_evaluate, utils
@@ -63,9 +64,9 @@ def evaluate_tasks(
     keep_freed_memory()
     manager = _task_manager(tasks, task_directory)
     if len(models) != 1 or check_model(models[0], mesh) is not None:
-        raise ValueError(f"got {list(models)}; harness tasks take one model, without a head")
+        raise InputError(f"got {list(models)}; harness tasks take one model, without a head")
     if limit is not None and samples is not None:
-        raise ValueError("got both a limit and samples; expected only one of them")
+        raise InputError("got both a limit and samples; expected only one of them")
     output = {"replaceable": _is_written, "overwrite": overwrite}
     writes = jax.process_index() == 0
     if writes:
@@ -88,7 +89,7 @@ def evaluate_tasks(
     except ConnectionError as error:
         problem = " ".join(str(error).split())
         problem = f"a data set of {list(tasks)} is not available: {problem}"
-        raise FileNotFoundError(problem) from None
+        raise InputError(problem) from None
     results["config"]["model"] = tracker.general_config_tracker.model_source = "biomedlm"
     tracker.general_config_tracker.model_name_sanitized = Path(models[0]).resolve().name
     if writes:
@@ -107,14 +108,14 @@ def evaluate_tasks(
 def _task_manager(tasks: Sequence[str], directory: str | Path | None):
     """Return lm-eval's manager of the tasks in a directory, and of its own if they are named.
 
-    Raises FileNotFoundError without the directory, ValueError for an unknown task.
+    Raises InputError without the directory, or for an unknown task.
     """
     from lm_eval.tasks import TaskManager
 
     here: list[str] = []
     if directory:
         if not Path(directory).is_dir():
-            raise FileNotFoundError(f"no directory with the tasks' YAML files: {directory}")
+            raise InputError(f"no directory with the tasks' YAML files: {directory}")
         manager = TaskManager(include_path=str(directory), include_defaults=False)
         here = manager.all_tasks
         if tasks and {*tasks} <= {*here}:
@@ -123,7 +124,7 @@ def _task_manager(tasks: Sequence[str], directory: str | Path | None):
     if not tasks or unknown:
         where = f"{directory} has {', '.join(here) or 'none'}, and " if directory else ""
         fix = "`lm_eval ls tasks` lists them, --harness_directory adds your own"
-        raise ValueError(f"got the harness tasks {unknown}; {where}lm-eval has no such task: {fix}")
+        raise InputError(f"got the harness tasks {unknown}; {where}lm-eval has no such task: {fix}")
     return TaskManager(include_path=str(directory)) if directory else _own_tasks()
 
 
@@ -136,7 +137,7 @@ def _own_tasks():
 
 
 def _check_samples(samples, manager, tasks: Sequence[str]) -> dict[str, list[int]] | None:
-    """Return the numbers of each task's questions; ValueError for a task or number not there."""
+    """Return the numbers of each task's questions; InputError for a task or number not there."""
     if samples is None:
         return None
     if not isinstance(samples, Mapping):
@@ -147,12 +148,12 @@ def _check_samples(samples, manager, tasks: Sequence[str]) -> dict[str, list[int
     loaded = manager.load(list(tasks))["tasks"]
     for name, numbers in samples.items():
         if name not in loaded:
-            raise ValueError(f"got samples of {name}; expected some of {', '.join(loaded)}")
+            raise InputError(f"got samples of {name}; expected some of {', '.join(loaded)}")
         count = len(loaded[name].eval_docs)
         whole = isinstance(numbers, Sequence) and all(type(n) is int for n in numbers)
         if not numbers or not whole or not all(0 <= n < count for n in numbers):
             expected = f"a list of numbers from 0 to {count - 1}"
-            raise ValueError(f"got samples {numbers!r} of {name}; expected {expected}")
+            raise InputError(f"got samples {numbers!r} of {name}; expected {expected}")
     return {name: list(numbers) for name, numbers in samples.items()}
 
 

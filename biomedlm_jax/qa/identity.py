@@ -12,6 +12,7 @@ import jax
 
 import biomedlm_jax
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash
 from biomedlm_jax.interop.directories import training_record
 from biomedlm_jax.qa.questions import Question, questions_hash
@@ -56,13 +57,13 @@ def used_in_training(
 
 
 def check_seeds(paths: Sequence[str | Path]) -> None:
-    """Raise ValueError unless the directories state that they are seeds of one model."""
+    """Raise InputError unless the directories state that they are seeds of one model."""
     first, *others = map(_start_and_settings, paths)
     fix = "several --model are seeds of one training; evaluate others one at a time"
     for path, other in zip(paths[1:], others, strict=True):
         names = sorted(n for n in {*first, *other} if first.get(n) != other.get(n))
         if names:
-            raise ValueError(f"{paths[0]} and {path} differ in {', '.join(names[:4])}; {fix}")
+            raise InputError(f"{paths[0]} and {path} differ in {', '.join(names[:4])}; {fix}")
 
 
 def describe(
@@ -103,7 +104,7 @@ def _start_and_settings(path: str | Path) -> dict[str, Any]:
     start = record.get("started_from")
     if not start:
         fix = "several --model are seeds of one training; evaluate it alone"
-        raise ValueError(f"{path} does not state what it was trained from; {fix}")
+        raise InputError(f"{path} does not state what it was trained from; {fix}")
     compared = {f"started_from.{k}": v for k, v in start.items() if k not in NOT_COMPARED}
     for group in record.keys() - {*UNCOMPARED}:
         fields = record[group] if isinstance(record[group], Mapping) else {"": record[group]}

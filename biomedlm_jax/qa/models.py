@@ -6,6 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import model_config, read_tokenizer
 from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
@@ -24,7 +25,7 @@ def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None
     """Return the head of a directory (None: a language model); raise if it does not fit."""
     head, config = read_head(path), model_config(path, **execution)
     if read_tokenizer(path, config) is None:
-        raise ValueError(f"{path} has no tokenizer; add the tokenizer.json it was trained with")
+        raise InputError(f"{path} has no tokenizer; add the tokenizer.json it was trained with")
     if mesh is not None:
         check_fits(mesh, model=abstract_model(config))
     return head
@@ -41,44 +42,44 @@ def load_model(
 
 
 def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:
-    """Raise ValueError if the head of the model at `where` is of another kind than the task."""
+    """Raise InputError if the head of the model at `where` is of another kind than the task."""
     if (head.kind, head.classes) != (task.kind, task.classes):
         got = f"{where} has a {head.kind} head {list(head.classes) or ''}"
         needed = f"{task.name} needs {task.kind} {list(task.classes) or ''}"
-        raise ValueError(f"{got} (fine-tuned on {head.task}), and {needed}; {fix}")
+        raise InputError(f"{got} (fine-tuned on {head.task}), and {needed}; {fix}")
 
 
 def check_seeds(models: Sequence[str | Path]) -> None:
-    """Raise ValueError unless the directories are different seeds of one training."""
+    """Raise InputError unless the directories are different seeds of one training."""
     refuse_equal([str(Path(model).resolve()) for model in models], models)
     if len(models) > 1:
         identity.check_seeds(models)
 
 
 def refuse_equal(of_each: Sequence[str], models: Sequence[str | Path]) -> None:
-    """Raise ValueError if two models have the same place, or the same hash of their weights."""
+    """Raise InputError if two models have the same place, or the same hash of their weights."""
     for number, value in enumerate(of_each):
         if (first := of_each.index(value)) < number:
             got = f"{models[number]} has the same weights as {models[first]}"
-            raise ValueError(f"{got}; fix: name each seed once")
+            raise InputError(f"{got}; fix: name each seed once")
 
 
 def choose_modes(
     mode: str, models: Sequence[str | Path], heads: Sequence[Head | None], task: Task
 ) -> list[str]:
-    """Return the modes to score in; raise ValueError if mode, models and task do not fit."""
+    """Return the modes to score in; raise InputError if mode, models and task do not fit."""
     for path, head in zip(models, heads, strict=True):
         if head is not None:
             check_head(head, task, where=path, fix="choose another model")
     finetuned = [head is not None for head in heads]
     if any(finetuned) and not all(finetuned):
         one, other = models[finetuned.index(True)], models[finetuned.index(False)]
-        raise ValueError(f"{one} is fine-tuned and {other} is not; evaluate them one at a time")
+        raise InputError(f"{one} is fine-tuned and {other} is not; evaluate them one at a time")
     if mode == AUTO:
         return [CLASSIFIER] if finetuned[0] else [LETTER, OPTION]
     if mode not in WAYS:
-        raise ValueError(f"got mode={mode!r}; choose one of {AUTO}, {', '.join(WAYS)}")
+        raise InputError(f"got mode={mode!r}; choose one of {AUTO}, {', '.join(WAYS)}")
     if finetuned[0] != (mode == CLASSIFIER):
         kind = "has a fine-tuned head" if finetuned[0] else "is a language model"
-        raise ValueError(f"mode={mode} does not fit {models[0]}, which {kind}; choose {AUTO}")
+        raise InputError(f"mode={mode} does not fit {models[0]}, which {kind}; choose {AUTO}")
     return [mode]

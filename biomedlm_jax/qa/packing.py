@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 
 TOKENS, LAST = "tokens", "last"  # what is read: the probability of every token, or the last state
 
@@ -90,7 +91,7 @@ def make_buckets(
     """Pack prompts into rows of the given lengths, by default `row_lengths` of their sizes.
 
     The largest come first, each into the fullest row that has room, else into a new row of the
-    shortest length that holds it. Raises ValueError for a prompt longer than every length.
+    shortest length that holds it. Raises InputError for a prompt longer than every length.
     """
     sizes = [size(prompt, read) for prompt in prompts]
     lengths = sorted(lengths or row_lengths(sizes))
@@ -109,7 +110,7 @@ def make_buckets(
             at = bisect.bisect_left(lengths, needed)
             if at == len(lengths):
                 expected = f"expected at most {lengths[-1]}, the longest row"
-                raise ValueError(f"got a prompt of {needed} tokens with its branches; {expected}")
+                raise InputError(f"got a prompt of {needed} tokens with its branches; {expected}")
             room, row = lengths[at], []
             rows[room].append(row)
         row.append(index)

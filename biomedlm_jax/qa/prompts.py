@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import prefix_ids
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import RELEASED
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.adapters import LETTERS
@@ -71,7 +72,7 @@ def choice_prompts(
     Beyond `max_length` tokens, "keep_end" cuts the start of the question, whose end has the
     request, then the ends of options that leave it less than half of the row. "released" cuts the
     end of the longer part, option by option, `[SEP]` included, as the published code's tokenizer
-    does. Raises ValueError for less than `LEAST_LENGTH` tokens, or a tokenizer without the added
+    does. Raises InputError for less than `LEAST_LENGTH` tokens, or a tokenizer without the added
     tokens.
     """
     _, _, *separator = _added_ids(tokenizer, CHOICE, max_length)
@@ -188,17 +189,17 @@ def continuation_prompts(
     """Return prompts that score branches token by token, from (name, prefix, branches) entries.
 
     As in lm-evaluation-harness, each branch keeps the last `max_length` tokens before its last one:
-    branches of a prefix that is cut do not share it. Raises ValueError with the name for an empty
+    branches of a prefix that is cut do not share it. Raises InputError with the name for an empty
     prefix or branch, or a branch of more than `max_length` tokens.
     """
     prompts, truncated = [], []
     for number, (name, prefix, branches) in enumerate(texts):
         if not prefix or not all(branches):
-            raise ValueError(f"{name} has a prefix or an option of no token; expected at least one")
+            raise InputError(f"{name} has a prefix or an option of no token; expected at least one")
         longest = max(map(len, branches))
         if longest > max_length:
             got = f"{name} has an option of {longest} tokens"
-            raise ValueError(f"{got}, and the model has {max_length} positions; leave it out")
+            raise InputError(f"{got}, and the model has {max_length} positions; leave it out")
         truncated.append(len(prefix) + longest - 1 > max_length)
         if truncated[-1]:
             prompts += [
@@ -233,9 +234,9 @@ def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:
     vocabulary = tokenizer.get_vocab()
     if missing := [name for name in ADDED_TOKENS[kind] if name not in vocabulary]:
         got = f"the tokenizer lacks {', '.join(missing)}, which a {kind} head needs"
-        raise ValueError(f"{got}; use the one in the fine-tuned directory")
+        raise InputError(f"{got}; use the one in the fine-tuned directory")
     if max_length < LEAST_LENGTH:
-        raise ValueError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
+        raise InputError(f"got max_length={max_length}; expected at least {LEAST_LENGTH} tokens")
     return [vocabulary[name] for name in ADDED_TOKENS[kind]]
 
 
@@ -246,7 +247,7 @@ def _end(ids: list[int], length: int) -> list[int]:
 def _letters(question: Question) -> list[str]:
     if len(question.options) > len(LETTERS):
         got = f"question {question.id!r} has {len(question.options)} options"
-        raise ValueError(f"{got}, and there are {len(LETTERS)} letters; score it with mode=option")
+        raise InputError(f"{got}, and there are {len(LETTERS)} letters; score it with mode=option")
     return [f" {letter}" for letter in LETTERS[: len(question.options)]]
 
 

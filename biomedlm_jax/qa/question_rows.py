@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_blocks, read_lines
 
@@ -100,7 +101,7 @@ def read_cells(
     except csv.Error as error:
         refuse(f"{path}:{line}: {error}")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{line}: expected UTF-8 ({error.reason})") from None
+        raise InputError(f"{path}:{line}: expected UTF-8 ({error.reason})") from None
 
 
 def first_names(names: Iterable[str]) -> str:

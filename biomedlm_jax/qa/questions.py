@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash
 
 
@@ -98,12 +99,12 @@ def questions_hash(questions: Sequence[Question]) -> str:
 def check_limit(limit: float | None) -> float | None:
     """Return a number of first questions as an int, a fraction below 1 or None unchanged.
 
-    Raises ValueError for anything else, such as NaN or 2.5.
+    Raises InputError for anything else, such as NaN or 2.5.
     """
     if limit is None or 0 < limit < 1:
         return limit
     if not (math.isfinite(limit) and limit >= 1 and limit == int(limit)):
-        raise ValueError(f"got limit={limit}; expected a number of questions, or a fraction of 1")
+        raise InputError(f"got limit={limit}; expected a number of questions, or a fraction of 1")
     return int(limit)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import (
     atomic_directory,
     read_json,
@@ -54,7 +55,7 @@ def _items_file(path: Path, way: str) -> Path:
     file = chosen / ITEMS if chosen in ways else path / ITEMS
     if not file.is_file() and ways:
         names = " or ".join(map(str, ways))
-        raise ValueError(f"{path} holds {counted(len(ways), 'report')}; fix: name {names}")
+        raise InputError(f"{path} holds {counted(len(ways), 'report')}; fix: name {names}")
     return file
 
 
@@ -64,10 +65,10 @@ def _read_file(file: Path) -> list[dict]:
         try:
             statistics.check_item(item)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise InputError(f"{where}: {error}") from None
         items.append(item)
     if not items:
-        raise ValueError(f"{file} holds no questions")
+        raise InputError(f"{file} holds no questions")
     return items
 
 

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import KEEP_END
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
@@ -61,12 +62,12 @@ def score(
     Items have id, content (a hash of what was asked), group, subject, options, gold, prediction
     (the first of equal scores), scores, probabilities (a softmax over the options; None for
     NOT_PROBABILITIES), truncated, and indistinct: two options became equal tokens. Raises
-    ValueError for an unknown mode, or a model, tokenizer or length that does not fit it.
+    InputError for an unknown mode, or a model, tokenizer or length that does not fit it.
     """
     if mode not in WAYS:
-        raise ValueError(f"got mode={mode!r}; choose one of {', '.join(WAYS)}")
+        raise InputError(f"got mode={mode!r}; choose one of {', '.join(WAYS)}")
     if not questions:
-        raise ValueError("expected at least one question to score, got none")
+        raise InputError("expected at least one question to score, got none")
     limit = model.config.context_length
     options: dict[str, Any] = {"batch_tokens": batch_tokens, "journal": journal}
     options["check_stop"] = check_stop
@@ -79,16 +80,16 @@ def score(
     if isinstance(model, Scorer):
         if mode != CLASSIFIER:
             got = f"got one with a {model.kind} head"
-            raise ValueError(f"mode={mode} needs a language model, {got}")
+            raise InputError(f"mode={mode} needs a language model, {got}")
         choice, classes = model.kind == CHOICE, model.score.kernel.shape[-1]
         if differ := [q for q in questions if not choice and len(q.options) != classes]:
             one = f"question {differ[0].id!r} has {len(differ[0].options)}"
-            raise ValueError(f"the head has {classes} classes, and {one}")
+            raise InputError(f"the head has {classes} classes, and {one}")
         rows = {"row_format": row_format, "max_length": min(max_length or limit, limit)}
         made = prompts.HEAD_PROMPTS[model.kind](tokenizer, questions, **rows)
         scores = [_by_option(questions, _by_head(model, made, **options))]
     elif mode == CLASSIFIER:
-        raise ValueError("mode=classifier needs a fine-tuned head, and this is a language model")
+        raise InputError("mode=classifier needs a fine-tuned head, and this is a language model")
     elif mode == LETTER:
         made = prompts.letter_prompts(tokenizer, questions, task, shots=shots, max_length=limit)
         scores = [sums(made)]
@@ -186,7 +187,7 @@ def _computed(
             if largest >= rows_of:
                 got = f"a text has token id {largest}"
                 known = f"the model's vocabulary ends at {rows_of - 1}"
-                raise ValueError(f"{got}, and {known}; remove the special token that it spells")
+                raise InputError(f"{got}, and {known}; remove the special token that it spells")
             size = bucket.length * int((rows.prompt_BxL >= 0).any(axis=1).sum())
             placed = jax.tree.map(lambda array: meshes.place(array, layout), rows)
             with jax.set_mesh(mesh):  # not around the yield: the caller's mesh stays
@@ -216,7 +217,7 @@ def _kept(result: Any, compute: Callable) -> Any:
 def _item(question: Question, scores: np.ndarray, flags: Mapping[str, bool], way: str) -> dict:
     if not np.isfinite(scores).all():
         got = f"question {question.id!r} has the scores {scores.tolist()}"
-        raise ValueError(f"{got}: the model's weights are not finite")
+        raise InputError(f"{got}: the model's weights are not finite")
     weights = np.exp(scores - scores.max())
     return {
         "id": question.id,

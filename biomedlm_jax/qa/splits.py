@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa.folds import WHOLE_SETS, pubmedqa_split
 from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_numbers, to_questions
 from biomedlm_jax.qa.journal import print_progress
@@ -39,28 +40,28 @@ def read_questions(
     counts bad rows in `skipped`. `label_base` is the number of the first option; "auto" is 0, and
     for MedMCQA what the file and those of its other splits show. `twins`: whether questions with
     two equal options are kept, as lm-evaluation-harness does. `labelled`: every question must have
-    a label. Raises ValueError (for a bad row with its file and line) or FileNotFoundError.
+    a label. Raises InputError, for a bad row with its file and line.
     """
     choices = {"on_error": ON_ERROR, "label_base": LABEL_BASES, "twins": TWINS}
     for value, (name, allowed) in zip((on_error, label_base, twins), choices.items(), strict=True):
         if value not in allowed:
-            raise ValueError(f"expected {name} among {', '.join(allowed)}, got {value!r}")
+            raise InputError(f"expected {name} among {', '.join(allowed)}, got {value!r}")
     if split not in (*task.splits, default_split(task, path)):
-        raise ValueError(f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}")
+        raise InputError(f"{task.name} has the splits {', '.join(task.splits)}, got {split!r}")
     if fold not in range(task.folds):
-        raise ValueError(f"{task.name} has the folds 0 to {task.folds - 1}, got {fold}")
+        raise InputError(f"{task.name} has the folds 0 to {task.folds - 1}, got {fold}")
     if path and task.path:
-        raise ValueError(f"{task.name} has the path {task.path}, got another one: {path}")
+        raise InputError(f"{task.name} has the path {task.path}, got another one: {path}")
     path = path or task.path
     if not path:
-        raise ValueError(f"{task.name} needs the path of its data; fix: --path (config.task.path)")
+        raise InputError(f"{task.name} needs the path of its data; fix: --path (config.task.path)")
     skipped = Skipped() if skipped is None else skipped
 
     def refuse(problem: str) -> None:
         fix = "fix the row, or skip bad rows with --on_error=skip (config.task.on_error)"
         message = f"{problem}; {fix}"
         if on_error == "raise":
-            raise ValueError(message)
+            raise InputError(message)
         skipped.add(problem, message)
 
     files, format = split_files(task, Path(path), split=split, fold=fold)
@@ -72,7 +73,7 @@ def read_questions(
     ):
         if value != default and not used:
             got = f"got {name}={value} for {task.name}, format {format}, where it has no effect"
-            raise ValueError(f"{got}: only {user} uses it; fix: leave it out")
+            raise InputError(f"{got}: only {user} uses it; fix: leave it out")
     named = split_in_name(Path(path), task.splits) or split
     if named != split and format not in WHOLE_SETS:
         skipped.note(f"file of the {named} split by its name (fix: --split={named})", [file.name])
@@ -80,7 +81,7 @@ def read_questions(
     if format in WHOLE_SETS:
         rows = pubmedqa_split(rows, file, split, fold)
     elif fold and split != "test" and f"fold{fold}" not in str(file):
-        raise ValueError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
+        raise InputError(f"{file} is of fold 0; fix: fold {fold} needs ori_pqal.json")
     if task.kind == CHOICE:
         rows = _numbered(rows, task, format, Path(path), split, label_base)
         if label_base == "auto" and format not in NO_NUMBERS and (unsure := _unsure(rows)):
@@ -99,10 +100,10 @@ def read_questions(
         rows = kept
     questions = to_questions(rows, format, task.classes, refuse, skipped, twins=twins)
     if not questions:
-        raise ValueError(f"no questions of {task.name} in {file}; skipped: {skipped}")
+        raise InputError(f"no questions of {task.name} in {file}; skipped: {skipped}")
     if labelled and (missing := sum(question.label is None for question in questions)):
         got = f"{missing} of {counted(len(questions), 'question')} of {task.name}, {split}, have"
-        raise ValueError(f"{got} no label, so nothing can be reported; fix: choose another split")
+        raise InputError(f"{got} no label, so nothing can be reported; fix: choose another split")
     return questions
 
 
@@ -119,7 +120,7 @@ def note_shared_questions(
     """Note in `skipped` which questions are also in the train or dev split of the same directory.
 
     `read` are arguments of `read_questions`. A split that cannot be read is noted. Raises
-    ValueError if two splits are one set.
+    InputError if two splits are one set.
     """
     path = Path(path or task.path or "")
     if split == "train" or not path.is_dir():
@@ -150,10 +151,10 @@ def note_shared_questions(
 def refuse_copy(
     first: Sequence[Question], second: Sequence[Question], *, names: tuple[str, str]
 ) -> None:
-    """Raise ValueError if two splits are one file, or different files of the same content."""
+    """Raise InputError if two splits are one file, or different files of the same content."""
     if {one.content for one in first} == {one.content for one in second}:
         got = f"{' and '.join(names)} have the same {counted(len(second), 'question')}"
-        raise ValueError(f"{got}; fix: give each split its own file, or task.train_path")
+        raise InputError(f"{got}; fix: give each split its own file, or task.train_path")
 
 
 def read_shots(
@@ -162,7 +163,7 @@ def read_shots(
     """Return the first `count` questions of the task's first split, of MMLU those of each subject.
 
     `read` are arguments of `read_questions`. A shot with the content of one of `questions` under
-    another id is noted: `letter_prompts` leaves it out of that question's prompt. Raises ValueError
+    another id is noted: `letter_prompts` leaves it out of that question's prompt. Raises InputError
     for fewer than `count` answered shots, or shots that are among the `questions`.
     """
     split, skipped = task.splits[0], read.pop("skipped", None)
@@ -174,11 +175,11 @@ def read_shots(
         here = by_subject.get(subject, [])
         if len(here) < count or any(shot.label is None for shot in here):
             of = f" of {subject}" if subject else ""
-            raise ValueError(f"got shots={count}; {split} has {len(here)}{of} with answers")
+            raise InputError(f"got shots={count}; {split} has {len(here)}{of} with answers")
     shots = [shot for ones in by_subject.values() for shot in ones]
     if {*shots} & {*questions}:
         fix = f"give a directory with a {split} split, and score another one"
-        raise ValueError(f"got shots={count}, which are among the questions to score; {fix}")
+        raise InputError(f"got shots={count}, which are among the questions to score; {fix}")
     if skipped is not None:
         skipped.note("equal to a shot, which their prompts leave out", overlap(questions, shots))
     return shots
@@ -191,7 +192,7 @@ def _shot_subject(task: Task, question: Question) -> str:
 def _numbered(
     rows: list[Row], task: Task, format: str, path: Path, split: str, label_base: str
 ) -> list[Row]:
-    """Return the rows with the number of their first option; raise ValueError if none is sure."""
+    """Return the rows with the number of their first option; raise InputError if none is sure."""
     needs = {*FORMATS[format].needs}
     shown = first_numbers(row for row in rows if needs <= row.fields.keys())
     base = 0 if label_base == "auto" else int(label_base)
@@ -202,17 +203,17 @@ def _numbered(
             shown = first_numbers(other) | shown
         if len(shown) == 2:
             got = f"{shown[1]}: got cop 4, but cop 0 at {shown[0]}"
-            raise ValueError(f"{got}; expected options counted from 1 to 4, or all from 0 to 3")
+            raise InputError(f"{got}; expected options counted from 1 to 4, or all from 0 to 3")
         if not shown and any(
             answer_number(row) is not None and needs <= row.fields.keys() for row in rows
         ):
             got = f"{rows[0].path}: no cop is 0 and none is 4, here and in the other splits"
-            raise ValueError(f"{got}; {fix} 0 for a mirror, 1 for the official files")
+            raise InputError(f"{got}; {fix} 0 for a mirror, 1 for the official files")
         base = min(shown, default=1)
     other = shown.get(1 - base)
     if other is not None and (published or base not in shown):
         got = f"{other}: got the answer {answer_number(other)} where options count from {base}"
-        raise ValueError(f"{got}; correct the row, or {fix} {1 - base}")
+        raise InputError(f"{got}; correct the row, or {fix} {1 - base}")
     return [row._replace(first=base) for row in rows]
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from biomedlm_jax.errors import InputError
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 BINS = 10
@@ -58,21 +60,21 @@ class Columns(NamedTuple):
 
 
 def columns(items: Sequence[Item]) -> Columns:
-    """Return the items as columns; raise ValueError, naming the question, for a bad item."""
+    """Return the items as columns; raise InputError, naming the question, for a bad item."""
     if not items:
-        raise ValueError("expected at least one question, got none")
+        raise InputError("expected at least one question, got none")
     for item in items:
         check_item(item)
     ids = [item["id"] for item in items]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"more than one question has the id {Counter(ids).most_common(1)[0][0]!r}")
+        raise InputError(f"more than one question has the id {Counter(ids).most_common(1)[0][0]!r}")
     if missing := [item["id"] for item in items if item["gold"] is None]:
         lack = f"{len(missing)} of {len(items)} questions have no gold label"
-        raise ValueError(f"{lack}, the first is {missing[0]!r}; fix: use a split with labels")
+        raise InputError(f"{lack}, the first is {missing[0]!r}; fix: use a split with labels")
     groups = [item.get("group") for item in items]
     lone = groups.count(None)
     if 0 < lone < len(groups):
-        raise ValueError(f"{lone} of {len(groups)} questions have no group; fix: give all or none")
+        raise InputError(f"{lone} of {len(groups)} questions have no group; fix: give all or none")
     return Columns(
         ids,
         np.array([item["gold"] for item in items], np.int64),
@@ -85,32 +87,32 @@ def columns(items: Sequence[Item]) -> Columns:
 
 
 def check_item(item: Item) -> None:
-    """Raise ValueError unless the record of one question is complete and consistent.
+    """Raise InputError unless the record of one question is complete and consistent.
 
     `probabilities` are None where the scores are no log-probabilities of the options.
     """
     missing = [n for n in FIELDS if n not in item] if isinstance(item, Mapping) else FIELDS
     if missing:
-        raise ValueError(f"an item has no {missing[0]!r}; its fields are {', '.join(FIELDS)}")
+        raise InputError(f"an item has no {missing[0]!r}; its fields are {', '.join(FIELDS)}")
     where, options = f"question {item['id']!r}", len(item["options"])
     confidences = "scores" if item["probabilities"] is None else "probabilities"
     for name in ("scores", confidences):
         values = np.asarray(item[name], np.float64)
         if values.shape != (options,) or not options:
-            raise ValueError(f"{where} has {options} options and {name} of shape {values.shape}")
+            raise InputError(f"{where} has {options} options and {name} of shape {values.shape}")
         if not np.isfinite(values).all():
-            raise ValueError(f"{where} has {name} that are not finite")
+            raise InputError(f"{where} has {name} that are not finite")
     for name in ("gold", "prediction"):
         label = item[name]
         known = isinstance(label, int | np.integer) and 0 <= label < options
         if not known and (name == "prediction" or label is not None):
-            raise ValueError(f"{where} has {name} {label!r}; allowed is 0 to {options - 1}")
+            raise InputError(f"{where} has {name} {label!r}; allowed is 0 to {options - 1}")
     values = np.asarray(item[confidences], np.float64)
     total, top = values.sum(), values.max()
     if confidences == "probabilities" and (values.min() < 0 or abs(total - 1) > 1e-3):
-        raise ValueError(f"{where} has probabilities that sum to {total:.6g}, not to 1")
+        raise InputError(f"{where} has probabilities that sum to {total:.6g}, not to 1")
     if values[item["prediction"]] < top - 1e-6:
-        raise ValueError(f"{where} predicts {item['prediction']}, not its most probable option")
+        raise InputError(f"{where} predicts {item['prediction']}, not its most probable option")
 
 
 def accuracy(*seeds: Columns, seed: int = 0) -> Interval:
@@ -238,19 +240,19 @@ def paired_test(gain_N: np.ndarray, group_N: np.ndarray | None = None) -> float:
 
 
 def same_questions(first: Columns, second: Columns) -> np.ndarray:
-    """Return the place of each question of `first` in `second`; raise ValueError if they differ.
+    """Return the place of each question of `first` in `second`; raise InputError if they differ.
 
     Ids, gold labels and options must be equal, and hashes of the content where both have them.
     """
     only, extra = {*first.ids} - {*second.ids}, {*second.ids} - {*first.ids}
     if only or extra:
         counts = f"{len(only)} ids are only in the first and {len(extra)} only in the second"
-        raise ValueError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
+        raise InputError(f"the results differ in questions: {counts}: {min(only or extra)!r}")
     place = {name: index for index, name in enumerate(second.ids)}
     order = np.array([place[name] for name in first.ids])
     differ = first.gold_N != second.gold_N[order]
     if differ.any():
-        raise ValueError(f"{differ.sum()} gold labels differ, as of {first.ids[differ.argmax()]!r}")
+        raise InputError(f"{differ.sum()} gold labels differ, as of {first.ids[differ.argmax()]!r}")
     pairs = list(zip(first.ids, order, strict=True))
     for noun, of_first, of_second in (
         ("lists of options", first.options, second.options),
@@ -263,7 +265,7 @@ def same_questions(first: Columns, second: Columns) -> np.ndarray:
         ]
         if differing:
             got = f"{len(differing)} {noun} differ, as of {differing[0]!r}"
-            raise ValueError(f"the results are of other questions: {got}")
+            raise InputError(f"the results are of other questions: {got}")
     return order
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa.folds import FOLDS, WHOLE_SETS
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION, FORMATS, class_names, formats_that_read
 from biomedlm_jax.qa.question_rows import plain_name
@@ -126,18 +127,18 @@ TASKS = {task.name: task for task in _TASKS}
 def find_task(name: str, *, format: str = "") -> Task:
     """Return the task of this name, whose files are all of `format` if that is given."""
     if format and format not in FORMATS:
-        raise ValueError(f"expected a format among {', '.join(FORMATS)}, got {format!r}")
+        raise InputError(f"expected a format among {', '.join(FORMATS)}, got {format!r}")
     family, _, rest = name.partition(":")
     if family == "jsonl" and rest:
         return _own_task(name, Path(rest), format or "questions")
     if name not in TASKS and not (family == "mmlu" and re.fullmatch(r"[a-z0-9_]+", rest)):
         known = f"{', '.join(TASKS)}, mmlu:<any other subject> and jsonl:<path of your own set>"
-        raise ValueError(f"expected a task among {known}, got {name!r}")
+        raise InputError(f"expected a task among {known}, got {name!r}")
     task = TASKS.get(name) or _mmlu(rest)
     if not format:
         return task
     if FORMATS[format].kind != task.kind:
-        raise ValueError(f"format {format} is {FORMATS[format].kind}, and {name} is {task.kind}")
+        raise InputError(f"format {format} is {FORMATS[format].kind}, and {name} is {task.kind}")
     return replace(task, files=dict.fromkeys([*task.files, *PARQUET, "*"], format))
 
 
@@ -168,12 +169,12 @@ def _format_by_name(task: Task, path: Path, *, fold: int | str) -> str | None:
 def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[Path], str]:
     """Return the files to read, several parts of one set, and their format."""
     if not path.exists():
-        raise FileNotFoundError(f"no such file or directory: {path}")
+        raise InputError(f"no such file or directory: {path}")
     if not path.is_dir():
         if by_name := _format_by_name(task, path, fold=fold):
             return [path], by_name
         fix = f"--format={' or '.join(FORMATS)} (config.task.format)"
-        raise ValueError(f"unknown format of {path}; fix: {fix}")
+        raise InputError(f"unknown format of {path}; fix: {fix}")
     names = {name: f for name, f in task.files.items() if "*" not in name or "{split}" in name}
     for name, format in names.items():
         for word in _words(split, task.splits):
@@ -193,7 +194,7 @@ def split_files(task: Task, path: Path, *, split: str, fold: int) -> tuple[list[
         expected += f"; fix: --split={before} to score the {before} split"
     if "; fix" not in expected:
         expected += "; fix: rename it, or give the file and its --format (config.task.format)"
-    raise ValueError(f"no {split} file of {task.name} in {path}: {expected}")
+    raise InputError(f"no {split} file of {task.name} in {path}: {expected}")
 
 
 def _matching(folder: Path, name: str) -> list[Path]:
@@ -221,7 +222,7 @@ def split_in_name(file: Path, splits: tuple[str, ...]) -> str | None:
 def _own_task(name: str, path: Path, format: str) -> Task:
     """Make the task of somebody's own set; its classes are those of all its splits."""
     if not path.exists():
-        raise FileNotFoundError(f"no such file or directory: {path}")
+        raise InputError(f"no such file or directory: {path}")
     one = FORMATS[format]
     name_of = f"{{split}}{one.suffix}"
     names = dict.fromkeys([name_of, *(PARQUET if one.suffix == ".jsonl" else ()), "*"], format)
@@ -234,7 +235,7 @@ def _own_task(name: str, path: Path, format: str) -> Task:
                 files[split] = split_files(task, path, split=split, fold=0)[0]
     if not files:
         expected = ", ".join(name_of.format(split=split) for split in SPLITS)
-        raise ValueError(f"no questions in {path}: expected some of {expected}")
+        raise InputError(f"no questions in {path}: expected some of {expected}")
     task = replace(task, splits=SPLITS if GIVEN in files else tuple(files))
     if one.kind == CHOICE:
         return task
@@ -244,5 +245,5 @@ def _own_task(name: str, path: Path, format: str) -> Task:
     classes = tuple(sorted(class_names(rows, format, problems.append)))
     if len(classes) < 2:
         got = "; ".join([", ".join(classes) or "none", *problems[:1]])
-        raise ValueError(f"expected at least two classes in {path}, got {got}")
+        raise InputError(f"expected at least two classes in {path}, got {got}")
     return replace(task, classes=classes)

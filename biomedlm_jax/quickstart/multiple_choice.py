@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_jsonl
 from biomedlm_jax.quickstart.abstracts import WORDING, capitalised
 from biomedlm_jax.quickstart.world import SHARED_VALUES, Fact, Family, SeededRandom, facts
@@ -41,7 +42,7 @@ def questions(world: Sequence[Family], seed: int = 0) -> dict[str, list[dict[str
     `group` is the family's disease.
 
     Raises:
-      ValueError: a split has fewer families than a question has options.
+      InputError: a split has fewer families than a question has options.
     """
     return {
         split: _make_questions(members, world, SeededRandom("questions", seed, split), split)
@@ -65,7 +66,7 @@ def _make_questions(
 ) -> list[dict[str, Any]]:
     families = len({fact.family for fact in members})
     if families < len(LETTERS):
-        raise ValueError(
+        raise InputError(
             f"expected at least {len(LETTERS)} families in the {split} split, got {families}; fix: "
             f"make a world of at least {round(len(LETTERS) / DEV)} families"
         )

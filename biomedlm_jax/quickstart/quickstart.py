@@ -13,6 +13,7 @@ from rich.markup import escape
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_jsonl, write_json
 from biomedlm_jax.generation.generator import generate
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
@@ -48,11 +49,11 @@ def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int =
     `steps` is the number of pre-training steps, `epochs` that of fine-tuning epochs. The figures
     are also written to summary.json.
 
-    Raises FileExistsError if `out` is not empty, and ValueError if a check fails.
+    Raises InputError if `out` is not empty, or a check fails.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another --out, or remove it")
+        raise InputError(f"{out} is not empty; choose another --out, or remove it")
     console, start = Console(highlight=False, soft_wrap=True), time.perf_counter()
     figures: dict = {"seconds": {}}
 
@@ -91,7 +92,7 @@ def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int =
         losses = [record["loss"] for _, record in records if "loss" in record]
         console.print(f"   loss {losses[0]:.2f} {_sparkline(losses)} {losses[-1]:.2f}")
         if not losses[-1] < 0.7 * losses[0]:
-            raise ValueError(f"the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} only")
+            raise InputError(f"the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} only")
     with stage("export to Hugging Face and import again"):
         model, tokenizer = load(out / "run")
         assert tokenizer is not None  # the run has one
@@ -104,7 +105,7 @@ def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int =
         before, after = np.asarray(model(ids)), np.asarray(imported(ids))
         figures["logits_equal"] = np.array_equal(before, after)
         if not figures["logits_equal"]:
-            raise ValueError("the re-imported model computes other logits than the trained one")
+            raise InputError("the re-imported model computes other logits than the trained one")
         console.print(f"   {before.size:,} logits before and after are bit-identical")
     with stage("complete sentences"):
         examples = fact_prompts(world, 4)

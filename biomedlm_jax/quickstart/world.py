@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeVar
 
+from biomedlm_jax.errors import InputError
+
 T = TypeVar("T")
 
 # All singular and without an article, so that every sentence can take any of them.
@@ -130,10 +132,10 @@ def make_world(seed: int = 0, *, families: int) -> tuple[Family, ...]:
     Values that families share are balanced, so that none of them is a good guess.
 
     Raises:
-      ValueError: `families` is below 1 or above MAX_FAMILIES, the number of names there are.
+      InputError: `families` is below 1 or above MAX_FAMILIES, the number of names there are.
     """
     if not 1 <= families <= MAX_FAMILIES:
-        raise ValueError(f"expected 1 to {MAX_FAMILIES} families, got {families}")
+        raise InputError(f"expected 1 to {MAX_FAMILIES} families, got {families}")
     rng = SeededRandom("world", seed)
     stems = iter(rng.shuffled(["".join(s) for s in product(_ONSETS, _VOWELS, _MIDDLES)]))
     symbols = rng.shuffled(["".join(s) for s in product(*_SYMBOL)])

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState
 
@@ -90,13 +91,13 @@ class Checkpointer:
 
 
 def check_shapes(item: Path, model: Any) -> None:
-    """Raise ValueError unless the saved item has exactly this model's tensors and dtypes."""
+    """Raise InputError unless the saved item has exactly this model's tensors and dtypes."""
     saved = _flat(ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree)
     wanted = _flat(model)
     if saved == wanted:
         return
     name = next(n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n))
-    raise ValueError(
+    raise InputError(
         f"the checkpoint {item.parent} is of another model: {name} is {saved.get(name, 'absent')} "
         f"there and {wanted.get(name, 'absent')} in this config; use the run's own config"
     )
@@ -121,12 +122,12 @@ def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     """Read a saved model, the newest by default, sharded as `abstract` is.
 
-    Raises FileNotFoundError if there is no such checkpoint, ValueError if it is of another config.
+    Raises InputError if there is no such checkpoint, or it is of another config.
     """
     finished = steps(run_directory)
     step = max(finished, default=None) if step is None else step
     if step not in finished:
-        raise FileNotFoundError(
+        raise InputError(
             f"{run_directory} has no finished checkpoint"
             f"{'' if step is None else f' of step {step}'}; finished: {finished or 'none'}"
         )

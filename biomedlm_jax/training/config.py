@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import make_mesh
 from biomedlm_jax.settings import Settings, setting
 
@@ -21,7 +22,7 @@ class MeshSettings(Settings):
     tensor: int = setting(1, least=-1, free=True)
 
     def make(self) -> Mesh:
-        """Return the mesh of all devices; raises ValueError if the sizes do not make them."""
+        """Return the mesh of all devices; raises InputError if the sizes do not make them."""
         return make_mesh(data=self.data, fsdp=self.fsdp, tensor=self.tensor)
 
 
@@ -45,12 +46,12 @@ class OptimizerSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         if (self.warmup_steps is None) == (self.warmup_ratio is None):
-            raise ValueError(
+            raise InputError(
                 f"got optimizer.warmup_steps={self.warmup_steps} and "
                 f"optimizer.warmup_ratio={self.warmup_ratio}; set one of them, the other to None"
             )
         if self.schedule == "constant" and self.final_lr_fraction != 1.0:
-            raise ValueError(
+            raise InputError(
                 f"got optimizer.final_lr_fraction={self.final_lr_fraction} with schedule=constant, "
                 "which does not decay; set --config.optimizer.final_lr_fraction=1.0"
             )

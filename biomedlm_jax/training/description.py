@@ -13,7 +13,7 @@ from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 def describe_run(model: LanguageModel, mesh: Mesh, **rows: Any) -> str:
     """Return one line: parameters, devices, dtype, the attention kernel and why it is not fused.
 
-    `model` may be abstract; `rows` are those of `explained_kernel`. Raises ValueError if the kernel
+    `model` may be abstract; `rows` are those of `explained_kernel`. Raises InputError if the kernel
     named in the config cannot serve.
     """
     sizes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())

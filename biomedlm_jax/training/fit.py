@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer, latest_step
 from biomedlm_jax.training.config import RunSettings
 from biomedlm_jax.training.metrics import (
@@ -51,7 +52,7 @@ class Data(Protocol):
         ...
 
     def restore(self, position: dict) -> None:
-        """Continue after `position`; raises ValueError if it is of other data."""
+        """Continue after `position`; raises InputError if it is of other data."""
         ...
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
     ends the step or the evaluation's batch, saves and raises KeyboardInterrupt; an evaluation that
     was not finished is the first thing that a resumed run does. Call it under
     `jax.set_mesh(mesh)`. Returns the model (LoRA merged) and {"step": ..., and the last
-    evaluation's figures if this call evaluated}. Raises ValueError, before anything is written, if
+    evaluation's figures if this call evaluated}. Raises InputError, before anything is written, if
     settings, data and directory do not fit together, and if a loss is not finite.
     """
     keep_freed_memory()
@@ -219,7 +220,7 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
                 return False
             result.clear()
             if bad := {name: x for name, x in figures.items() if not np.isfinite(x)}:
-                raise ValueError(
+                raise InputError(
                     f"the evaluation after step {step} has {bad}: the run diverged; start a new "
                     "one with a lower optimizer.learning_rate or a longer warmup"
                 )

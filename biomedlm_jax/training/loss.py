@@ -6,6 +6,7 @@ Axes: B batch, L length, D width, V vocabulary (here with the model's padding).
 import jax
 import jax.numpy as jnp
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model.language_model import LanguageModel, head_logits
 from biomedlm_jax.model.layers import custom_vjp
@@ -46,7 +47,7 @@ def summed_loss(model: LanguageModel, tokens_BxL, *, weights_B=None, chunks=1, d
     """
     B, L = tokens_BxL.shape
     if L % chunks:
-        raise ValueError(f"got training.loss_chunks={chunks}; expected a divisor of the length {L}")
+        raise InputError(f"got training.loss_chunks={chunks}; expected a divisor of the length {L}")
     x_BxLxD = model.hidden(tokens_BxL, dropout_key=dropout_key)
     targets_BxL = jnp.roll(tokens_BxL, -1, axis=1)
     predicted_L = jnp.arange(L) < L - 1  # the last position has nothing to predict

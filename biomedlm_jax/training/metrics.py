@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from biomedlm_jax.chips import chip
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_text
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 
@@ -39,10 +40,10 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
     """Return loss in nats per token, perplexity and bits per byte.
 
     `tokens` (separators included) are those that `loss` is the mean of, and `text_bytes` is the
-    length of their text. Raises ValueError if that is 0.
+    length of their text. Raises InputError if that is 0.
     """
     if not text_bytes:
-        raise ValueError(
+        raise InputError(
             f"the {tokens:,} validation tokens are all special ones, without text to evaluate; "
             "raise training.evaluate_batches, or build rows with more validation text"
         )
@@ -54,10 +55,10 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
 
 
 def check_finite(step: int, metrics: dict[str, jax.Array], workdir: Path) -> dict[str, float]:
-    """Fetch the loss and gradient norm of a step; raises ValueError if one is not finite."""
+    """Fetch the loss and gradient norm of a step; raises InputError if one is not finite."""
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise ValueError(
+        raise InputError(
             f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint in "
             f"{workdir} is intact: start a new run with a lower optimizer.learning_rate or a "
             "longer warmup"

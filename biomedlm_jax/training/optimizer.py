@@ -5,6 +5,7 @@ import math
 import jax.numpy as jnp
 import optax
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.training.config import OptimizerSettings
 
 
@@ -14,7 +15,7 @@ def make_optimizer(
     """Return the optimizer and the learning-rate schedule of a run of `steps` updates.
 
     With a warmup, update 1 has rate 0, as published, but for the linear schedule of fine-tuning.
-    Raises ValueError if the warmup is longer than the run (a run of constant rate can be
+    Raises InputError if the warmup is longer than the run (a run of constant rate can be
     lengthened), or of a cosine as long.
     """
     warmup = settings.warmup_steps
@@ -22,7 +23,7 @@ def make_optimizer(
         warmup = math.ceil((settings.warmup_ratio or 0.0) * steps)
     peak, final = settings.learning_rate, settings.final_lr_fraction
     if settings.schedule != "constant" and warmup > steps - (settings.schedule == "cosine"):
-        raise ValueError(
+        raise InputError(
             f"got optimizer.warmup_steps={warmup} in a run of {steps} steps; expected a "
             f"shorter warmup: set --config.optimizer.warmup_steps={steps // 10}"
         )

@@ -17,6 +17,7 @@ from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.packer import token_byte_counts
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
@@ -55,7 +56,7 @@ class PretrainSteps(StepSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.evaluate_batches != -1 and self.evaluate_batches < 1:
-            raise ValueError(
+            raise InputError(
                 f"got training.evaluate_batches={self.evaluate_batches}; expected at least 1, or "
                 "-1 for the whole validation split (training.evaluate_every=0 never evaluates)"
             )
@@ -95,14 +96,14 @@ def pretrain(
     learning rate does not depend on their number, or with `extend`.
 
     Writes `config.json`, the tokenizer, the rows' `manifest.json` and what `fit` writes. Returns
-    the step and, if this call evaluated, the last validation metrics. Raises ValueError, before
+    the step and, if this call evaluated, the last validation metrics. Raises InputError, before
     anything is written, if the config, the data or the directory do not fit together.
     """
     workdir = Path(workdir).absolute()
     settings = read_settings(PretrainSettings, config)
     training = settings.training
     if not settings.data.path:
-        raise ValueError(
+        raise InputError(
             "got an empty config.data.path; set --config.data.path=DIR to a directory that "
             "`biomedlm build-tokens` wrote"
         )
@@ -116,7 +117,7 @@ def pretrain(
         where = started_from["path"] if init is None else init.path
         fields = _fill_config_from_source(fields, source, where=where)
     elif fields.get("layers") is None:
-        raise ValueError(
+        raise InputError(
             "got no model.layers; set --config.model.layers, or start from weights with --init=DIR"
         )
     model_config = fill_config_from_manifest(fields, manifest)
@@ -133,13 +134,13 @@ def pretrain(
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     if manifest["length"] % training.loss_chunks:
-        raise ValueError(
+        raise InputError(
             f"got training.loss_chunks={training.loss_chunks}; expected a divisor of the row "
             f"length {manifest['length']}"
         )
     split = manifest["splits"]["validation"]
     if training.evaluate_every and not split["rows"]:
-        raise ValueError(
+        raise InputError(
             f"{settings.data.path} has no validation rows; build it with --validation_fraction, "
             "or set --config.training.evaluate_every=0"
         )
@@ -236,13 +237,13 @@ def fill_config_from_manifest(fields: dict, manifest: Mapping[str, Any]) -> Mode
 def _fill_config_from_source(fields: dict, source: ModelConfig, *, where: str) -> dict:
     """Return the model group, what it leaves unset taken from the model that a run starts from.
 
-    Raises ValueError if it sets what is computed from the weights otherwise.
+    Raises InputError if it sets what is computed from the weights otherwise.
     """
     values, free = source.to_json(), source.free_names()
     fixed = {**source.architecture(), "vocab_multiple": source.vocab_multiple}
     for name, value in fixed.items():
         if fields.get(name) not in (None, value):
-            raise ValueError(
+            raise InputError(
                 f"got model.{name}={fields[name]!r}, and the weights in {where} are of a model "
                 f"with {name}={value!r}; set --config.model.{name}={value}, or leave it unset"
             )
@@ -259,23 +260,23 @@ def _initial_facts(
     saved = before.get("started_from", {})
     facts = {name: saved[name] for name in ("path", "weights") if name in saved}
     if rank and not facts:
-        raise ValueError(
+        raise InputError(
             f"got lora.rank={rank} without --init; LoRA leaves the weights as they are, and those "
             "of a new model are random: add --init=DIR, or set --config.lora.rank=0"
         )
     if facts and (rank or latest_step(workdir) is None):
         start = facts.get("path")
         reason = "whose weights LoRA reads again" if rank else "and has no checkpoint yet"
-        raise ValueError(
+        raise InputError(
             f"{workdir} was to start from {start}, {reason}; give --init={start} again"
         )
     return facts
 
 
 def _check_tokenizer(init: InitialWeights, rows_hash: str, *, rows: str) -> None:
-    """Raise ValueError unless token rows have the tokenizer of the weights."""
+    """Raise InputError unless token rows have the tokenizer of the weights."""
     if tokenizer_hash(init.tokenizer) != rows_hash:
-        raise ValueError(
+        raise InputError(
             f"the token rows in {rows} have another tokenizer ({rows_hash[:12]}) than {init.path} "
             f"({tokenizer_hash(init.tokenizer)[:12]}); build them again with "
             f"biomedlm build-tokens --tokenizer={init.path}"
@@ -287,10 +288,10 @@ def _lengthening(
 ) -> dict[str, Any] | None:
     """Return what changes if a run gets more steps than it had before; None if it does not.
 
-    Raises ValueError if its learning rate would change without `extend`.
+    Raises InputError if its learning rate would change without `extend`.
     """
     if extend and not before:
-        raise ValueError(f"got --extend, and {workdir} holds no run; leave it out for a new run")
+        raise InputError(f"got --extend, and {workdir} holds no run; leave it out for a new run")
     old, new = before.get("training", {}).get("steps"), settings.training.steps
     if not isinstance(old, int) or new <= old:
         return None
@@ -306,7 +307,7 @@ def _lengthening(
         f"ends at {rate(new, new - 1)}"
     )
     if optimizer.schedule_depends_on_total_steps and not extend:
-        raise ValueError(
+        raise InputError(
             f"got training.steps={new} for the run in {workdir}: {line}; allow this with "
             "--extend, or choose another --workdir"
         )

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.config import RunSettings, changed_settings, to_json
@@ -56,13 +57,13 @@ def check_run(
 ) -> bool:
     """Return whether `workdir` holds this run already (False: it is empty or absent).
 
-    Raises ValueError for other files, another recipe, other fixed settings (those of `may_change`
+    Raises InputError for other files, another recipe, other fixed settings (those of `may_change`
     excepted, such as training.steps), or another start.
     """
     file = workdir / RUN_FILE
     if not file.exists():
         if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-            raise ValueError(
+            raise InputError(
                 f"{workdir} exists and holds no run ({RUN_FILE}); choose an empty --workdir"
             )
         return False
@@ -79,7 +80,7 @@ def check_run(
         if old.get(name) != new.get(name)
     ]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"{workdir} holds a run with {', '.join(differing[:4])}; resume it with its own "
             "config and data, or choose another --workdir"
         )

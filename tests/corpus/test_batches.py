@@ -16,6 +16,7 @@ from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.errors import InputError
 
 LENGTH, BATCH = 8, 16
 TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i in range(60)]
@@ -167,7 +168,7 @@ def test_validation_is_every_row_once(data, sharding):
 
 
 def test_bad_data_is_refused_at_once(make, data, tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such directory"):
+    with pytest.raises(InputError, match="no such directory"):
         make(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no token rows"):
         make(tmp_path)

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
+from biomedlm_jax.errors import InputError
 
 # Line separators that only `str.splitlines` believes in, the end of a line of JSON, the last plane.
 TEXTS = ["plain", "é 漢字 🧬 \U0010ffff", "a\u2028b\x0bc\x85d\re\nf\n", "  kept  ", "x" * 300_000]
@@ -251,7 +252,7 @@ def test_input_that_is_not_there(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.csv").touch()
     (tmp_path / "blank.txt").write_text(" \n")
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(InputError, match=message):
         texts_of(tmp_path / name)
 
 
@@ -404,7 +405,7 @@ def test_every_file_of_a_directory_is_accounted_for(tmp_path):
         assert omitted == [".c.txt", ".git", "b.pdf", "e.parquet.gz", "sub/g.csv"]
     assert "5 files, hidden or of unknown format: " in str(skipped)
     (corpus / "gone.txt").symlink_to("nowhere")
-    with pytest.raises(FileNotFoundError, match=r"gone\.txt is a broken symbolic link"):
+    with pytest.raises(InputError, match=r"gone\.txt is a broken symbolic link"):
         input_files([corpus])
 
 

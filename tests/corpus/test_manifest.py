@@ -10,6 +10,7 @@ import pytest
 from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
+from biomedlm_jax.errors import InputError
 
 
 def test_the_manifest_has_the_inputs_and_the_values_of_the_model(build, documents, out, tmp_path):
@@ -55,7 +56,7 @@ def test_the_manifest_lists_copies_and_files_left_out(build, documents, out, tmp
 
 
 def test_bad_directories(build, out, tmp_path):
-    with pytest.raises(FileNotFoundError, match="build token rows with biomedlm build-tokens"):
+    with pytest.raises(InputError, match="build token rows with biomedlm build-tokens"):
         read_manifest(out)
     with pytest.raises(ValueError, match=r"no manifest\.json"):
         read_manifest(tmp_path)

@@ -18,6 +18,7 @@ from biomedlm_jax.corpus.tokenizer import (
     tokenizer_hash,
     train_tokenizer,
 )
+from biomedlm_jax.errors import InputError
 
 SIZE = 400
 AWKWARD = [
@@ -158,15 +159,15 @@ def test_saving_never_overwrites(trained, tmp_path):
     (tmp_path / "model.safetensors").write_text("weights")
     save_tokenizer(trained, tmp_path)  # beside a model without a tokenizer
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(FileExistsError, match=r"tokenizer\.json exists; name another directory"):
+    with pytest.raises(InputError, match=r"tokenizer\.json exists; name another directory"):
         save_tokenizer(trained, tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(FileExistsError, match=r"vocab\.json exists"):
+    with pytest.raises(InputError, match=r"vocab\.json exists"):
         save_tokenizer(trained, tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()} | {
         tmp_path / "tokenizer.json": before[tmp_path / "tokenizer.json"]
     }
-    with pytest.raises(NotADirectoryError, match="is a file; name a directory"):
+    with pytest.raises(InputError, match="is a file; name a directory"):
         save_tokenizer(trained, tmp_path / "vocab.json")
 
 
@@ -189,7 +190,7 @@ def test_only_a_byte_level_bpe_with_an_end_is_saved(trained, tmp_path):
 
 
 def test_loading_explains_what_is_missing_or_broken(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*nowhere"):
+    with pytest.raises(InputError, match=r"no tokenizer at .*nowhere"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "vocab.json").write_text("{}")  # without merges.txt
     known = "tokenizer.json, vocab.json with merges.txt, encoder.json with vocab.bpe"

@@ -9,6 +9,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.config import PairSettings
 from biomedlm_jax.finetuning.pairs import (
     ADDED_TOKENS,
@@ -116,7 +117,7 @@ def test_files_that_do_not_match_or_are_not_there(tmp_path):
     (tmp_path / "t.target").write_text("a\n")
     with pytest.raises(ValueError, match=r"has 2 lines and .* 1"):
         read_pairs(tmp_path / "t")
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.source"):
+    with pytest.raises(InputError, match=r"nowhere\.source"):
         read_pairs(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="both need at least one"):
         split([Pair("x", "y", "x")], dev_fraction=0.5)

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning import question_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.finetuned import load_finetuned, read_facts
@@ -279,6 +280,6 @@ def test_questions_without_an_answer(world, question_config, tmp_path):
 def test_errors_come_before_anything_is_written(
     world, question_config, tmp_path, name, value, message
 ):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(InputError, match=message):
         finetune(question_config(**{name: value}), world / "base", tmp_path / "run")
     assert not (tmp_path / "run").exists()

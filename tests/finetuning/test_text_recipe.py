@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.cli import main
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning import text_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.huggingface import load
@@ -222,7 +223,7 @@ def test_errors_come_before_anything_is_written(world, text_config, tmp_path, na
     group, _, key = name.partition("__")
     with config.unlocked():
         config[group][key] = value
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(InputError, match=message):
         finetune(config, world / "base", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import (
     HUGGING_FACE,
     RUN,
@@ -30,10 +31,10 @@ def test_kinds(tmp_path):
     assert (kind_of(other), is_run(other), is_hugging_face(other)) == (HUGGING_FACE, False, True)
     with pytest.raises(ValueError, match="neither a model group"):
         kind_of(fill(tmp_path / "c", other=1))
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         kind_of(tmp_path)
     assert not is_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match="hf download stanford-crfm/BioMedLM --local-dir"):
+    with pytest.raises(InputError, match="hf download stanford-crfm/BioMedLM --local-dir"):
         kind_of("stanford-crfm/BioMedLM")
     (tmp_path / "c" / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"c/config\.json: expected a JSON object"):
@@ -44,7 +45,7 @@ def test_a_fine_tuning_run_is_its_model(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="has no model yet"):
+    with pytest.raises(InputError, match="has no model yet"):
         kind_of(run)
     fill(run / "model", model=MODEL, head={"kind": "choice"})
     assert model_directory(run) == run / "model"

@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import load_finetuned, save_finetuned
 from biomedlm_jax.interop.huggingface import export_directory, export_hf, import_hf, load
 from biomedlm_jax.training.checkpoint import save_model
@@ -208,7 +209,7 @@ def test_runs_with_steps(model, tmp_path, release, make_model, assert_same):
     save_model(run, later, step=7)
     assert_same(later, load(run)[0])
     assert_same(model, load(run, step=0)[0])
-    with pytest.raises(FileNotFoundError, match=r"no finished checkpoint of step 3"):
+    with pytest.raises(InputError, match=r"no finished checkpoint of step 3"):
         load(run, step=3)
     with pytest.raises(ValueError, match="without steps"):
         load(release, step=0)

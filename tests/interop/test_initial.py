@@ -5,6 +5,7 @@ import pytest
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import tokenizer_hash
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.interop.initial import initial_weights
@@ -39,7 +40,7 @@ def test_what_no_run_can_start_from_is_refused(make_model, tmp_path):
     save_finetuned(tmp_path / "silent", make_model(), None)
     with pytest.raises(ValueError, match=r"silent has no tokenizer; add the tokenizer.json"):
         initial_weights(tmp_path / "silent")
-    with pytest.raises(FileNotFoundError, match="no such directory"):
+    with pytest.raises(InputError, match="no such directory"):
         initial_weights(tmp_path / "nowhere")
     file = tmp_path / "silent" / "config.json"
     head = {"kind": "choice", "task": "medqa"}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop import tensorfiles
 from biomedlm_jax.model.gpt2 import GPT2Config
 
@@ -139,7 +140,7 @@ def test_a_pointer_is_not_the_file(release):
 
 def test_no_weights_at_all(release):
     (release / "model.safetensors").unlink()
-    assert "has none of model.safetensors" in error_of(release, error=FileNotFoundError)
+    assert "has none of model.safetensors" in error_of(release, error=InputError)
 
 
 @pytest.fixture
@@ -179,9 +180,7 @@ def test_index_that_does_not_fit_its_files(sharded):
     write({"weight_map": {k: v for k, v in weight_map.items() if k != key}})
     assert f"puts tensor {key} into no file, and the files have it in s0" in error_of(directory)
     write({"weight_map": {**weight_map, key: "s7.safetensors"}})
-    assert "names s7.safetensors, which is not there" in error_of(
-        directory, error=FileNotFoundError
-    )
+    assert "names s7.safetensors, which is not there" in error_of(directory, error=InputError)
     for bad in ({"weights": {}}, {"weight_map": {"a": ["s0"]}}):
         write(bad)
         assert "is no index" in error_of(directory)

@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer
 
 import biomedlm_jax
-from biomedlm_jax import cli
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import KEEP_END, Head, load_finetuned, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
@@ -217,7 +217,7 @@ def test_a_report_of_several_ways_can_be_written_again(reported, release, medqa,
 
     monkeypatch.setattr(evaluation, "score", again)
     read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent}
-    with pytest.raises(FileExistsError, match="exists; name another directory, or pass --overwr"):
+    with pytest.raises(InputError, match="exists; name another directory, or pass --overwr"):
         evaluate([release], out, **read)
     after = evaluate([release], out, overwrite=True, **read)
     for summary in (*before, *after):
@@ -575,7 +575,7 @@ def test_one_mode_needs_no_folder_of_its_own(tmp_path, release, medqa, monkeypat
     read = {"task": "medqa", "path": medqa, "split": "dev", "notify": silent, "mode": "letter"}
     evaluate([release], tmp_path / "out", **read)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
+    with pytest.raises(InputError, match="pass --overwrite"):
         evaluate([release], tmp_path / "out", **read)
     evaluate([release], tmp_path / "out", overwrite=True, **read)
     assert [call["mode"] for call in calls] == ["letter"] * 2
@@ -842,7 +842,7 @@ def test_bad_input_is_refused_before_any_work(case, places, monkeypatch):
     if "mesh" in given:
         given["mesh"] = meshes.make_mesh(**given["mesh"])
     models, out = given.pop("models"), given.pop("out")
-    with pytest.raises(cli.INPUT_ERRORS) as caught:
+    with pytest.raises(InputError) as caught:
         evaluate(models, out, notify=silent, **given)
     assert message.replace("{copied}", str(places["copied"])) in str(caught.value)
     assert "\n" not in str(caught.value)

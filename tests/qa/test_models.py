@@ -2,6 +2,7 @@
 
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import KEEP_END, Head
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.models import check_head, check_model, choose_modes
@@ -50,5 +51,5 @@ def test_a_head_has_the_classes_of_the_task():
 
 
 def test_a_directory_of_no_model_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such directory"):
+    with pytest.raises(InputError, match="no such directory"):
         check_model(tmp_path / "none", None)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa import report
 from biomedlm_jax.qa.presentation import markdown, table
 from biomedlm_jax.qa.summary import summarise
@@ -31,7 +32,7 @@ def test_bad_lines_name_file_and_line(tmp_path, questions):
     file.write_text("")
     with pytest.raises(ValueError, match="holds no questions"):
         report.read_items(file)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError):
         report.read_items(tmp_path / "absent.jsonl")
 
 
@@ -44,7 +45,7 @@ def test_report_directory(tmp_path, questions, full_summary):
     assert json.loads((path / "report.json").read_text(encoding="utf-8")) == summary
     assert (path / "report.md").read_text(encoding="utf-8") == markdown(summary)
     assert (path / "reliability.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
+    with pytest.raises(InputError, match="pass --overwrite"):
         report.write_reports(path, {"": (summary, items)})
     report.write_reports(path, {"": (summary, items[:3])}, overwrite=True)
     assert len(report.read_items(path)) == 3
@@ -69,16 +70,16 @@ def test_several_reports_and_a_baseline_among_them(tmp_path, questions, full_sum
             report.read_items(path, way=way)
     assert len(report.read_items(path / "letter", way="option per token")) == 60
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no such file: .*empty/items\.jsonl"):
+    with pytest.raises(InputError, match=r"no such file: .*empty/items\.jsonl"):
         report.read_items(tmp_path / "empty")
 
 
 def test_nothing_else_is_overwritten(tmp_path, questions, full_summary):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="holds something else, which is never overwritten"):
+    with pytest.raises(InputError, match="holds something else, which is never overwritten"):
         report.write_reports(tmp_path, {"": (full_summary, questions())}, overwrite=True)
     assert not report.is_report(tmp_path)
-    with pytest.raises(NotADirectoryError, match="is a file; name a directory"):
+    with pytest.raises(InputError, match="is a file; name a directory"):
         report.write_reports(tmp_path / "config.json", {"": (full_summary, questions())})
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa import splits
 from biomedlm_jax.qa.questions import Question, Skipped
 from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots, refuse_copy
@@ -115,7 +116,7 @@ def test_arguments_are_checked(tmp_path):
         read_questions(task, tmp_path, split="dev", fold=1)
     with pytest.raises(ValueError, match="medqa needs the path of its data"):
         read_questions(task, split="dev")
-    with pytest.raises(FileNotFoundError, match=r"no such file or directory: .*none"):
+    with pytest.raises(InputError, match=r"no such file or directory: .*none"):
         read_questions(task, tmp_path / "none", split="dev")
     write(tmp_path / "other.jsonl", CHOICE)
     with pytest.raises(

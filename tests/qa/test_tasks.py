@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa.formats import FORMATS
 from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.splits import read_questions
@@ -203,7 +204,7 @@ def test_the_name_of_an_own_set_may_be_stated_without_its_place(tmp_path, monkey
 
 
 def test_an_own_set_without_questions(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+    with pytest.raises(InputError, match="no such file or directory"):
         find_task(f"jsonl:{tmp_path}/missing.jsonl")
     with pytest.raises(ValueError, match=r"no questions in .*: expected some of train\.jsonl, dev"):
         find_task(f"jsonl:{tmp_path}")

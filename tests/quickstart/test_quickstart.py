@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa.splits import read_questions
 from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.quickstart.quickstart import CONTENTS, run_quickstart
@@ -20,5 +21,5 @@ def test_the_quickstart_writes_what_it_lists_and_a_summary(finished):
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(InputError, match="not empty"):
         run_quickstart(tmp_path, steps=20, documents=240)

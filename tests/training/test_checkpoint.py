@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import one_device
@@ -18,7 +19,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
 
 
 def test_a_step_that_is_not_there_names_those_that_are(finished):
-    with pytest.raises(FileNotFoundError, match=r"no finished checkpoint of step 5; finished: \[4"):
+    with pytest.raises(InputError, match=r"no finished checkpoint of step 5; finished: \[4"):
         load(finished, step=5)
 
 

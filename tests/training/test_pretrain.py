@@ -16,6 +16,7 @@ from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import export_directory, load
 from biomedlm_jax.interop.initial import initial_weights
@@ -61,7 +62,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     config, tmp_path, group, name, value, message
 ):
     config[group][name] = value
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
+    with pytest.raises(InputError, match=message):
         pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
