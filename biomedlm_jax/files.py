@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.integrity import write_sums
 from biomedlm_jax.streams import open_binary, read_lines
 
 
@@ -141,6 +142,7 @@ def atomic_directory(
 
     After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. A symbolic link
     stays; the directory it points to is replaced. The leftovers of killed processes are removed.
+    SHA256SUMS in the directory has the hashes of its files.
 
     Raises what `check_output` raises, before the block and again after it: another process may
     have written `path` in the meantime.
@@ -153,6 +155,7 @@ def atomic_directory(
     shutil.rmtree(new, ignore_errors=True)
     with _exit_on_sigterm(), _scratch_directory(new):
         yield new
+        write_sums(new)
         check_output(path, replaceable=replaceable, overwrite=overwrite)
         try:
             if path.exists():
@@ -202,7 +205,7 @@ def _remove_leftovers(path: Path) -> None:
         process, _, state = left.name.removeprefix(f".{path.name}.").partition(".")
         if not (process.isdecimal() and state in ("new", "old") and left.is_dir()):
             continue
-        if left.is_symlink() or _alive(int(process)) or (lock := _lock(left)) is None:
+        if left.is_symlink() or process_is_alive(int(process)) or (lock := _lock(left)) is None:
             continue
         if state == "old" and not path.exists():
             left.rename(path)
@@ -211,7 +214,8 @@ def _remove_leftovers(path: Path) -> None:
         os.close(lock)
 
 
-def _alive(process: int) -> bool:
+def process_is_alive(process: int) -> bool:
+    """Return whether a process of this host runs."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

@@ -3,9 +3,14 @@
 `<run>/checkpoints/<step>/` holds three items: `model` (what is trained), `optimizer` (moments and
 step) and `data` (JSON: the position in the data). A model alone lacks the other two. LoRA in
 pre-training adds the item `trained`, the factors; `model` has them merged then.
+
+Orbax writes a step under another name and renames it when it is complete. Just before, the hashes
+of all its files are written as SHA256SUMS. A step with that file is finished; what is restored is
+compared with it.
 """
 
-import contextlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from biomedlm_jax.distributed import all_gather, from_first_process
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.integrity import SUMS, damage, has_sums, write_sums
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 MODEL, TRAINED = "model", "trained"  # items
+COMMITTED = "commit_success.txt"  # Orbax writes it last
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
@@ -27,9 +35,7 @@ CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 def steps(run_directory: str | Path) -> list[int]:
     """Return the steps of a run's finished checkpoints, ascending."""
-    # Orbax itself would count an empty folder `7`; it writes this metadata last.
-    done = (Path(run_directory) / FOLDER).glob("*/_CHECKPOINT_METADATA")
-    return sorted(int(path.parent.name) for path in done if path.parent.name.isdigit())
+    return [step for step, path in _step_folders(run_directory) if has_sums(path)]
 
 
 def latest_step(run_directory: str | Path) -> int | None:
@@ -37,57 +43,178 @@ def latest_step(run_directory: str | Path) -> int | None:
     return max(steps(run_directory), default=None)
 
 
-class Checkpointer:
-    """Writes a run's checkpoints in the background and restores the newest. Close it."""
+def _step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
+    """Return (step, directory) of a run's checkpoints, finished or not, ascending."""
+    folder = Path(run_directory) / FOLDER
+    paths = folder.iterdir() if folder.exists() else ()
+    return sorted((int(path.name), path) for path in paths if path.name.isdecimal())
 
-    def __init__(self, run_directory: str | Path, *, keep: int):
+
+def unfinished(path: Path) -> bool:
+    """Return whether a step was never completed: Orbax had not finished it."""
+    return not has_sums(path) and not (path / COMMITTED).exists()
+
+
+def problems_of(path: Path, **choice: Any) -> list[str]:
+    """Return how a step's files differ from what was written; `choice` as in `damage`."""
+    if not has_sums(path):
+        return [f"{SUMS} is missing"]
+    return damage(path, **choice)
+
+
+def choose_step(run_directory: Path, *, fallback: bool) -> int | None:
+    """Return the step to resume from, the newest whose files are whole; None if there is none.
+
+    Every process calls it: the first one lists the storage and decides, all verify a share of the
+    files. What was never finished, and with `fallback` what is damaged, is renamed, not deleted:
+    "7.unfinished", "7.damaged". Raises InputError, which names the file and the newest good step,
+    if a newer step is damaged and there is no `fallback`.
+    """
+    share = jax.process_index(), jax.process_count()
+
+    def list_steps() -> list[int]:
+        folders = _step_folders(run_directory)
+        for _, path in folders:
+            if unfinished(path):
+                _set_aside(path, "unfinished")
+        return [step for step, path in folders if path.exists()]
+
+    first_problem, good = "", None
+    damaged: list[int] = []
+    for step in reversed(from_first_process(list_steps)):
+        path = run_directory / FOLDER / str(step)
+        problems = [one for some in all_gather(problems_of(path, share=share)) for one in some]
+        if not problems:
+            good = step
+            break
+        damaged.append(step)
+        first_problem = first_problem or f"{path}: {problems[0]}"
+    if damaged and not fallback:
+        there = "no checkpoint is whole" if good is None else f"the newest whole one is step {good}"
+        advice = "--fallback continues from there" if good is not None else "restore a copy of it"
+        if first_problem.endswith(f"{SUMS} is missing"):
+            advice += "; if an earlier version wrote it, run biomedlm verify --write_sums first"
+        raise InputError(f"the checkpoint {first_problem}; {there}; {advice}")
+    for step in damaged if jax.process_index() == 0 else ():
+        _set_aside(run_directory / FOLDER / str(step), "damaged")
+    return good
+
+
+def _set_aside(path: Path, why: str) -> None:
+    aside = path.with_name(f"{path.name}.{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+class _HashingHandler(ocp.CompositeCheckpointHandler):
+    """The handler of a checkpoint's items, which adds SHA256SUMS before the step is committed."""
+
+    def finalize(self, directory: epath.Path) -> None:
+        super().finalize(directory)
+        write_sums(directory)
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written."""
+
+
+class Checkpointer:
+    """Writes a run's checkpoints in the background, and keeps the newest. Close it.
+
+    Args:
+      keep: how many of the newest finished steps stay.
+      keep_every: steps that are multiples of it stay, too; 0: none.
+    """
+
+    def __init__(self, run_directory: str | Path, *, keep: int, keep_every: int = 0):
         self.run_directory = Path(run_directory).absolute()
-        for empty in (self.run_directory / FOLDER).glob("[0-9]*"):
-            if empty.is_dir() and not any(empty.iterdir()):
-                with contextlib.suppress(FileNotFoundError):  # another process was faster
-                    empty.rmdir()  # Orbax would count it as a checkpoint
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.run_directory / FOLDER, options=options)
+        self._folder = self.run_directory / FOLDER
+        self._keep, self._keep_every = keep, keep_every
+        self._saving: int | None = None
+        self._last: int | None = None
+        if jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        self._orbax = ocp.AsyncCheckpointer(_HashingHandler())
 
     def save(self, state: TrainState, position: dict, *, merged: Any = None) -> None:
-        """Start to write `state` under its step; raises if an earlier write failed.
+        """Start to write `state` under its step, once the write before has ended.
 
         `merged`, if any, is written as the model, and what is trained as an item of its own.
+        Raises SaveError if this or the write before failed.
         """
+        step = int(state.step)
         models = {MODEL: state.model} if merged is None else {MODEL: merged, TRAINED: state.model}
-        items = ocp.args.Composite(
-            **{k: ocp.args.StandardSave(m, save_args=_in_chunks(m)) for k, m in models.items()},
-            optimizer=ocp.args.StandardSave({"step": state.step, "opt": state.opt_state}),
-            data=ocp.args.JsonSave(position),
-        )
-        self._manager.save(int(state.step), args=items, force=True)
+        trees = {**models, "optimizer": {"step": state.step, "opt": state.opt_state}}
+        saved = {k: ocp.args.StandardSave(x, save_args=_in_chunks(x)) for k, x in trees.items()}
+        items = ocp.args.Composite(**saved, data=ocp.args.JsonSave(position))
+        self.wait()
+        self._saving = step
+        with self._named_errors():
+            self._orbax.save(self._folder / str(step), args=items, force=True)
 
-    def restore(self, abstract: TrainState, *, item: str = MODEL) -> tuple[TrainState, dict] | None:
-        """Return the newest checkpoint, sharded as `abstract`, and its data position, or None.
+    def restore(
+        self, abstract: TrainState, step: int, *, item: str = MODEL
+    ) -> tuple[TrainState, dict]:
+        """Return a checkpoint, sharded as `abstract`, and its data position.
 
-        `item` has what is trained.
+        `item` has what is trained. The files are those that `choose_step` verified.
         """
-        step = latest_step(self.run_directory)
-        if step is None:
-            return None
-        check_shapes(self.run_directory / FOLDER / str(step) / item, abstract.model)
+        folder = self._folder / str(step)
+        check_shapes(folder / item, abstract.model)
         optimizer = {"step": abstract.step, "opt": abstract.opt_state}
         items = ocp.args.Composite(
             **{item: ocp.args.StandardRestore(abstract.model)},
             optimizer=ocp.args.StandardRestore(optimizer),
             data=ocp.args.JsonRestore(),
         )
-        saved = self._manager.restore(step, args=items)
+        saved = self._orbax.restore(folder, args=items)
+        self._last = step
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved[item], optimizer["opt"]), saved["data"]
 
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that is finished or being written."""
+        return self._last if self._saving is None else self._saving
+
+    def prune(self) -> None:
+        """Delete the steps that are not kept, if the newest is finished; cheap otherwise."""
+        if jax.process_index() or self._saving is None:
+            return
+        if not has_sums(self._folder / str(self._saving)):
+            return
+        finished = steps(self.run_directory)
+        for step in finished[: -self._keep]:
+            if not self._keep_every or step % self._keep_every:
+                path = self._folder / str(step)
+                for mark in (SUMS, COMMITTED):  # a kill in between leaves an unfinished step
+                    (path / mark).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
+
     def wait(self) -> None:
-        """Block until every checkpoint is on disk; raises if one could not be written."""
-        self._manager.wait_until_finished()
+        """Block until every checkpoint is on disk; raises SaveError if one could not be written."""
+        with self._named_errors():
+            self._orbax.wait_until_finished()
+        self.prune()
+        self._last, self._saving = self.last_step, None
 
     def close(self) -> None:
         """Wait and release the background threads."""
-        self._manager.close()
+        self._orbax.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        try:
+            yield
+        except Exception as error:  # TensorStore and Orbax raise many kinds for a full disk
+            text = " ".join(str(error).split())[:300]
+            last = "none is finished" if self._last is None else f"step {self._last} is intact"
+            raise SaveError(
+                f"cannot write the checkpoint of step {self._saving} to {self._folder}: "
+                f"{type(error).__name__}: {text}; of the earlier ones {last}"
+            ) from error
 
 
 def check_shapes(item: Path, model: Any) -> None:

@@ -1,0 +1,80 @@
+"""Agreement of the processes of one run: the first decides, all compare what they were given."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from biomedlm_jax.errors import InputError
+
+T = TypeVar("T")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+SHOWN = 60  # characters of a value in a message
+
+
+def all_gather(value: Any) -> list[Any]:
+    """Return the JSON value of every process, by process index; every process calls it."""
+    if jax.process_count() == 1:
+        return [value]
+    sent = np.frombuffer(json.dumps(value).encode("ascii"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(sent)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(sent)] = sent
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
+
+
+def from_first_process(read: Callable[[], T]) -> T:
+    """Return what `read()` returns, a JSON value, in process 0, which alone calls it.
+
+    Storage that several machines share may be listed differently by each of them.
+    """
+    if jax.process_count() == 1:
+        return read()
+    return all_gather(read() if jax.process_index() == 0 else None)[0]
+
+
+def check_agreement(facts: Mapping[str, Any]) -> None:
+    """Raise InputError, in every process, unless all were given the same facts.
+
+    `facts` is a JSON object; the error names the first process that differs from process 0 and
+    how, "data.seed=99 (process 0: 0)".
+    """
+    first, *others = (_flat(one) for one in all_gather(facts))
+    for index, other in enumerate(others, start=1):
+        names = [n for n in sorted({*first, *other}) if first.get(n) != other.get(n)]
+        if names:
+            differing = ", ".join(
+                f"{n}={_shown(other.get(n))} (process 0: {_shown(first.get(n))})" for n in names[:4]
+            )
+            raise InputError(
+                f"process {index} of {jax.process_count()} differs from process 0: {differing}; "
+                "start all processes with the same command, data and packages"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run's numbers."""
+    from biomedlm_jax import __version__
+
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"biomedlm-jax": __version__, "python": platform.python_version(), **packages}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, one in value.items():
+        flat |= _flat(one, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

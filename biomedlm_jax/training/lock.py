@@ -1,0 +1,162 @@
+"""The lock of a run directory: one group of processes writes into it.
+
+`lock.json` names host, process and start of the writer, and holds a beat that it increases every
+few seconds. A lock is stale if its process has ended on this host, or if the beat of another host
+stays the same for `STALE_SECONDS`; clocks of two hosts are never compared. On storage without
+exclusive creation (a bucket) a lock counts only if it is still there after `SETTLE_SECONDS`.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from biomedlm_jax.agreement import all_gather, from_first_process
+from biomedlm_jax.errors import FAILED, InputError
+from biomedlm_jax.files import process_is_alive, read_json, write_text
+
+LOCK = "lock.json"
+BEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 2.0
+SEEN_SECONDS = 30.0  # until a shared directory must show what process 0 wrote
+
+
+class LockError(OSError):
+    """Another group of processes writes into the run directory."""
+
+
+@contextlib.contextmanager
+def lock_run(workdir: Path) -> Iterator[None]:
+    """Hold the lock of a run directory, which process 0 makes if it is absent, in the block.
+
+    Raises LockError if a living writer holds it, and InputError, in every process, if one of them
+    does not see the file: the directory is not shared.
+    """
+    lock = _Lock(workdir / LOCK)
+    try:
+        key = from_first_process(lock.acquire)
+        unseen = [i for i, seen in enumerate(all_gather(_sees(lock.path, key))) if not seen]
+        if unseen:
+            raise InputError(
+                f"process {unseen[0]} does not see {lock.path}, which process 0 wrote "
+                f"{SEEN_SECONDS:g} s ago; --workdir must be storage that all processes share"
+            )
+        yield
+    finally:
+        lock.release()
+
+
+def _sees(path: Path, key: str) -> bool:
+    limit = time.monotonic() + SEEN_SECONDS
+    while _read(path).get("key") != key:
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+class _Lock:
+    """The lock file of process 0, with a thread that increases its beat."""
+
+    def __init__(self, path: Path):
+        self.path, self._key = path, secrets.token_hex(8)
+        self._held, self._ended = False, threading.Event()
+        self._beat = 0
+        self._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+        self._facts["pid_started"] = _start_of(os.getpid())
+
+    def acquire(self) -> str:
+        """Write the lock and return its key; raises LockError if a living writer holds one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _wait_until_stale(self.path, _read(self.path))
+            self.path.unlink(missing_ok=True)
+        new = self.path.with_name(f".{LOCK}.{self._key}")
+        new.write_text(self._text(), encoding="utf-8")
+        try:
+            os.link(new, self.path)  # fails if there is one, and is never seen half written
+        except FileExistsError:
+            raise _held_by(self.path, _read(self.path)) from None
+        except OSError:  # a file system without links
+            new.replace(self.path)
+            time.sleep(SETTLE_SECONDS)
+            if _read(self.path).get("key") != self._key:
+                raise _held_by(self.path, _read(self.path)) from None
+        finally:
+            new.unlink(missing_ok=True)
+        self._held = True
+        threading.Thread(target=self._keep, name="lock of the run", daemon=True).start()
+        return self._key
+
+    def release(self) -> None:
+        """Remove the lock, if it is this one's."""
+        self._ended.set()
+        if self._held:
+            self._held = False
+            with contextlib.suppress(OSError):
+                if _read(self.path).get("key") == self._key:
+                    self.path.unlink(missing_ok=True)
+
+    def _text(self) -> str:
+        return json.dumps({**self._facts, "key": self._key, "beat": self._beat})
+
+    def _keep(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if (other := _read(self.path).get("key", self._key)) != self._key:
+                # This process was suspended for so long that its lock was stale.
+                print(f"{self.path} has become {other}'s: this run ends", file=sys.stderr)
+                os._exit(FAILED)
+            self._beat += 1
+            with contextlib.suppress(OSError):  # a full disk
+                write_text(self.path, self._text())
+
+
+def _wait_until_stale(path: Path, lock: dict[str, Any]) -> None:
+    """Return when the writer of a lock has ended; raises LockError if it lives."""
+    if lock.get("host") == socket.gethostname() and isinstance(lock.get("pid"), int):
+        if lock.get("pid_started") == _start_of(lock["pid"]) is not None:
+            raise _held_by(path, lock)
+        return
+    line = f"{path} of {lock.get('host')} is watched for {STALE_SECONDS:g} s: is it in use?"
+    print(line, file=sys.stderr, flush=True)
+    limit = time.monotonic() + STALE_SECONDS
+    while time.monotonic() < limit and path.exists():
+        time.sleep(1)
+        if (now := _read(path)) != lock and now:
+            raise _held_by(path, now)
+
+
+def _held_by(path: Path, lock: dict[str, Any]) -> LockError:
+    who = f"process {lock.get('pid')} on {lock.get('host')}"
+    return LockError(
+        f"{path.parent} is being written by {who}; wait for its end or choose another --workdir"
+    )
+
+
+def _start_of(pid: int) -> str | None:
+    """Return when a process of this host started, in clock ticks after boot; None if it ended.
+
+    A number is used again after its process has ended.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "unknown" if sys.platform != "linux" and process_is_alive(pid) else None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state == "Z" else fields[18]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a lock's content; {} if there is none, or it is not complete."""
+    try:
+        return read_json(path)
+    except (InputError, OSError):
+        return {}

@@ -1,0 +1,39 @@
+"""Watchdog: end a process that hangs, so that a launcher can start it again."""
+
+import contextlib
+import faulthandler
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+class Watchdog:
+    """Ends the process with exit code 1, and the stacks of all threads, without a beat in time.
+
+    The timer is the interpreter's own: it also ends a process that hangs in C code. `seconds` is
+    the longest time between two calls of `beat`; 0 never ends the process.
+    """
+
+    def __init__(self, seconds: float, file: Any = None):
+        self._seconds, self._file = seconds, file or sys.__stderr__
+
+    def beat(self) -> None:
+        """Start the time anew."""
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+    def stop(self) -> None:
+        """Stop the time."""
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def watch(minutes: float) -> Iterator[Watchdog]:
+    """Yield a Watchdog that has begun, and stop it after the block."""
+    watchdog = Watchdog(60 * minutes)
+    watchdog.beat()
+    try:
+        yield watchdog
+    finally:
+        watchdog.stop()
