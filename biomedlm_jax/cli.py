@@ -20,7 +20,8 @@ from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
 
 COMMANDS = (
     *("quickstart", "train-tokenizer", "compare-tokenizers", "build-tokens", "pretrain"),
-    *("finetune", "evaluate", "generate", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
+    *("finetune", "evaluate", "generate", "inspect", "verify", "import-hf", "export-hf"),
+    *("verify-hf", "plan", "bench"),
 )
 
 BUCKETS = ("gs://", "s3://")
@@ -54,7 +55,7 @@ def overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0 finished, 1 a full disk or another failure, 2 bad input, 130 interrupted: `errors`.
+    0 finished, 1 a full disk or another failure, 2 bad input, 130 Ctrl-C: `errors`.
     """
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
@@ -100,9 +101,9 @@ def _run(argv: list[str]) -> int:
         if error.strerror:
             text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         return _fail(name, text, error, code=FAILED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"biomedlm {name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "code", INTERRUPTED)
     return 0
 
 

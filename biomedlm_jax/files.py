@@ -110,6 +110,32 @@ def write_text(path: str | Path, text: str) -> None:
         raise
 
 
+class AppendedText:
+    """Lines at the end of a file that only grows. What cannot be written now is written later."""
+
+    def __init__(self, path: str | Path):
+        self.path, self._unwritten = Path(path), b""
+        self._file: int | None = None
+
+    def append(self, line: str) -> None:
+        """Write a line at once; raises OSError if it must wait for the next call or `close`."""
+        self._unwritten += line.encode() + b"\n"
+        if self._file is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._file = os.open(self.path, flags, 0o666)
+        while self._unwritten:
+            self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+
+    def close(self) -> None:
+        """Write what is left and close; raises OSError if that is not possible."""
+        try:
+            if self._unwritten and self._file is not None:
+                os.write(self._file, self._unwritten)
+        finally:
+            if self._file is not None:
+                os.close(self._file)
+
+
 def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overwrite: bool) -> None:
     """Raise if `atomic_directory` would refuse to write `path`; call it before any work.
 

@@ -82,8 +82,14 @@ def shared() -> ConfigDict:
                 "seed": 1,
             },
             "lora": {"rank": 0, "alpha": 16.0},  # rank 0: every parameter is trained
-            "checkpoint": {"every": 500, "keep": 1},
+            "checkpoint": {"every": 500, "minutes": 0.0, "keep": 1, "keep_every": 0},
             "logging": {"every": 10, "tensorboard": True},
+            "faults": {
+                "skipped_in_a_row": 10,
+                "spike": "log",  # off, log, skip (the update) or stop (the run)
+                "spike_deviations": 6.0,
+                "hang_minutes": 30.0,
+            },
             "sweep": {"learning_rates": (), "seeds": ()},
         }
     )

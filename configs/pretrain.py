@@ -93,8 +93,14 @@ def shared() -> ConfigDict:
                 "evaluate_batches": 32,
             },
             "lora": {"rank": 0, "alpha": 16.0},
-            "checkpoint": {"every": 200, "keep": 2},
+            "checkpoint": {"every": 200, "minutes": 0.0, "keep": 2, "keep_every": 0},
             "logging": {"every": 10, "tensorboard": True},
+            "faults": {
+                "skipped_in_a_row": 10,
+                "spike": "log",  # off, log, skip (the update) or stop (the run)
+                "spike_deviations": 6.0,
+                "hang_minutes": 30.0,
+            },
         }
     )
 

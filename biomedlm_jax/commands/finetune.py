@@ -11,18 +11,25 @@ The finished model is FINETUNED/model. Every command accepts FINETUNED as --mode
 processes are started as for `biomedlm pretrain`.
 """
 
+import contextlib
+
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags("config", "model", "workdir", "processes")
+FLAGS = Flags("config", "model", "workdir", "processes", "faults")
 
 
 def run(options: Flags) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
-    from biomedlm_jax.finetuning.finetune import finetune_all
+    import jax
 
-    with options.multiprocess_run():
-        results = finetune_all(options.config, options.model, options.workdir)
-    for result in results:
+    from biomedlm_jax.finetuning.finetune import finetune_all
+    from biomedlm_jax.training.replay import Replayed
+
+    results = []
+    with options.multiprocess_run(), contextlib.suppress(Replayed):
+        given = options.pick("fallback", "replay")
+        results = finetune_all(options.config, options.model, options.workdir, **given)
+    for result in results if jax.process_index() == 0 else ():
         if "dev_accuracy" in result:
             figures = f"best dev accuracy {result['dev_accuracy']:.1f} % after epoch "
             print(f"{result['workdir']}: {figures}{result['epoch']}")

@@ -11,9 +11,11 @@ with --distributed; elsewhere once per process, with --coordinator and --process
 --process_count - 1. All processes write into one --workdir.
 """
 
+import contextlib
+
 from biomedlm_jax.commands.shared_flags import Flags
 
-FLAGS = Flags("config", "workdir", "processes")
+FLAGS = Flags("config", "workdir", "processes", "faults")
 FLAGS.define(
     "init",
     None,
@@ -32,7 +34,10 @@ def run(options: Flags) -> None:
     """Train until the last step, or until Ctrl-C, which saves first."""
     from biomedlm_jax import pretrain
     from biomedlm_jax.interop.initial import initial_weights
+    from biomedlm_jax.training.replay import Replayed
 
     with options.multiprocess_run():
         init = initial_weights(options.init) if options.init else None
-        pretrain(options.config, options.workdir, init=init, extend=options.extend)
+        with contextlib.suppress(Replayed):
+            given = options.pick("extend", "fallback", "replay")
+            pretrain(options.config, options.workdir, init=init, **given)

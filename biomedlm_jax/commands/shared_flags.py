@@ -5,6 +5,7 @@ Nothing here imports jax before a command runs: `biomedlm plan` sets jax's platf
 
 import contextlib
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -191,6 +192,16 @@ class Flags(flags.FlagValues):
         ):
             self.define(name, default, meaning)
 
+    def define_faults(self) -> None:
+        """Add --fallback and --replay."""
+        meaning = "If the newest checkpoint is damaged, resume from the newest whole one."
+        self.define("fallback", False, meaning)
+        meaning = (
+            "File in RUN/skipped: compute that skipped update again, print where the first value "
+            "that is not finite arises, and end."
+        )
+        self.define("replay", None, meaning)
+
     def define_settings(self, cls: type, *, exclude: tuple[str, ...] = ()) -> None:
         """Add one flag, None by default, for each field of a Settings class, with its help."""
         hints = typing.get_type_hints(cls)
@@ -221,6 +232,7 @@ class Flags(flags.FlagValues):
     def multiprocess_run(self) -> Iterator[None]:
         """Connect the processes of `define_processes`; if one fails in the block, all end."""
         from biomedlm_jax import distributed
+        from biomedlm_jax.agreement import check_agreement, versions
 
         if self.coordinator and self.distributed:
             raise InputError("got --coordinator and --distributed; expected one of them")
@@ -231,4 +243,12 @@ class Flags(flags.FlagValues):
             numbers = self.pick("process_id", "process_count", "start_timeout", "silence_timeout")
             distributed.start_processes(self.coordinator, **numbers)
         with distributed.fail_together(silence_timeout=self.silence_timeout):
+            check_agreement({"flags": self._agreed(), "versions": versions()})
             yield
+
+    def _agreed(self) -> dict[str, Any]:
+        """Return the flags that must be the same in all processes, and the config's values."""
+        own = {"process_id", "coordinator", "start_timeout", "silence_timeout", "config"}
+        given = {name: self[name].value for name in self if name not in own and "." not in name}
+        config = self.config.to_dict() if "config" in self else {}
+        return json.loads(json.dumps({**given, "config": config}, default=str))

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,12 +22,20 @@ RECIPES = {
 }
 
 
-def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict:
+def finetune(
+    config: ConfigDict,
+    model: str | Path,
+    workdir: str | Path,
+    *,
+    fallback: bool = False,
+    replay: str | Path | None = None,
+) -> dict:
     """Fine-tune `model`, a run or a Hugging Face directory; resumes if `workdir` has the run.
 
     Returns the figures of `config.recipe`: see `finetune_questions` and `finetune_text`.
     `workdir/model` is the model to use. Ctrl-C or SIGTERM saves and raises KeyboardInterrupt.
-    Raises InputError for bad input, before anything is compiled or written.
+    Raises InputError for bad input, before anything is compiled or written. `fallback`, `replay`
+    and other errors are those of `fit`.
     """
     recipe = config.get("recipe")
     if recipe not in RECIPES:
@@ -35,19 +44,24 @@ def finetune(config: ConfigDict, model: str | Path, workdir: str | Path) -> dict
     settings = read_settings(kind, config)
     mesh = settings.mesh.make()
     with jax.set_mesh(mesh):
-        return run(settings, mesh, model, Path(workdir).absolute())
+        file = None if replay is None else Path(replay)
+        given = {"fallback": fallback, "replay": file}
+        return run(settings, mesh, model, Path(workdir).absolute(), **given)
 
 
-def finetune_all(config: ConfigDict, model: str | Path, workdir: str | Path) -> list[dict]:
+def finetune_all(
+    config: ConfigDict, model: str | Path, workdir: str | Path, **options: Any
+) -> list[dict]:
     """Fine-tune once, or for every pair of `config.sweep`; finished runs are not repeated.
 
     Runs are in `workdir/lr<rate>-seed<seed>`; `workdir/sweep.json` has all results and each rate's
-    mean over seeds. Returns the results, each with its `workdir`.
+    mean over seeds. `options` are those of `finetune`. Returns the results, each with its
+    `workdir`.
     """
     workdir = Path(workdir)
     sweep = read_settings(SweepSettings, config.get("sweep", {}), where="config.sweep")
     if not sweep.learning_rates and not sweep.seeds:
-        return [{"workdir": str(workdir), **finetune(config, model, workdir)}]
+        return [{"workdir": str(workdir), **finetune(config, model, workdir, **options)}]
     results = []
     rates = sweep.learning_rates or (config.optimizer.learning_rate,)
     for rate, seed in itertools.product(rates, sweep.seeds or (config.training.seed,)):
@@ -55,7 +69,7 @@ def finetune_all(config: ConfigDict, model: str | Path, workdir: str | Path) -> 
         one.optimizer.learning_rate, one.training.seed = float(rate), seed
         one.sweep.learning_rates = one.sweep.seeds = ()
         run = workdir / f"lr{rate:g}-seed{seed}"
-        result = finetune(one, model, run)
+        result = finetune(one, model, run, **options)
         results.append({"workdir": str(run), "learning_rate": float(rate), "seed": seed, **result})
     if jax.process_index() == 0:
         write_json(workdir / "sweep.json", {"runs": results, "learning_rates": _means(results)})

@@ -30,14 +30,15 @@ from biomedlm_jax.training.fit import fit
 
 
 def finetune_questions(
-    settings: QuestionSettings, mesh: Mesh, model: str | Path, workdir: Path
+    settings: QuestionSettings, mesh: Mesh, model: str | Path, workdir: Path, **options: Any
 ) -> dict:
     """Fine-tune `model` on the settings' questions; resumes if `workdir` has the run.
 
     The dev split is answered after every epoch; `workdir/model` is the best model so far (by
     accuracy, the earliest of equals). A fine-tuned model of the same kind and classes continues
     with its head: MedMCQA and then MedQA are two calls. LoRA trains its factors, the head and the
-    rows of added tokens. Returns the steps done, the best dev accuracy in percent and its epoch.
+    rows of added tokens. `options` are those of `fit`. Returns the steps done, the best dev
+    accuracy in percent and its epoch.
     """
     folder, training, wanted = workdir / MODEL_FOLDER, settings.training, settings.task
     task, skipped = find_task(wanted.name, format=wanted.format), Skipped()
@@ -119,7 +120,7 @@ def finetune_questions(
         f"{counted(len(dev), 'dev question')}"
         f"{task.unlike_official(wanted.dev_split, len(dev))}; skipped: {skipped}",
     )
-    _, done = fit(recipe, workdir, mesh)
+    _, done = fit(recipe, workdir, mesh, **options)
     best = read_facts(folder)
     if "dev_accuracy" not in best:
         raise InputError(f"{workdir} is finished, but {folder} is gone; choose another --workdir")

@@ -1,6 +1,6 @@
 """The batches of a fine-tuning run, each a function of its step; every epoch is shuffled anew."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -50,11 +50,13 @@ class ShuffledQuestions:
         self.branched = any(len(prompt.branches) > 1 for prompt in prompts)
         self._shape = Bucket(self.row_length, [], entries, entries, self.branched)
 
+    def chosen(self, step: int) -> np.ndarray:
+        """Return the numbers of the questions of a step, counted from 0 over all epochs."""
+        return _chosen(step, self.steps_per_epoch, self._batch_size, len(self._labels), self._seed)
+
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0 over all epochs, as numpy arrays."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._labels))
-        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        """Return the batch of a step as numpy arrays."""
+        chosen = self.chosen(step)
         prompts = [
             prompt._replace(question=number)
             for number, question in enumerate(chosen)
@@ -96,19 +98,30 @@ class ShuffledTexts:
         self.tokens_per_step = self.tokens / self.steps_per_epoch
         self.targets = sum(len(branch) for prompt in prompts for branch in prompt.branches)
 
+    def chosen(self, step: int) -> np.ndarray:
+        """Return the numbers of the packed rows of a step, counted from 0 over all epochs."""
+        return _chosen(step, self.steps_per_epoch, self._batch_size, self.rows, self._seed)
+
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0 over all epochs, as numpy arrays."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(self.rows)
-        batch = self.in_order(index, order)
+        """Return the batch of a step as numpy arrays."""
+        batch = self._of_rows(self.chosen(step))
         scale = self._parts / max(1, batch.weight_BxE.sum())
         return batch._replace(weight_BxE=(batch.weight_BxE * scale).astype(np.float32))
 
-    def in_order(self, index: int, order: Sequence[int] | np.ndarray | None = None) -> Batch:
-        """Return batch `index` of the rows as packed, or in another order; targets weigh 1."""
-        order = range(self.rows) if order is None else order
-        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-        packed = [self._bucket.rows[i] for i in chosen]
+    def in_order(self, index: int) -> Batch:
+        """Return batch `index` of the rows as packed; targets weigh 1."""
+        first = index * self._batch_size
+        return self._of_rows(range(first, min(first + self._batch_size, self.rows)))
+
+    def _of_rows(self, numbers: Iterable[int]) -> Batch:
+        packed = [self._bucket.rows[i] for i in numbers]
         shape = {"batch_size": self._batch_size, "read": TOKENS}
         rows = build_rows(self._prompts, self._bucket, packed, **shape)
         return Batch(rows, (rows.question_BxE >= 0).astype(np.float32))
+
+
+def _chosen(step: int, steps_per_epoch: int, batch_size: int, count: int, seed: int) -> np.ndarray:
+    """Return the numbers below `count` of a step's batch; every epoch has an order of its own."""
+    epoch, index = divmod(step, steps_per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return order[index * batch_size : (index + 1) * batch_size]

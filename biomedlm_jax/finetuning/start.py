@@ -95,7 +95,7 @@ def make_recipe(
         steps=epochs * steps,
         base=start.base,
         added_tokens=start.trained_rows,
-        data=StepData(data.batch, meshes.sharding(mesh, "batch", None)),
+        data=StepData(data.batch, meshes.sharding(mesh, "batch", None), data.chosen),
         evaluate_every=steps,
         tokens_per_step=data.tokens_per_step,
         flops_per_token=flops_per_token(abstract, length),

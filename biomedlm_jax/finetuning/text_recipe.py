@@ -6,11 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.files import content_hash, read_json, write_json, write_jsonl
 from biomedlm_jax.finetuning.config import TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
@@ -31,20 +33,23 @@ from biomedlm_jax.training.provenance import check_run
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 
 
-def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir: Path) -> dict:
+def finetune_text(
+    settings: TextSettings, mesh: Mesh, model: str | Path, workdir: Path, **options: Any
+) -> dict:
     """Fine-tune `model` on the settings' pairs of texts; resumes if `workdir` has the run.
 
     Every epoch ends with the dev loss, ROUGE of some dev answers, and the model in
     `workdir/model`. At the end writes `predictions.jsonl` and `report.json`, which is returned: the
-    figures of `text_report` and the dev loss. A finished run returns it again.
+    figures of `text_report` and the dev loss. A finished run returns it again. `options` are those
+    of `fit`.
     """
     training, evaluation = settings.training, settings.evaluation
-    options = make_options(**settings.generation)
+    decoding = make_options(**settings.generation)
     meshes.check_fits(mesh, batch_size=training.batch_size, accumulation=training.accumulation)
     left_out: Counter[str] = Counter()
     train, dev = train_and_dev(settings.data, left_out)
     start = load_base_model(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
-    settings.check_positions(options.max_new_tokens, start.config.context_length)
+    settings.check_positions(decoding.max_new_tokens, start.config.context_length)
     encode = functools.partial(
         text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.eos_token_id
     )
@@ -56,7 +61,8 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
     started_from = {**start.started_from, "texts": content_hash(content)}
     started_from |= {"left_out": dict(left_out)} if left_out else {}
     started_from |= {f"generation.{name}": v for name, v in settings.generation.items()}
-    if check_run(workdir, "text", settings, started_from) and (workdir / REPORT).exists():
+    resuming = check_run(workdir, "text", settings, started_from)
+    if resuming and from_first_process((workdir / REPORT).exists) and not options.get("replay"):
         if jax.process_index() == 0:
             print(f"finished already: {workdir / REPORT}", file=sys.stderr)
         return read_json(workdir / REPORT)
@@ -83,7 +89,7 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
         batches = answer_batches(
             Generator(finetuned, start.tokenizer),
             prefixes,
-            options,
+            decoding,
             batch_size=evaluation.batch_size,
         )
         for number, (best, *_) in batches:
@@ -100,7 +106,7 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
             figures |= {kind: report[kind]["mean"] for kind in KINDS}
         figures = {"epoch": epoch, **figures}
         facts = {**figures, "started_from": started_from}
-        files = {GENERATION_CONFIG: options.to_generation_config(start.config, start.tokenizer)}
+        files = {GENERATION_CONFIG: decoding.to_generation_config(start.config, start.tokenizer)}
         saved = workdir / MODEL_FOLDER, finetuned, start.tokenizer
         save_finetuned(*saved, step=step, facts=facts, files=files)
         return figures
@@ -121,7 +127,7 @@ def finetune_text(settings: TextSettings, mesh: Mesh, model: str | Path, workdir
         f"{remarks(start.tokenizer, train, dev)}"
         + "".join(f"; {n:,} left out of {reason}" for reason, n in left_out.items()),
     )
-    finetuned, last = fit(recipe, workdir, mesh)
+    finetuned, last = fit(recipe, workdir, mesh, **options)
     count = min(evaluation.final_examples or len(dev), len(dev))
     if jax.process_index() == 0:
         print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)

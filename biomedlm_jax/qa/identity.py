@@ -20,7 +20,17 @@ from biomedlm_jax.qa.tasks import without_directory
 from biomedlm_jax.training.provenance import NOT_COMPARED, weights_hash
 
 # Groups of run.json that do not change the model, or whose content is hashed in `started_from`.
-UNCOMPARED = ("facts", "started_from", "mesh", "sweep", "logging", "checkpoint", "model", "task")
+UNCOMPARED = (
+    "facts",
+    "started_from",
+    "mesh",
+    "sweep",
+    "logging",
+    "checkpoint",
+    "model",
+    "task",
+    "faults",
+)
 
 
 def question_hash(question: Question) -> str:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from biomedlm_jax.finetuning.config import EpochSteps, QuestionSettings, SweepSettings, TaskSettings
 from biomedlm_jax.training.config import (
     CheckpointSettings,
+    FaultSettings,
     LoggingSettings,
     LoRASettings,
     MeshSettings,
@@ -52,6 +53,7 @@ def pretraining_config(tokens: str, *, steps: int) -> ConfigDict:
         lora=LoRASettings(),
         checkpoint=CheckpointSettings(every=steps, keep=1),
         logging=LoggingSettings(every=max(1, steps // 20)),
+        faults=FaultSettings(),
     )
     return ConfigDict(dataclasses.asdict(settings))
 
@@ -81,6 +83,7 @@ def finetuning_config(task: str, *, epochs: int = EPOCHS) -> ConfigDict:
         lora=LoRASettings(),
         checkpoint=CheckpointSettings(every=500, keep=1),
         logging=LoggingSettings(every=20),
+        faults=FaultSettings(),
         sweep=SweepSettings(),
     )
     return ConfigDict(dataclasses.asdict(settings))

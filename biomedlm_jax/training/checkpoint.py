@@ -9,8 +9,10 @@ of all its files are written as SHA256SUMS. A step with that file is finished; w
 compared with it.
 """
 
+import contextlib
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from biomedlm_jax.distributed import all_gather, from_first_process
+from biomedlm_jax.agreement import all_gather, from_first_process
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import SUMS, damage, has_sums, write_sums
 from biomedlm_jax.model.language_model import named_leaves
@@ -28,6 +30,7 @@ from biomedlm_jax.training.state import TrainState
 FOLDER = "checkpoints"
 MODEL, TRAINED = "model", "trained"  # items
 COMMITTED = "commit_success.txt"  # Orbax writes it last
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
@@ -62,8 +65,10 @@ def problems_of(path: Path, **choice: Any) -> list[str]:
     return damage(path, **choice)
 
 
-def choose_step(run_directory: Path, *, fallback: bool) -> int | None:
+def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf) -> int | None:
     """Return the step to resume from, the newest whose files are whole; None if there is none.
+
+    Steps after `newest` are left out.
 
     Every process calls it: the first one lists the storage and decides, all verify a share of the
     files. What was never finished, and with `fallback` what is damaged, is renamed, not deleted:
@@ -77,7 +82,7 @@ def choose_step(run_directory: Path, *, fallback: bool) -> int | None:
         for _, path in folders:
             if unfinished(path):
                 _set_aside(path, "unfinished")
-        return [step for step, path in folders if path.exists()]
+        return [step for step, path in folders if path.exists() and step <= newest]
 
     first_problem, good = "", None
     damaged: list[int] = []
@@ -90,14 +95,25 @@ def choose_step(run_directory: Path, *, fallback: bool) -> int | None:
         damaged.append(step)
         first_problem = first_problem or f"{path}: {problems[0]}"
     if damaged and not fallback:
-        there = "no checkpoint is whole" if good is None else f"the newest whole one is step {good}"
-        advice = "--fallback continues from there" if good is not None else "restore a copy of it"
-        if first_problem.endswith(f"{SUMS} is missing"):
-            advice += "; if an earlier version wrote it, run biomedlm verify --write_sums first"
-        raise InputError(f"the checkpoint {first_problem}; {there}; {advice}")
+        whole = "no checkpoint is whole" if good is None else f"the newest whole one is step {good}"
+        advice = whole if good is None else f"{whole}; --fallback continues from there"
+        raise InputError(f"the checkpoint {first_problem}; {advice}{_adopt(first_problem)}")
     for step in damaged if jax.process_index() == 0 else ():
         _set_aside(run_directory / FOLDER / str(step), "damaged")
     return good
+
+
+def _advice(problem: str, others: list[int]) -> str:
+    advice = "restore a copy of it"
+    if others:
+        advice += f", or move it away to use an older one: {others}"
+    return advice + _adopt(problem)
+
+
+def _adopt(problem: str) -> str:
+    if problem.endswith(f"{SUMS} is missing"):
+        return "; if an earlier version wrote it, run biomedlm verify --write_sums first"
+    return ""
 
 
 def _set_aside(path: Path, why: str) -> None:
@@ -112,6 +128,11 @@ class _HashingHandler(ocp.CompositeCheckpointHandler):
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
         write_sums(directory)
+
+
+@ocp.args.register_with_handler(_HashingHandler, for_save=True, for_restore=True)
+class _Items(ocp.args.Composite):
+    """The items of a step, by name."""
 
 
 class SaveError(OSError):
@@ -148,7 +169,7 @@ class Checkpointer:
         models = {MODEL: state.model} if merged is None else {MODEL: merged, TRAINED: state.model}
         trees = {**models, "optimizer": {"step": state.step, "opt": state.opt_state}}
         saved = {k: ocp.args.StandardSave(x, save_args=_in_chunks(x)) for k, x in trees.items()}
-        items = ocp.args.Composite(**saved, data=ocp.args.JsonSave(position))
+        items = _Items(**saved, data=ocp.args.JsonSave(position))
         self.wait()
         self._saving = step
         with self._named_errors():
@@ -164,7 +185,7 @@ class Checkpointer:
         folder = self._folder / str(step)
         check_shapes(folder / item, abstract.model)
         optimizer = {"step": abstract.step, "opt": abstract.opt_state}
-        items = ocp.args.Composite(
+        items = _Items(
             **{item: ocp.args.StandardRestore(abstract.model)},
             optimizer=ocp.args.StandardRestore(optimizer),
             data=ocp.args.JsonRestore(),
@@ -205,7 +226,7 @@ class Checkpointer:
         self._orbax.close()
 
     @contextlib.contextmanager
-    def _named_errors(self):
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # TensorStore and Orbax raise many kinds for a full disk
@@ -238,27 +259,35 @@ def _flat(tree) -> dict[str, str]:
 def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
     """Write `model` alone as a run's checkpoint and wait until it is on disk."""
     folder = Path(run_directory).absolute() / FOLDER
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     args = ocp.args.PyTreeSave(
         model, save_args=_in_chunks(model), ocdbt_target_data_file_size=FILE_BYTES
     )
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        manager.save(step, args=ocp.args.Composite(model=args))
+    with ocp.Checkpointer(_HashingHandler()) as checkpointer:
+        checkpointer.save(folder / str(step), args=_Items(model=args))
 
 
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     """Read a saved model, the newest by default, sharded as `abstract` is.
 
-    Raises InputError if there is no such checkpoint, or it is of another config.
+    Raises InputError if there is no such checkpoint, its files are damaged, or it is of another
+    config.
     """
-    finished = steps(run_directory)
-    step = max(finished, default=None) if step is None else step
-    if step not in finished:
+    folder = Path(run_directory).absolute() / FOLDER
+    there = [number for number, path in _step_folders(run_directory) if not unfinished(path)]
+    step = max(there, default=None) if step is None else step
+    if step not in there:
         raise InputError(
             f"{run_directory} has no finished checkpoint"
-            f"{'' if step is None else f' of step {step}'}; finished: {finished or 'none'}"
+            f"{'' if step is None else f' of step {step}'}; finished: {there or 'none'}"
         )
-    item = Path(run_directory).absolute() / FOLDER / str(step) / "model"
+    share = {"share": (jax.process_index(), jax.process_count())}
+    model_files = problems_of(folder / str(step), of=lambda name: name.startswith(MODEL), **share)
+    if problems := [one for some in all_gather(model_files) for one in some]:
+        others = [one for one in there if one != step]
+        raise InputError(
+            f"the checkpoint {folder / str(step)}: {problems[0]}; {_advice(problems[0], others)}"
+        )
+    item = folder / str(step) / MODEL
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)
     restored = [ocp.PLACEHOLDER] * len(leaves)

@@ -87,8 +87,24 @@ class CheckpointSettings(Settings):
     """When a run is saved."""
 
     group = "checkpoint"
-    every: int = setting(least=1, free=True)  # steps
+    every: int = setting(least=1, free=True)  # steps; also before an evaluation
+    minutes: float = setting(0.0, least=0, free=True)  # and after so many; 0: by steps only
     keep: int = setting(least=1, free=True)  # newest checkpoints
+    keep_every: int = setting(0, least=0, free=True)  # steps of which multiples stay; 0: none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaultSettings(Settings):
+    """What is done about losses that are not finite or far too high, and about a hang.
+
+    An update whose loss or gradient is not finite is always skipped.
+    """
+
+    group = "faults"
+    skipped_in_a_row: int = setting(10, least=1, free=True)  # end the run after so many
+    spike: str = setting("log", choices=("off", "log", "skip", "stop"), free=True)
+    spike_deviations: float = setting(6.0, above=0, free=True)  # above the mean of 128 steps
+    hang_minutes: float = setting(30.0, least=0, free=True)  # without a step; 0: wait for ever
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +127,12 @@ class RunSettings(Settings):
     lora: LoRASettings
     checkpoint: CheckpointSettings
     logging: LoggingSettings
+    faults: FaultSettings
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a step is random beyond its batch: its parts depend on their number, then."""
+        return any(rate != 0 for name, rate in self.model.items() if "dropout" in name)
 
 
 def changed_settings(

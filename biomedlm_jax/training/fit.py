@@ -6,8 +6,10 @@ It restores, steps, accumulates, evaluates, saves, logs, stops and resumes; it k
 import contextlib
 import dataclasses
 import functools
+import math
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,20 +18,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.agreement import check_agreement, from_first_process, versions
 from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer, latest_step
+from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer, choose_step
 from biomedlm_jax.training.config import RunSettings
+from biomedlm_jax.training.goodput import Stopwatch
+from biomedlm_jax.training.lock import lock_run
 from biomedlm_jax.training.metrics import (
     NullRecorder,
     Recorder,
     StepTimer,
-    check_finite,
     plot_losses,
     was_evaluated,
 )
 from biomedlm_jax.training.optimizer import make_optimizer
-from biomedlm_jax.training.provenance import check_run, write_run
+from biomedlm_jax.training.provenance import changes, check_run, run_record, write_run
+from biomedlm_jax.training.replay import replay_update, skipped_step
+from biomedlm_jax.training.skips import SkippedUpdates
+from biomedlm_jax.training.spikes import SpikeDetector
 from biomedlm_jax.training.state import (
     TrainState,
     adapted,
@@ -39,7 +46,15 @@ from biomedlm_jax.training.state import (
     jit_step,
     train_step,
 )
-from biomedlm_jax.training.stopping import Stopped, stop_signals, wait_for_all
+from biomedlm_jax.training.stopping import (
+    Interrupted,
+    Stopped,
+    Votes,
+    most_of_all,
+    stop_signals,
+    wait_for_all,
+)
+from biomedlm_jax.training.watchdog import watch
 
 
 class Data(Protocol):
@@ -55,6 +70,14 @@ class Data(Protocol):
         """Continue after `position`; raises InputError if it is of other data."""
         ...
 
+    def at(self, step: int) -> Any:
+        """Return the batch of a step, from 0, and leave the iterator where it stands."""
+        ...
+
+    def rows_of(self, step: int) -> list[int]:
+        """Return the numbers of the rows, or questions, of that batch."""
+        ...
+
     def close(self) -> None:
         """End reading threads."""
         ...
@@ -63,13 +86,27 @@ class Data(Protocol):
 class StepData:
     """Batches that are functions of the step alone, each process building all of a batch."""
 
-    def __init__(self, make_batch: Callable[[int], Any], layout):
-        self._make_batch, self._layout, self._step = make_batch, layout, 0
+    def __init__(
+        self,
+        make_batch: Callable[[int], Any],
+        layout,
+        rows_of: Callable[[int], Iterable[int]] = lambda step: (),
+    ):
+        self._make_batch, self._layout, self._rows_of = make_batch, layout, rows_of
+        self._step = 0
 
     def __next__(self) -> Any:
-        batch = self._make_batch(self._step)
         self._step += 1
+        return self.at(self._step - 1)
+
+    def at(self, step: int) -> Any:
+        """Return the batch of a step."""
+        batch = self._make_batch(step)
         return jax.tree.map(lambda array: meshes.place(array, self._layout), batch)
+
+    def rows_of(self, step: int) -> list[int]:
+        """Return the numbers of what that batch consists of."""
+        return [int(number) for number in self._rows_of(step)]
 
     def position(self) -> dict:
         """Return the number of batches handed out."""
@@ -115,18 +152,39 @@ class Recipe:
     introduction: Sequence[str] = ()
 
 
-def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
+def fit(
+    recipe: Recipe,
+    workdir: Path,
+    mesh: Mesh,
+    *,
+    fallback: bool = False,
+    replay: Path | None = None,
+) -> tuple[Any, dict]:
     """Train until the recipe's last step, or resume the run in `workdir`.
 
-    Writes `run.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard events. Ctrl-C (or SIGTERM)
-    ends the step or the evaluation's batch, saves and raises KeyboardInterrupt; an evaluation that
-    was not finished is the first thing that a resumed run does. Call it under
-    `jax.set_mesh(mesh)`. Returns the model (LoRA merged) and {"step": ..., and the last
-    evaluation's figures if this call evaluated}. Raises InputError, before anything is written, if
-    settings, data and directory do not fit together, and if a loss is not finite.
+    Writes `run.json`, `checkpoints/`, `metrics.jsonl`, `events.jsonl` and TensorBoard events. A
+    signal (`stopping.SIGNALS`) ends the step or the evaluation's batch, saves and raises
+    Interrupted; an evaluation that was not finished is the first thing that a resumed run does. The
+    state is saved before it is evaluated. An update that is not finite is skipped and counted.
+    Call it under `jax.set_mesh(mesh)`. Returns the model (LoRA merged) and {"step": ..., and the
+    last evaluation's figures if this call evaluated}.
+
+    Args:
+      fallback: if the newest checkpoint is damaged, resume from the newest whole one.
+      replay: a file in `skipped/`: compute that update again, print where the first value that is
+        not finite arises, and raise Replayed.
+
+    Raises:
+      InputError: before anything is written, if settings, data and directory do not fit together,
+        processes differ, or a checkpoint is damaged; later, if too many updates in a row were
+        skipped, or an evaluation is not finite.
+      LockError: another group of processes writes into `workdir`.
+      SaveError: a checkpoint could not be written.
     """
+    stopwatch = Stopwatch()
     keep_freed_memory()
     settings, steps = recipe.settings, recipe.steps
+    faults = settings.faults
     tx, schedule = make_optimizer(settings.optimizer, steps=steps)
     make_state = functools.partial(_initial_state, recipe, tx)
     make_frozen = functools.partial(_frozen, recipe)
@@ -134,33 +192,60 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
         meshes.abstract_sharded(make, mesh, *recipe.base) for make in (make_state, make_frozen)
     )
     start = recipe.started_from
-    resuming = check_run(workdir, recipe.name, settings, start, may_change=recipe.may_change)
+    record = run_record(recipe.name, settings, start, history=recipe.history)
+    may_change = [*recipe.may_change, *([] if settings.has_dropout else ["training.accumulation"])]
+    checked = functools.partial(
+        check_run, workdir, recipe.name, settings, start, may_change=may_change
+    )
     with contextlib.ExitStack() as resources:
+        # Released in the reverse order: the lock last, after the checkpoint is written.
         resources.callback(recipe.data.close)
-        wait_for_all("checked")
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
+        watchdog = resources.enter_context(watch(faults.hang_minutes))
+        check_agreement({**record, "versions": versions()})
+        checked()
+        resources.enter_context(lock_run(workdir))
+        resuming = checked()  # again: nobody else writes it now
+        newest = math.inf if replay is None else skipped_step(replay) - 1
+        begin = choose_step(workdir, fallback=fallback, newest=newest)
+        changed = from_first_process(lambda: changes(workdir, record) if resuming else {})
+        if jax.process_index() == 0 and replay is None:
             recipe.write(not resuming)
-            write_run(workdir, recipe.name, settings, start, history=recipe.history)
+            write_run(workdir, record)
         wait_for_all("written")
-        checkpointer = Checkpointer(workdir, keep=settings.checkpoint.keep)
+        checkpointer = Checkpointer(
+            workdir, keep=settings.checkpoint.keep, keep_every=settings.checkpoint.keep_every
+        )
         resources.callback(checkpointer.close)
 
         # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
         losses = {"sum": 0.0, "count": 0}  # since the last evaluation
-        if latest_step(workdir) is not None and not abstract_frozen:
+        past: dict[str, Any] = {}
+        if begin is not None and not abstract_frozen:
             recipe.base.clear()  # a checkpoint follows it
         merges = recipe.saves_merged and bool(abstract_frozen)
-        if restored := checkpointer.restore(abstract, item=TRAINED if merges else MODEL):
-            state, position = restored
-            recipe.data.restore(position["data"])
-            losses = position["losses"]
+        if begin is not None:
+            item = TRAINED if merges else MODEL
+            state, past = checkpointer.restore(abstract, begin, item=item)
+            recipe.data.restore(past["data"])
+            losses = past["losses"]
         else:
             state = _sharded(make_state, abstract, recipe.base, donate=not abstract_frozen)
         frozen = ()
         if abstract_frozen:
             frozen = _sharded(make_frozen, abstract_frozen, recipe.base, donate=True)
         recipe.base.clear()
+        watchdog.beat()
+        loss_fn = functools.partial(adapted_loss, recipe.loss)
+        if replay is not None:
+            replay_update(
+                replay,
+                state,
+                recipe.data,
+                *frozen,
+                loss_fn=loss_fn,
+                seed=settings.training.seed,
+                accumulation=settings.training.accumulation,
+            )
         step = begin = int(state.step)
         recorder = NullRecorder()
         if jax.process_index() == 0:
@@ -176,6 +261,9 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             recorder.print_line(f"LoRA trains {trained:,} of {trained + fixed:,} parameters")
         if begin:
             recorder.print_line(f"resuming after step {begin} of {steps}")
+        devices = {"processes": jax.process_count(), "devices": jax.device_count()}
+        facts = {**devices, "versions": versions(), "changed": changed}
+        recorder.event("start", step=begin, **facts)
 
         # ---- Steps.
         update = jit_step(
@@ -183,30 +271,42 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             abstract=abstract,
             tx=tx,
             seed=settings.training.seed,
-            loss_fn=functools.partial(adapted_loss, recipe.loss),
+            loss_fn=loss_fn,
             accumulation=settings.training.accumulation,
         )
+        rates = np.asarray(jax.vmap(schedule)(np.arange(steps)))
         timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)
-        stop = resources.enter_context(stop_signals(recorder))
+        signals, votes = resources.enter_context(stop_signals(recorder)), Votes(mesh)
+        spikes = SpikeDetector(faults.spike_deviations, past.get("spikes", ()))
+        skips = SkippedUpdates(workdir, recorder, faults, checkpointer, **past.get("skips", {}))
         # One step may run ahead of its figures, so that devices never wait for the host; on a CPU
         # that would only delay Ctrl-C.
         run_ahead = 0 if meshes.platform() == "cpu" else 1
-        result, pending, stopping, owed = {}, [], False, False  # owed: an evaluation
+        result, pending, owed = {}, [], False  # owed: an evaluation
+        saved, saved_at = begin, time.monotonic()
+        wanted = {"stop": 0, "save": 0}  # by any process: a signal's number, a save by the clock
 
         def read(how_many: int, timed: bool) -> None:
             """Fetch the figures of all but the newest `how_many` steps."""
             while len(pending) > how_many:
-                done, metrics = pending.pop(0)
-                figures = check_finite(done, metrics, workdir)
-                losses["sum"] += figures["loss"]
-                losses["count"] += 1
+                done, metrics, limit, vote = pending.pop(0)
+                stop, save = map(int, np.asarray(vote))
+                wanted.update(stop=max(wanted["stop"], stop), save=max(wanted["save"], save))
+                figures = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+                applied = bool(metrics["applied"])
+                if applied:
+                    losses["sum"] += figures["loss"]
+                    losses["count"] += 1
+                spikes.add(figures["loss"])
+                rate = float(rates[done - 1 - skips.count])
+                skips.check(done, figures, applied, limit, recipe.data)
                 due = done % settings.logging.every == 0 or done == begin + 1
                 due = due or recorder.is_overdue()
                 if timed and (due or timer.restarted):
                     figures |= timer.read(done)
                 if due or not timed:
-                    figures["learning_rate"] = float(np.asarray(schedule(done - 1)))
-                    recorder.write(done, figures)
+                    recorder.write(done, {**figures, "learning_rate": rate})
+                    checkpointer.prune()
 
         def is_evaluated(step: int) -> bool:
             return recipe.evaluate is not None and _due(step, recipe.evaluate_every, steps)
@@ -215,7 +315,8 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
             """Evaluate; return False if a signal stopped it."""
             assert recipe.evaluate is not None
             try:
-                figures = recipe.evaluate(_merged(state.model, frozen), step, check_stop)
+                with stopwatch.count("evaluate"):
+                    figures = recipe.evaluate(_merged(state.model, frozen), step, check_stop)
             except Stopped:
                 return False
             result.clear()
@@ -224,44 +325,68 @@ def fit(recipe: Recipe, workdir: Path, mesh: Mesh) -> tuple[Any, dict]:
                     f"the evaluation after step {step} has {bad}: the run diverged; start a new "
                     "one with a lower optimizer.learning_rate or a longer warmup"
                 )
-            result.update(train_loss=losses["sum"] / losses["count"], **figures)
+            if losses["count"]:
+                result.update(train_loss=losses["sum"] / losses["count"])
+            result.update(figures)
             losses.update(sum=0.0, count=0)
             return_freed_memory()
             recorder.write(step, result)
             return True
 
         def check_stop() -> None:
-            if stop(True):
+            watchdog.beat()
+            wanted["stop"] = max(wanted["stop"], most_of_all(signals.number))
+            if wanted["stop"]:
                 raise Stopped
 
+        def save() -> None:
+            nonlocal saved, saved_at
+            if saved == step:
+                return
+            position = {"data": recipe.data.position(), "losses": {**losses}}
+            position |= {"spikes": spikes.losses(), "skips": skips.counts()}
+            merged = _merged(state.model, frozen) if merges else None
+            with stopwatch.count("save"):
+                checkpointer.save(state, position, merged=merged)
+            saved, saved_at, wanted["save"] = step, time.monotonic(), 0
+            recorder.event("save", step=step, seconds=stopwatch.rounded())
+
         if begin and is_evaluated(begin) and losses["count"]:
-            if was_evaluated(workdir, begin):
+            if from_first_process(lambda: was_evaluated(workdir, begin)):
                 losses.update(sum=0.0, count=0)
             else:
                 owed = not evaluate()
-                stopping = stop(True)
-        while step < steps and not stopping:
-            state, metrics = update(state, next(recipe.data), *frozen)
+        stopwatch.lap("start")
+        while step < steps and not wanted["stop"]:
+            with stopwatch.count("data"):
+                batch = next(recipe.data)
+            limit = math.inf if faults.spike == "off" else spikes.limit(unread=len(pending))
+            bound = limit if faults.spike == "skip" else math.inf
+            state, metrics = update(state, batch, *frozen, loss_limit=bound)
             step += 1
-            pending.append((step, metrics))
+            late = 60 * settings.checkpoint.minutes
+            late = 0 < late < time.monotonic() - saved_at
+            pending.append((step, metrics, limit, votes.cast(signals.number, late)))
             read(run_ahead, timed=True)
-            stopping = stop(_due(step, settings.logging.every, steps))
-            due = _due(step, settings.checkpoint.every, steps)
-            if not (stopping or due or is_evaluated(step)):
+            watchdog.beat()
+            if jax.process_count() == 1:
+                wanted["stop"] = wanted["stop"] or signals.number
+            due = _due(step, settings.checkpoint.every, steps) or wanted["save"]
+            if not (wanted["stop"] or due or is_evaluated(step)):
                 continue
             read(0, timed=run_ahead == 0)
+            save()  # before an evaluation, which may fail
             if is_evaluated(step):
-                owed = stopping or not evaluate()
-                stopping = stopping or stop(True)
-            if stopping or due:
-                position = {"data": recipe.data.position(), "losses": {**losses}}
-                merged = _merged(state.model, frozen) if merges else None
-                checkpointer.save(state, position, merged=merged)
+                owed = bool(wanted["stop"]) or not evaluate()
             timer.restart()
+            watchdog.beat()
         checkpointer.wait()
+        stopwatch.lap("save")
         if step < steps or owed:
+            recorder.event("stop", step=step, seconds=stopwatch.rounded())
             recorder.print_line(f"stopped at step {step} and saved; run the same command to resume")
-            raise KeyboardInterrupt
+            raise Interrupted(wanted["stop"])
+        recorder.event("finish", step=step, seconds=stopwatch.rounded())
         if jax.process_index() == 0:
             plot_losses(workdir)
         recorder.print_line(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")

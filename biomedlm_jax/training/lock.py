@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from biomedlm_jax.agreement import all_gather, from_first_process
 from biomedlm_jax.errors import FAILED, InputError
 from biomedlm_jax.files import process_is_alive, read_json, write_text

@@ -1,9 +1,11 @@
 """Figures of a run (FLOPs, MFU, bits per byte) and the writers that keep them."""
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from biomedlm_jax.chips import chip
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_text
+from biomedlm_jax.files import AppendedText, write_text
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 
+EVENTS = "events.jsonl"
 QUIET_SECONDS = 30.0  # after so long without a line, the next step prints one
 
 
@@ -54,18 +57,6 @@ def validation_metrics(loss: float, *, tokens: int, text_bytes: int) -> dict[str
     }
 
 
-def check_finite(step: int, metrics: dict[str, jax.Array], workdir: Path) -> dict[str, float]:
-    """Fetch the loss and gradient norm of a step; raises InputError if one is not finite."""
-    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise InputError(
-            f"step {step} has loss {loss} and gradient norm {norm}; the last checkpoint in "
-            f"{workdir} is intact: start a new run with a lower optimizer.learning_rate or a "
-            "longer warmup"
-        )
-    return {"loss": loss, "grad_norm": norm}
-
-
 class StepTimer:
     """Seconds per step, tokens per second and MFU between two readings at one place of the loop."""
 
@@ -97,26 +88,30 @@ class StepTimer:
 
 
 class Recorder:
-    """Writes figures to the console, `metrics.jsonl` and TensorBoard. Close it.
+    """Writes figures to the console, `metrics.jsonl` and TensorBoard, events to `events.jsonl`.
 
-    A resumed run drops what it wrote after `first_step`, since those steps run again.
+    A resumed run drops what it wrote of steps after `first_step`, which run again; events only
+    grow. Training does not end because a line cannot be written: the console says so once, and the
+    line is written with a later one. Close it.
     """
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
+        self._began = self._printed = time.monotonic()
+        self._progress = self._board = None
+        self._failed: set[str] = set()
         path = run_directory / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line, first_step) <= first_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        with self._survive(path.name):
+            kept = [line for line in read_metrics(run_directory) if line["step"] <= first_step]
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+        self._metrics, self._events = AppendedText(path), AppendedText(run_directory / EVENTS)
         self._steps = steps
         self._timed: tuple[int, float] | None = None  # the first step, which compiled, and its end
-        self._board = self._progress = None
         if tensorboard:
-            from tensorboardX import SummaryWriter  # it imports torch if that is installed: 2 s
+            with self._survive("TensorBoard's events"):
+                from tensorboardX import SummaryWriter  # it imports torch if that is there: 2 s
 
-            purge = first_step + 1 if first_step else None
-            self._board = SummaryWriter(str(run_directory), purge_step=purge)
-        self._began = self._printed = time.monotonic()
+                purge = first_step + 1 if first_step else None
+                self._board = SummaryWriter(str(run_directory), purge_step=purge)
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             console = Console(stderr=True)
@@ -124,12 +119,29 @@ class Recorder:
             self._task = self._progress.add_task("", total=steps, completed=first_step)
             self._progress.start()
 
+    @contextlib.contextmanager
+    def _survive(self, what: str) -> Iterator[None]:
+        """Print the first error of writing `what`, and go on."""
+        try:
+            yield
+        except (OSError, ImportError) as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                self.print_line(f"cannot write {what} ({error}); training continues without")
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Record that something happened, with the time; `inspect` reads it."""
+        with self._survive(EVENTS):
+            self._events.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one line of figures of `step`."""
-        print(json.dumps({"step": step, **values}), file=self._file, flush=True)
+        with self._survive("metrics.jsonl"):
+            self._metrics.append(json.dumps({"step": step, **values}))
         if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            with self._survive("TensorBoard's events"):
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
         if self._progress and "loss" in values:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
             self._progress.update(self._task, completed=step, description=brief)
@@ -163,18 +175,21 @@ class Recorder:
         """Flush and close the files, and leave the terminal in order."""
         if self._progress:
             self._progress.stop()
-        if self._board:
-            self._board.close()
-        self._file.close()
+        with self._survive("TensorBoard's events"):
+            if self._board:
+                self._board.close()
+        for file in (self._metrics, self._events):
+            with self._survive(file.path.name):
+                file.close()
 
 
 class NullRecorder:
     """The recorder of every process but the first, which drops everything."""
 
-    def write(self, *arguments: Any) -> None:
+    def write(self, *arguments: Any, **facts: Any) -> None:
         """Do nothing."""
 
-    print_line = close = write
+    print_line = close = event = write
 
     def is_overdue(self) -> bool:
         """Return False."""
@@ -182,9 +197,23 @@ class NullRecorder:
 
 
 def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's `metrics.jsonl`."""
-    text = (run_directory / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """Return the lines of a run's `metrics.jsonl`; one that a crash cut off is left out."""
+    return [line for line in _lines(run_directory / "metrics.jsonl") if "step" in line]
+
+
+def read_events(run_directory: Path) -> list[dict[str, Any]]:
+    """Return what a run's `events.jsonl` recorded; a line that a crash cut off is left out."""
+    return [line for line in _lines(run_directory / EVENTS) if "time" in line and "event" in line]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 def was_evaluated(run_directory: Path, step: int) -> bool:
@@ -206,6 +235,11 @@ def plot_losses(run_directory: Path) -> Path:
         if points:
             marker = "" if name == "loss" else "o"
             axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, label=label)
+    starts = {e["step"] for e in read_events(run_directory) if e["event"] == "start"} - {0}
+    for step in sorted(starts):
+        axes.axvline(
+            step, color="0.7", linewidth=0.8, label="restart" if step == min(starts) else None
+        )
     axes.set(xlabel="step", ylabel="loss (nats)", title=run_directory.name)
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -213,13 +247,6 @@ def plot_losses(run_directory: Path) -> Path:
     file = run_directory / "loss.png"
     figure.savefig(file, dpi=120)
     return file
-
-
-def _step_of(line: str, otherwise: int) -> int:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return otherwise + 1  # a line cut off by a crash
 
 
 def _duration(seconds: float) -> str:

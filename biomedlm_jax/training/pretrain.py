@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.packer import token_byte_counts
@@ -87,6 +88,8 @@ def pretrain(
     *,
     init: InitialWeights | None = None,
     extend: bool = False,
+    fallback: bool = False,
+    replay: str | Path | None = None,
 ) -> dict:
     """Train the config's model on its token rows, or resume the run in `workdir`.
 
@@ -96,8 +99,9 @@ def pretrain(
     learning rate does not depend on their number, or with `extend`.
 
     Writes `config.json`, the tokenizer, the rows' `manifest.json` and what `fit` writes. Returns
-    the step and, if this call evaluated, the last validation metrics. Raises InputError, before
-    anything is written, if the config, the data or the directory do not fit together.
+    the step and, if this call evaluated, the last validation metrics. `fallback`, `replay` and the
+    errors are those of `fit`. Raises InputError, before anything is written, if the config, the
+    data or the directory do not fit together.
     """
     workdir = Path(workdir).absolute()
     settings = read_settings(PretrainSettings, config)
@@ -108,8 +112,12 @@ def pretrain(
             "`biomedlm build-tokens` wrote"
         )
     manifest = read_manifest(settings.data.path)
-    before = read_json(workdir / RUN_FILE) if (workdir / RUN_FILE).exists() else {}
-    started_from = _initial_facts(before, workdir, init, rank=settings.lora.rank)
+    run_file = workdir / RUN_FILE
+    before = from_first_process(lambda: read_json(run_file) if run_file.exists() else {})
+    latest = from_first_process(lambda: latest_step(workdir))
+    started_from = _initial_facts(
+        before, workdir, init, rank=settings.lora.rank, has_checkpoint=latest is not None
+    )
     fields, source = settings.model, None if init is None else init.config
     if init is None and started_from:
         source = make_config(read_json(workdir / CONFIG)["model"])
@@ -121,7 +129,8 @@ def pretrain(
             "got no model.layers; set --config.model.layers, or start from weights with --init=DIR"
         )
     model_config = fill_config_from_manifest(fields, manifest)
-    known = (workdir / "tokenizer.json").exists()  # a run keeps its tokenizer
+    # A run keeps its tokenizer.
+    known = from_first_process((workdir / "tokenizer.json").exists)
     tokenizer = load_tokenizer(workdir if known else settings.data.path)
     if init is not None:
         _check_tokenizer(init, manifest["tokenizer_hash"], rows=settings.data.path)
@@ -144,7 +153,7 @@ def pretrain(
             f"{settings.data.path} has no validation rows; build it with --validation_fraction, "
             "or set --config.training.evaluate_every=0"
         )
-    lengthening = _lengthening(before, settings, workdir, extend=extend)
+    lengthening = _lengthening(before, settings, workdir, extend=extend, step=latest or 0)
     mesh = settings.mesh.make()
     abstract = abstract_model(model_config)
     batch_size, path = training.batch_size, settings.data.path
@@ -154,7 +163,7 @@ def pretrain(
     description = describe_run(abstract, mesh)
     sharding = meshes.sharding(mesh, "batch", "length")
     layout: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
-    base, new = [], latest_step(workdir) is None
+    base: list[Any] = []
     if init is not None:
         with jax.set_mesh(mesh):
             base = [init.read(abstract_model(model_config, mesh))]
@@ -217,14 +226,15 @@ def pretrain(
         write=write,
         introduction=(
             description,
-            *([f"starting from the weights of {init.path}"] if init and new else []),
+            *([f"starting from the weights of {init.path}"] if init and latest is None else []),
             f"{training.steps:,} steps of {batch_size} x {manifest['length']} tokens: "
             f"{seen / there:.2f} passes over {there:,} tokens",
             *([lengthening["learning_rate"]] if lengthening else []),
         ),
     )
     with jax.set_mesh(mesh):
-        return fit(recipe, workdir, mesh)[1]
+        file = None if replay is None else Path(replay)
+        return fit(recipe, workdir, mesh, fallback=fallback, replay=file)[1]
 
 
 def fill_config_from_manifest(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:
@@ -252,7 +262,12 @@ def _fill_config_from_source(fields: dict, source: ModelConfig, *, where: str) -
 
 
 def _initial_facts(
-    before: Mapping, workdir: Path, init: InitialWeights | None, *, rank: int
+    before: Mapping,
+    workdir: Path,
+    init: InitialWeights | None,
+    *,
+    rank: int,
+    has_checkpoint: bool,
 ) -> dict[str, str]:
     """Return path and hash of the weights that a run started from, the hash if it is known."""
     if init is not None:
@@ -264,7 +279,7 @@ def _initial_facts(
             f"got lora.rank={rank} without --init; LoRA leaves the weights as they are, and those "
             "of a new model are random: add --init=DIR, or set --config.lora.rank=0"
         )
-    if facts and (rank or latest_step(workdir) is None):
+    if facts and (rank or not has_checkpoint):
         start = facts.get("path")
         reason = "whose weights LoRA reads again" if rank else "and has no checkpoint yet"
         raise InputError(
@@ -284,7 +299,12 @@ def _check_tokenizer(init: InitialWeights, rows_hash: str, *, rows: str) -> None
 
 
 def _lengthening(
-    before: Mapping[str, Any], settings: PretrainSettings, workdir: Path, *, extend: bool
+    before: Mapping[str, Any],
+    settings: PretrainSettings,
+    workdir: Path,
+    *,
+    extend: bool,
+    step: int,
 ) -> dict[str, Any] | None:
     """Return what changes if a run gets more steps than it had before; None if it does not.
 
@@ -295,7 +315,7 @@ def _lengthening(
     old, new = before.get("training", {}).get("steps"), settings.training.steps
     if not isinstance(old, int) or new <= old:
         return None
-    step, optimizer = latest_step(workdir) or 0, settings.optimizer
+    optimizer = settings.optimizer
 
     def rate(steps: int, count: int) -> str:
         _, schedule = make_optimizer(optimizer, steps=steps)

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.config import RunSettings, changed_settings, to_json
+from biomedlm_jax.training.lock import LOCK
 
 RUN_FILE = "run.json"
 PART_BYTES = 2**26  # of a leaf that several processes gather at once
@@ -47,7 +49,17 @@ def _host_parts(leaf: jax.Array) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(part)
 
 
-def check_run(
+def check_run(workdir: Path, *arguments: Any, may_change: Sequence[str] = ()) -> bool:
+    """Return whether `workdir` holds this run already (False: it is empty or absent).
+
+    The arguments are recipe, settings and started_from, as in `write_run`. Process 0 reads the
+    directory. Raises InputError for other files, another recipe, other fixed settings (those of
+    `may_change` excepted, such as training.steps), or another start.
+    """
+    return from_first_process(lambda: _check_run(workdir, *arguments, may_change=may_change))
+
+
+def _check_run(
     workdir: Path,
     recipe: str,
     settings: RunSettings,
@@ -55,14 +67,9 @@ def check_run(
     *,
     may_change: Sequence[str] = (),
 ) -> bool:
-    """Return whether `workdir` holds this run already (False: it is empty or absent).
-
-    Raises InputError for other files, another recipe, other fixed settings (those of `may_change`
-    excepted, such as training.steps), or another start.
-    """
     file = workdir / RUN_FILE
     if not file.exists():
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        if workdir.exists() and (not workdir.is_dir() or any(map(_is_other, workdir.iterdir()))):
             raise InputError(
                 f"{workdir} exists and holds no run ({RUN_FILE}); choose an empty --workdir"
             )
@@ -87,6 +94,10 @@ def check_run(
     return True
 
 
+def _is_other(path: Path) -> bool:
+    return not path.name.lstrip(".").startswith(LOCK)  # of a process that begins now
+
+
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of objects in an object as entries of their own, "model.width"."""
     flat = {}
@@ -96,18 +107,33 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def write_run(
-    workdir: Path,
+def run_record(
     recipe: str,
     settings: RunSettings,
     started_from: Mapping[str, Any],
     *,
     history: Sequence[Mapping[str, Any]] = (),
-) -> None:
-    """Write `run.json`; what may change (the mesh, a path) is updated on a resume.
+) -> dict[str, Any]:
+    """Return what `run.json` holds.
 
     `history` lists the changes of settings that decide the result, such as training.steps.
     """
     record = {"recipe": recipe, **to_json(settings), "started_from": dict(started_from)}
     record |= {"history": [dict(change) for change in history]} if history else {}
+    return json.loads(json.dumps(record))  # tuples are lists in the file
+
+
+def write_run(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json`; what may change (the mesh, a path) is updated on a resume."""
     write_json(workdir / RUN_FILE, record)
+
+
+def changes(workdir: Path, record: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what of a run's record differs now: [before, now] by dotted name."""
+    before = read_json(workdir / RUN_FILE)
+    names = [name for name in {**before, **record} if name != "history"]
+    old, new = (
+        {f"{n}.{k}".rstrip("."): v for n in names for k, v in _flat({"": of.get(n)}).items()}
+        for of in (before, record)
+    )
+    return {n: [old.get(n), new.get(n)] for n in sorted({*old, *new}) if old.get(n) != new.get(n)}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,21 +65,39 @@ def adapted_loss(loss: Callable, trained, batch, *frozen, dropout_key) -> jax.Ar
 
 
 def train_step(
-    state: TrainState, batch, *constants, tx, seed: int, loss_fn: Callable, accumulation: int = 1
+    state: TrainState,
+    batch,
+    *constants,
+    tx,
+    seed: int,
+    loss_fn: Callable,
+    accumulation: int = 1,
+    loss_limit: jax.Array | float = math.inf,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Update once from one global batch; return the new state, and `loss` and `grad_norm`.
+    """Update once from one global batch; return the new state and the step's figures.
 
     `loss_fn(model, batch, *constants, dropout_key=key)` is a scalar; every array of `batch` has the
-    batch axis first. No update changes `constants`.
+    batch axis first. No update changes `constants`. The figures are `loss`, `grad_norm` (before
+    clipping) and `applied`: False if one of them is not finite or the loss is above `loss_limit`.
+    Then model and optimizer stay as they are, and only the step is counted.
     """
-    _, key = jax.random.split(jax.random.key(seed))  # the first half made the parameters
-    key = jax.random.fold_in(key, state.step)
+    key = step_key(seed, state.step)
     grad_fn = accumulate_gradients(jax.value_and_grad(loss_fn), accumulation)
     loss, grads = grad_fn(state.model, batch, *constants, dropout_key=key)
+    norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.model)
-    model = optax.apply_updates(state.model, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, model, opt_state), metrics
+    new = optax.apply_updates(state.model, updates), opt_state
+    applied = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= loss_limit)
+    old = state.model, state.opt_state
+    new = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, old)
+    metrics = {"loss": loss, "grad_norm": norm, "applied": applied}
+    return TrainState(state.step + 1, *new), metrics
+
+
+def step_key(seed: int, step: jax.Array | int) -> jax.Array:
+    """Return the key of a step's dropout."""
+    _, key = jax.random.split(jax.random.key(seed))  # the first half made the parameters
+    return jax.random.fold_in(key, step)
 
 
 def accumulate_gradients(grad_fn: Callable, parts: int) -> Callable:

@@ -1,49 +1,90 @@
-"""Stopping together: signals that end a run after its step, and barriers between processes."""
+"""Stopping together: signals that end a run after its step, votes of processes, barriers."""
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Ctrl-C, preemption, Slurm's warning before a time limit, a terminal that is closed.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+SAME_SECONDS = 1.0  # signals so close together have one cause
 
 
 class Stopped(Exception):
     """A signal arrived during an evaluation, which is not finished."""
 
 
-@contextlib.contextmanager
-def stop_signals(recorder: Any) -> Iterator[Any]:
-    """Yield stop(agree) -> whether to stop now; a second signal ends the process at once.
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run, which is saved; `code` is the exit code, 128 plus its number."""
 
-    Several processes stop only where `agree` is true, which must be at the same steps in all.
-    """
-    received = []
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
 
-    def receive(number, frame):
-        if received:
+
+class StopSignals:
+    """The first signal that this process received: `number`, or 0."""
+
+    def __init__(self, recorder: Any):
+        self.number, self._received, self._recorder = 0, 0.0, recorder
+
+    def receive(self, number: int, frame: Any) -> None:
+        """Note the first signal; Ctrl-C some time after it ends the process at once."""
+        if not self.number:
+            self.number, self._received = number, time.monotonic()
+            self._recorder.print_line("stopping after this step, then saving (again: stop at once)")
+        elif number == signal.SIGINT and time.monotonic() - self._received > SAME_SECONDS:
             raise KeyboardInterrupt
-        received.append(number)
-        recorder.print_line("stopping after this step, then saving (again: stop at once)")
 
-    before = {}
+
+@contextlib.contextmanager
+def stop_signals(recorder: Any) -> Iterator[StopSignals]:
+    """Yield the signals of the block; after it they do what they did before."""
+    signals, before = StopSignals(recorder), {}
     with contextlib.suppress(ValueError):  # not in the main thread, where no signal arrives
-        before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(agree: bool) -> bool:
-        if jax.process_count() == 1:
-            return bool(received)
-        if not agree:
-            return False
-        return bool(multihost_utils.process_allgather(np.array(bool(received))).any())
-
+        for number in SIGNALS:
+            ignored = signal.getsignal(number) is signal.SIG_IGN
+            if not (number == signal.SIGHUP and ignored):  # nohup
+                before[number] = signal.signal(number, signals.receive)
     try:
-        yield stop
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Votes:
+    """Small numbers whose maximum over all processes every process reads, without waiting.
+
+    A vote is cast with a step and read with the step's figures. So all processes read the same, and
+    after the same step, while no device waits for a host.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._most = jax.jit(lambda rows: rows.max(axis=0), out_shardings=everywhere)
+
+    def cast(self, *numbers: int) -> Any:
+        """Return the vote, which `np.asarray` reads."""
+        mine = np.array([numbers], np.int32)
+        if jax.process_count() == 1:
+            return mine[0]
+        shape = (self._rows.mesh.size, len(numbers))
+        return self._most(jax.make_array_from_callback(shape, self._rows, lambda _: mine))
+
+
+def most_of_all(number: int) -> int:
+    """Return the maximum over all processes; every process calls it, and waits."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.array(number)).max())
 
 
 def wait_for_all(state: str) -> None:

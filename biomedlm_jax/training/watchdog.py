@@ -15,7 +15,8 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float, file: Any = None):
-        self._seconds, self._file = seconds, file or sys.__stderr__
+        self._seconds = seconds
+        self._file = file or sys.__stderr__ or 2
 
     def beat(self) -> None:
         """Start the time anew."""

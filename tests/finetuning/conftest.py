@@ -177,11 +177,11 @@ def interrupt(monkeypatch):
         def interrupting(*arguments, **options):
             step = original(*arguments, **options)
 
-            def stepping(*values):
+            def stepping(*values, **options):
                 calls.append(None)
                 if len(calls) == count:
                     signal.raise_signal(signal.SIGINT)
-                return step(*values)
+                return step(*values, **options)
 
             return stepping
 

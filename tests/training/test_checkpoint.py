@@ -19,7 +19,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished):
 
 
 def test_a_step_that_is_not_there_names_those_that_are(finished):
-    with pytest.raises(InputError, match=r"no finished checkpoint of step 5; finished: \[4"):
+    with pytest.raises(InputError, match=r"no finished checkpoint of step 5; finished: \[6"):
         load(finished, step=5)
 
 

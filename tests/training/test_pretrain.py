@@ -192,7 +192,7 @@ def test_a_run_from_weights_resumes_without_them(continued, finished, tmp_path):
     for step in (8, 12):
         shutil.rmtree(part / "checkpoints" / str(step))
     shutil.rmtree(new / "checkpoints")
-    other = save_finetuned(tmp_path / "other", *load(source, step=4))
+    other = save_finetuned(tmp_path / "other", *load(source, step=6))
     with pytest.raises(ValueError, match=r"holds a run with weights=\w{12} \(now \w{12}\)"):
         pretrain(continued, part, init=initial_weights(other))
     shutil.rmtree(source)

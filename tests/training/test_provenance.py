@@ -10,7 +10,7 @@ from biomedlm_jax.model.language_model import map_parameters
 from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training import provenance
 from biomedlm_jax.training.pretrain import PretrainSettings
-from biomedlm_jax.training.provenance import check_run, weights_hash, write_run
+from biomedlm_jax.training.provenance import check_run, run_record, weights_hash, write_run
 
 CONFIG = GPT2Config(vocab_size=304, context_length=16, layers=2, width=32, heads=2)
 
@@ -56,7 +56,7 @@ def test_a_run_is_resumed_with_its_own_content_wherever_it_lies(config, tmp_path
     run, start = tmp_path / "run", {"path": "a", "weights": "w" * 64}
     assert not check_run(run, "pretrain", settings, start)
     run.mkdir()
-    write_run(run, "pretrain", settings, start)
+    write_run(run, run_record("pretrain", settings, start))
     assert check_run(run, "pretrain", settings, {**start, "path": "elsewhere"})
     config.mesh.fsdp, config.data.path, config.logging.every = 4, "moved", 7
     assert check_run(run, "pretrain", read_settings(PretrainSettings, config), start)
@@ -76,5 +76,5 @@ def test_a_start_with_tuples_is_the_one_that_was_written(config, tmp_path):
     settings = read_settings(PretrainSettings, config)
     start = {"generation": {"stop": ("a", "b")}}
     tmp_path.joinpath("run").mkdir()
-    write_run(tmp_path / "run", "pretrain", settings, start)
+    write_run(tmp_path / "run", run_record("pretrain", settings, start))
     assert check_run(tmp_path / "run", "pretrain", settings, start)

@@ -1,0 +1,68 @@
+"""Goodput: how much of a run's time were steps that its result has."""
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+PARTS: tuple[str, ...] = ("start", "step", "data", "save", "evaluate")
+
+
+class Stopwatch:
+    """Seconds of one start of a run by part: `PARTS`."""
+
+    def __init__(self):
+        self._began = self._last = time.monotonic()
+        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last call as this part."""
+        now = time.monotonic()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+    @contextlib.contextmanager
+    def count(self, part: str, before: str = "step") -> Iterator[None]:
+        """Count the time until the block as `before`, and the block as `part`."""
+        self.lap(before)
+        try:
+            yield
+        finally:
+            self.lap(part)
+
+    def rounded(self) -> dict[str, float]:
+        """Return the seconds, for JSON."""
+        return {part: round(seconds, 3) for part, seconds in self.seconds.items()}
+
+
+def goodput(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a run's events say of its time.
+
+    Returns:
+      starts: how often it was started. wall_seconds: from the first event to the last, pauses
+      included. seconds: of each part, as far as it was recorded before a process was killed.
+      steps_repeated: steps that ran again after a kill. goodput: the share of the wall time that
+      were steps of the result.
+    """
+    seconds, starts, repeated = dict.fromkeys(PARTS, 0.0), 0, 0
+    latest: Mapping[str, float] = {}
+    done, first, last = 0, None, None
+    for event in events:
+        first, last = (event["time"] if first is None else first), event["time"]
+        if event["event"] == "start":
+            starts += 1
+            repeated += max(0, done - event["step"])
+            seconds = {part: seconds[part] + latest.get(part, 0.0) for part in PARTS}
+            latest = {}
+        latest = event.get("seconds", latest)
+        done = event.get("step", done)
+    seconds = {part: seconds[part] + latest.get(part, 0.0) for part in PARTS}
+    wall = 0.0 if first is None or last is None else last - first
+    per_step = seconds["step"] / max(1, done + repeated)
+    return {
+        "starts": starts,
+        "wall_seconds": wall,
+        "seconds": seconds,
+        "steps_repeated": repeated,
+        "goodput": min(1.0, per_step * done / wall) if wall else None,
+    }
