@@ -9,7 +9,7 @@ batches ahead, so that devices do not wait for data.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import grain
@@ -34,7 +34,8 @@ class Batches:
       passes: stop after this many passes over the split, with the last full batch.
 
     Raises InputError for a batch size that does not divide over the sharding or exceeds the rows of
-    the split, and what `Rows` raises.
+    the split, and what `Rows` raises, then and from `next`: an error of a reading thread comes with
+    its batch, and leaves the position, so that another `next` tries the same batch again.
     """
 
     def __init__(
@@ -77,7 +78,14 @@ class Batches:
         return self
 
     def __next__(self) -> jax.Array:
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            raise
+        except BaseException:  # Grain would go on with the batch after the one that failed
+            self._batches.close()
+            self._start(self._step)
+            raise
         self._step += 1
         return batch
 
@@ -107,6 +115,17 @@ class Batches:
         self._batches.close()
         self._start(step)
 
+    def rows_of(self, step: int) -> list[int]:
+        """Return the row numbers in the split of the whole batch of a step, in its order."""
+        return self._numbers(step, range(self._layout.batch_size))
+
+    def at(self, step: int) -> jax.Array:
+        """Load the batch of a step, whatever the position, which stays as it is.
+
+        Every process that holds a part of the batch must call it to use the result.
+        """
+        return self._load(step)
+
     def close(self) -> None:
         """Stop the reading threads."""
         self._batches.close()
@@ -116,9 +135,14 @@ class Batches:
         self._batches = _read_ahead(self._load, step, self._steps)
 
     def _load(self, step: int) -> jax.Array:
-        first = step * self._layout.batch_size
-        indices = [self._order[first + row] for row in self._layout.rows.tolist()]
+        indices = self._numbers(step, self._layout.rows.tolist())
         return self._layout.place(self._rows.__getitems__(indices).astype(np.int32))
+
+    def _numbers(self, step: int, rows: Iterable[int]) -> list[int]:
+        if not 0 <= step < self._steps:  # Grain would count from the end, or start again
+            raise InputError(f"got step {step}; expected 0 to {self._steps - 1}")
+        first = step * self._layout.batch_size
+        return [int(self._order[first + row]) for row in rows]
 
 
 def validation_batches(

@@ -1,16 +1,23 @@
-"""The manifest of a directory of token rows: what was built, from what, and a fingerprint."""
+"""The manifest of a directory of token rows: what was built, from what, and a fingerprint.
+
+It lists the files of the rows, so that a missing, additional, truncated or foreign one is refused.
+"""
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import content_hash, read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory
+END_BYTES = 1 << 17  # of a shard: its first records; the index of its records before 64 KiB of padding
 _ADVICE = "build token rows with biomedlm build-tokens"
+_CIRCUMSTANCES = ("skipped", "inputs", "special_text", "files", "fingerprint", "checksum")
 
 
 class Manifest(TypedDict):
@@ -29,7 +36,9 @@ class Manifest(TypedDict):
     skipped: dict[str, Any]  # counts of `read_documents`
     inputs: list[dict[str, Any]]  # path, bytes, SHA-256 of each file; `copy_of` an identical one
     special_text: dict[str, int]  # special tokens that texts spell, encoded as plain text
-    fingerprint: str  # identifies the rows; the three entries before it are not part of it
+    files: list[dict[str, Any]]  # `describe_file` of each file in rows/; unknown in old manifests
+    fingerprint: str  # identifies the rows; the four entries before it are not part of it
+    checksum: str  # of all other entries; unknown in old manifests
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -37,7 +46,8 @@ def read_manifest(path: str | Path) -> Manifest:
 
     Raises:
       InputError: there is no such directory.
-      InputError: it holds no token rows, those of another version, or an edited manifest.
+      InputError: it holds no token rows, those of another version, or a damaged manifest.
+      OSError: the manifest cannot be read.
     """
     file = Path(path) / MANIFEST
     if not Path(path).exists():
@@ -48,19 +58,74 @@ def read_manifest(path: str | Path) -> Manifest:
         manifest = read_json(file)
         got = {key: manifest[key] for key in FORMAT}
     except (ValueError, KeyError) as error:
-        raise InputError(f"{file} is not a manifest of token rows; {_ADVICE}") from error
+        raise damaged(file, "is not a manifest of token rows") from error
     if got != FORMAT:
         raise InputError(f"expected {FORMAT} in {file}, got {got}; {_ADVICE}")
     if manifest.get("fingerprint") != fingerprint(manifest):
-        raise InputError(f"{file} does not match its fingerprint: it was edited; {_ADVICE}")
+        raise damaged(file, "does not match its fingerprint: it was changed")
+    if manifest.get("checksum", checksum(manifest)) != checksum(manifest):
+        raise damaged(file, "does not match its checksum: it was changed")
     return cast(Manifest, manifest)  # its fingerprint proves that `build_tokens` wrote it
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 (hexadecimal) of every entry that determines the rows."""
-    circumstances = ("skipped", "inputs", "special_text", "fingerprint")
-    facts = {key: value for key, value in manifest.items() if key not in circumstances}
+    facts = {key: value for key, value in manifest.items() if key not in _CIRCUMSTANCES}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 (hexadecimal) of every entry but the checksum itself."""
+    return content_hash({key: value for key, value in manifest.items() if key != "checksum"})
+
+
+def describe_file(file: Path) -> dict[str, Any]:
+    """Return name, bytes, and the SHA-256 of the ends: the first and last END_BYTES together.
+
+    They are all of a small file. The ends of a shard are its first records and its index: they
+    differ between shards and between builds, and cost little to read.
+    """
+    with file.open("rb") as content:
+        size = os.fstat(content.fileno()).st_size
+        ends = hashlib.sha256(content.read(END_BYTES))
+        content.seek(max(content.tell(), size - END_BYTES))
+        ends.update(content.read())
+    return {"name": file.name, "bytes": size, "sha256_of_ends": ends.hexdigest()}
+
+
+def check_files(directory: Path, expected: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Check the files of the rows by names, sizes, and the content of those that are not shards.
+
+    `expected` has the description of each name, None if only its presence is known.
+
+    Raises:
+      InputError: a file is missing, has another size or content, or is an unexpected shard.
+      OSError: the storage fails.
+    """
+    for name, facts in expected.items():
+        try:
+            size = os.stat(directory / name).st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise damaged(directory / name, "is missing") from error
+        if facts and size != facts["bytes"]:
+            raise damaged(directory / name, f"has {size:,} bytes instead of {facts['bytes']:,}")
+        if facts and name.endswith(".json"):
+            check_ends(directory, facts)
+    for name in sorted(os.listdir(directory)):
+        if ".array_record-" in name and not name.startswith(".") and name not in expected:
+            raise InputError(f"{directory / name} is not a file of these token rows; remove it")
+
+
+def check_ends(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Raise InputError if the file that `facts` describe has other ends, OSError as `open`."""
+    file = directory / facts["name"]
+    if describe_file(file) != facts:
+        raise damaged(file, "is not the file that was built with the manifest")
+
+
+def damaged(file: Path, what: str) -> InputError:
+    """Return the error of a damaged file of token rows."""
+    return InputError(f"{file} {what}; copy it again, or build the token rows again")
 
 
 def check_tokens(

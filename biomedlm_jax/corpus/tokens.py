@@ -1,7 +1,7 @@
 """Token rows on disk: tokenised and packed documents as a TFDS dataset with a manifest.
 
     DIR/tokenizer.json, ...   the tokenizer that made the ids
-    DIR/manifest.json         counts, inputs, and a fingerprint of the rows
+    DIR/manifest.json         counts, inputs, the files of the rows, and a fingerprint
     DIR/rows/                 a TFDS dataset in ArrayRecord with the splits train and validation
 
 `tensorflow_datasets.builder_from_directory("DIR/rows").as_data_source("train")` reads the rows
@@ -22,7 +22,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.documents import Document, Skipped
-from biomedlm_jax.corpus.manifest import FORMAT, MANIFEST, ROWS, Manifest, fingerprint
+from biomedlm_jax.corpus.manifest import (
+    FORMAT,
+    MANIFEST,
+    ROWS,
+    Manifest,
+    checksum,
+    describe_file,
+    fingerprint,
+)
 from biomedlm_jax.corpus.packer import SPLITS, Packer
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.tokenizer import (
@@ -109,7 +117,9 @@ def build_tokens(
         spelled = dict(packer.special_text)
         manifest = {**recipe, "splits": splits, "skipped": counts, "inputs": files}
         manifest["special_text"] = spelled
+        manifest["files"] = [describe_file(file) for file in sorted((new / ROWS).iterdir())]
         manifest["fingerprint"] = fingerprint(manifest)
+        manifest["checksum"] = checksum(manifest)
         write_json(new / MANIFEST, manifest)
     return cast(Manifest, manifest)
 
