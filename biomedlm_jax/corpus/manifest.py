@@ -16,6 +16,7 @@ from biomedlm_jax.files import content_hash, read_json
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory
 END_BYTES = 1 << 17  # of a shard: its first records; the index of its records before 64 KiB of padding
+MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _ADVICE = "build token rows with biomedlm build-tokens"
 _CIRCUMSTANCES = ("skipped", "inputs", "special_text", "files", "fingerprint", "checksum")
 
@@ -105,7 +106,7 @@ def check_files(directory: Path, expected: Mapping[str, Mapping[str, Any] | None
     for name, facts in expected.items():
         try:
             size = os.stat(directory / name).st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except MISSING as error:
             raise damaged(directory / name, "is missing") from error
         if facts and size != facts["bytes"]:
             raise damaged(directory / name, f"has {size:,} bytes instead of {facts['bytes']:,}")
@@ -125,6 +126,7 @@ def check_ends(directory: Path, facts: Mapping[str, Any]) -> None:
 
 def damaged(file: Path, what: str) -> InputError:
     """Return the error of a damaged file of token rows."""
+    what = " ".join(what.split())  # those of other libraries have several lines
     return InputError(f"{file} {what}; copy it again, or build the token rows again")
 
 

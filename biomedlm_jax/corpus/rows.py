@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from biomedlm_jax.corpus.manifest import ROWS, check_ends, check_files, damaged, read_manifest
+from biomedlm_jax.corpus.manifest import (
+    MISSING,
+    ROWS,
+    check_ends,
+    check_files,
+    damaged,
+    read_manifest,
+)
 from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
@@ -52,7 +59,7 @@ class Rows:
         for name in (INFO, FEATURES):
             try:
                 read_json(directory / name)
-            except (InputError, FileNotFoundError) as error:
+            except (InputError, *MISSING) as error:
                 raise damaged(directory / name, "is missing or is not JSON") from error
         try:
             builder: Any = tfds.builder_from_directory(str(directory))
@@ -60,7 +67,8 @@ class Rows:
             splits = builder.info.splits.values()
             shards = {info.name: [file.name for file in info.filepaths] for info in splits}
             row = builder.info.features["tokens"]
-            self._source = builder.as_data_source(split)
+            self._connect = lambda: builder.as_data_source(split)
+            self._source = self._connect()
         except OSError:
             raise
         except Exception as error:  # TFDS raises many kinds
@@ -110,6 +118,7 @@ class Rows:
 
         The storage is to blame if the bytes of the file cannot be read, or if they can now.
         """
+        self._source = self._connect()  # a reader of ArrayRecord repeats its first error for ever
         for shard in dict.fromkeys(shards.tolist()):
             file = self._path / ROWS / self._shards[shard]
             try:
@@ -118,7 +127,7 @@ class Rows:
                         pass
                 for position in np.asarray(positions)[shards == shard].tolist():
                     self._source[position]
-            except FileNotFoundError:
+            except MISSING:
                 return damaged(file, "is missing")
             except OSError as storage:
                 number = storage.errno or errno.EIO
