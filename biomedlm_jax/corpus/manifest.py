@@ -61,7 +61,7 @@ def read_manifest(path: str | Path) -> Manifest:
     except (ValueError, KeyError) as error:
         raise damaged(file, "is not a manifest of token rows") from error
     if got != FORMAT:
-        raise InputError(f"expected {FORMAT} in {file}, got {got}; {_ADVICE}")
+        raise InputError(f"{file}: expected {FORMAT}, got {got}; {_ADVICE}")
     if manifest.get("fingerprint") != fingerprint(manifest):
         raise damaged(file, "does not match its fingerprint: it was changed")
     if manifest.get("checksum", checksum(manifest)) != checksum(manifest):

@@ -193,6 +193,8 @@ def _identify(files: Iterable[Path]) -> list[dict[str, Any]]:
     first: dict[str, str] = {}  # the path of each content
     entries = []
     for file in files:
+        if not file.exists():
+            raise InputError(f"no such file: {file}; give files that exist as inputs")
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         entry = {"path": str(file), "bytes": file.stat().st_size, "sha256": digest}
