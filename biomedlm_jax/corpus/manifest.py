@@ -3,10 +3,12 @@
 It lists the files of the rows, so that a missing, additional, truncated or foreign one is refused.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -15,7 +17,9 @@ from biomedlm_jax.files import content_hash, read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory
-END_BYTES = 1 << 17  # of a shard: its first records; the index of its records before 64 KiB of padding
+END_BYTES = (
+    1 << 17
+)  # of a shard: its first records; the index of its records before 64 KiB of padding
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _ADVICE = "build token rows with biomedlm build-tokens"
 _CIRCUMSTANCES = ("skipped", "inputs", "special_text", "files", "fingerprint", "checksum")
@@ -56,7 +60,8 @@ def read_manifest(path: str | Path) -> Manifest:
     if not file.exists():
         raise InputError(f"{path} holds no token rows (no {MANIFEST}); {_ADVICE}")
     try:
-        manifest = read_json(file)
+        with naming(file):
+            manifest = read_json(file)
         got = {key: manifest[key] for key in FORMAT}
     except (ValueError, KeyError) as error:
         raise damaged(file, "is not a manifest of token rows") from error
@@ -86,7 +91,7 @@ def describe_file(file: Path) -> dict[str, Any]:
     They are all of a small file. The ends of a shard are its first records and its index: they
     differ between shards and between builds, and cost little to read.
     """
-    with file.open("rb") as content:
+    with naming(file), file.open("rb") as content:
         size = os.fstat(content.fileno()).st_size
         ends = hashlib.sha256(content.read(END_BYTES))
         content.seek(max(content.tell(), size - END_BYTES))
@@ -122,6 +127,18 @@ def check_ends(directory: Path, facts: Mapping[str, Any]) -> None:
     file = directory / facts["name"]
     if describe_file(file) != facts:
         raise damaged(file, "is not the file that was built with the manifest")
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Let an OSError of the block have the file's name: that of a read or a timeout has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            number, text = error.errno or errno.EIO, error.strerror or str(error)
+            raise OSError(number, text, str(file)) from error
+        raise
 
 
 def damaged(file: Path, what: str) -> InputError:

@@ -7,7 +7,6 @@ name. Rows find the file and the cause by reading again.
 
 import errno
 import operator
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from biomedlm_jax.corpus.manifest import (
     check_ends,
     check_files,
     damaged,
+    naming,
     read_manifest,
 )
 from biomedlm_jax.corpus.packer import SPLITS
@@ -58,7 +58,8 @@ class Rows:
         directory = self._path / ROWS
         for name in (INFO, FEATURES):
             try:
-                read_json(directory / name)
+                with naming(directory / name):
+                    read_json(directory / name)
             except (InputError, *MISSING) as error:
                 raise damaged(directory / name, "is missing or is not JSON") from error
         try:
@@ -96,6 +97,8 @@ class Rows:
     def __getitems__(self, indices: Sequence[int]) -> np.ndarray:
         """Read several rows at once: [len(indices), length], in the order of `indices`."""
         positions = [self._indices[index] for index in indices]
+        if not positions:
+            return np.empty((0, self.manifest["length"]), self.manifest["dtype"])
         shards = np.searchsorted(self._ends, positions, side="right")
         try:
             for shard in self._unread.intersection(shards.tolist()):
@@ -118,21 +121,32 @@ class Rows:
 
         The storage is to blame if the bytes of the file cannot be read, or if they can now.
         """
-        self._source = self._connect()  # a reader of ArrayRecord repeats its first error for ever
+        # A reader of ArrayRecord repeats its first error for ever: one for here, one for later.
+        again, self._source = self._connect(), self._connect()
         for shard in dict.fromkeys(shards.tolist()):
             file = self._path / ROWS / self._shards[shard]
             try:
-                with file.open("rb") as content:
-                    while content.read(1 << 20):
-                        pass
                 for position in np.asarray(positions)[shards == shard].tolist():
-                    self._source[position]
-            except MISSING:
-                return damaged(file, "is missing")
-            except OSError as storage:
-                number = storage.errno or errno.EIO
-                return OSError(number, storage.strerror or str(storage), str(file))
-            except Exception as damage:
-                return damaged(file, f"is damaged ({damage or 'ArrayRecord cannot read it'})")
+                    again[position]
+            except MemoryError:
+                raise
+            except Exception as second:
+                return _cause_in(file, second)
         reason = f"rows could not be read at first ({error}), but then could"
-        return OSError(errno.EIO, reason, os.fspath(self._path / ROWS))
+        return OSError(errno.EIO, reason, str(self._path / ROWS))
+
+
+def _cause_in(file: Path, error: Exception) -> Exception:
+    """Read all bytes of a file that gave `error`, to tell an error of the storage from damage."""
+    try:
+        with naming(file):
+            with file.open("rb") as content:
+                while content.read(1 << 20):
+                    pass
+            if isinstance(error, OSError):
+                raise error
+    except MISSING:
+        return damaged(file, "is missing")
+    except OSError as storage:
+        return storage
+    return damaged(file, f"is damaged ({error or 'ArrayRecord cannot read it'})")

