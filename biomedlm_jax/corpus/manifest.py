@@ -17,8 +17,8 @@ from biomedlm_jax.files import content_hash, read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory
-# Of a shard: its first records, and the end of its index with the block (64 KiB) after it. Manifests
-# depend on it: a change would refuse the rows that were built before.
+# Of a shard: its first records, and the end of its index with the block (64 KiB) after it.
+# Manifests depend on it: a change would refuse the rows that were built before.
 END_BYTES = 1 << 17
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _ADVICE = "build token rows with biomedlm build-tokens"

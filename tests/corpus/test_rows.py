@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,30 +222,33 @@ def test_errors_of_the_storage_are_os_errors(damageable, monkeypatch):
     shard.rmdir()
     kept.rename(shard)
 
-    def broken(number, *, times):
-        calls = iter(range(times))
-        read = ArrayRecordDataSource.__getitems__
+    rows = Rows(damageable, "train")
+    for times, error, message in (
+        (1, OSError(errno.ESTALE, "stale"), r"rows could not be read at first \(.*stale\), but th"),
+        (2, RuntimeError("pread() failed"), r"rows could not be read at first \(pread"),
+        (9, OSError(errno.ENOTCONN, "not connected"), "not connected"),
+        (9, TimeoutError("late"), "late"),
+    ):
+        left = iter(range(times))
+        fail_while(left, error, monkeypatch)
+        with pytest.raises(OSError, match=message) as caught:
+            rows[0]
+        assert caught.value.filename == str(damageable / "rows" if times < 3 else shard)
+        monkeypatch.undo()
+        assert len(rows[0]) == 64  # it works again
 
-        def failing(self, keys):
-            if next(calls, None) is not None:
-                raise OSError(number, "no answer")
+
+def fail_while(left: Iterator, error: Exception, monkeypatch) -> None:
+    """Let ArrayRecord raise `error` as long as `left` has elements."""
+    for name in ("__getitem__", "__getitems__"):
+        original = getattr(ArrayRecordDataSource, name)
+
+        def failing(self, keys, read=original):
+            if next(left, None) is not None:
+                raise error
             return read(self, keys)
 
-        monkeypatch.setattr(ArrayRecordDataSource, "__getitems__", failing)
-
-    rows = Rows(damageable, "train")
-    broken(errno.ESTALE, times=1)
-    with pytest.raises(OSError, match=r"rows could not be read at first .*no answer.*") as error:
-        rows[0]
-    assert error.value.filename == str(damageable / "rows")
-    assert len(rows[0]) == 64
-    monkeypatch.setattr(
-        ArrayRecordDataSource, "__getitem__", lambda *_: (_ for _ in ()).throw(TimeoutError("late"))
-    )
-    broken(errno.ENOTCONN, times=1)
-    with pytest.raises(OSError, match="late") as error:
-        rows[0]
-    assert error.value.filename == str(shard)
+        monkeypatch.setattr(ArrayRecordDataSource, name, failing)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "rows/features.json", "shard"])
