@@ -11,6 +11,7 @@ batches ahead, so that devices do not wait for data.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import grain
 import jax
@@ -142,7 +143,7 @@ class Batches:
         if not 0 <= step < self._steps:  # Grain would count from the end, or start again
             raise InputError(f"got step {step}; expected 0 to {self._steps - 1}")
         first = step * self._layout.batch_size
-        return [int(self._order[first + row]) for row in rows]
+        return [int(cast(int, self._order[first + row])) for row in rows]
 
 
 def validation_batches(

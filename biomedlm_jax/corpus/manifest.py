@@ -17,9 +17,9 @@ from biomedlm_jax.files import content_hash, read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory
-END_BYTES = (
-    1 << 17
-)  # of a shard: its first records; the index of its records before 64 KiB of padding
+# Of a shard: its first records, and the end of its index with the block (64 KiB) after it.
+# Manifests depend on it: a change would refuse the rows that were built before.
+END_BYTES = 1 << 17
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _ADVICE = "build token rows with biomedlm build-tokens"
 _CIRCUMSTANCES = ("skipped", "inputs", "special_text", "files", "fingerprint", "checksum")

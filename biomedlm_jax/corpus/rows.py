@@ -5,6 +5,7 @@ ArrayRecord reports everything, damage and errors of the storage, by one class w
 name. Rows find the file and the cause by reading again.
 """
 
+import contextlib
 import errno
 import operator
 from collections.abc import Iterator, Sequence
@@ -119,33 +120,33 @@ class Rows:
     def _cause(self, error: Exception, positions: list[int], shards: np.ndarray) -> Exception:
         """Read again, shard by shard; return the error of the first file that fails.
 
-        The storage is to blame if the bytes of the file cannot be read, or if they can now.
+        It is damage if all bytes of the file can be read, but its rows still cannot. A storage that
+        works again gives an OSError, too: the reader of a run may have been cut off for a while.
         """
         self._source = self._connect()  # a reader of ArrayRecord repeats its first error for ever
         for shard in dict.fromkeys(shards.tolist()):
             file = self._path / ROWS / self._shards[shard]
+            rows = np.asarray(positions)[shards == shard].tolist()
+            with contextlib.suppress(Exception):
+                self._read_alone(rows)
+                continue
             try:
-                for position in np.asarray(positions)[shards == shard].tolist():
-                    self._source[position]
-            except MemoryError:
-                raise
-            except Exception as again:
-                return _cause_in(file, again)
+                with naming(file):
+                    with file.open("rb") as content:
+                        while content.read(1 << 20):
+                            pass
+                    self._read_alone(rows)
+            except MISSING:
+                return damaged(file, "is missing")
+            except (OSError, MemoryError) as other:
+                return other
+            except Exception as damage:
+                return damaged(file, f"is damaged ({damage or 'ArrayRecord cannot read it'})")
         reason = f"rows could not be read at first ({error}), but then could"
         return OSError(errno.EIO, reason, str(self._path / ROWS))
 
-
-def _cause_in(file: Path, error: Exception) -> Exception:
-    """Read all bytes of a file that gave `error`, to tell an error of the storage from damage."""
-    try:
-        with naming(file):
-            with file.open("rb") as content:
-                while content.read(1 << 20):
-                    pass
-            if isinstance(error, OSError):
-                raise error
-    except MISSING:
-        return damaged(file, "is missing")
-    except OSError as storage:
-        return storage
-    return damaged(file, f"is damaged ({error or 'ArrayRecord cannot read it'})")
+    def _read_alone(self, positions: list[int]) -> None:
+        """Read rows one by one with new readers, without threads."""
+        source = self._connect()
+        for position in positions:
+            source[position]

@@ -1,18 +1,23 @@
 """batches.py: one order of rows, on any devices and processes, resumed exactly."""
 
+import errno
 import json
+import shutil
 import socket
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from corpus.conftest import flip, forget_files, shard_of
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from processes import Process
+from processes import Process, run_process
 
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.documents import Document
+from biomedlm_jax.corpus.manifest import END_BYTES
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
@@ -181,6 +186,133 @@ def test_bad_data_is_refused_at_once(make, data, tokenizer, tmp_path):
     without = build(tmp_path / "without", tokenizer, validation_fraction=0)
     with pytest.raises(ValueError, match="no validation rows"):
         validation_batches(without, batch_size=BATCH)
+
+
+def test_the_rows_of_a_step_and_its_batch_again(make, data):
+    rows = np.stack(list(Rows(data, "train")))
+    batches = make(seed=4, sharding=layout(("data", "fsdp"), "tensor"))
+    steps = 2 * len(rows) // BATCH + 1  # over the ends of passes
+    numbers = [batches.rows_of(step) for step in range(steps)]
+    for step in range(steps):
+        again = batches.at((step * 7) % steps)
+        assert batches.position()["step"] == step
+        batch = next(batches)
+        assert np.array_equal(batch, rows[numbers[step]])
+        assert np.array_equal(again, rows[numbers[(step * 7) % steps]])
+        assert again.sharding == batch.sharding
+    json.dumps(numbers)  # plain integers
+    two = make(shuffle=False, passes=1)
+    last = len(rows) // BATCH - 1
+    assert two.rows_of(last) == list(range(last * BATCH, (last + 1) * BATCH))
+    for step in (-1, last + 1):
+        with pytest.raises(InputError, match=f"got step {step}; expected 0 to {last}"):
+            two.rows_of(step)
+        with pytest.raises(InputError, match=f"got step {step}"):
+            two.at(step)
+
+
+def damage_middle(shard: Path) -> None:
+    flip(shard, shard.stat().st_size // 2)
+
+
+def damage_records(shard: Path) -> None:
+    """Flip a bit in every record that is not at the ends of the shard, or in all of a small one."""
+    content = bytearray(shard.read_bytes())
+    ends = END_BYTES if len(content) > 2 * END_BYTES else 200
+    for byte in range(ends, len(content) - ends, 100):
+        content[byte] ^= 4
+    shard.write_bytes(content)
+
+
+def take_damaged(split: str, out: Path) -> Iterator:
+    """Batches of a split through Grain's threads, before it is damaged."""
+    if split == "validation":
+        return validation_batches(out, batch_size=BATCH)
+    return Batches(out, batch_size=BATCH, seed=1, passes=1)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_damage_comes_through_the_reading_threads_as_it_is(damageable, split):
+    good = [jax.tree.map(np.asarray, batch) for batch in take_damaged(split, damageable)]
+    batches, shard = take_damaged(split, damageable), shard_of(damageable, split)
+    damage_middle(shard)
+    got = []
+    with pytest.raises(InputError) as error:
+        got.extend(batches)  # keeps those before the error
+    for batch, expected in zip(got, good, strict=False):
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+    assert len(got) < len(good)
+    assert type(error.value) is InputError
+    assert str(error.value).startswith(f"{shard} is ")
+    assert str(error.value).endswith("; copy it again, or build the token rows again")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_an_error_of_the_storage_comes_through_the_reading_threads(damageable, split):
+    batches, shard = take_damaged(split, damageable), shard_of(damageable, split)
+    shard.unlink()
+    shard.symlink_to(shard)
+    with pytest.raises(OSError, match=f"{shard.name}") as error:
+        list(batches)
+    assert (type(error.value), error.value.errno) == (OSError, errno.ELOOP)
+
+
+def test_after_an_error_the_same_batch_is_next(damageable):
+    """Grain alone would skip the batch that failed."""
+    good = [np.asarray(batch) for batch in take_damaged("train", damageable)]
+    batches, shard = take_damaged("train", damageable), shard_of(damageable)
+    content = shard.read_bytes()
+    damage_middle(shard)
+    failures = 0
+    for step, expected in enumerate(good):
+        while True:
+            assert batches.position()["step"] == step
+            try:
+                batch = next(batches)
+                break
+            except InputError:
+                failures += 1
+                shard.write_bytes(content)
+        assert np.array_equal(batch, expected)
+    assert failures == 1
+    assert next(batches, None) is None
+
+
+PRETRAIN = """
+-m biomedlm_jax.cli pretrain --config={config}:tiny --config.data.path={data} --workdir={run}
+--config.training.steps=4 --config.training.evaluate_every=4 --config.training.evaluate_batches=4
+--config.checkpoint.every=4 --config.optimizer.warmup_steps=1 --config.logging.tensorboard=false
+"""
+
+
+@pytest.mark.parametrize(
+    ("split", "fault", "code", "message"),
+    [
+        ("train", damage_records, 2, "{shard} is damaged (Corrupted Riegeli/records file: "),
+        ("validation", damage_records, 2, "{shard} is not the file that was built with the manif"),
+        ("train", lambda shard: shard.unlink(), 2, "{shard} is missing; copy it again, or build"),
+        ("train", None, 1, "Input/output error: {shard}"),
+    ],
+)
+def test_pretraining_ends_with_one_line_and_a_code(
+    large_rows, tmp_path, split, fault, code, message
+):
+    data = shutil.copytree(large_rows, tmp_path / "tokens")
+    shard = shard_of(data, split)
+    if fault is None:
+        forget_files(data)
+        shard.unlink()
+        shard.symlink_to("/proc/self/mem")  # of which the kernel cannot read the first byte
+    else:
+        fault(shard)
+    config = Path(__file__).parents[2] / "configs" / "pretrain.py"
+    arguments = PRETRAIN.format(config=config, data=data, run=tmp_path / "run").split()
+    result = run_process(arguments)
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith(f"biomedlm pretrain: error: {message.format(shard=shard)}")
+    assert "Traceback" not in result.stderr
+    assert [line for line in lines if "Riegeli" in line or "rows" in line] == lines[-1:]
 
 
 PROCESS = """

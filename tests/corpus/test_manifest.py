@@ -3,12 +3,14 @@
 import gzip
 import hashlib
 import json
+import random
 from typing import Any
 
 import pytest
+from corpus.conftest import flip, forget_files, value_or_line
 
 from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
-from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
+from biomedlm_jax.corpus.manifest import END_BYTES, check_tokens, describe_file, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
 
@@ -69,10 +71,51 @@ def test_bad_directories(build, out, tmp_path):
         (out / "manifest.json").write_text(json.dumps({**manifest, **change}))
         with pytest.raises(ValueError, match=message):
             read_manifest(out)
-    for text in ("", "[1]", "{}"):
+    for text in ("", "[1]", "{}", json.dumps(manifest)[:-9]):
         (out / "manifest.json").write_text(text)
-        with pytest.raises(ValueError, match="not a manifest of token rows"):
+        with pytest.raises(InputError, match="not a manifest of token rows; copy it again, or b"):
             read_manifest(out)
+
+
+def test_any_flipped_bit_of_the_manifest_is_refused(build, out, tmp_path):
+    (tmp_path / "text").write_text("x")
+    build(inputs=[tmp_path / "text"])
+    file = out / "manifest.json"
+    content = file.read_bytes()
+    manifest = read_manifest(out)
+    for byte in range(0, len(content), 2):
+        flip(file, byte, byte % 7)
+        got, line = value_or_line(lambda: read_manifest(out))
+        # An escape or an exponent in the other case is no change.
+        assert got == manifest or line.startswith(str(file))
+        assert "\n" not in line
+        file.write_bytes(content)
+
+
+def test_the_list_of_files_does_not_change_the_identity_of_the_rows(build, out):
+    manifest = build()
+    assert [(entry["name"], entry["bytes"]) for entry in manifest["files"]] == [
+        (file.name, file.stat().st_size) for file in sorted((out / "rows").iterdir())
+    ]
+    features = out / "rows" / "features.json"
+    digest = hashlib.sha256(features.read_bytes()).hexdigest()
+    assert {"sha256_of_ends": digest}.items() <= manifest["files"][1].items()
+    forget_files(out)  # as an earlier version wrote it
+    before = read_manifest(out)
+    assert before["fingerprint"] == manifest["fingerprint"]
+    assert not {"files", "checksum"} & {*before}
+
+
+@pytest.mark.parametrize("size", [0, 10, END_BYTES, END_BYTES + 10, 2 * END_BYTES, 3 * END_BYTES])
+def test_the_ends_of_a_file(tmp_path, size):
+    content = random.Random(0).randbytes(size)
+    (tmp_path / "file").write_bytes(content)
+    ends = content if size <= 2 * END_BYTES else content[:END_BYTES] + content[-END_BYTES:]
+    assert describe_file(tmp_path / "file") == {
+        "name": "file",
+        "bytes": size,
+        "sha256_of_ends": hashlib.sha256(ends).hexdigest(),
+    }
 
 
 def test_check_tokens(build):
