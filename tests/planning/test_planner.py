@@ -186,6 +186,40 @@ def test_a_step_for_a_tpu_slice_that_is_not_here(slice_plan):
     assert meshes.platform() == "cpu"  # the slice's platform does not stay
 
 
+def test_a_step_for_two_slices_sends_each_gradient_between_them_once(two_slices_plan, slice_plan):
+    made, _ = two_slices_plan
+    (row,) = made.rows
+    assert (made.devices, made.slices, slice_plan[0].slices) == (8, 2, 1)
+    assert row.mesh == slice_plan[0].rows[0].mesh
+    # All that shards the state stays inside a slice of four chips.
+    assert {c.group for c in row.figures.collectives} == {4}
+    between = row.figures.between_slices
+    assert {(c.kind, c.dtype, c.group) for c in between} == {("all-reduce", "f32", 2)}
+    # A chip sends its quarter of every kernel's gradient, of the embeddings (512 tokens and 256
+    # positions) too, and all or a quarter of the gradients of biases and norms.
+    kernels = 3 * (4 * 256 * 256 + 2 * 256 * 1024) + (512 + 256) * 256
+    vectors = 3 * (9 * 256 + 1024) + 2 * 256 + 1024  # the last for padding and the loss
+    numbers = sum(c.total for c in between) // 4
+    assert kernels // 4 <= numbers <= kernels // 4 + vectors
+    seconds = row.seconds["between slices"]
+    assert seconds == pytest.approx(4 * numbers / 3.125e9)  # 6.4 Tbit/s for 256 chips
+    assert "between slices" not in slice_plan[0].rows[0].seconds
+    text = markdown(made)
+    assert "8 x TPU v5 lite in 2 slices, train step" in text
+    assert "data 2 x fsdp 4: between slices, per device: all-reduce f32 of 0.00" in text
+
+
+def test_without_a_published_bandwidth_between_slices_there_is_no_time(two_slices_plan):
+    figures = two_slices_plan[0].rows[0].figures
+    v4 = planner.chip("TPU v4")
+    assert planner.estimate_seconds(figures, v4, slices=2) == {}
+    assert set(planner.estimate_seconds(figures, v4)) == {
+        "operations",
+        "kernels",
+        "exposed collectives",
+    }
+
+
 def test_an_option_that_the_tpu_compiler_does_not_know_is_left_out(libtpu, monkeypatch, caplog):
     device = planner.topology_devices("v5e:2x4")[0]
     options = {"xla_tpu_no_such_option": "1"} | state.COMPILER_OPTIONS["v5e"]
