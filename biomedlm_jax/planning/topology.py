@@ -34,7 +34,7 @@ def topology_devices(name: str) -> list:
     """
     if name == "local":
         return jax.devices()
-    number, generation, shape = re.fullmatch(r"(?:([1-9]\d*)x)?([^:]*):?(.*)", name).groups()
+    number, generation, shape = re.findall(r"(?s)^(?:([1-9]\d*)x)?([^:]*):?(.*)", name)[0]
     shapes = TOPOLOGIES.get(generation, ())
     if shape not in shapes:
         known = f"local, or {', '.join(TOPOLOGIES)}: and a shape, such as v5e:16x16 or 2xv5e:16x16"
@@ -52,9 +52,9 @@ def topology_devices(name: str) -> list:
     options = {"chips_per_host_bounds": HOST_BOUNDS[shape]} if shape in HOST_BOUNDS else {}
     options |= {"chip_config_name": "megacore"} if generation == "v4" else {}
     options |= {"num_slices": int(number)} if number else {}
-    described = f"{generation}:{shape}"
+    one = f"{generation}:{shape}"
     try:
-        return topologies.get_topology_desc(described, platform="tpu", **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=one, **options).devices
     except Exception as error:  # libtpu raises several kinds
         message = " ".join(str(error).split())
         if "libtpu" in message and ("lock" in message or "already in use" in message):

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.chips import Chip
+from biomedlm_jax.chips import CHIPS, Chip
 from biomedlm_jax.planning import planner
 from biomedlm_jax.planning.hlo import DTYPE_BITS
 from biomedlm_jax.planning.report import as_dict, markdown
@@ -195,14 +195,20 @@ def test_a_step_for_two_slices_sends_each_gradient_between_them_once(two_slices_
     assert {c.group for c in row.figures.collectives} == {4}
     between = row.figures.between_slices
     assert {(c.kind, c.dtype, c.group) for c in between} == {("all-reduce", "f32", 2)}
-    # A chip sends its quarter of every kernel's gradient, of the embeddings (512 tokens and 256
-    # positions) too, and all or a quarter of the gradients of biases and norms.
-    kernels = 3 * (4 * 256 * 256 + 2 * 256 * 1024) + (512 + 256) * 256
-    vectors = 3 * (9 * 256 + 1024) + 2 * 256 + 1024  # the last for padding and the loss
-    numbers = sum(c.total for c in between) // 4
-    assert kernels // 4 <= numbers <= kernels // 4 + vectors
+    # A chip sends its quarter of every kernel's gradient. The loop sends a layer's while it
+    # computes the next one's: its first iteration sends zeros, and the last layer's follow it.
+    layer, vectors = 4 * 256 * 256 + 2 * 256 * 1024, 3 * (9 * 256 + 1024) + 2 * 256
+    inside = sum(c.bytes for c in between if c.times == 3) // 4
+    assert layer // 4 <= inside <= layer // 4 + vectors // 3
+    # The embedding's two gradients, of the lookup and of the head; that of the positions, whose 64
+    # columns are padded to 128; biases and norms.
+    after = sum(c.bytes for c in between if c.times == 1) // 4
+    least = layer // 4 + (2 * 512 + 256) * 64
+    assert least <= after <= least + 256 * 64 + vectors
+    assert len(between) == sum(c.times in (1, 3) for c in between)
     seconds = row.seconds["between slices"]
-    assert seconds == pytest.approx(4 * numbers / 3.125e9)  # 6.4 Tbit/s for 256 chips
+    # 6.4 Tbit/s for 256 chips; each of two slices sends all of it
+    assert seconds == pytest.approx(4 * (3 * inside + after) / 3.125e9)
     assert "between slices" not in slice_plan[0].rows[0].seconds
     text = markdown(made)
     assert "8 x TPU v5 lite in 2 slices, train step" in text
@@ -211,7 +217,7 @@ def test_a_step_for_two_slices_sends_each_gradient_between_them_once(two_slices_
 
 def test_without_a_published_bandwidth_between_slices_there_is_no_time(two_slices_plan):
     figures = two_slices_plan[0].rows[0].figures
-    v4 = planner.chip("TPU v4")
+    v4 = CHIPS["TPU v4"]
     assert planner.estimate_seconds(figures, v4, slices=2) == {}
     assert set(planner.estimate_seconds(figures, v4)) == {
         "operations",

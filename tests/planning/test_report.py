@@ -30,12 +30,13 @@ FITS = Row(
     seconds={"operations": 1.5, "kernels": 0.25, "exposed collectives": 0.25},
 )
 NO_ROOM = Row({"data": 8}, {"model.remat": "full"}, {"parameters": GIB}, problem="out of memory")
+CHIP = Chip("pebble", 1e12, 16 * GIB, 1e12, 1e11, clock=1.5e9, devices=2)
 PLAN = Plan(
     topology="v5e:2x4",
     step="train",
     device_kind="pebble",
     devices=8,
-    chip=Chip("pebble", 1e12, 16 * GIB, 1e12, 1e11, clock=1.5e9, devices=2),
+    chip=CHIP,
     kernel="splash",
     tokens_per_step=4096,
     model_flops=4e12,
@@ -70,7 +71,7 @@ def test_several_slices_and_what_they_exchange():
     figures = dataclasses.replace(FIGURES, between_slices=between)
     seconds = {**FITS.seconds, "between slices": 0.5}
     row = dataclasses.replace(FITS, figures=figures, seconds=seconds)
-    chip = dataclasses.replace(PLAN.chip, name="v5e")
+    chip = dataclasses.replace(CHIP, name="v5e")
     made = dataclasses.replace(PLAN, slices=2, chip=chip, rows=[row])
     lines = markdown(made).splitlines()
     assert lines[0].startswith("**v5e:2x4**: 8 x pebble in 2 slices, train step of")
