@@ -4,7 +4,8 @@
 
 Needs the extra `tpu` (libtpu, the compiler). --topology=local compiles for this machine's devices
 and prints memory and FLOPs. The mesh is that of the config (--config.mesh.data=8
---config.mesh.fsdp=32); --search compiles and ranks every sensible mesh. All times are estimates.
+--config.mesh.fsdp=32); --search compiles and ranks every sensible mesh. On several slices
+(--topology=2xv5e:16x16) the mesh axis `data` lies between them. All times are estimates.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
