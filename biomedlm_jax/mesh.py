@@ -1,6 +1,8 @@
 """Devices: the mesh, the one table from logical to mesh axes, shardings."""
 
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -32,7 +34,9 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
 
     The mesh lies along the devices' links; they need not be here (`planning.topology`). `data`
     replicates the parameters, `fsdp` shards them and the batch, `tensor` splits heads,
-    MLP and vocabulary. Raises InputError if the sizes do not make exactly the devices there are.
+    MLP and vocabulary. On several TPU slices `data` is the only axis that leaves a slice, with
+    neighbouring indices in the same slice. Raises InputError if the sizes do not make exactly the
+    devices there are, or if `data` is not a multiple of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     count, sizes = len(devices), {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -49,11 +53,35 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -
             f"mesh {requested} does not make {count}, the number of devices; choose sizes whose "
             f"product is {count}, or set one of them to -1"
         )
+    slices = Counter(map(slice_index, devices))
+    if sizes["data"] % len(slices):
+        made = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise InputError(
+            f"got mesh {made} on {len(slices)} TPU slices; expected data of a multiple of "
+            f"{len(slices)}, the only axis between slices; set data=-1 and an fsdp x tensor that "
+            f"divides {count // len(slices)}"
+        )
+    if len(set(slices.values())) > 1:
+        numbers = ", ".join(map(str, slices.values()))
+        raise InputError(f"got TPU slices of {numbers} devices; use slices of one size")
     # An axis of 32 on a torus of 16 x 16 takes a part of the second ring; `jax.make_mesh` allows
     # that on v5e only.
-    shape = tuple(sizes[axis] for axis in AXES)
-    array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    make = mesh_utils.create_device_mesh
+    if len(slices) > 1:
+        across = (len(slices), 1, 1)
+        make = functools.partial(mesh_utils.create_hybrid_device_mesh, dcn_mesh_shape=across)
+    shape = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
+    array = make(shape, devices=devices, allow_split_physical_axes=True)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slice_index(device) -> int:
+    """Return which of several TPU slices a device is in; 0 on other platforms.
+
+    GPU devices have the attribute too, one value for each host or NVLink domain, but any mesh axis
+    may cross those.
+    """
+    return getattr(device, "slice_index", None) or 0 if device.platform == "tpu" else 0
 
 
 def spec(*axes: str | None) -> PartitionSpec:

@@ -4,13 +4,15 @@
 
 Needs the extra `tpu` (libtpu, the compiler). --topology=local compiles for this machine's devices
 and prints memory and FLOPs. The mesh is that of the config (--config.mesh.data=8
---config.mesh.fsdp=32); --search compiles and ranks every sensible mesh. All times are estimates.
+--config.mesh.fsdp=32); --search compiles and ranks every sensible mesh. On several slices
+(--topology=2xv5e:16x16) the mesh axis `data` lies between them. All times are estimates.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
 
 FLAGS = Flags("config", "json")
-TOPOLOGY = "TPU slice, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8), or local: these devices."
+TOPOLOGY = "TPU slice, GENERATION:SHAPE in chips (v5e:16x16, v4:4x4x8; 2xv5e:16x16 is two slices), "
+TOPOLOGY += "or local: these devices."
 FLAGS.define("topology", "local", TOPOLOGY)
 FLAGS.define("search", False, "Compile every sensible mesh (about 20 for 256 chips) and rank them.")
 FLAGS.define_sizes("tensor", (1, 2, 4), "Sizes of the tensor axis that --search tries, in devices.")

@@ -53,7 +53,8 @@ class Figures:
     cycles: int | None = None  # estimate of all instructions but kernels and collectives
     recomputed_cycles: int | None = None  # the part that rematerialisation adds
     kernels: dict[str, int] | None = None  # calls per step, by name
-    collectives: list[Collective] | None = None
+    collectives: list[Collective] | None = None  # of the devices of one slice
+    between_slices: list[Collective] = dataclasses.field(default_factory=list)  # group: slices
     unread_reason: str | None = None  # why the program could not be read
 
     def collective_bytes(self, *, exposed: bool) -> int:
@@ -108,6 +109,7 @@ def read_program(program: Program) -> dict[str, Any]:
     cycles = recomputed = 0
     kernels: dict[str, int] = {}
     collectives: dict[tuple[str, str], Collective] = {}
+    between_slices = []
     for instruction, where, times in program.executed():
         cycles += instruction.cycles * times
         if "rematted_computation" in instruction.attribute("op_name"):
@@ -115,6 +117,8 @@ def read_program(program: Program) -> dict[str, Any]:
         if instruction.attribute("custom_call_target") == "tpu_custom_call":
             name = re.sub(r"[.\d]+$", "", instruction.name)
             kernels[name] = kernels.get(name, 0) + times
+        if instruction.opcode == "send" and "_xla_megascale" in instruction.rest:
+            between_slices.append(_between_slices(instruction, times))
         for inner, collective in _collectives(program, instruction, where, times):
             # An asynchronous collective appears at its start, in the fusion that overlaps it and
             # at its end, all with one channel: one asynchronous appearance makes it overlapped.
@@ -128,7 +132,23 @@ def read_program(program: Program) -> dict[str, Any]:
         "recomputed_cycles": recomputed if cycles else None,
         "kernels": kernels,
         "collectives": list(collectives.values()),
+        "between_slices": between_slices,
     }
+
+
+def _between_slices(send: Instruction, times: int) -> Collective:
+    """Return the collective between slices that begins with the send of an array to the host.
+
+    The compiler writes one program for every slice. It reduces inside the slice first, so that
+    each device sends the part that it alone has.
+    """
+    kind = send.attribute("_xla_megascale_transfer_type").lower().replace("_", "-")
+    slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}x', send.rest)
+    if kind != "all-reduce" or not slices:
+        raise InputError(f"a transfer between slices is of an unknown kind: {send.rest[:300]}")
+    dtype, size = send.result.lstrip("(").split("[")[0], array_bytes(send.result)[0]
+    source = send.attribute("_xla_host_transfer_rendezvous")
+    return Collective(kind, dtype, size, slices[1].count(",") + 1, times, False, source)
 
 
 def _collectives(program: Program, instruction: Instruction, where: str, times: int):

@@ -66,7 +66,12 @@ def saved_parts(jaxpr, mesh: Mesh, config: ModelConfig) -> list[tuple[str, int]]
 
 
 def alternatives(
-    settings: PretrainSettings, model: LanguageModel, tried: list[dict[str, int]], *, step: str
+    settings: PretrainSettings,
+    model: LanguageModel,
+    tried: list[dict[str, int]],
+    *,
+    step: str,
+    slices: int = 1,
 ) -> list[list[tuple[dict[str, int], dict[str, int | str]]]]:
     """Return kinds of (mesh sizes, changed config values) to compile if no mesh in `tried` fits.
 
@@ -77,7 +82,7 @@ def alternatives(
     batch = settings.training.batch_size // accumulation
     widest = max(tried, key=lambda sizes: (sizes["fsdp"], -sizes["tensor"]))
     devices, tensor = math.prod(widest.values()), (widest["tensor"],)
-    sensible = sensible_meshes(devices, model, batch, tensor=tensor)
+    sensible = sensible_meshes(devices, model, batch, tensor=tensor, slices=slices)
     kinds = [[(sizes, {}) for sizes in sensible if sizes["fsdp"] > widest["fsdp"]]]
     if step != "train":
         return kinds

@@ -32,6 +32,10 @@ from biomedlm_jax.training.state import adapted
 
 # Assumption, not a measurement: attention kernels reach this fraction of the peak.
 KERNEL_EFFICIENCY = 0.4
+# Bytes/s that one chip sends between slices, over the data-centre network (DCN). Sources, read in
+# November 2026: docs.cloud.google.com/tpu/docs/v5e (6.4 Tbit/s for a pod of 256 chips) and
+# .../v5p (50 Gbit/s per chip). Google's pages do not have it for v4.
+DCN_BANDWIDTH = {"v5e": 6.4e12 / 8 / 256, "v5p": 50e9 / 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Row:
     state_bytes: dict[str, int]  # on a device: parameters, and optimizer or cache
     figures: Figures | None = None
     problem: str | None = None  # why it does not fit
-    # Estimated seconds per step: operations, kernels, exposed collectives; empty if unknown.
+    # Estimated seconds per step: operations, kernels, exposed collectives, between slices; empty
+    # if one is unknown.
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -53,7 +58,7 @@ class Row:
 
     @property
     def step_seconds(self) -> float | None:
-        """Operations, kernels and exposed collectives one after the other: an upper bound."""
+        """All parts one after the other: an upper bound."""
         return sum(self.seconds.values()) or None
 
     @property
@@ -78,6 +83,7 @@ class Plan:
     steps: int
     rows: list[Row]
     trained: int | None = None  # parameters, with LoRA
+    slices: int = 1  # of TPUs, connected by the data-centre network
 
 
 def plan(
@@ -90,7 +96,7 @@ def plan(
     hlo: str | Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-    """Compile a pre-training config's step for `topology` (v5e:16x16; local: jax's devices).
+    """Compile a config's step for `topology` (v5e:16x16; 2xv5e:16x16; local: jax's devices).
 
     The mesh is the config's; `search` compiles every sensible one whose tensor axis is in `tensor`.
     `step` is train, score (the loss of a batch) or decode (one token for each row, full cache).
@@ -105,7 +111,7 @@ def plan(
     settings, model_config = _read(config, {})
     model = abstract_model(model_config)
     make_mesh, lora = functools.partial(meshes.make_mesh, devices=devices), settings.lora
-    known = chip(devices[0].device_kind)
+    known, slices = chip(devices[0].device_kind), len(set(map(meshes.slice_index, devices)))
     batch, accumulation = settings.training.batch_size, settings.training.accumulation
     sizes = [dataclasses.asdict(settings.mesh)]
     if search:
@@ -114,7 +120,8 @@ def plan(
             size = 4 if lora.rank else 12
             least = size * parameter_count(model) / (known.device_memory * 2 / 3)
         rows = batch // accumulation
-        sizes = sensible_meshes(len(devices), model, rows, least_shards=least, tensor=tensor)
+        options = {"least_shards": least, "tensor": tensor, "slices": slices}
+        sizes = sensible_meshes(len(devices), model, rows, **options)
         if not sizes:
             raise InputError(f"no mesh of {topology} divides the model and {batch} rows")
     try:
@@ -142,11 +149,13 @@ def plan(
         steps=settings.training.steps,
         rows=[],
         trained=_trained(model, lora) if step == "train" and lora.rank else None,
+        slices=slices,
     )
     compile_row = functools.partial(_compile_row, result, config, hlo=hlo, progress=progress)
     rows = [compile_row(mesh, {}) for mesh in tried]
     if not any(row.fits for row in rows):
-        kinds = alternatives(settings, model, [row.mesh for row in rows], step=step)
+        meshes_tried = [row.mesh for row in rows]
+        kinds = alternatives(settings, model, meshes_tried, step=step, slices=slices)
         if known and min(sum(row.state_bytes.values()) for row in rows) > known.device_memory:
             kinds = kinds[:1]  # only more shards make the state smaller
         for kind in kinds:
@@ -211,17 +220,28 @@ def _compile_row(
     if hlo and text:
         name = f"{made.topology}_{made.step}_{row.name}.hlo".replace(":", "-").replace(" ", "")
         write_text(Path(hlo) / name, text)
-    seconds = estimate_seconds(figures, made.chip) if figures and made.chip else {}
+    seconds = {}
+    if figures and made.chip:
+        seconds = estimate_seconds(figures, made.chip, slices=made.slices)
     return dataclasses.replace(row, figures=figures, seconds=seconds)
 
 
-def estimate_seconds(figures: Figures, chip: Chip) -> dict[str, float]:
-    """Return the estimated seconds of a step by part; empty without the compiler's cycles."""
+def estimate_seconds(figures: Figures, chip: Chip, *, slices: int = 1) -> dict[str, float]:
+    """Return the estimated seconds of a step by part; empty if the figures for a part are unknown.
+
+    Those are the compiler's cycles, and for several slices the bandwidth between them.
+    """
     if figures.cycles is None or chip.clock is None:
         return {}
+    if slices > 1 and chip.name not in DCN_BANDWIDTH:
+        return {}
     wire = sum(c.wire for c in figures.collectives or () if c.exposed)
-    return {
+    seconds = {
         "operations": figures.cycles / chip.clock,
         "kernels": figures.kernel_flops / (chip.device_flops * KERNEL_EFFICIENCY),
         "exposed collectives": wire / chip.ring_bandwidth,
     }
+    if slices > 1:
+        wire = sum(c.wire for c in figures.between_slices)
+        seconds["between slices"] = wire / (DCN_BANDWIDTH[chip.name] / chip.devices)
+    return seconds

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from biomedlm_jax.chips import GIB
 from biomedlm_jax.files import write_json, write_text
-from biomedlm_jax.planning.planner import KERNEL_EFFICIENCY, Plan, Row
+from biomedlm_jax.planning.planner import DCN_BANDWIDTH, KERNEL_EFFICIENCY, Plan, Row
 
 HEADER = (
     "| mesh | fits | GiB per device (state + temporaries) | compile s | matmul TFLOP per device "
@@ -21,7 +21,9 @@ def markdown(plan: Plan) -> str:
     """Return the ranked table, the problems, and the assumptions behind the columns."""
     columns = HEADER.count("|") - 1
     lines = [
-        f"**{plan.topology}**: {plan.devices} x {plan.device_kind}, {plan.step} step of "
+        f"**{plan.topology}**: {plan.devices} x {plan.device_kind}"
+        + (f" in {plan.slices} slices" if plan.slices > 1 else "")
+        + f", {plan.step} step of "
         f"{plan.tokens_per_step:,} tokens, {plan.model_flops / 1e12:,.3g} TFLOP (model), "
         f"attention kernel: {plan.kernel}"
         + (f", LoRA trains {plan.trained:,} parameters" if plan.trained else ""),
@@ -38,6 +40,8 @@ def markdown(plan: Plan) -> str:
         if row.figures and row.figures.unread_reason:
             reason = row.figures.unread_reason
             lines.append(f"\n{row.name}: memory and FLOPs only, program not read: {reason}")
+        elif row.figures and plan.slices > 1:
+            lines.append(f"\n{row.name}: {_between_slices(row)}")
     return "\n".join([*lines, "", _assumptions(plan), ""])
 
 
@@ -70,6 +74,18 @@ def _cells(plan: Plan, row: Row) -> list[str]:
     return cells
 
 
+def _between_slices(row: Row) -> str:
+    """The collectives of a row that leave a slice, by kind and dtype."""
+    sent: dict[str, list[float]] = {}
+    for one in row.figures.between_slices if row.figures else ():
+        size, number = sent.setdefault(f"{one.kind} {one.dtype}", [0, 0])
+        sent[f"{one.kind} {one.dtype}"] = [size + one.total, number + one.times]
+    kinds = [f"{name} of {size / GIB:.4f} GiB in {n:,} parts" for name, (size, n) in sent.items()]
+    text = f"between slices, per device: {', '.join(kinds) or 'no collectives'}"
+    seconds = row.seconds.get("between slices")
+    return text if seconds is None else f"{text}, {seconds:.3f} s"
+
+
 def _memory(row: Row) -> dict[str, float]:
     """GiB of the state and the temporaries on a device."""
     temporaries = row.figures.memory["temporaries"] if row.figures else 0
@@ -89,6 +105,15 @@ def _speed(plan: Plan, row: Row) -> dict[str, float]:
 def _assumptions(plan: Plan) -> str:
     if plan.chip is None or plan.chip.clock is None:
         return "Memory and FLOPs only: the chip table has no entry or no clock for this device."
+    if plan.slices > 1 and plan.chip.name not in DCN_BANDWIDTH:
+        return f"No times: the bandwidth between slices of {plan.chip.name} is not published."
+    dcn = ""
+    if plan.slices > 1:
+        dcn = (
+            " + the collectives between slices as rings over the data-centre network, at the "
+            f"published {DCN_BANDWIDTH[plan.chip.name] * 8 / 1e9:.0f} Gbit/s per chip. The program "
+            "runs those beside computation, which step s does not count"
+        )
     return (
         "All times are estimates, not measurements. op s: the compiler's `estimated_cycles`, times "
         f"trip counts, at {plan.chip.clock / 1e9:.2f} GHz. kernel s: the kernels' FLOPs, every "
@@ -96,8 +121,8 @@ def _assumptions(plan: Plan) -> str:
         "that computation waits for; overlapped: the others. step s, an upper bound: op s + kernel "
         "s + the exposed collectives as rings along one dimension of the links "
         f"({plan.chip.link_bandwidth / 1e9:.0f} GB/s per chip in both directions, "
-        f"{plan.chip.link_dimensions} dimensions). Not counted: the latency of collectives, the "
-        "input pipeline, evaluation and checkpoints."
+        f"{plan.chip.link_dimensions} dimensions){dcn}. Not counted: the latency of collectives, "
+        "the input pipeline, evaluation and checkpoints."
     )
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import os
+import re
 
 import jax
 from jax.experimental import topologies
@@ -28,14 +29,15 @@ HOST_BOUNDS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}
 def topology_devices(name: str) -> list:
     """Return the devices of a TPU slice such as `v5e:16x16` to compile for; local: jax's devices.
 
+    `2xv5e:16x16` is two slices, connected by the data-centre network.
     Raises InputError for an unknown slice, without `libtpu`, and if another process locks it.
     """
     if name == "local":
         return jax.devices()
-    generation, _, shape = name.partition(":")
+    number, generation, shape = re.findall(r"(?s)^(?:([1-9]\d*)x)?([^:]*):?(.*)", name)[0]
     shapes = TOPOLOGIES.get(generation, ())
     if shape not in shapes:
-        known = f"local, or {', '.join(TOPOLOGIES)}: and a shape, such as v5e:16x16"
+        known = f"local, or {', '.join(TOPOLOGIES)}: and a shape, such as v5e:16x16 or 2xv5e:16x16"
         known = f"{generation}: with one of {', '.join(shapes)}" if shapes else known
         raise InputError(f"got topology {name!r}; expected {known}")
     if importlib.util.find_spec("libtpu") is None:
@@ -49,8 +51,10 @@ def topology_devices(name: str) -> list:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     options = {"chips_per_host_bounds": HOST_BOUNDS[shape]} if shape in HOST_BOUNDS else {}
     options |= {"chip_config_name": "megacore"} if generation == "v4" else {}
+    options |= {"num_slices": int(number)} if number else {}
+    one = f"{generation}:{shape}"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=one, **options).devices
     except Exception as error:  # libtpu raises several kinds
         message = " ".join(str(error).split())
         if "libtpu" in message and ("lock" in message or "already in use" in message):
@@ -66,17 +70,19 @@ def sensible_meshes(
     *,
     least_shards: float = 1,
     tensor: tuple[int, ...] = (1, 2, 4),
+    slices: int = 1,
 ) -> list[dict[str, int]]:
     """Return the meshes worth compiling: power-of-two splits that an (abstract) model allows.
 
     They split the state into `least_shards` parts or more; if none does, into as many as possible.
     A mesh whose shards of the width are not a multiple of 8 is omitted: they do not fill a TPU's
-    tiles.
+    tiles. So is one whose fsdp and tensor axes do not fit into one of the `slices`.
     """
     sensible = []
     for parts, exponent in itertools.product(tensor, range(devices.bit_length())):
         sizes = {"data": devices // (parts << exponent), "fsdp": 1 << exponent, "tensor": parts}
-        if math.prod(sizes.values()) == devices and model.config.width % (8 << exponent) == 0:
+        whole = math.prod(sizes.values()) == devices and sizes["data"] % slices == 0
+        if whole and model.config.width % (8 << exponent) == 0:
             mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
             with contextlib.suppress(ValueError):
                 meshes.check_fits(mesh, batch_size=batch_size, model=model)

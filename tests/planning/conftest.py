@@ -50,12 +50,22 @@ def libtpu() -> str:
     return importlib.metadata.version("libtpu")
 
 
+def plan_slice(topology, folder):
+    config = tiny()
+    config.update_from_flattened_dict(SLICE)
+    made = planner.plan(config, topology, hlo=folder)
+    (path,) = folder.iterdir()
+    assert path.name == f"{topology.replace(':', '-')}_train_data2xfsdp4.hlo"
+    return made, path.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def slice_plan(libtpu, tmp_path_factory):
     """A small training step compiled for v5e:2x4, and its HLO text. It takes some 10 s."""
-    config, folder = tiny(), tmp_path_factory.mktemp("hlo")
-    config.update_from_flattened_dict(SLICE)
-    made = planner.plan(config, "v5e:2x4", hlo=folder)
-    (path,) = folder.iterdir()
-    assert path.name == "v5e-2x4_train_data2xfsdp4.hlo"
-    return made, path.read_text(encoding="utf-8")
+    return plan_slice("v5e:2x4", tmp_path_factory.mktemp("hlo"))
+
+
+@pytest.fixture(scope="session")
+def two_slices_plan(libtpu, tmp_path_factory):
+    """The same step compiled for two slices of v5e:2x2, with `data` between them."""
+    return plan_slice("2xv5e:2x2", tmp_path_factory.mktemp("hlo"))

@@ -136,6 +136,58 @@ def test_the_branches_of_a_choice_count_by_truth_and_by_index():
         read_program(Program(text))
 
 
+# What libtpu writes for an all-reduce over two slices, in a loop of four iterations.
+BETWEEN = """HloModule step, num_partitions=4
+
+%body (b: (s32[], f32[64,8,128])) -> (s32[], f32[64,8,128]) {
+  %b = (s32[], f32[64,8,128]{2,1,0}) parameter(0)
+  %x = f32[64,8,128]{2,1,0} get-tuple-element(%b), index=1
+  %t = token[] after-all()
+  %send.1 = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=8, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.86_0",\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.1 = (f32[64,8,128]{2,1,0:T(8,128)}, u32[], token[]) recv(%t), channel_id=7, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.1 = token[] send-done(%send.1), channel_id=8, is_host_transfer=true
+  %recv-done.1 = (f32[64,8,128]{2,1,0:T(8,128)}, token[]) recv-done(%recv.1), channel_id=7
+  ROOT %out = (s32[], f32[64,8,128]{2,1,0}) tuple(%b, %x)
+}
+
+%cond (c: (s32[], f32[64,8,128])) -> pred[] {
+  %c = (s32[], f32[64,8,128]{2,1,0}) parameter(0)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (m: f32[64,8,128]) -> (s32[], f32[64,8,128]) {
+  %m = f32[64,8,128]{2,1,0} parameter(0)
+  ROOT %loop = (s32[], f32[64,8,128]{2,1,0}) while(%m), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"4"}}
+}
+""".replace("\\\n", "")
+
+
+def test_a_collective_between_slices_is_read_once_from_its_send():
+    fields = read_program(Program(BETWEEN))
+    assert fields["collectives"] == []
+    (between,) = fields["between_slices"]
+    assert (between.kind, between.dtype, between.group, between.times) == (
+        "all-reduce",
+        "f32",
+        2,
+        4,
+    )
+    assert between.total == 4 * 64 * 8 * 128 * 4
+    assert between.wire == between.total  # each of two slices sends half twice
+    (four,) = read_program(Program(BETWEEN.replace("{1,2}x", "{1,2,3,4}x")))["between_slices"]
+    assert (four.group, four.wire) == (4, 1.5 * four.total)
+    for old, new in (("ALL_REDUCE", "ALL_GATHER"), ("{1,2}x", "all x")):
+        with pytest.raises(ValueError, match="between slices is of an unknown kind"):
+            read_program(Program(BETWEEN.replace(old, new)))
+
+
 GROUPS = {
     "replica_groups=mesh['a'=2,'b'=8] {'b'}": 8,
     "replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}": 4,

@@ -30,12 +30,13 @@ FITS = Row(
     seconds={"operations": 1.5, "kernels": 0.25, "exposed collectives": 0.25},
 )
 NO_ROOM = Row({"data": 8}, {"model.remat": "full"}, {"parameters": GIB}, problem="out of memory")
+CHIP = Chip("pebble", 1e12, 16 * GIB, 1e12, 1e11, clock=1.5e9, devices=2)
 PLAN = Plan(
     topology="v5e:2x4",
     step="train",
     device_kind="pebble",
     devices=8,
-    chip=Chip("pebble", 1e12, 16 * GIB, 1e12, 1e11, clock=1.5e9, devices=2),
+    chip=CHIP,
     kernel="splash",
     tokens_per_step=4096,
     model_flops=4e12,
@@ -59,6 +60,32 @@ def test_the_table_has_every_row_and_the_assumptions():
     assert {line.count("|") for line in lines[2:6]} == {16}
     assert "1.50 GHz" in lines[-1]
     assert "an assumed 40% of the peak" in lines[-1]
+
+
+def test_several_slices_and_what_they_exchange():
+    between = [
+        Collective("all-reduce", "bf16", GIB // 4, 2, 2, False, "a"),
+        Collective("all-reduce", "bf16", GIB // 8, 2, 4, False, "b"),
+        Collective("all-reduce", "f32", GIB, 2, 1, False, "c"),
+    ]
+    figures = dataclasses.replace(FIGURES, between_slices=between)
+    seconds = {**FITS.seconds, "between slices": 0.5}
+    row = dataclasses.replace(FITS, figures=figures, seconds=seconds)
+    chip = dataclasses.replace(CHIP, name="v5e")
+    made = dataclasses.replace(PLAN, slices=2, chip=chip, rows=[row])
+    lines = markdown(made).splitlines()
+    assert lines[0].startswith("**v5e:2x4**: 8 x pebble in 2 slices, train step of")
+    assert "| 2.500 | 40.0% |" in lines[4]  # the step is 0.5 s longer
+    assert (
+        "data 2 x fsdp 4: between slices, per device: all-reduce bf16 of 1.0000 GiB in 6 parts, "
+        "all-reduce f32 of 1.0000 GiB in 1 parts, 0.500 s"
+    ) in lines
+    assert "at the published 25 Gbit/s per chip" in lines[-1]
+    assert "data-centre" not in markdown(PLAN)
+    row = dataclasses.replace(row, seconds={})
+    text = markdown(dataclasses.replace(PLAN, slices=2, rows=[row]))
+    assert text.endswith("No times: the bandwidth between slices of pebble is not published.\n")
+    assert "all-reduce f32 of 1.0000 GiB in 1 parts\n" in text
 
 
 def test_days_belong_to_training_only():

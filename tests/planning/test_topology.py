@@ -1,4 +1,5 @@
 import importlib.util
+from collections import Counter
 
 import pytest
 
@@ -22,6 +23,8 @@ def test_meshes_worth_compiling():
     assert {mesh["fsdp"] * mesh["tensor"] for mesh in sharded} == {128, 256}
     most = topology.sensible_meshes(256, abstract(), 1024, least_shards=1000)
     assert most == [{"data": 1, "fsdp": 64, "tensor": 4}]
+    slices = topology.sensible_meshes(256, abstract(), 1024, slices=16)
+    assert {mesh["data"] for mesh in slices} == {16, 32, 64, 128, 256}
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,14 @@ def test_a_mesh_that_cuts_the_mlp_or_the_vocabulary_unevenly_is_skipped(uneven):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("v9:2x2", "local, or v4, v5e, v5p, v6e, TPU7x: and a shape, such as v5e:16x16"),
+        (
+            "v9:2x2",
+            "local, or v4, v5e, v5p, v6e, TPU7x: and a shape, such as v5e:16x16 or 2xv5e:16x16",
+        ),
+        ("2x", "local, or v4, v5e"),
+        ("0xv5e:2x2", "local, or v4, v5e"),
+        ("2xv5e:3x3", "expected v5e: with one of 1x1, 2x2"),
+        ("2xlocal", "local, or v4, v5e"),
         ("v5e:3x3", "expected v5e: with one of 1x1, 2x2"),
         ("v5e", "expected v5e: with one of"),
     ],
@@ -63,8 +73,25 @@ def test_a_lock_of_another_process_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "slices"), [("2xv5e:2x2", 2), ("4xv5e:2x4", 4), ("2xv4:2x2x1", 2)]
+)
+def test_slices_of_one_shape(libtpu, name, slices):
+    one, several = map(topology.topology_devices, (name.split("x", 1)[1], name))
+    assert len(several) == slices * len(one)
+    assert Counter(map(meshes.slice_index, one)) == {0: len(one)}
+    assert Counter(map(meshes.slice_index, several)) == dict.fromkeys(range(slices), len(one))
+    assert [device.coords for device in several] == slices * [device.coords for device in one]
+
+
+@pytest.mark.parametrize(
     ("name", "data", "fsdp"),
-    [("v5e:16x16", 8, 32), ("v6e:16x16", 8, 32), ("v5p:4x4x4", 2, 32), ("v4:4x4x4", 2, 32)],
+    [
+        ("v5e:16x16", 8, 32),
+        ("2xv5e:16x16", 16, 32),
+        ("v6e:16x16", 8, 32),
+        ("v5p:4x4x4", 2, 32),
+        ("v4:4x4x4", 2, 32),
+    ],
 )
 def test_the_meshes_of_the_guide_can_be_made_as_a_run_makes_them(libtpu, name, data, fsdp):
     mesh = meshes.make_mesh(data=data, fsdp=fsdp, devices=topology.topology_devices(name))
