@@ -38,7 +38,7 @@ CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 def steps(run_directory: str | Path) -> list[int]:
     """Return the steps of a run's finished checkpoints, ascending."""
-    return [step for step, path in _step_folders(run_directory) if has_sums(path)]
+    return [step for step, path in step_folders(run_directory) if has_sums(path)]
 
 
 def latest_step(run_directory: str | Path) -> int | None:
@@ -46,7 +46,7 @@ def latest_step(run_directory: str | Path) -> int | None:
     return max(steps(run_directory), default=None)
 
 
-def _step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
+def step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
     """Return (step, directory) of a run's checkpoints, finished or not, ascending."""
     folder = Path(run_directory) / FOLDER
     paths = folder.iterdir() if folder.exists() else ()
@@ -78,7 +78,7 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
     share = jax.process_index(), jax.process_count()
 
     def list_steps() -> list[int]:
-        folders = _step_folders(run_directory)
+        folders = step_folders(run_directory)
         for _, path in folders:
             if unfinished(path):
                 _set_aside(path, "unfinished")
@@ -273,7 +273,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     config.
     """
     folder = Path(run_directory).absolute() / FOLDER
-    there = [number for number, path in _step_folders(run_directory) if not unfinished(path)]
+    there = [number for number, path in step_folders(run_directory) if not unfinished(path)]
     step = max(there, default=None) if step is None else step
     if step not in there:
         raise InputError(
