@@ -1,4 +1,4 @@
-"""Print what a run did: steps, tokens, checkpoints, restarts, skipped updates, goodput.
+"""Print what a run did: steps, checkpoints, restarts, skipped updates, goodput.
 
     biomedlm inspect RUN
     biomedlm inspect RUN --verify --plot

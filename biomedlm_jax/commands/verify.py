@@ -1,4 +1,4 @@
-"""Verify the files of a run, an export, token rows or a tokenizer against their hashes.
+"""Verify the files of a run, an export, token rows or a tokenizer.
 
     biomedlm verify RUN
     biomedlm verify EXPORT

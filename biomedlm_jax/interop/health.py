@@ -113,9 +113,9 @@ def _record_problems(run: Path) -> Iterator[str]:
             for name, value in start["model"].items():
                 if name in model and model[name] != value:
                     yield f"{CONFIG} has {name}={model[name]!r}, {RUN_FILE} {value!r}"
-        if (run / "tokenizer.json").exists() and "tokenizer" in start:
-            if tokenizer_hash(load_tokenizer(run)) != start["tokenizer"]:
-                yield "tokenizer.json is not the tokenizer that the run started from"
+        known = (run / "tokenizer.json").exists() and "tokenizer" in start
+        if known and tokenizer_hash(load_tokenizer(run)) != start["tokenizer"]:
+            yield "tokenizer.json is not the tokenizer that the run started from"
         if (run / MANIFEST).exists():
             read_manifest(run)
     except (InputError, OSError) as error:
