@@ -22,6 +22,7 @@ from biomedlm_jax.files import write_json
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
+LARGEST_ID = 2**24
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, GPT-2's
 # What `save_tokenizer` writes of a tokenizer that was not read from a directory.
 FILES = ("tokenizer.json", *_PAIRS[0], "tokenizer_config.json", "special_tokens_map.json")
@@ -104,10 +105,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
         else:
             tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
-    except (ValueError, OSError, KeyboardInterrupt, SystemExit):
+        largest = max(tokenizer.get_vocab().values(), default=0)
+    except (InputError, OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception, and panics outside of it
         raise InputError(f"cannot read the tokenizer in {path}: {error}") from error
+    if largest > LARGEST_ID:  # `tokenizers` would count up to it for each text of its JSON
+        got = f"the tokenizer in {path} has the id {largest}"
+        raise InputError(f"{got}; expected ids up to {LARGEST_ID}, without large gaps")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if special is not None:

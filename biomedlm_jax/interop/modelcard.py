@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import CHOICE, Head
@@ -60,22 +61,30 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, dict[str, object]]:
     """Return what a run directory records about its model at `step`, as sections of a card."""
     path = directories.model_directory(path)
-    facts = {**directories.read_config(path).get("facts", {})}
+    check = directories.check_object
+    facts = {**check(directories.read_config(path).get("facts"), f"{path} has facts")}
     files = [path / RUN_FILE, path / directories.TRAINING_FILE]
     if path.resolve().name == directories.MODEL_FOLDER:
         files.append(path.resolve().parent / RUN_FILE)  # of the fine-tuning run
     record = next((read_json(file) for file in files if file.exists()), {})
-    sections = {"Source": facts.pop("source", {})}
-    started_from = record.get("started_from") or {}
-    sections["Started from"] = started_from | (facts.pop("started_from", None) or {})
+    groups = ("started_from", "lora", *(group for group, _ in GROUPS))
+    record = {k: check(record[k], f"{path}: run.json has {k}") for k in groups if k in record}
+    sections = {"Source": check(facts.pop("source", None), f"{path} has facts.source")}
+    earlier = check(facts.pop("started_from", None), f"{path} has facts.started_from")
+    sections["Started from"] = record.get("started_from", {}) | earlier
     sections["Checkpoint"] = facts
     sections |= {section: {**record[group]} for group, section in GROUPS if group in record}
     if record.get("lora", {}).get("rank"):
         sections["LoRA"] = record["lora"]
     if (path / "manifest.json").exists() and step is not None and "training" in record:
         manifest, training = read_json(path / "manifest.json"), record["training"]
-        rows = manifest.get("splits", {}).get("train", {})
-        tokens = step * training["batch_size"] * manifest["length"]
+        splits = check(manifest.get("splits"), f"{path}: manifest.json has splits")
+        rows = check(splits.get("train"), f"{path}: manifest.json has splits.train")
+        numbers = training.get("batch_size"), manifest.get("length"), rows.get("tokens", 1)
+        if not all(type(number) is int and number > 0 for number in numbers):
+            got = "training.batch_size={}, length={}, tokens={}".format(*numbers)
+            raise InputError(f"{path}: run.json and manifest.json have {got}; expected numbers")
+        tokens = step * numbers[0] * numbers[1]
         sections["Data"] |= {"training tokens": rows.get("tokens"), "rows": rows.get("rows")}
         sections["Data"] |= {name: manifest.get(name) for name in ("separator", "fingerprint")}
         sections["Steps"] |= {

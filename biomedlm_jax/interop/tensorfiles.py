@@ -174,7 +174,8 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     shards = sorted(set(index.values()))
     for shard in shards:
         # A plain name stays inside the directory; links are the download cache's own.
-        if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
+        plain = Path(shard).name == shard and len(shard.encode(errors="replace")) < 256
+        if not (plain and shard.endswith((".safetensors", ".bin"))):
             wanted = f"names of .safetensors or .bin files in {directory}: move the files there"
             raise InputError(f"{directory / name} points to {shard!r}; expected {wanted}")
         if not (directory / shard).exists():

@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -53,8 +55,12 @@ class Journal:
         file = self._file(number)
         if file is None or not file.exists():
             return None
-        with np.load(file, allow_pickle=False) as saved:
-            arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
+        try:  # the checksums of a zip file show any damage
+            with np.load(file, allow_pickle=False) as saved:
+                arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
+        except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, EOFError, OSError) as error:
+            self._notify(f"{file} is damaged ({error}); its questions are scored again")
+            return None
         if not self._resumed and file not in self._own:
             self._resumed = True
             self._notify("resuming an interrupted evaluation")

@@ -12,6 +12,7 @@ from biomedlm_jax.files import (
     write_jsonl,
     write_text,
 )
+from biomedlm_jax.interop.directories import check_object
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
 from biomedlm_jax.qa.questions import counted
@@ -35,7 +36,8 @@ def read_seeds(path: str | Path, *, way: str = "") -> list[list[dict]]:
     file = _items_file(Path(path), way)
     pattern = SEED_ITEMS.format("*") if Path(path).is_dir() else ""
     others = file.parent.glob(pattern) if pattern else ()
-    by_number = sorted(others, key=lambda one: int(one.stem.rpartition("-")[2]))
+    numbers = {one: one.stem.rpartition("-")[2] for one in others}
+    by_number = sorted((one for one in numbers if numbers[one].isdecimal()), key=lambda one: int(numbers[one]))
     return [_read_file(one) for one in (file, *by_number)]
 
 
@@ -43,7 +45,7 @@ def read_provenance(path: str | Path, *, way: str = "") -> dict:
     """Return the provenance in a report (hashes, versions, settings); {} of a file."""
     file = _items_file(Path(path), way).with_name(JSON)
     known = Path(path).is_dir() and file.exists()
-    return (read_json(file).get("provenance") or {}) if known else {}
+    return check_object(read_json(file).get("provenance"), f"{file} has provenance") if known else {}
 
 
 def _items_file(path: Path, way: str) -> Path:
@@ -69,6 +71,10 @@ def _read_file(file: Path) -> list[dict]:
         items.append(item)
     if not items:
         raise InputError(f"{file} holds no questions")
+    try:
+        statistics.check_items(items)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
     return items
 
 

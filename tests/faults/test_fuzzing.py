@@ -40,6 +40,7 @@ from biomedlm_jax.corpus import manifest
 from biomedlm_jax.corpus.documents import Skipped, read_documents
 from biomedlm_jax.corpus.tokenizer import (
     load_tokenizer,
+    prefix_ids,
     save_tokenizer,
     special_id,
     tokenizer_hash,
@@ -250,7 +251,7 @@ class Reader:
             with contextlib.suppress(ValueError, RecursionError):  # it is no JSON any more
                 content = damage(rng, content)
         (folder / name).write_bytes(content)
-        return outcome(lambda: self.read(folder), str(folder), name)
+        return outcome(lambda: self.read(folder), str(folder), name, "data.dev_fraction")
 
 
 def lines(rows: list) -> bytes:
@@ -384,6 +385,7 @@ def read_tokenizer(folder: Path) -> Any:
     tokenizer = load_tokenizer(folder)
     ids = encode_plain(tokenizer, TEXTS[0])
     special_id(tokenizer, "eos_token")
+    prefix_ids(tokenizer)
     tokenizer.decode(ids)
     digest = tokenizer_hash(tokenizer)
     out = folder.with_name("saved")
@@ -408,6 +410,7 @@ def read_directory(folder: Path) -> Any:
     options.to_generation_config(config, tokenizer)
     record = directories.training_record(folder)
     identity.check_seeds([folder, folder])
+    record = directories.training_record(folder)
     identity.used_in_training(folder, "medqa", "dev", [])
     if directories.is_run(folder):
         modelcard.training_facts(folder, step=1)
