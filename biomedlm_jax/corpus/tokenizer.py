@@ -105,19 +105,29 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
         else:
             tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
-        largest = max(tokenizer.get_vocab().values(), default=0)
+        entries = tokenizer.get_vocab()
     except (InputError, OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception, and panics outside of it
         raise InputError(f"cannot read the tokenizer in {path}: {error}") from error
-    if largest > LARGEST_ID:  # `tokenizers` would count up to it for each text of its JSON
-        got = f"the tokenizer in {path} has the id {largest}"
-        raise InputError(f"{got}; expected ids up to {LARGEST_ID}, without large gaps")
+    _check_vocabulary(entries, path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if special is not None:
         vars(tokenizer)["source"] = Source(_source_files(path), special, tokenizer.to_str())
     return tokenizer
+
+
+def _check_vocabulary(entries: Mapping[str, int], path: Path) -> None:
+    # `tokenizers` counts up to the largest id to write its JSON, and takes either of two entries.
+    if (largest := max(entries.values(), default=0)) > LARGEST_ID:
+        got = f"the tokenizer in {path} has the id {largest}"
+        raise InputError(f"{got}; expected ids up to {LARGEST_ID}, without large gaps")
+    by_id = {index: entry for entry, index in entries.items()}
+    for entry, index in entries.items() if len(by_id) < len(entries) else ():
+        if by_id[index] != entry:
+            got = f"the tokenizer in {path} has the id {index} twice: {entry!r}, {by_id[index]!r}"
+            raise InputError(f"{got}; expected an id of its own for each entry")
 
 
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
