@@ -18,9 +18,9 @@ def one_line(text: str) -> str:
     Line ends, terminal escapes and half surrogates, which names and values in files can have, are
     escaped as in Python.
     """
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[: 2 * LONGEST] + text[2 * LONGEST :][-LONGEST:])
     half = LONGEST // 2 - 3
-    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+    text = text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class InputError(ValueError):

@@ -213,7 +213,23 @@ def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
 def _source_files(directory: Path) -> dict[str, bytes]:
     paths = [directory / name for name in SOURCE_FILES]
     paths += sorted((directory / TEMPLATES).glob("*.jinja"))
+    for path in paths:
+        _check_link(path, directory)
     return {str(p.relative_to(directory)): p.read_bytes() for p in paths if p.is_file()}
+
+
+def _check_link(path: Path, directory: Path) -> None:
+    """Raise InputError for a link out of the directory: an export would publish its target.
+
+    Snapshots of the Hub's cache are folders of links to models--*/blobs, which are allowed. So are
+    links of the other files: they must be a tokenizer.
+    """
+    target, root = path.resolve(), directory.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    unread = path.suffix == ".jinja" or path.name == "chat_template.json"
+    if unread and not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        got = f"{path} is a link to {target}, outside of {directory}"
+        raise InputError(f"{got}; replace it with a copy")
 
 
 def _json(content: bytes | None) -> dict:

@@ -58,7 +58,7 @@ class Journal:
         try:  # the checksums of a zip file show any damage
             with np.load(file, allow_pickle=False) as saved:
                 arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
-        except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, EOFError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError) as error:
             self._notify(f"{file} is damaged ({error}); its questions are scored again")
             return None
         if not self._resumed and file not in self._own:

@@ -37,15 +37,16 @@ def read_seeds(path: str | Path, *, way: str = "") -> list[list[dict]]:
     pattern = SEED_ITEMS.format("*") if Path(path).is_dir() else ""
     others = file.parent.glob(pattern) if pattern else ()
     numbers = {one: one.stem.rpartition("-")[2] for one in others}
-    by_number = sorted((one for one in numbers if numbers[one].isdecimal()), key=lambda one: int(numbers[one]))
-    return [_read_file(one) for one in (file, *by_number)]
+    by_number = sorted((int(n), one) for one, n in numbers.items() if n.isdecimal())
+    return [_read_file(one) for one in (file, *(one for _, one in by_number))]
 
 
 def read_provenance(path: str | Path, *, way: str = "") -> dict:
     """Return the provenance in a report (hashes, versions, settings); {} of a file."""
     file = _items_file(Path(path), way).with_name(JSON)
     known = Path(path).is_dir() and file.exists()
-    return check_object(read_json(file).get("provenance"), f"{file} has provenance") if known else {}
+    value = read_json(file).get("provenance") if known else {}
+    return check_object(value, f"{file} has provenance")
 
 
 def _items_file(path: Path, way: str) -> Path:

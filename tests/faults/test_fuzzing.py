@@ -47,7 +47,7 @@ from biomedlm_jax.corpus.tokenizer import (
     train_tokenizer,
 )
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json, write_jsonl
+from biomedlm_jax.files import write_json
 from biomedlm_jax.finetuning import pairs
 from biomedlm_jax.finetuning.config import PairSettings, QuestionSettings, TextSettings
 from biomedlm_jax.generation import prompt_files
@@ -61,8 +61,8 @@ from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.qa import identity, report, statistics
 from biomedlm_jax.qa.journal import Journal
 from biomedlm_jax.qa.prompts import encode_plain
-from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.questions import Skipped as SkippedQuestions
+from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.splits import note_shared_questions, read_questions
 from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.settings import read_settings
@@ -128,7 +128,9 @@ def damaged_value(rng: random.Random, value: Any) -> Any:
     value, parents = copy.deepcopy(value), []
 
     def collect(part: Any) -> None:
-        keys = part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        keys = (
+            part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
+        )
         for key in list(keys)[:200]:
             parents.append((part, key))
             collect(part[key])
@@ -166,7 +168,11 @@ def damaged_json(rng: random.Random, data: bytes) -> bytes:
     text = json.dumps(value)
     if rng.randrange(8) == 0 and (keys := [*re.finditer(r'"[^"\\]*": ', text)]):  # a key twice
         key = rng.choice(keys)
-        text = text[: key.start()] + f"{key[0]}{json.dumps(rng.choice(VALUES))}, " + text[key.start() :]
+        text = (
+            text[: key.start()]
+            + f"{key[0]}{json.dumps(rng.choice(VALUES))}, "
+            + text[key.start() :]
+        )
     return text.encode()
 
 
@@ -310,7 +316,15 @@ QUESTIONS: dict[str, Any] = {
         {"sent1": t, "sent2": "It", "ending0": "a", "ending1": "b", "label": 0} for t in TEXTS
     ],
     "medmcqa": [
-        {"question": t, "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": n % 4 + 1, "exp": None}
+        {
+            "question": t,
+            "opa": "a",
+            "opb": "b",
+            "opc": "c",
+            "opd": "d",
+            "cop": n % 4 + 1,
+            "exp": None,
+        }
         for n, t in enumerate(TEXTS * 2)
     ],
     "mmlu": b'"What, is it?",a,b,c,d,A\nWhich?,a,b,c,"d ""x""",B\n',
@@ -336,6 +350,7 @@ QUESTIONS: dict[str, Any] = {
     },
     "blurb": b"1\tIs it?\tcontext\tyes\n2\tOr not?\tcontext\tno\n",
 }
+SKIPPED = ("questions", "endings", "medmcqa", "pubmedqa_set", "bioasq", "mmlu")
 
 
 def question_reader(format: str, *, task: str = "", name: str = "", **options: Any) -> Reader:
@@ -368,7 +383,10 @@ def read_splits(folder: Path) -> Any:
     return questions_hash(questions)
 
 
-TWO_SPLITS = {"train.jsonl": lines(QUESTIONS["questions"][:2]), "dev.jsonl": lines(QUESTIONS["questions"][1:])}
+TWO_SPLITS = {
+    "train.jsonl": lines(QUESTIONS["questions"][:2]),
+    "dev.jsonl": lines(QUESTIONS["questions"][1:]),
+}
 
 
 def read_text_pairs(folder: Path, name: str, tokenizer: Any) -> Any:
@@ -505,9 +523,15 @@ def readers(valid) -> dict[str, Reader]:
     table_files = {k: v for k, v in tokenizer_files.items() if k != "tokenizer.json"}
     table_files["added_tokens.json"] = b'{"<x>": 280}'
     decoded = {"content": "<x>", "lstrip": False, "special": True}
-    config = {**json.loads(table_files["tokenizer_config.json"]), "added_tokens_decoder": {"280": decoded}}
+    config = {
+        **json.loads(table_files["tokenizer_config.json"]),
+        "added_tokens_decoder": {"280": decoded},
+    }
     listed = {**tokenizer_files, "tokenizer_config.json": json.dumps(config).encode()}
-    plain = {**tokenizer_files, "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}'}
+    plain = {
+        **tokenizer_files,
+        "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}',
+    }
     of_config = {k: v for k, v in valid["whole"].items() if not k.endswith(".safetensors")}
     tokenizer = train_tokenizer(TEXTS * 20, vocab_size=280)
     answer = {"index": 0, "prompt": TEXTS[0], "settings": "s"}
@@ -523,8 +547,7 @@ def readers(valid) -> dict[str, Reader]:
     }
     result |= {f"questions {name}": question_reader(name) for name in QUESTIONS}
     result |= {
-        f"questions {name}, skip": question_reader(name, on_error="skip")
-        for name in ("questions", "endings", "medmcqa", "pubmedqa_set", "bioasq", "mmlu")
+        f"questions {name}, skip": question_reader(name, on_error="skip") for name in SKIPPED
     }
     result |= {
         "documents txt": Reader({"d.txt": TEXTS[1].encode()}, documents("d.txt")),
@@ -619,7 +642,10 @@ def readers(valid) -> dict[str, Reader]:
 NAMES = (
     *(f"stream{suffix}" for suffix in (".gz", ".zst", ".bz2", ".xz")),
     *(f"questions {name}" for name in QUESTIONS),
-    *(f"questions {n}, skip" for n in ("questions", "endings", "medmcqa", "pubmedqa_set", "bioasq", "mmlu")),
+    *(
+        f"questions {n}, skip"
+        for n in ("questions", "endings", "medmcqa", "pubmedqa_set", "bioasq", "mmlu")
+    ),
     *("documents txt", "documents jsonl", "documents skip", "documents json"),
     *("documents array, skip", "documents indented", "documents subsets", "documents nested"),
     *("documents limit", "documents parquet", "documents parquet, skip", "documents gz"),
