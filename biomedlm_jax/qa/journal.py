@@ -17,6 +17,8 @@ import numpy as np
 from biomedlm_jax.files import content_hash
 
 EVERY_SECONDS = 10.0  # between lines of progress
+# What numpy and zipfile raise for a damaged file.
+DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, EOFError, RuntimeError)
 
 
 def print_progress(line: str) -> None:
@@ -58,7 +60,7 @@ class Journal:
         try:  # the checksums of a zip file show any damage
             with np.load(file, allow_pickle=False) as saved:
                 arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
-        except (zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError) as error:
+        except DAMAGED as error:
             self._notify(f"{file} is damaged ({error}); its questions are scored again")
             return None
         if not self._resumed and file not in self._own:

@@ -21,6 +21,7 @@ import re
 import runpy
 import shutil
 import signal
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -47,16 +48,23 @@ from biomedlm_jax.corpus.tokenizer import (
     train_tokenizer,
 )
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json
+from biomedlm_jax.files import write_json, write_jsonl
 from biomedlm_jax.finetuning import pairs
 from biomedlm_jax.finetuning.config import PairSettings, QuestionSettings, TextSettings
 from biomedlm_jax.generation import prompt_files
 from biomedlm_jax.generation.options import make_options, model_options
 from biomedlm_jax.interop import directories, finetuned, modelcard
 from biomedlm_jax.interop.huggingface import export_hf, load
+from biomedlm_jax.interop.shards import write_tensors
 from biomedlm_jax.interop.tensorfiles import TensorFiles
-from biomedlm_jax.interop.weights import check_tensors
-from biomedlm_jax.model.families import abstract_model, config_to_hf, make_config, make_model
+from biomedlm_jax.interop.weights import check_tensors, tensor_shapes
+from biomedlm_jax.model.families import (
+    abstract_model,
+    config_from_hf,
+    config_to_hf,
+    make_config,
+    make_model,
+)
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.qa import identity, report, statistics
 from biomedlm_jax.qa.journal import Journal
@@ -293,7 +301,7 @@ def documents(name: str, **options: Any) -> Callable[[Path], Any]:
 
 ROWS = [{"text": text, "meta": {"pile_set_name": "PubMed Central", "n": 1}} for text in TEXTS]
 ARRAY = json.dumps(ROWS).encode()
-PAIRS = [{"source": text, "target": f"{text} target", "topic": "t"} for text in TEXTS * 3]
+PAIRS = [{"source": f"{text} {n}", "target": f"{text} target"} for n, text in enumerate(TEXTS * 4)]
 PROMPTS = [{"prompt": text, "id": number} for number, text in enumerate(TEXTS)]
 QUESTIONS: dict[str, Any] = {
     "questions": [
@@ -333,8 +341,8 @@ QUESTIONS: dict[str, Any] = {
         for n, t in enumerate(TEXTS)
     },
     "pubmedqa_rows": [
-        {"pubid": n, "question": t, "context": {"contexts": ["c"]}, "final_decision": str(n % 2)}
-        for n, t in enumerate(TEXTS)
+        {"pubid": n, "question": f"q{n}", "context": {"contexts": ["c"]}, "final_decision": answer}
+        for n, answer in enumerate(["yes"] * 552 + ["no"] * 338 + ["maybe"] * 110)
     ],
     "bioasq": {
         "questions": [
@@ -474,7 +482,7 @@ DATA = b"".join(lines(ROWS) for _ in range(20))
 ITEM = {"gold": 0, "prediction": 0, "scores": [-0.1, -2.0], "probabilities": [0.75, 0.25]}
 ITEM |= {"options": ["a", "b"], "truncated": False, "content": "c", "group": None}
 ITEMS = lines([{"id": f"q{n}", **ITEM} for n in range(3)])
-GENERATION = {"eos_token_id": 299, "bos_token_id": 299, "do_sample": True, "temperature": 0.7}
+GENERATION = {"eos_token_id": 279, "bos_token_id": 279, "do_sample": True, "temperature": 0.7}
 GENERATION |= {"top_k": 5, "num_beams": 1, "max_new_tokens": 8, "bad_words_ids": [[1, 2]]}
 
 
@@ -487,7 +495,7 @@ def valid(tmp_path_factory) -> dict[str, dict[str, bytes]]:
     model = jax.jit(lambda: make_model(config, key=jax.random.key(0)))()
     facts = {"facts": {"task": "medqa", "dev_accuracy": 0.5, "train_questions": "h", "steps": 3}}
     facts |= {"started_from": {"weights": "w", "path": "p"}, "training": {"seed": 1}, "task": {}}
-    options = {"training_record": facts, "generation": {**GENERATION, "eos_token_id": 279}}
+    options = {"training_record": facts, "generation": GENERATION}
     export_hf(model, tokenizer, root / "whole", **options)
     export_hf(model, tokenizer, root / "parts", max_shard_size=20_000)
     finetuned.save_finetuned(root / "run", model, tokenizer, facts=facts["facts"])
@@ -536,7 +544,8 @@ def readers(valid) -> dict[str, Reader]:
     tokenizer = train_tokenizer(TEXTS * 20, vocab_size=280)
     answer = {"index": 0, "prompt": TEXTS[0], "settings": "s"}
     tables = {name: table(rows) for name, rows in (("d", ROWS), ("p", PAIRS))}
-    text_pairs = {"p.source": "\n".join(TEXTS * 3).encode(), "p.target": b"a\nb\nc\n" * 3}
+    text_pairs = {"p.source": "\n".join(pair["source"] for pair in PAIRS).encode()}
+    text_pairs["p.target"] = "\n".join(pair["target"] for pair in PAIRS).encode()
     result = {
         f"stream{suffix}": Reader(
             {f"d{suffix}": compress(DATA, suffix)},
@@ -750,3 +759,164 @@ def test_any_value_in_a_config(recipe):
         outcome(make, "config", *(f"{g}" for g, _ in places), "model", "generation", "got ")
 
     change()
+
+
+# Round trips: what was written is read back
+
+texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
+full = texts.filter(str.strip)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_streams_one_after_the_other(suffix, tmp_path):
+    """Several streams in a file are one text; a file that ends inside one is an error."""
+    file = tmp_path / f"d{suffix}"
+
+    @examples(20)
+    @given(st.lists(st.binary(max_size=300), min_size=1, max_size=4), st.data())
+    def check(parts, data):
+        streams = [compress(part, suffix) for part in parts]
+        file.write_bytes(b"".join(streams))
+        assert b"".join(read_blocks(file)) == b"".join(parts)
+        lines = [line for _, line in read_lines(file)]
+        assert lines == io.BytesIO(b"".join(parts)).readlines()
+        cut = data.draw(st.integers(1, len(streams[-1]) - 1))
+        file.write_bytes(b"".join(streams)[:-cut])
+        assert outcome(lambda: b"".join(read_blocks(file)), str(file)) is None
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.parquet", "d.jsonl.zst", "d.txt"])
+def test_documents_round_trip(name, tmp_path):
+    file = tmp_path / name
+
+    @examples(20)
+    @given(st.lists(full, min_size=1, max_size=5))
+    def check(written):
+        rows = [{"text": text} for text in written]
+        content = lines(rows)
+        if name == "d.json":
+            content = json.dumps(rows, ensure_ascii=False, indent=1).encode()
+        elif name == "d.parquet":
+            content = table(rows)
+        elif name == "d.txt":
+            written = [written[0].replace("\r", "\n").removeprefix("\ufeff") or "x"]
+            content = written[0].encode()
+        elif name.endswith(".zst"):
+            content = compress(content, ".zst")
+        file.write_bytes(content)
+        if all(text.strip() for text in written):
+            assert [one.text for one in read_documents([file])] == written
+
+    check()
+
+
+@examples(40)
+@given(st.lists(st.tuples(full, full), min_size=4, max_size=8, unique=True))
+def test_texts_round_trip(rows):
+    """Prompts, pairs and questions."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.jsonl"
+        write_jsonl(file, [{"prompt": first, "id": second} for first, second in rows])
+        expected = [(first, {"id": second}) for first, second in rows]
+        assert prompt_files.read_prompts(file) == expected
+        write_jsonl(file, [{"source": first, "target": second} for first, second in rows])
+        read = [(pair.source, pair.target) for pair in pairs.read_pairs(file)]
+        assert read == rows
+        asked = [{"question": a, "options": [b, f"{b}."], "label": 1} for a, b in rows]
+        write_jsonl(file, asked)
+        questions = read_questions(find_task(f"jsonl:{file}"), split="given file")
+        assert [(q.question, q.options[0], q.label) for q in questions] == [(*r, 1) for r in rows]
+
+
+@examples(40)
+@given(st.lists(texts, min_size=1, max_size=5, unique=True), st.integers(0, 1), st.booleans())
+def test_results_round_trip(ids, gold, truncated):
+    with tempfile.TemporaryDirectory() as folder:
+        items = [{"id": one, **ITEM, "gold": gold, "truncated": truncated} for one in ids]
+        report.write_items(Path(folder) / "items.jsonl", items)
+        assert report.read_items(folder) == items
+
+
+@examples(40)
+@given(st.text(), st.text())
+def test_tokens_round_trip(tokenizer, text, other):
+    """Any text but half surrogates is encoded and decoded without a loss."""
+    text = f"{text}<|endoftext|>{other}".encode(errors="replace").decode()
+    assert tokenizer.decode(encode_plain(tokenizer, text), skip_special_tokens=False) == text
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(TEXTS * 20, vocab_size=280)
+
+
+@examples(60)
+@given(
+    layers=st.integers(1, 40),
+    heads=st.integers(1, 8),
+    head_dim=st.integers(1, 64),
+    sizes=st.tuples(*[st.integers(1, 2**16)] * 3),
+    rates=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 3),
+    scaled=st.booleans(),
+    ends=st.lists(st.integers(0, 2**16), max_size=3, unique=True),
+)
+def test_configs_round_trip(layers, heads, head_dim, sizes, rates, scaled, ends):
+    """Through Hugging Face's config.json, and through a run's."""
+    vocabulary, context, inner = sizes
+    ids = [one for one in ends if one < vocabulary] or [vocabulary - 1]
+    dropout = ("embedding_dropout", "attention_dropout", "residual_dropout")
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        context_length=context,
+        layers=layers,
+        width=heads * head_dim,
+        heads=heads,
+        mlp_width=inner,
+        scale_attn_by_inverse_layer_idx=scaled,
+        eos_token_id=ids[0],
+        more_eos_token_ids=tuple(ids[1:]),
+        **dict(zip(dropout, rates, strict=True)),
+    )
+    read = config_from_hf(json.loads(json.dumps(config_to_hf(config))))
+    assert dataclasses.replace(read, hf_entries="{}") == config
+    assert make_config(json.loads(json.dumps(config.to_json()))) == config
+
+
+@examples(20)
+@given(st.randoms(use_true_random=False), st.integers(10_000, 60_000))
+def test_tensors_round_trip(rng, shard):
+    """Through whole files and shards, every bit but those of NaN."""
+    config = GPT2Config(**TINY)
+    shapes = tensor_shapes(abstract_model(config))
+    random_bits = np.random.default_rng(rng.randrange(2**32))
+    tensors = {}
+    for name, shape in shapes.items():
+        bits = random_bits.integers(0, 2**32, shape, np.uint32).view(np.float32)
+        tensors[name] = np.where(np.isfinite(bits), bits, np.float32(-0.0))
+    with tempfile.TemporaryDirectory() as folder:
+        write_tensors(Path(folder), shapes, tensors.__getitem__, max_shard_size=shard)
+        files = TensorFiles(folder, config)
+        assert files.shapes == shapes
+        for name, tensor in tensors.items():
+            assert files.read(name).tobytes() == tensor.tobytes()
+
+
+@examples(60)
+@given(
+    temperature=st.floats(0.125, 8, width=32),
+    top_k=st.integers(0, 999),
+    top_p=st.floats(0.5, 1),
+    words=st.lists(st.lists(st.integers(0, 279), min_size=1, max_size=3).map(tuple), max_size=3),
+    stop=st.lists(full, max_size=2),
+    new=st.integers(1, 24),
+)
+def test_generation_settings_round_trip(tokenizer, temperature, top_k, top_p, words, stop, new):
+    config = GPT2Config(**{**TINY, "vocab_size": 280})
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": new}
+    options = make_options(None, **given, bad_words=tuple(words), stop=tuple(stop))
+    written = json.loads(json.dumps(options.to_generation_config(config, tokenizer)))
+    again = make_options(written)
+    assert dataclasses.replace(again, ends=()) == options
+    assert again.strategy(config, tokenizer) == options.strategy(config, tokenizer)
