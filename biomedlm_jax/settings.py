@@ -104,6 +104,13 @@ def check_names(values: Any, known: typing.Iterable[str], *, where: str, complet
         raise InputError(f"{where} lacks {', '.join(missing)}; set every value in the config file")
 
 
+def check_object(value: Any, what: str) -> dict[str, Any]:
+    """Return a JSON object, {} for null; raise InputError, which begins with `what`, otherwise."""
+    if not (value is None or isinstance(value, dict)):
+        raise InputError(f"{what} of type {type(value).__name__}; expected an object")
+    return value or {}
+
+
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

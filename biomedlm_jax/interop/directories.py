@@ -18,6 +18,7 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
+from biomedlm_jax.settings import check_object
 from biomedlm_jax.training.provenance import RUN_FILE
 
 RUN, HUGGING_FACE = "run", "Hugging Face"
@@ -181,13 +182,6 @@ def _check_facts(record: dict[str, Any], file: Path) -> None:
     earlier = facts.get("earlier") or []
     for one in earlier if isinstance(earlier, list) else [0]:
         check_object(one or 0, f"{file} has an entry of facts.earlier")
-
-
-def check_object(value: Any, what: str) -> dict[str, Any]:
-    """Return a JSON object, {} for null; raise InputError, which begins with `what`, otherwise."""
-    if not (value is None or isinstance(value, dict)):
-        raise InputError(f"{what} of type {type(value).__name__}; expected an object")
-    return value or {}
 
 
 def _without_places(groups: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from biomedlm_jax.files import (
     write_jsonl,
     write_text,
 )
-from biomedlm_jax.interop.directories import check_object
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
+from biomedlm_jax.settings import check_object
 
 ITEMS, MARKDOWN, PLOT = "items.jsonl", "report.md", "reliability.png"
 FILES = (ITEMS, JSON, MARKDOWN, PLOT)

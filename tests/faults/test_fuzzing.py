@@ -824,8 +824,8 @@ def test_texts_round_trip(rows):
         write_jsonl(file, [{"source": first, "target": second} for first, second in rows])
         read = [(pair.source, pair.target) for pair in pairs.read_pairs(file)]
         assert read == rows
-        asked = [{"question": a, "options": [b, f"{b}."], "label": 1} for a, b in rows]
-        write_jsonl(file, asked)
+        written = [{"question": a, "options": [b, f"{b}."], "label": 1} for a, b in rows]
+        write_jsonl(file, written)
         questions = read_questions(find_task(f"jsonl:{file}"), split="given file")
         assert [(q.question, q.options[0], q.label) for q in questions] == [(*r, 1) for r in rows]
 

@@ -150,6 +150,17 @@ def test_settings_mean_the_same_in_transformers(options, tmp_path):
         assert theirs.bad_words_ids == words
 
 
+@pytest.mark.parametrize("begin", [50_257, -1, "x", 10**30, True])
+def test_a_begin_outside_of_the_vocabulary_is_refused(tmp_path, begin):
+    """The embedding would take the row of another id."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"bos_token_id": begin}))
+    with (
+        pytest.warns(RuntimeWarning, match="no eos_token_id"),
+        pytest.raises(ValueError, match=r"got bos_token_id=.* up to 60 .*generation_config\.json"),
+    ):
+        model_options(GPT2Config(vocab_size=61), tmp_path)
+
+
 def test_settings_that_are_unknown_or_no_json(tmp_path):
     with pytest.raises(ValueError, match=r"penalty_alpha=0\.6 in generation_config.json or "):
         make_options({"penalty_alpha": 0.6})
