@@ -36,6 +36,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from safetensors.numpy import load as load_tensors
 
 from biomedlm_jax.corpus import manifest
 from biomedlm_jax.corpus.documents import Skipped, read_documents
@@ -644,6 +645,18 @@ def readers(valid) -> dict[str, Reader]:
         files = TensorFiles(folder, GPT2Config(**{**TINY, "vocab_size": 280}))
         return {name: files.read(name).tobytes() for name in files.entries}
 
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    stored = {
+        name: torch.from_numpy(tensor)
+        for name, tensor in load_tensors(valid["whole"]["model.safetensors"]).items()
+    }
+    for name, options in (
+        ("torch", {}),
+        ("torch, legacy", {"_use_new_zipfile_serialization": False}),
+    ):
+        file = io.BytesIO()
+        torch.save(stored, file, **options)
+        result[name] = Reader({"pytorch_model.bin": file.getvalue()}, read_parts)
     result["tensors"] = Reader(tensors, read_parts, tuple(n for n in tensors if n in index))
     return result
 
@@ -662,6 +675,7 @@ NAMES = (
     *("tokenizer, listed", "tokenizer, plain", "tokenizer tables", "tokenizer.json"),
     *("hugging face", "run", "head", "weights", "results", "journal", "answers", "manifest"),
     *("pairs pairs.jsonl", "pairs pairs.json", "pairs p.parquet", "pairs p", "tensors"),
+    *("torch", "torch, legacy"),
 )
 
 
