@@ -692,7 +692,7 @@ def test_a_damaged_file(name, readers, tmp_path):
     truth = intact.attempt(rng, folder)
     assert truth is not None or name == "manifest", "the undamaged input is read"
 
-    @examples(25)
+    @examples(60)
     @given(randoms)
     def damage(rng):
         result = reader.attempt(rng, folder)
