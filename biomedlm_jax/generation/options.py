@@ -84,6 +84,8 @@ class Options(Strategy, Beams):
             values = getattr(self, name)
             ids = [i for v in values for i in (v if isinstance(v, tuple) else [v])]
             ids = [i for i in ids if not isinstance(i, str)]
+            if any(isinstance(v, str) and v.encode(errors="replace").decode() != v for v in values):
+                raise InputError(f"got {name}={values!r}; expected text, not half surrogates")
             if not all(value or value == 0 for value in values):
                 raise InputError(f"got {name}={values!r}; expected entries that are not empty")
             if values != NO_END and not all(0 <= i <= LARGEST for i in ids):

@@ -203,7 +203,7 @@ def damaged_tensors(rng: random.Random, data: bytes) -> bytes:
     if kind == 0:
         return damaged_bytes(rng, data)
     if kind == 1:
-        length = rng.choice((0, 1, max(size, 1) - 1, size + 1, 2**31, 2**63, 2**64 - 1))
+        length = rng.choice((0, 1, max(size, 1) - 1, min(size, 2**63) + 1, 2**31, 2**63, 2**64 - 1))
         return length.to_bytes(8, "little") + data[8:]
     header = damaged_json(rng, data[8 : 8 + size])
     return len(header).to_bytes(8, "little") + header + data[8 + size :]

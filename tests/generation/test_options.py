@@ -41,6 +41,7 @@ from biomedlm_jax.model.gpt2 import GPT2Config
         ),
         ({"bad_words": ("",)}, "bad_words"),
         ({"bad_words": ((3, -1),)}, "bad_words"),
+        ({"stop": ("\ud800",)}, "stop=.*; expected text, not half surrogates"),
         ({"max_new_tokens": 4.5}, "max_new_tokens=4.5; expected a whole number"),
         ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size=2.5"),
         ({"samples": True}, "samples=True; expected a whole number"),
