@@ -205,7 +205,7 @@ exit "$CODE"
         (138, 0, True, "exit code 138; requeued in 0 s"),
         (1, 0, True, "exit code 1; requeued in 30 s"),
         (134, 2, True, "exit code 134; requeued in 120 s"),
-        (1, 9, True, "exit code 1; requeued in 900 s"),
+        (1, 9, True, "exit code 1; requeued in 960 s"),
         (1, 19, False, "exit code 1; stopped after 20 starts"),
     ],
 )
