@@ -1,6 +1,7 @@
 """What `biomedlm verify` reports; tests/faults/test_damage.py has damage of a run that trained."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -91,7 +92,8 @@ def test_a_finished_checkpoint_without_hashes(run):
         ("run.json", "{", r"run\.json"),
         ("config.json", '{"model": {"layers": 3}}', "config.json has layers=3, run.json 2"),
         ("config.json", '{"model": [', r"config\.json"),
-        ("config.json", '{"model": 3}', r"config\.json"),
+        ("config.json", '{"model": 3}', r"config\.json has no model"),
+        ("run.json", '{"started_from": [1]}', r"run\.json has no started_from"),
         ("tokenizer.json", "{", "tokenizer"),
         ("metrics.jsonl", '{"step": 1}\n{"st\x01p": 2}\n', "metrics.jsonl has 1 damaged lines"),
         ("metrics.jsonl", "\x00" * 40 + "\n", "metrics.jsonl has 1 damaged lines"),
@@ -99,8 +101,6 @@ def test_a_finished_checkpoint_without_hashes(run):
     ],
 )
 def test_the_record_of_a_run(run, name, content, problem):
-    import re
-
     (run / name).write_text(content)
     (problems,) = damaged(run).values()
     assert re.search(problem, problems[0])
@@ -112,25 +112,21 @@ def test_a_line_that_a_crash_cut_off_is_no_damage(run):
     assert damaged(run) == {}
 
 
-def test_another_tokenizer_than_the_run_started_from(run):
+def test_another_tokenizer_than_the_run_started_from(run, tmp_path):
     other = train_tokenizer(["another text"] * 9, vocab_size=260)
-    save_tokenizer(other, run)
+    (run / "tokenizer.json").unlink()
+    save_tokenizer(other, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "tokenizer.json", run)
     (problems,) = damaged(run).values()
     assert problems == ["tokenizer.json is not the tokenizer that the run started from"]
 
 
-def test_every_flipped_byte_of_a_tokenizer_is_reported(run, tokenizer):
+def test_flipped_bits_of_entries_and_merges_are_reported(run):
     content = (run / "tokenizer.json").read_bytes()
-    for place in range(3, len(content), len(content) // 40):
-        if content[place : place + 1].isspace():
-            continue
+    for place in range(content.index(b'"vocab"') + 1, len(content) - 9, 97):
         flip(run / "tokenizer.json", place)
-        changed = (run / "tokenizer.json").read_bytes()
-        try:
-            same = json.loads(changed) == json.loads(content)
-        except ValueError:
-            same = False
-        assert same or "record" in damaged(run), (place, content[place - 9 : place + 9])
+        if content[place : place + 1] not in (b" ", b"\n"):
+            assert "record" in damaged(run), (place, content[place - 9 : place + 9])
         (run / "tokenizer.json").write_bytes(content)
 
 
