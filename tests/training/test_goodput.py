@@ -74,6 +74,19 @@ def test_steps_that_ran_again_and_pauses_are_no_good_time():
     assert result["goodput"] == pytest.approx(100 / 460)  # 100 steps of one second
 
 
+def test_steps_that_no_checkpoint_kept_ran_again():
+    """The run was killed 30 steps after it was saved; their seconds are not recorded."""
+    events = [
+        event(0.0, "start", 0),
+        event(60.0, "save", 50, start=10.0, step=50.0),
+        {**event(200.0, "start", 50), "reached": 80},
+        event(260.0, "finish", 100, start=10.0, step=50.0),
+    ]
+    result = goodput(events)
+    assert result["steps_repeated"] == 30
+    assert result["goodput"] == pytest.approx(100 / 260)
+
+
 def test_no_events_and_one():
     nothing = goodput([])
     assert (nothing["starts"], nothing["goodput"], nothing["wall_seconds"]) == (0, None, 0.0)
