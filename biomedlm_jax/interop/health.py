@@ -68,7 +68,7 @@ def _files(path: Path, name: str, *, add_sums: bool, complete: bool) -> Part:
 def _count(path: Path) -> int:
     try:
         return len(read_sums(path))
-    except InputError:
+    except (InputError, FileNotFoundError):  # damage, which is reported
         return 0
 
 
@@ -108,8 +108,12 @@ def _record_problems(run: Path) -> Iterator[str]:
     """Yield what of a run's config, tokenizer and metrics contradicts run.json or is damaged."""
     try:
         start = read_json(run / RUN_FILE).get("started_from", {})
+        if not isinstance(start, dict):
+            raise InputError(f"{RUN_FILE} has no started_from")
         if (run / CONFIG).exists() and isinstance(start.get("model"), dict):
-            model = read_json(run / CONFIG).get("model", {})
+            model = read_json(run / CONFIG).get("model")
+            if not isinstance(model, dict):
+                raise InputError(f"{CONFIG} has no model")
             for name, value in start["model"].items():
                 if name in model and model[name] != value:
                     yield f"{CONFIG} has {name}={model[name]!r}, {RUN_FILE} {value!r}"

@@ -1,5 +1,6 @@
 """inspect_run(): what a run directory says of its training, its checkpoints and its faults."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "steps": steps,
         "epochs": training.get("epochs"),
         "last_step": losses[-1]["step"] if losses else None,
-        "last": losses[-1] if losses else {},
+        "last": _for_json(losses[-1]) if losses else {},
         "last_evaluation": evaluations[-1] if evaluations else {},
         "checkpoints": {str(step): "finished" for step in saved},
         "lock": read_json(run / LOCK) if (run / LOCK).exists() else None,
@@ -62,6 +63,10 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
     return facts
 
 
+def _for_json(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: x if math.isfinite(x) else str(x) for name, x in line.items()}
+
+
 def _rows_of(run: Path) -> dict[str, Any]:
     file = run / "manifest.json"
     return read_json(file) if file.exists() else {}
@@ -73,7 +78,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
     last, figures = facts["last"], facts["last_evaluation"]
     lines = [f"{facts['run']}: recipe {facts['recipe']}"]
     if last:
-        lines.append(f"step {last['step']:,}{of}: loss {last['loss']:.4g}")
+        lines.append(f"step {last['step']:,}{of}: loss {float(last['loss']):.4g}")
     else:
         lines.append(f"no step is recorded{of}")
     if figures:

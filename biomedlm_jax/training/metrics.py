@@ -99,9 +99,11 @@ class Recorder:
         self._began = self._printed = time.monotonic()
         self._progress = self._board = None
         self._failed: set[str] = set()
-        path = run_directory / "metrics.jsonl"
+        path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
-            kept = [line for line in read_metrics(run_directory) if line["step"] <= first_step]
+            lines = read_metrics(run_directory)
+            self._reached = max([first_step, *(line["step"] for line in lines)])
+            kept = [line for line in lines if line["step"] <= first_step]
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._metrics, self._events = AppendedText(path), AppendedText(run_directory / EVENTS)
         self._steps = steps
@@ -129,8 +131,15 @@ class Recorder:
                 self._failed.add(what)
                 self.print_line(f"cannot write {what} ({error}); training continues without")
 
+    def _check_board(self) -> None:
+        """Raise OSError if TensorBoard's thread has ended: its queue, once full, would block."""
+        if not self._board.file_writer.event_writer._worker.is_alive():
+            raise OSError("its thread ended with an error")
+
     def event(self, name: str, **facts: Any) -> None:
         """Record that something happened, with the time; `inspect` reads it."""
+        if name == "start":
+            facts["reached"] = self._reached  # before a kill
         with self._survive(EVENTS):
             self._events.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
 
@@ -141,6 +150,7 @@ class Recorder:
         if self._board:
             with self._survive("TensorBoard's events"):
                 for name, value in values.items():
+                    self._check_board()
                     self._board.add_scalar(name, value, step)
         if self._progress and "loss" in values:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
@@ -160,12 +170,17 @@ class Recorder:
         self.print_line(f"step {step}/{self._steps}  {figures}  {clock}")
 
     def print_line(self, text: str) -> None:
-        """Print a line for the person at the terminal."""
+        """Print a line for the person at the terminal, or in a file on a full disk."""
         self._printed = time.monotonic()
-        if self._progress:
-            self._progress.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        try:
+            if self._progress:
+                self._progress.console.print(text, highlight=False, markup=False)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
     def is_overdue(self) -> bool:
         """Return whether the last line is so old that a person waits for the next."""
@@ -177,6 +192,7 @@ class Recorder:
             self._progress.stop()
         with self._survive("TensorBoard's events"):
             if self._board:
+                self._check_board()
                 self._board.close()
         for file in (self._metrics, self._events):
             with self._survive(file.path.name):
@@ -207,7 +223,7 @@ def read_events(run_directory: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             value = json.loads(line)
         except ValueError:
