@@ -153,19 +153,19 @@ def _parse(command, name: str, arguments: list[str]) -> None:
 
 def _check_scheme(command: str, flag: str, path: str) -> None:
     """Raise InputError for a URL where a flag takes none."""
-    scheme = re.match(r"[A-Za-z][\w+.-]*://", path)
-    if not scheme or flag.rpartition(".")[2] in TEXTS:
+    url = re.match(r"[A-Za-z][\w+.-]*://", path)
+    if not url or flag.rpartition(".")[2] in TEXTS:
         return
-    if scheme[0].lower() not in (SCHEME, "hf://"):
-        fix = f"mount it and give the path of the mount, or copy it to {SCHEME}"
-        raise InputError(
-            f"got --{flag}={path}; expected a path of a file system, or {SCHEME}: {fix}"
-        )
-    out = flag == "out" and command in BUCKET_OUT
-    if scheme[0].lower() == SCHEME and not (out or flag in BUCKETS):
-        what = "write to" if flag == "out" else "copy it to"
-        fix = f"{what} a local directory; gcloud storage cp -r copies it"
-        raise InputError(f"got --{flag}={path}; this flag takes a path of a file system: {fix}")
+    scheme, fix = (
+        url[0].lower(),
+        f"mount the bucket and give the path of the mount, or use {SCHEME}",
+    )
+    if scheme == SCHEME:
+        fix = "give a local directory; gcloud storage cp -r copies it"
+        if flag in BUCKETS or (flag == "out" and command in BUCKET_OUT):
+            return
+    if scheme != "hf://":
+        raise InputError(f"got --{flag}={path}; expected a path of a file system: {fix}")
 
 
 def reword_flag_error(error: Exception) -> str:

@@ -71,8 +71,8 @@ def import_hf(
     """
     source = hub.download(source)
     with local_copy(source) as local:
-        place, options = str(source.absolute()), {"overwrite": overwrite, "notify": notify}
-        return _import_hf(local, path, place=place, **options, **ids)
+        given: dict[str, Any] = {"overwrite": overwrite, "notify": notify, **ids}
+        return _import_hf(local, path, place=str(source.absolute()), **given)
 
 
 def _import_hf(
