@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json
+from biomedlm_jax.files import as_path, local_copy, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
@@ -88,7 +88,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       InputError: the directory has no tokenizer, a file cannot be read, or transformers would build
         a tokenizer that cannot be built here.
     """
-    path = Path(path)
+    with local_copy(path, _is_read) as local:
+        return _load_tokenizer(local)
+
+
+def _is_read(name: str) -> bool:
+    return name in (*SOURCE_FILES, *_PAIRS[1], "config.json") or name.startswith(f"{TEMPLATES}/")
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
     if not path.exists():
         raise InputError(f"no tokenizer at {path}: no such file or directory")
     whole = path / "tokenizer.json" if path.is_dir() else path
@@ -180,9 +188,10 @@ def save_tokenizer(
         contents = _changed_files(source, tokenizer)
     else:
         contents = _new_files(tokenizer, model_max_length)
-    paths = [Path(directory, name) for name in contents]
+    directory = as_path(directory)
+    paths = [directory / name for name in contents]
     for path in paths:
-        if Path(directory).is_file():
+        if directory.is_file():
             raise InputError(f"{directory} is a file; name a directory")
         if path.exists():
             raise InputError(f"{path} exists; name another directory")
@@ -193,7 +202,7 @@ def save_tokenizer(
     if source is None or (contents == source.files and "tokenizer_class" in config):
         return paths
     # Without a class transformers takes that of the model's config.json, which may not be here.
-    file = Path(directory, "tokenizer_config.json")
+    file = directory / "tokenizer_config.json"
     for name in (None, GPT2, "PreTrainedTokenizerFast"):
         if name:
             write_json(file, {**config, "tokenizer_class": name})

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import as_path, read_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
 from biomedlm_jax.settings import check_object
@@ -45,7 +45,7 @@ def model_directory(path: str | Path) -> Path:
 
     Raises InputError for a fine-tuning run that has not finished an epoch.
     """
-    path = Path(path)
+    path = as_path(path)
     if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
         if not (path / MODEL_FOLDER / CONFIG).exists():
             when = f"fine-tuning writes {path / MODEL_FOLDER} after an epoch"
@@ -56,7 +56,7 @@ def model_directory(path: str | Path) -> Path:
 
 def read_config(path: str | Path) -> dict:
     """Return the config.json of a directory; raises InputError."""
-    if not Path(path).is_dir():
+    if not as_path(path).is_dir():
         hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
         advice = f"; download it first: hf download {path} --local-dir DIR" if hub else ""
         raise InputError(f"no such directory: {path}{advice}")
@@ -74,7 +74,7 @@ def kind_of(path: str | Path) -> str:
     if "model_type" in config:
         return HUGGING_FACE
     neither = "neither a model group (a run) nor a model_type (Hugging Face)"
-    raise InputError(f"{Path(path) / CONFIG} has {neither}")
+    raise InputError(f"{as_path(path) / CONFIG} has {neither}")
 
 
 def _is_kind(path: str | Path, *, kind: str) -> bool:
@@ -103,7 +103,7 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     names = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
     allowed += [] if run else IDS
-    if not run and (Path(path) / ADAPTER).exists():
+    if not run and (as_path(path) / ADAPTER).exists():
         fix = "merge the adapter with peft's merge_and_unload, or remove the file"
         raise InputError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
     unknown = sorted(set(execution) - set(allowed))
@@ -142,7 +142,7 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
         name = wrong[-1]
         advice = "" if end is None else f", such as that of the tokenizer, {end}"
         fix = f"import it with biomedlm import-hf --{name}=ID{advice}"
-        got = f"{Path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
+        got = f"{as_path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
         raise InputError(f"{got}; {fix}")
     return result | ({"eos_token_id": end} if end is not None and end < size else {})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import parse_object, read_json
+from biomedlm_jax.files import as_path, is_bucket, parse_object, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import CHOICE, Head
 from biomedlm_jax.interop.headcard import scoring_section
@@ -159,7 +159,7 @@ def model_card(
 
 def stated_licence(directory: str | Path) -> str | None:
     """Return the licence that the model card of a directory states, or None."""
-    card = Path(directory) / "README.md"
+    card = as_path(directory) / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.S)
     stated = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
@@ -199,8 +199,8 @@ def table(rows: Mapping[str, object]) -> str:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, str) and os.path.isabs(value):
-        return Path(value).name
+    if isinstance(value, str) and (os.path.isabs(value) or is_bucket(value)):
+        return as_path(value).name
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):
