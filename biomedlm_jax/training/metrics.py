@@ -100,7 +100,8 @@ class Recorder:
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
         self._began = self._printed = time.monotonic()
-        self._progress = self._board = None
+        self._progress: Any = None
+        self._board: Any = None
         self._directory = run_directory
         self._local: tempfile.TemporaryDirectory | None = None  # TensorBoard's, for a bucket
         self._failed: set[str] = set()
