@@ -99,7 +99,7 @@ class Recorder:
     """
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
-        self._began = self._printed = time.monotonic()
+        self._printed = time.monotonic()
         self._progress: Any = None
         self._board: Any = None
         self._directory = run_directory
@@ -123,6 +123,7 @@ class Recorder:
                     self._local = tempfile.TemporaryDirectory()
                 folder = self._local.name if self._local else run_directory
                 self._board = SummaryWriter(str(folder), purge_step=purge)
+        self._began = time.monotonic()
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             console = Console(stderr=True)
