@@ -97,7 +97,8 @@ class Recorder:
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
         self._began = self._printed = time.monotonic()
-        self._progress = self._board = None
+        self._progress = None
+        self._board: Any = None
         self._failed: set[str] = set()
         path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
