@@ -10,7 +10,9 @@ restored is compared with it.
 """
 
 import contextlib
+import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,11 @@ class _Items(ocp.args.Composite):
     """The items of a step, by name."""
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drop tracebacks, one for each array that cannot be written: SaveError names the first."""
+    return not record.exc_info or bool(os.environ.get("BIOMEDLM_TRACEBACK"))
+
+
 class SaveError(OSError):
     """A checkpoint could not be written."""
 
@@ -161,7 +168,15 @@ class Checkpointer:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
                 remove_tree(left)
-        self._orbax = ocp.AsyncCheckpointer(_HashingHandler())
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_without_traceback)
+        # By default threads make the directories. If that fails, others wait ten minutes for them,
+        # and the process cannot end before.
+        made_at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = _HashingHandler(
+            composite_options=ocp.CompositeOptions(async_options=made_at_once)
+        )
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=made_at_once)
 
     def save(self, state: TrainState, position: dict, *, merged: Any = None) -> None:
         """Start to write `state` under its step, once the write before has ended.

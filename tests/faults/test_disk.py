@@ -11,11 +11,13 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from biomedlm_jax.cli import main
+from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.training import fit
 from biomedlm_jax.training.checkpoint import Checkpointer
 
@@ -224,7 +226,9 @@ def test_lines_that_had_to_wait_are_written_once(
         update = original(*arguments, **options)
 
         def step(state, *values, **named):
-            if int(state.step) == 4:  # the figures of the fourth are not yet read
+            if int(state.step) == 4:
+                while not (begun / "checkpoints" / "3" / SUMS).exists():
+                    time.sleep(0.01)
                 size = (begun / "metrics.jsonl").stat().st_size
                 full.enter_context(file_sizes_limited_to(size + 10))
             if int(state.step) == 5:
@@ -234,8 +238,9 @@ def test_lines_that_had_to_wait_are_written_once(
         return step
 
     monkeypatch.setattr(fit, "jit_step", jit_step)
+    settings = {**SETTINGS, "checkpoint.every": 6}
     with full:
-        assert main(faults.pretrain_arguments(dataset, begun, **SETTINGS)) == 0
+        assert main(faults.pretrain_arguments(dataset, begun, **settings)) == 0
     assert capsys.readouterr().err.count("cannot write metrics.jsonl (") == 1
     assert_as_undisturbed(faults, begun, undisturbed)
 
