@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from processes import Process
 
 from biomedlm_jax.corpus.documents import Document
@@ -212,19 +213,22 @@ def saved_state(run: Path, step: int | None = None) -> dict:
     """All arrays of a checkpoint, and its data position, by name."""
     step = max(steps(run)) if step is None else step
     folder = run / "checkpoints" / str(step)
-    read = {
-        item: ocp.PyTreeCheckpointer().restore(folder / item) for item in ("model", "optimizer")
-    }
-    leaves = jax.tree_util.tree_leaves_with_path(read)
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    arrays = {**read_item(folder / "model"), **read_item(folder / "optimizer")}
     return {**arrays, "data": json.loads((folder / "data" / "metadata").read_text())}
 
 
-def saved_state_of_model(run: Path) -> dict:
+def saved_model(run: Path) -> dict:
     """All arrays of the newest checkpoint of a model alone."""
-    folder = run / "checkpoints" / str(max(steps(run))) / "model"
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(folder))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return read_item(run / "checkpoints" / str(max(steps(run))) / "model")
+
+
+def read_item(folder: Path) -> dict:
+    """The arrays of an item of a checkpoint, whatever mesh wrote it."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    read = ocp.PyTreeCheckpointer().restore(folder, restore_args=as_numpy)
+    leaves = jax.tree_util.tree_leaves_with_path(read)
+    return {f"{folder.name}{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
 
 
 def assert_same_state(got: dict, expected: dict) -> None:
