@@ -46,6 +46,7 @@ TINY = {
     "logging.tensorboard": False,
 }
 PRETRAIN = {"training.steps": 12, "training.evaluate_every": 6, "model.layers": 1, **TINY}
+ELASTIC = {"training.steps": 8, "training.evaluate_every": 8, "checkpoint.keep": 9}
 PRELUDE = """
 import hashlib, os, sys, time
 from pathlib import Path
@@ -281,6 +282,18 @@ def faults() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     return make_rows(tmp_path_factory.mktemp("rows") / "tokens")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    """A run of one process with eight devices that kept every checkpoint; copy it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    settings = {**ELASTIC, "mesh.data": 2, "mesh.fsdp": 4}
+    arguments = pretrain_arguments(dataset, run, **settings)
+    process = start(arguments, run.parent / "records", devices=8)
+    (text,) = ended(process)
+    assert process.returncode == 0, text
+    return run
 
 
 @pytest.fixture(scope="session")

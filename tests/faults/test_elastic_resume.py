@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.batches import Batches
 from biomedlm_jax.corpus.rows import Rows
 
-SETTINGS = {"training.steps": 8, "training.evaluate_every": 8, "checkpoint.keep": 9}
 # Eight devices each: processes, and what differs from the undisturbed run.
 STAGES = [
     (2, 2, {"mesh.data": 4, "mesh.fsdp": 2, "training.accumulation": 1}),
@@ -49,20 +47,6 @@ batches.Batches.__next__ = following
 """
 
 
-@pytest.fixture(scope="module")
-def undisturbed(faults, dataset, tmp_path_factory) -> Path:
-    """A run of one process with eight devices; it keeps every checkpoint."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = faults.start(
-        faults.pretrain_arguments(dataset, run, **SETTINGS, **{"mesh.data": 2, "mesh.fsdp": 4}),
-        run.parent / "records",
-        devices=8,
-    )
-    (text,) = faults.ended(process)
-    assert process.returncode == 0, text
-    return run
-
-
 def test_other_meshes_and_processes_continue_the_run(faults, dataset, undisturbed, tmp_path):
     run, records = tmp_path / "run", tmp_path / "records"
     shutil.copytree(undisturbed, run)
@@ -70,10 +54,11 @@ def test_other_meshes_and_processes_continue_the_run(faults, dataset, undisturbe
         for step in faults.steps(run):
             if step > begin:
                 shutil.rmtree(run / "checkpoints" / str(step))
-        arguments = faults.pretrain_arguments(dataset, run, **{**SETTINGS, **changes})
-        group = faults.start_group if count > 1 else start_one
-        options = {"count": count} if count > 1 else {"faults": faults}
-        started = group(arguments, records, patch=GATHER, **options)
+        arguments = faults.pretrain_arguments(dataset, run, **{**faults.ELASTIC, **changes})
+        if count == 1:
+            started = [faults.start(arguments, records, patch=GATHER, devices=8)]
+        else:
+            started = faults.start_group(arguments, records, patch=GATHER, count=count)
         texts = faults.ended(*started)
         assert [p.returncode for p in started] == [0] * count, "\n".join(texts)
         assert faults.started_at(run) == begin
@@ -113,10 +98,6 @@ def test_other_meshes_and_processes_continue_the_run(faults, dataset, undisturbe
     assert changed[-1]["training.accumulation"] == [1, 2]
 
 
-def start_one(arguments, records, *, faults, **options):
-    return [faults.start(arguments, records, devices=8, **options)]
-
-
 def test_accumulation_is_fixed_with_dropout(faults, dataset, undisturbed, tmp_path, capsys):
     """The parts of a batch have dropout keys of their own."""
     run = tmp_path / "run"
@@ -126,7 +107,7 @@ def test_accumulation_is_fixed_with_dropout(faults, dataset, undisturbed, tmp_pa
     record["model"]["residual_dropout"] = 0.1
     record["started_from"]["initialisation"]["residual_dropout"] = 0.1
     (run / "run.json").write_text(json.dumps(record))
-    settings = {**SETTINGS, **dropout, "training.accumulation": 2, "mesh.fsdp": 4, "mesh.tensor": 2}
+    settings = {**faults.ELASTIC, **dropout, "training.accumulation": 2, "mesh.fsdp": 4, "mesh.tensor": 2}
     assert main(faults.pretrain_arguments(dataset, run, **settings)) == 2
     text = capsys.readouterr().err
     assert "training.accumulation=1 (now 2)" in text.splitlines()[-1]
