@@ -33,10 +33,7 @@ from biomedlm_jax.training.metrics import read_events, read_metrics
 ROOT = Path(__file__).parents[2]
 SPEED = ("step_seconds", "tokens_per_second", "mfu")
 PATIENCE = 240.0  # seconds for what takes a few on an idle machine
-DATASET = {
-    "rows": 32,
-    "words": "cell gene protein patient trial dose liver kidney tumour".split(),
-}
+WORDS = ("cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour")
 TINY = {
     "optimizer.schedule": "constant",
     "optimizer.final_lr_fraction": 1.0,
@@ -266,10 +263,10 @@ def write_lines(path: Path, rows) -> None:
 def make_rows(path: Path, *, seed: int = 0) -> Path:
     """Token rows of length 32, vocabulary 300."""
     rng = np.random.default_rng(seed)
-    texts = [" ".join(rng.choice(DATASET["words"], 40)) + f" {rng.random()}." for _ in range(200)]
+    texts = [" ".join(rng.choice(WORDS, 40)) + f" {rng.random()}." for _ in range(200)]
     tokenizer = train_tokenizer(iter(texts), vocab_size=300)
     documents = (Document(text, f"{i}") for i, text in enumerate(texts))
-    build_tokens(documents, tokenizer, path, length=DATASET["rows"], validation_fraction=0.1)
+    build_tokens(documents, tokenizer, path, length=32, validation_fraction=0.1)
     return path
 
 
@@ -300,24 +297,23 @@ def undisturbed(dataset, tmp_path_factory) -> Path:
 def finetuning(tmp_path_factory) -> dict[str, list[str]]:
     """The arguments of both kinds of fine-tuning, without --workdir."""
     path = tmp_path_factory.mktemp("finetuning")
-    words = DATASET["words"]
-    tokenizer = train_tokenizer([" ".join([*words, "what treats the", "it is"])] * 20, vocab_size=300)
-    sizes = {"vocab_size": 300, "context_length": 48, "layers": 1, "width": 32, "heads": 2}
-    save_finetuned(
-        path / "base", make_model(GPT2Config(**sizes), key=jax.random.key(0)), tokenizer
+    tokenizer = train_tokenizer(
+        [" ".join([*WORDS, "what treats the", "it is"])] * 20, vocab_size=300
     )
+    sizes = {"vocab_size": 300, "context_length": 48, "layers": 1, "width": 32, "heads": 2}
+    save_finetuned(path / "base", make_model(GPT2Config(**sizes), key=jax.random.key(0)), tokenizer)
     questions = [
         {
             "id": f"q{i}",
-            "question": f"what treats the {words[i % 9]}",
-            "options": [words[i % 4], words[4 + i % 5]],
+            "question": f"what treats the {WORDS[i % 9]}",
+            "options": [WORDS[i % 4], WORDS[4 + i % 5]],
             "label": i % 2,
         }
         for i in range(16)
     ]
     write_lines(path / "questions" / "train.jsonl", questions)
     write_lines(path / "questions" / "dev.jsonl", questions[:5])
-    texts = [{"source": f"what is {words[i % 9]} {i}", "target": f"it is {i}"} for i in range(40)]
+    texts = [{"source": f"what is {WORDS[i % 9]} {i}", "target": f"it is {i}"} for i in range(40)]
     write_lines(path / "texts.jsonl", texts)
     common = {**TINY, "optimizer.warmup_ratio": 0.1, "optimizer.learning_rate": 3e-3}
     del common["optimizer.schedule"], common["optimizer.final_lr_fraction"]

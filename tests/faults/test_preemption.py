@@ -26,8 +26,8 @@ pretrain.validation_batches = slowly
 def test_every_signal_saves_the_step_and_ends_with_its_code(faults, dataset, tmp_path):
     run, records = tmp_path / "run", tmp_path / "records"
     arguments = faults.pretrain_arguments(dataset, run, **ENDLESS, **{"checkpoint.every": 10**6})
-    step, saves = 0, 0
-    for sent in [*((number,) for number in SIGNALS), (signal.SIGTERM, signal.SIGINT)]:
+    step, both = 0, (signal.SIGTERM, signal.SIGINT)
+    for count, sent in enumerate([*((number,) for number in SIGNALS), both], start=1):
         process = faults.start(arguments, records)
         faults.wait_until(
             lambda step=step: faults.last_logged(run) > step + 1, process, what="two more steps"
@@ -42,8 +42,7 @@ def test_every_signal_saves_the_step_and_ends_with_its_code(faults, dataset, tmp
         lines = [line["step"] for line in faults.lines_of(run)]
         assert lines == list(range(1, lines[-1] + 1))  # the step was finished and is the last
         assert faults.steps(run)[-1] == lines[-1]
-        saves += 1
-        assert len((records / "saves.0.txt").read_text().splitlines()) == saves
+        assert len((records / "saves.0.txt").read_text().splitlines()) == count
         assert faults.started_at(run) == step
         assert text.count("stopping after this step") == 1
         step = lines[-1]
