@@ -33,14 +33,7 @@ from biomedlm_jax.training.metrics import read_events, read_metrics
 ROOT = Path(__file__).parents[2]
 SPEED = ("step_seconds", "tokens_per_second", "mfu")
 PATIENCE = 240.0  # seconds for what takes a few on an idle machine
-<<<<<<< HEAD
-DATASET = {
-    "rows": 32,
-    "words": ["cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour"],
-}
-=======
 WORDS = ("cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour")
->>>>>>> kills
 TINY = {
     "optimizer.schedule": "constant",
     "optimizer.final_lr_fraction": 1.0,
@@ -300,14 +293,8 @@ def undisturbed(dataset, tmp_path_factory) -> Path:
 def finetuning(tmp_path_factory) -> dict[str, list[str]]:
     """The arguments of both kinds of fine-tuning, without --workdir."""
     path = tmp_path_factory.mktemp("finetuning")
-<<<<<<< HEAD
-    words = DATASET["words"]
-    tokenizer = train_tokenizer(
-        [" ".join([*words, "what treats the", "it is"])] * 20, vocab_size=300
-=======
     tokenizer = train_tokenizer(
         [" ".join([*WORDS, "what treats the", "it is"])] * 20, vocab_size=300
->>>>>>> kills
     )
     sizes = {"vocab_size": 300, "context_length": 48, "layers": 1, "width": 32, "heads": 2}
     save_finetuned(path / "base", make_model(GPT2Config(**sizes), key=jax.random.key(0)), tokenizer)
