@@ -12,12 +12,15 @@ from gcs import bucket, gcs_server  # noqa: F401
 from processes import run_process
 
 from biomedlm_jax import cli, pretrain
-from biomedlm_jax.buckets import as_path
+from biomedlm_jax.buckets import BucketPath, as_path
 from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.finetuning.finetune import finetune
+from biomedlm_jax.integrity import damage
+from biomedlm_jax.interop.finetuned import load_finetuned
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.lock import lock_run
@@ -25,6 +28,7 @@ from biomedlm_jax.training.metrics import read_events, read_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = runpy.run_path(str(ROOT / "tests/training/conftest.py"))
+QUESTIONS = runpy.run_path(str(ROOT / "tests/finetuning/conftest.py"))
 TIMED = ("step_seconds", "tokens_per_second", "mfu")
 CHANGES = ["--config.model.residual_dropout=0.1", "--config.training.steps=12"]
 CHANGES += ["--config.training.evaluate_every=6", "--config.checkpoint.every=4"]
@@ -58,7 +62,7 @@ def without_speed(run) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in TIMED} for r in read_metrics(as_path(run))]
 
 
-def assert_equal_weights(one, other) -> None:
+def assert_equal_weights(one, other, load=load) -> None:
     leaves = [jax.tree.leaves(load(run)[0]) for run in (one, other)]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -189,8 +193,7 @@ def test_commands_read_a_run_of_a_bucket(remote, local, storage, tmp_path, capsy
         out = tmp_path / f"report-{name}"
         task = [f"--task=jsonl:{questions}", "--mode=option", f"--out={out}"]
         assert cli.main(["evaluate", f"--model={model}", *task]) == 0
-        (file,) = out.rglob("items.jsonl")
-        items[name] = file.read_text()
+        items[name] = {file.relative_to(out): file.read_text() for file in out.rglob("items.jsonl")}
     assert answers["local"] == answers["remote"] == answers["export"]
     assert items["local"] == items["remote"] == items["export"]
 
@@ -199,6 +202,49 @@ def test_a_run_starts_from_an_export_of_a_bucket(remote, storage, capsys):
     assert cli.main(["import-hf", f"--source={storage}/export", f"--out={storage}/imported"]) == 0
     assert_equal_weights(f"{storage}/imported", remote)
     started = flags(f"{storage}/tokens", f"{storage}/continued")
-    changes = ["--config.training.steps=1", f"--init={storage}/imported"]
+    changes = [
+        "--config.training.steps=1",
+        "--config.optimizer.warmup_steps=0",
+        f"--init={storage}/imported",
+    ]
     assert cli.main([*started, *changes]) == 0
     assert steps(f"{storage}/continued") == [1]
+
+
+@pytest.fixture(scope="module")
+def question_config(tmp_path_factory):
+    """Three epochs on questions, from the run that the other tests use."""
+    path = QUESTIONS["write_set"](tmp_path_factory.mktemp("q") / "choice", QUESTIONS["choices"]())
+    config = runpy.run_path(str(ROOT / "configs/finetune.py"))["get_config"]("medqa")
+    config.task.update(name=f"jsonl:{path}", max_length=32, format="questions")
+    config.training.update(epochs=3, batch_size=8)
+    config.optimizer.update(learning_rate=3e-3, warmup_ratio=0.1)
+    config.logging.update(every=1, tensorboard=True)
+    return config
+
+
+def test_fine_tuning_in_a_bucket_survives_a_kill_while_it_replaces_its_model(
+    question_config, remote, local, storage, tmp_path, monkeypatch
+):
+    run, calls, copy_to = f"{storage}/finetuned", [], BucketPath.copy_to
+
+    def interrupt(*paths):
+        calls.append(paths)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        copy_to(*paths)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BucketPath, "copy_to", interrupt)
+        finetune(question_config, remote, run)
+    assert not (as_path(run) / "model/SHA256SUMS").exists()
+    result = finetune(question_config, remote, run)
+    assert result == finetune(question_config, local, tmp_path / "finetuned")
+    assert damage(as_path(run) / "model") == []
+    assert_equal_weights(run, tmp_path / "finetuned", load=load_finetuned)
+    assert without_speed(run) == without_speed(tmp_path / "finetuned")
+    left = {path.name.partition(".tfevents")[0] for path in as_path(run).iterdir()}
+    assert left == {
+        path.name.partition(".tfevents")[0] for path in (tmp_path / "finetuned").iterdir()
+    }
+    assert len(as_path(run).glob("events.out.tfevents.*")) == 2

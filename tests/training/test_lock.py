@@ -128,12 +128,13 @@ def test_a_torn_lock_counts_as_one_of_an_unknown_host(run, torn):
 
 
 def test_a_lock_of_another_is_not_removed(run):
-    with lock_run(run):
-        # As if this process had been suspended, and its lock had been taken over.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lock.os, "_exit", lambda code: None)
-            write_lock(run, host="elsewhere")
-            time.sleep(0.3)
+    """As if this process had been suspended, and its lock had been taken over."""
+    ended = []
+    with pytest.MonkeyPatch.context() as patch, lock_run(run):
+        patch.setattr(lock.os, "_exit", lambda code: ended.append(code) or sys.exit(code))
+        write_lock(run, host="elsewhere")
+        time.sleep(0.3)
+    assert ended == [1]
     assert content(run)["key"] == "other"
 
 
