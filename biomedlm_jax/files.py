@@ -191,8 +191,11 @@ class AppendedText:
                 self.flush()
             return
         if self._file is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._file = os.open(self.path, flags, 0o666)
+            if self.path.is_file():  # drop a last line that a crash cut off
+                content = self.path.read_bytes()
+                os.ftruncate(self._file, content.rfind(b"\n") + 1)
         while self._unwritten:
             self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
 

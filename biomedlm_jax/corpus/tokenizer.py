@@ -22,6 +22,7 @@ from biomedlm_jax.files import as_path, local_copy, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
+LARGEST_ID = 2**24
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, GPT-2's
 # What `save_tokenizer` writes of a tokenizer that was not read from a directory.
 FILES = ("tokenizer.json", *_PAIRS[0], "tokenizer_config.json", "special_tokens_map.json")
@@ -112,15 +113,29 @@ def _load_tokenizer(path: Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
         else:
             tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
-    except (ValueError, OSError, KeyboardInterrupt, SystemExit):
+        entries = tokenizer.get_vocab()
+    except (InputError, OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception, and panics outside of it
         raise InputError(f"cannot read the tokenizer in {path}: {error}") from error
+    _check_vocabulary(entries, path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if special is not None:
         vars(tokenizer)["source"] = Source(_source_files(path), special, tokenizer.to_str())
     return tokenizer
+
+
+def _check_vocabulary(entries: Mapping[str, int], path: Path) -> None:
+    # `tokenizers` counts up to the largest id to write its JSON, and takes either of two entries.
+    if (largest := max(entries.values(), default=0)) > LARGEST_ID:
+        got = f"the tokenizer in {path} has the id {largest}"
+        raise InputError(f"{got}; expected ids up to {LARGEST_ID}, without large gaps")
+    by_id = {index: entry for entry, index in entries.items()}
+    for entry, index in entries.items() if len(by_id) < len(entries) else ():
+        if by_id[index] != entry:
+            got = f"the tokenizer in {path} has the id {index} twice: {entry!r}, {by_id[index]!r}"
+            raise InputError(f"{got}; expected an id of its own for each entry")
 
 
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -207,7 +222,23 @@ def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
 def _source_files(directory: Path) -> dict[str, bytes]:
     paths = [directory / name for name in SOURCE_FILES]
     paths += sorted((directory / TEMPLATES).glob("*.jinja"))
+    for path in paths:
+        _check_link(path, directory)
     return {str(p.relative_to(directory)): p.read_bytes() for p in paths if p.is_file()}
+
+
+def _check_link(path: Path, directory: Path) -> None:
+    """Raise InputError for a link out of the directory: an export would publish its target.
+
+    Snapshots of the Hub's cache are folders of links to models--*/blobs, which are allowed. So are
+    links of the other files: they must be a tokenizer.
+    """
+    target, root = path.resolve(), directory.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    unread = path.suffix == ".jinja" or path.name == "chat_template.json"
+    if unread and not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        got = f"{path} is a link to {target}, outside of {directory}"
+        raise InputError(f"{got}; replace it with a copy")
 
 
 def _json(content: bytes | None) -> dict:

@@ -10,7 +10,9 @@ restored is compared with it.
 """
 
 import contextlib
+import logging
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 def steps(run_directory: str | Path) -> list[int]:
     """Return the steps of a run's finished checkpoints, ascending."""
-    return [step for step, path in _step_folders(run_directory) if finished(path)]
+    return [step for step, path in step_folders(run_directory) if finished(path)]
 
 
 def latest_step(run_directory: str | Path) -> int | None:
@@ -46,7 +48,7 @@ def latest_step(run_directory: str | Path) -> int | None:
     return max(steps(run_directory), default=None)
 
 
-def _step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
+def step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
     """Return (step, directory) of a run's checkpoints, finished or not, ascending."""
     paths = (as_path(run_directory) / FOLDER).glob("*")
     return sorted((int(path.name), path) for path in paths if path.name.isdecimal())
@@ -82,7 +84,7 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
     share = jax.process_index(), jax.process_count()
 
     def list_steps() -> list[int]:
-        folders = _step_folders(run_directory)
+        folders = step_folders(run_directory)
         for _, path in folders:
             if unfinished(path):
                 _set_aside(path, "unfinished")
@@ -139,6 +141,11 @@ class _Items(ocp.args.Composite):
     """The items of a step, by name."""
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drop tracebacks, one for each array that cannot be written: SaveError names the first."""
+    return not record.exc_info or bool(os.environ.get("BIOMEDLM_TRACEBACK"))
+
+
 class SaveError(OSError):
     """A checkpoint could not be written."""
 
@@ -161,7 +168,15 @@ class Checkpointer:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
                 remove_tree(left)
-        self._orbax = ocp.AsyncCheckpointer(_HashingHandler())
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_without_traceback)
+        # By default threads make the directories. If that fails, others wait ten minutes for them,
+        # and the process cannot end before.
+        made_at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = _HashingHandler(
+            composite_options=ocp.CompositeOptions(async_options=made_at_once)
+        )
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=made_at_once)
 
     def save(self, state: TrainState, position: dict, *, merged: Any = None) -> None:
         """Start to write `state` under its step, once the write before has ended.
@@ -296,7 +311,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     config.
     """
     folder = as_path(run_directory).absolute() / FOLDER
-    there = [number for number, path in _step_folders(run_directory) if not unfinished(path)]
+    there = [number for number, path in step_folders(run_directory) if not unfinished(path)]
     step = max(there, default=None) if step is None else step
     if step not in there:
         raise InputError(

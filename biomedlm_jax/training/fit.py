@@ -207,6 +207,9 @@ def fit(
         resuming = checked()  # again: nobody else writes it now
         newest = math.inf if replay is None else skipped_step(replay) - 1
         begin = choose_step(workdir, fallback=fallback, newest=newest)
+        if replay is not None and begin is None and "weights" in start and not recipe.base:
+            fix = f"give --init={start.get('path')} again"
+            raise InputError(f"{workdir} keeps no checkpoint before step {newest + 1}; {fix}")
         changed = from_first_process(lambda: changes(workdir, record) if resuming else {})
         if jax.process_index() == 0 and replay is None:
             recipe.write(not resuming)

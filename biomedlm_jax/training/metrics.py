@@ -99,14 +99,17 @@ class Recorder:
     """
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
-        self._began = self._printed = time.monotonic()
-        self._progress = self._board = None
+        self._printed = time.monotonic()
+        self._progress: Any = None
+        self._board: Any = None
         self._directory = run_directory
         self._local: tempfile.TemporaryDirectory | None = None  # TensorBoard's, for a bucket
         self._failed: set[str] = set()
-        path = run_directory / "metrics.jsonl"
+        path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
-            kept = [line for line in read_metrics(run_directory) if line["step"] <= first_step]
+            lines = read_metrics(run_directory)
+            self._reached = max([first_step, *(line["step"] for line in lines)])
+            kept = [line for line in lines if line["step"] <= first_step]
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._metrics, self._events = AppendedText(path), AppendedText(run_directory / EVENTS)
         self._steps = steps
@@ -120,6 +123,7 @@ class Recorder:
                     self._local = tempfile.TemporaryDirectory()
                 folder = self._local.name if self._local else run_directory
                 self._board = SummaryWriter(str(folder), purge_step=purge)
+        self._began = time.monotonic()
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             console = Console(stderr=True)
@@ -137,8 +141,15 @@ class Recorder:
                 self._failed.add(what)
                 self.print_line(f"cannot write {what} ({error}); training continues without")
 
+    def _check_board(self) -> None:
+        """Raise OSError if TensorBoard's thread has ended: its queue, once full, would block."""
+        if not self._board.file_writer.event_writer._worker.is_alive():
+            raise OSError("its thread ended with an error")
+
     def event(self, name: str, **facts: Any) -> None:
         """Record that something happened, with the time; `inspect` reads it."""
+        if name == "start":
+            facts["reached"] = self._reached  # before a kill
         with self._survive(EVENTS):
             self._events.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
         self.flush()
@@ -160,6 +171,7 @@ class Recorder:
         if self._board:
             with self._survive("TensorBoard's events"):
                 for name, value in values.items():
+                    self._check_board()
                     self._board.add_scalar(name, value, step)
         if self._progress and "loss" in values:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
@@ -179,12 +191,17 @@ class Recorder:
         self.print_line(f"step {step}/{self._steps}  {figures}  {clock}")
 
     def print_line(self, text: str) -> None:
-        """Print a line for the person at the terminal."""
+        """Print a line for the person at the terminal, or in a file on a full disk."""
         self._printed = time.monotonic()
-        if self._progress:
-            self._progress.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        try:
+            if self._progress:
+                self._progress.console.print(text, highlight=False, markup=False)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
     def is_overdue(self) -> bool:
         """Return whether the last line is so old that a person waits for the next."""
@@ -196,6 +213,7 @@ class Recorder:
             self._progress.stop()
         with self._survive("TensorBoard's events"):
             if self._board:
+                self._check_board()
                 self.flush()
                 self._board.close()
             if self._local:
@@ -229,7 +247,7 @@ def read_events(run_directory: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             value = json.loads(line)
         except ValueError:

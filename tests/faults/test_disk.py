@@ -1,0 +1,294 @@
+"""A full disk, a read-only one, and logs that cannot be written.
+
+A run ends with exit code 1 if a checkpoint cannot be written, and keeps those before; it never ends
+because of a log.
+"""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from biomedlm_jax.cli import main
+from biomedlm_jax.integrity import SUMS
+from biomedlm_jax.training import fit
+from biomedlm_jax.training.checkpoint import Checkpointer
+
+SETTINGS = {
+    "training.steps": 6,
+    "training.evaluate_every": 3,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 9,
+}
+# As root, permissions count only without two capabilities.
+WITHOUT_PRIVILEGES = """
+import ctypes
+if os.geteuid() == 0:
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, data) == 0
+    for number in (0, 1):  # effective and permitted: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        data[number] &= ~0b110
+    assert libc.capset(header, data) == 0
+"""
+READ_ONLY_AFTER_TWO_STEPS = """
+def restrict(self, state, *arguments, original=checkpoint.Checkpointer.save, **options):
+    if int(state.step) == 4:
+        self._orbax.wait_until_finished()
+        for folder in (self.run_directory, self.run_directory / "checkpoints"):
+            folder.chmod(0o555)
+    original(self, state, *arguments, **options)
+checkpoint.Checkpointer.save = restrict
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(faults, dataset, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("disk") / "run"
+    assert main(faults.pretrain_arguments(dataset, run, **SETTINGS)) == 0
+    return run
+
+
+@pytest.fixture
+def begun(undisturbed, tmp_path) -> Path:
+    """A run that has saved two steps."""
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    for path in (run / "checkpoints").iterdir():
+        if path.name != "2":
+            shutil.rmtree(path)
+    return run
+
+
+@contextlib.contextmanager
+def file_sizes_limited_to(size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class Limit:
+    """A place where no file may have more than 1,000 bytes while it is `full`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def full(self):
+        return file_sizes_limited_to(1000)
+
+
+class SmallDisk:
+    """A file system of 64 MiB, with 16 KiB left while it is `full`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def full(self):
+        ballast = self.folder / "ballast"
+        try:
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while file.write(bytes(2**14)):
+                    pass
+            os.truncate(ballast, ballast.stat().st_size - 2**14)
+            yield
+        finally:
+            ballast.unlink()
+
+
+@pytest.fixture(params=["small disk", "limit of file sizes"])
+def place(request, tmp_path):
+    if request.param != "small disk":
+        yield Limit(tmp_path)
+        return
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        pytest.skip(f"{error}; the other place stands for a full disk")
+    if done.returncode:
+        pytest.skip(f"{done.stderr.strip()}; the other place stands for a full disk")
+    try:
+        yield SmallDisk(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def assert_as_undisturbed(faults, run, undisturbed):
+    faults.assert_same_state(faults.saved_state(run), faults.saved_state(undisturbed))
+    assert faults.lines_of(run) == faults.lines_of(undisturbed)
+
+
+def test_a_full_disk(faults, dataset, undisturbed, place, monkeypatch, capsys):
+    run, original = place.folder / "run", Checkpointer.save
+    arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)
+    with contextlib.ExitStack() as full:
+
+        def save(self, state, *others, **options):
+            if int(state.step) == 4:
+                self.wait()
+                full.enter_context(place.full())
+            original(self, state, *others, **options)
+
+        monkeypatch.setattr(Checkpointer, "save", save)
+        assert main(arguments) == 1
+        monkeypatch.undo()
+        text = capsys.readouterr().err
+        last = text.splitlines()[-1]
+        start = "biomedlm pretrain: error: cannot write the checkpoint of step 4 to "
+        assert last.startswith(f"{start}{run / 'checkpoints'}: "), text
+        assert last.endswith("; of the earlier ones step 3 is intact")
+        assert "Traceback" not in text
+        assert faults.steps(run) == [2, 3]
+        assert main(arguments) == 1  # a restart cannot help yet
+        assert faults.steps(run) == [2, 3]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert_as_undisturbed(faults, run, undisturbed)
+    assert faults.steps(run) == faults.steps(undisturbed)
+    assert not [path for path in (run / "checkpoints").iterdir() if not path.name.isdecimal()]
+
+
+def test_a_directory_that_becomes_read_only(faults, dataset, tmp_path):
+    run, records = tmp_path / "run", tmp_path / "records"
+    arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)
+    try:
+        patch = WITHOUT_PRIVILEGES + READ_ONLY_AFTER_TWO_STEPS
+        process = faults.start(arguments, records, patch=patch)
+        (text,) = faults.ended(process)
+        assert process.returncode == 1, text
+        last = text.splitlines()[-1]
+        assert last.startswith("biomedlm pretrain: error: cannot write the checkpoint of step 4 ")
+        assert last.endswith("; of the earlier ones step 3 is intact")
+        assert "Traceback" not in text
+        process = faults.start(arguments, records, patch=WITHOUT_PRIVILEGES)
+        (text,) = faults.ended(process)
+        assert process.returncode == 1, text
+        assert text.splitlines()[-1].startswith("biomedlm pretrain: error: Permission denied: ")
+        assert str(run) in text.splitlines()[-1]
+        assert "Traceback" not in text
+    finally:
+        for folder in (run, run / "checkpoints"):
+            folder.chmod(0o755)
+    assert faults.steps(run) == [2, 3]
+    process = faults.start(arguments, records, patch=WITHOUT_PRIVILEGES)
+    (text,) = faults.ended(process)
+    assert process.returncode == 0, text
+    assert faults.steps(run)[-1] == 6
+    assert [line["step"] for line in faults.lines_of(run)] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def make_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def link_to_full_device(file: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    file.unlink()
+    file.symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize("replace", [make_directory, link_to_full_device])
+def test_logs_that_cannot_be_written(faults, dataset, undisturbed, begun, capsys, replace):
+    names = ("metrics.jsonl", "events.jsonl")
+    for name in names:
+        replace(begun / name)
+    assert main(faults.pretrain_arguments(dataset, begun, **SETTINGS)) == 0
+    text = capsys.readouterr().err
+    for name in names:
+        assert text.count(f"cannot write {name} (") == 1
+    assert "finished 6 steps" in text
+    faults.assert_same_state(faults.saved_state(begun), faults.saved_state(undisturbed))
+    assert main(["inspect", str(begun)]) == 0
+
+
+def test_lines_that_had_to_wait_are_written_once(
+    faults, dataset, undisturbed, begun, monkeypatch, capsys
+):
+    """No file may grow by more than ten bytes between the third step and the fifth."""
+    original, full = fit.jit_step, contextlib.ExitStack()
+
+    def jit_step(*arguments, **options):
+        update = original(*arguments, **options)
+
+        def step(state, *values, **named):
+            if int(state.step) == 4:
+                while not (begun / "checkpoints" / "3" / SUMS).exists():
+                    time.sleep(0.01)
+                size = (begun / "metrics.jsonl").stat().st_size
+                full.enter_context(file_sizes_limited_to(size + 10))
+            if int(state.step) == 5:
+                full.close()
+            return update(state, *values, **named)
+
+        return step
+
+    monkeypatch.setattr(fit, "jit_step", jit_step)
+    settings = {**SETTINGS, "checkpoint.every": 6}
+    with full:
+        assert main(faults.pretrain_arguments(dataset, begun, **settings)) == 0
+    assert capsys.readouterr().err.count("cannot write metrics.jsonl (") == 1
+    assert_as_undisturbed(faults, begun, undisturbed)
+
+
+def test_standard_error_on_a_full_disk(faults, dataset, undisturbed, begun, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        code = main(faults.pretrain_arguments(dataset, begun, **SETTINGS))
+    monkeypatch.undo()
+    assert code == 0
+    assert_as_undisturbed(faults, begun, undisturbed)
+
+
+def test_events_after_a_line_that_a_crash_cut_off(faults, dataset, begun):
+    file = begun / "events.jsonl"
+    before = faults.read_events(begun)
+    file.write_bytes(file.read_bytes()[:-9])
+    assert main(faults.pretrain_arguments(dataset, begun, **SETTINGS)) == 0
+    after = faults.read_events(begun)
+    assert after[: len(before) - 1] == before[:-1]
+    assert after[len(before) - 1]["event"] == "start"
+    assert main(["verify", str(begun)]) == 0
+
+
+def test_without_tensorboard(faults, dataset, undisturbed, begun, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    settings = {**SETTINGS, "logging.tensorboard": True}
+    assert main(faults.pretrain_arguments(dataset, begun, **settings)) == 0
+    assert capsys.readouterr().err.count("cannot write TensorBoard's events (") == 1
+    assert_as_undisturbed(faults, begun, undisturbed)
+
+
+def test_tensorboard_on_a_full_disk(faults, dataset, tmp_path):
+    """TensorBoard's own thread ends with the first error; its queue is full soon after."""
+    patch = f"""
+from tensorboardX.event_file_writer import EventsWriter
+def flush(self, visits=[]):
+    visits.append(1)
+    if len(visits) > 1:
+        raise OSError({errno.ENOSPC}, "No space left on device")
+EventsWriter.flush = flush
+"""
+    settings = {**SETTINGS, "logging.tensorboard": True, "faults.hang_minutes": 1}
+    arguments = faults.pretrain_arguments(dataset, tmp_path / "run", **settings)
+    process = faults.start(arguments, tmp_path / "records", patch=patch)
+    (text,) = faults.ended(process)
+    assert process.returncode == 0, text
+    assert text.count("cannot write TensorBoard's events (") == 1
+    assert faults.steps(tmp_path / "run")[-1] == 6
