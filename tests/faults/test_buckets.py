@@ -173,6 +173,16 @@ def test_a_second_writer_is_refused(remote, storage, capsys):
     assert not (as_path(remote) / "lock.json").exists()
 
 
+def test_verify_and_inspect_read_a_run_of_a_bucket(remote, storage, capsys):
+    assert cli.main(["verify", remote]) == 0
+    assert "checkpoints/12: 3" in capsys.readouterr().out
+    assert cli.main(["verify", f"{storage}/tokens"]) == 0
+    assert cli.main(["inspect", remote]) == 0
+    lines = capsys.readouterr().out
+    assert "step 12 of 12: loss" in lines
+    assert "set aside: checkpoints/6.unfinished" in lines
+
+
 def test_commands_read_a_run_of_a_bucket(remote, local, storage, tmp_path, capsys):
     """generate, evaluate and export-hf give the same as for the local run."""
     questions = tmp_path / "dev.jsonl"
