@@ -15,6 +15,7 @@ PACKAGE = ROOT / "biomedlm_jax"
 FLOORS = (
     ("errors",),
     ("buckets",),
+    ("buckets",),
     ("streams", "integrity"),
     ("files", "settings", "chips", "mesh", "allocator", "distributed", "agreement"),
     ("corpus", "model"),
@@ -35,13 +36,13 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_399,
-    ("training",): 1_673,
-    ("corpus",): 1_926,
+    ("training",): 2_682,
+    ("corpus",): 2_153,
     ("generation",): 2_006,
-    ("interop",): 1_806,
-    ("qa", "finetuning"): 5_135,
+    ("interop",): 2_086,
+    ("qa", "finetuning"): 5_180,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_046,
+    ("cli", "commands"): 1_164,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
