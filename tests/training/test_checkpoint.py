@@ -70,5 +70,5 @@ def test_storage_that_fails_while_weights_are_read_is_retryable(finished, bucket
         raise ValueError("UNAVAILABLE: Error reading")  # as TensorStore raises it
 
     monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", fail)
-    with pytest.raises(OSError, match="cannot read gs://.*UNAVAILABLE"):
+    with pytest.raises(OSError, match=r"cannot read gs://.*UNAVAILABLE"):
         load_tree(run, abstract_model(model.config, one_device()))
