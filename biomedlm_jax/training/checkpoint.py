@@ -164,6 +164,7 @@ class Checkpointer:
         self._keep, self._keep_every = keep, keep_every
         self._saving: int | None = None
         self._last: int | None = None
+        self._pruned: int | None = None
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
@@ -221,17 +222,22 @@ class Checkpointer:
         return self._last if self._saving is None else self._saving
 
     def prune(self) -> None:
-        """Delete the steps that are not kept, if the newest is finished; cheap otherwise."""
-        if jax.process_index() or self._saving is None:
+        """Delete the steps that are not kept, once the newest is finished; cheap otherwise.
+
+        An error of the storage leaves them for the next call.
+        """
+        if jax.process_index() or self._saving in (None, self._pruned):
             return
-        if not finished(self._folder / str(self._saving)):
-            return
-        for step in steps(self.run_directory)[: -self._keep]:
-            if not self._keep_every or step % self._keep_every:
-                path = self._folder / str(step)
-                for mark in (COMMITTED, SUMS):  # a kill in between leaves an unfinished step
-                    (path / mark).unlink(missing_ok=True)
-                remove_tree(path)
+        with contextlib.suppress(OSError):
+            if not finished(self._folder / str(self._saving)):
+                return
+            for step in steps(self.run_directory)[: -self._keep]:
+                if not self._keep_every or step % self._keep_every:
+                    path = self._folder / str(step)
+                    for mark in (COMMITTED, SUMS):  # a kill in between leaves an unfinished step
+                        (path / mark).unlink(missing_ok=True)
+                    remove_tree(path)
+            self._pruned = self._saving
 
     def wait(self) -> None:
         """Block until every checkpoint is on disk; raises SaveError if one could not be written."""
@@ -241,8 +247,9 @@ class Checkpointer:
         self._last, self._saving = self.last_step, None
 
     def close(self) -> None:
-        """Wait and release the background threads."""
-        self._orbax.close()
+        """Wait and release the background threads; raises SaveError as `wait` does."""
+        with self._named_errors():
+            self._orbax.close()
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

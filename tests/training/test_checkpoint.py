@@ -13,6 +13,7 @@ from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.training.checkpoint import (
     COMMITTED,
+    Checkpointer,
     choose_step,
     latest_step,
     load_tree,
@@ -70,5 +71,28 @@ def test_storage_that_fails_while_weights_are_read_is_retryable(finished, bucket
         raise ValueError("UNAVAILABLE: Error reading")  # as TensorStore raises it
 
     monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", fail)
-    with pytest.raises(OSError, match="cannot read gs://.*UNAVAILABLE"):
+    with pytest.raises(OSError, match=r"cannot read gs://.*UNAVAILABLE"):
         load_tree(run, abstract_model(model.config, one_device()))
+
+
+def test_old_steps_stay_while_the_storage_fails(finished, bucket, monkeypatch):  # noqa: F811
+    model, _ = load(finished, step=8)
+    run = as_path(bucket) / "run"
+    for step in (1, 2, 3):
+        save_model(run, model, step=step)
+    checkpointer = Checkpointer(run, keep=2)
+    checkpointer._saving = 3
+    with monkeypatch.context() as patch:
+
+        def fail(*_, **__):
+            raise ConnectionRefusedError(111, "no answer")
+
+        patch.setattr(run._fs, "ls", fail)
+        checkpointer.prune()
+    assert steps(run) == [1, 2, 3]
+    checkpointer.prune()
+    assert steps(run) == [2, 3]
+    with monkeypatch.context() as patch:  # it costs no request until the next save
+        patch.setattr(run._fs, "info", None)
+        checkpointer.prune()
+    checkpointer.close()
