@@ -245,9 +245,7 @@ class Soak:
         flags += [f"--workdir={run or self.run}", *(["--fallback"] if fallback else [])]
         config = f"--config={ROOT / 'configs' / 'pretrain.py'}:tiny"
         xla, pause = os.environ.get("XLA_FLAGS", ""), 0 if run else self.pause
-        return self._fork(
-            run_command, ["pretrain", config, *flags], self.log, 0 if run else self.pause
-        )
+        return self._fork(run_command, ["pretrain", config, *flags], self.log, xla, pause)
 
     def _fork(self, function: Callable[..., None], *arguments: Any) -> Any:
         process = self._context.Process(target=function, args=arguments, daemon=True)

@@ -330,7 +330,7 @@ def finetuning(tmp_path_factory) -> dict[str, list[str]]:
             "options": [WORDS[i % 4], WORDS[4 + i % 5]],
             "label": i % 2,
         }
-        for i in range(16)
+        for i in range(18)
     ]
     write_lines(path / "questions" / "train.jsonl", questions)
     write_lines(path / "questions" / "dev.jsonl", questions[:5])
