@@ -73,16 +73,21 @@ def make_rows(path: Path) -> None:
     build_tokens(documents, tokenizer, path, length=32, validation_fraction=0.05)
 
 
-def run_command(arguments: Sequence[str], log: Path) -> None:
-    """Run `biomedlm *arguments`, with losses that are not finite, and end with its exit code."""
+def run_command(arguments: Sequence[str], log: Path, xla: str, pause: float) -> None:
+    """Run `biomedlm *arguments`, with losses that are not finite, and end with its exit code.
+
+    Every batch comes `pause` seconds late: a short run must not end before it is disturbed.
+    """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
-    os.environ["XLA_FLAGS"] = os.environ.get("SOAK_XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = xla
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
 
     import jax.numpy as jnp
 
     from biomedlm_jax.cli import main
+    from biomedlm_jax.corpus.batches import Batches
     from biomedlm_jax.training import pretrain
 
     original = pretrain.next_token_loss
@@ -91,7 +96,11 @@ def run_command(arguments: Sequence[str], log: Path) -> None:
         loss = original(model, tokens, **options)
         return jnp.where(tokens.sum() % POISON == 0, jnp.nan, loss)
 
-    pretrain.next_token_loss = poisoned
+    def late(self: Batches, following: Any = Batches.__next__) -> Any:
+        time.sleep(pause)
+        return following(self)
+
+    pretrain.next_token_loss, Batches.__next__ = poisoned, late
     sys.exit(main(list(arguments)))
 
 
@@ -123,8 +132,11 @@ def compare_runs(run: Path, expected: Path, result: Path) -> None:
             or got[name].dtype != wanted[name].dtype
             or got[name].tobytes() != wanted[name].tobytes()
         ]
-    position = Path("checkpoints", str(finished_steps(expected)[-1]), "data", "metadata")
-    if (run / position).read_bytes() != (expected / position).read_bytes():
+    positions = [
+        of / "checkpoints" / str(finished_steps(of)[-1]) / "data" / "metadata"
+        for of in (run, expected)
+    ]
+    if positions[0].read_bytes() != positions[1].read_bytes():
         differing.append("the position in the data")
     lines = [
         [json.dumps({k: v for k, v in line.items() if k not in SPEED}) for line in metrics(of)]
@@ -208,7 +220,7 @@ class Soak:
     def __init__(self, out: Path, run: Path, settings: dict[str, Any], *, seed: int):
         self.out, self.run, self.settings = out, run, settings
         self.counts = {kind: Count() for kind in KINDS}
-        self.starts = 0
+        self.starts, self.pause = 0, 0.0
         self._rng = random.Random(seed)
         self._waiting: list[str] = []
         self._context = multiprocessing.get_context("forkserver")
@@ -232,7 +244,8 @@ class Soak:
         flags = [f"--config.{name}={value}" for name, value in settings.items()]
         flags += [f"--workdir={run or self.run}", *(["--fallback"] if fallback else [])]
         config = f"--config={ROOT / 'configs' / 'pretrain.py'}:tiny"
-        return self._fork(run_command, ["pretrain", config, *flags], self.log)
+        xla, pause = os.environ.get("XLA_FLAGS", ""), 0 if run else self.pause
+        return self._fork(run_command, ["pretrain", config, *flags], self.log, xla, pause)
 
     def _fork(self, function: Callable[..., None], *arguments: Any) -> Any:
         process = self._context.Process(target=function, args=arguments, daemon=True)
@@ -512,8 +525,8 @@ def soak(out: Path, options: argparse.Namespace, kinds: list[str]) -> int:
         steps = max(most_steps, round(budget / step_seconds / 2.9))
         every = max(5, most_steps // 8)
     else:
-        start_seconds, most_steps, every = 2.0, 30, 5
-        steps = 60 * (options.faults + 1)
+        start_seconds, most_steps, every, soak.pause = 2.0, 10, 5, 0.05
+        steps = 25 * (options.faults + 1)
     settings |= {"training.steps": steps, "checkpoint.every": every}
     settings |= {"training.evaluate_every": 4 * every}
     print(f"{steps:,} steps, saved every {every}", file=sys.stderr, flush=True)

@@ -39,13 +39,14 @@ TINY = {
     "optimizer.final_lr_fraction": 1.0,
     "checkpoint.every": 2,
     "checkpoint.keep": 2,
+    "checkpoint.keep_every": 4,
     "logging.every": 1,
     "logging.tensorboard": False,
 }
 PRETRAIN = {"training.steps": 12, "training.evaluate_every": 6, "model.layers": 1, **TINY}
 ELASTIC = {"training.steps": 8, "training.evaluate_every": 8, "checkpoint.keep": 9}
 PRELUDE = """
-import hashlib, os, sys, time
+import hashlib, os, signal, sys, time
 from pathlib import Path
 import numpy as np, jax
 from biomedlm_jax import files
@@ -53,7 +54,8 @@ from biomedlm_jax.training import checkpoint, fit, metrics
 
 place, _, visits = os.environ.get("PLACE", "").partition(":")
 visits = int(visits or 0)
-folder = Path(os.environ["RECORDS"])
+folder, pause = Path(os.environ["RECORDS"]), float(os.environ["PAUSE"])
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 
 def reach(name):
     global visits
@@ -77,6 +79,7 @@ def jit_step(*arguments, original=fit.jit_step, **options):
         record("order", f"{int(state.step)} {digest.hexdigest()}")
         result = update(state, batch, *others, **named)
         reach("step")
+        time.sleep(pause)
         return result
     return step
 
@@ -133,20 +136,28 @@ def pretrain_arguments(dataset: Path, run: Path | str, **settings) -> list[str]:
     return ["pretrain", f"--config={ROOT}/configs/pretrain.py:tiny", *flags, f"--workdir={run}"]
 
 
-def start(arguments, records: Path, *, devices=1, place="", patch="", cwd=ROOT) -> Process:
-    """Start a command in a process; `patch` runs before it, after the PRELUDE."""
+def start(
+    arguments, records: Path, *, devices=1, place="", patch="", pause=0.0, cwd=ROOT
+) -> Process:
+    """Start a command in a process; `patch` runs before it, after the PRELUDE.
+
+    Every step takes `pause` seconds more: a run that waits for a test costs little.
+    """
     records.mkdir(exist_ok=True, parents=True)
     mark = records / "mark"
     mark.unlink(missing_ok=True)
     xla = f"--xla_force_host_platform_device_count={devices} {os.environ['FAST_COMPILATION']}"
     environment = {"XLA_FLAGS": xla, "PLACE": place, "MARK": mark, "RECORDS": records}
+    environment["PAUSE"] = pause
     program = f"{PRELUDE}\n{patch}\n{COMMAND}"
     environment = {name: str(value) for name, value in environment.items()}
     return Process(["-c", program, *arguments], env=environment, cwd=cwd)
 
 
-def start_group(arguments, records: Path, *, count=2, each=None, **options) -> list[Process]:
-    """Start the processes of one run, which share eight devices.
+def start_group(
+    arguments, records: Path, *, count=2, devices=8, each=None, **options
+) -> list[Process]:
+    """Start the processes of one run, which share `devices`.
 
     `each` are further options of `start` by the number of the process.
     """
@@ -156,7 +167,7 @@ def start_group(arguments, records: Path, *, count=2, each=None, **options) -> l
         start(
             [*arguments, *flags, f"--process_id={i}", *(each or {}).get(i, {}).get("flags", [])],
             records,
-            devices=8 // count,
+            devices=devices // count,
             **{**options, **{k: v for k, v in (each or {}).get(i, {}).items() if k != "flags"}},
         )
         for i in range(count)
@@ -278,6 +289,16 @@ def dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference(dataset, tmp_path_factory) -> tuple[Path, Path]:
+    """An undisturbed run of PRETRAIN on one device, and what its PRELUDE recorded."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    process = start(pretrain_arguments(dataset, run), run.parent / "records")
+    (text,) = ended(process)
+    assert process.returncode == 0, text
+    return run, run.parent / "records"
+
+
+@pytest.fixture(scope="session")
 def undisturbed(dataset, tmp_path_factory) -> Path:
     """A run of one process with eight devices that kept every checkpoint; copy it."""
     run = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -305,7 +326,7 @@ def finetuning(tmp_path_factory) -> dict[str, list[str]]:
             "options": [WORDS[i % 4], WORDS[4 + i % 5]],
             "label": i % 2,
         }
-        for i in range(16)
+        for i in range(18)
     ]
     write_lines(path / "questions" / "train.jsonl", questions)
     write_lines(path / "questions" / "dev.jsonl", questions[:5])

@@ -16,19 +16,6 @@ def version(name, original=importlib.metadata.version):
 
 importlib.metadata.version = version
 """
-OLD_LISTING = """
-def step_folders(path, original=checkpoint._step_folders):
-    return original(path)[:-1]
-
-checkpoint._step_folders = step_folders
-"""
-NOTED = """
-def restore(self, abstract, step, original=checkpoint.Checkpointer.restore, **options):
-    (folder / f"restored.{jax.process_index()}.txt").write_text(str(step))
-    return original(self, abstract, step, **options)
-
-checkpoint.Checkpointer.restore = restore
-"""
 SOON = """
 from biomedlm_jax.training import lock
 
@@ -40,7 +27,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(faults, dataset, t
     run = tmp_path / "run"
     settings = {"training.steps": 10**6, "training.evaluate_every": 0, "checkpoint.every": 5}
     arguments = faults.pretrain_arguments(dataset, run, **settings)
-    first = faults.start(arguments, tmp_path / "first")
+    first = faults.start(arguments, tmp_path / "first", pause=0.05)
     faults.wait_until(lambda: faults.steps(run), first, what="a checkpoint")
     second = faults.start(arguments, tmp_path / "second")
     group = faults.start_group([*arguments, "--config.mesh.data=8"], tmp_path / "group")
@@ -59,7 +46,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(faults, dataset, t
     newest = faults.steps(run)[-1]
     assert (run / "lock.json").exists()
     began = time.monotonic()
-    second = faults.start(arguments, tmp_path / "second")
+    second = faults.start(arguments, tmp_path / "second", pause=0.05)
     count = len([e for e in faults.read_events(run) if e["event"] == "start"])
     faults.wait_until(
         lambda: len([e for e in faults.read_events(run) if e["event"] == "start"]) > count,
@@ -116,20 +103,3 @@ def test_processes_that_differ_end_together(difference, message, faults, dataset
         assert "Traceback" not in text
     if difference != "directory":
         assert not (tmp_path / "run").exists()
-
-
-def test_a_process_with_an_old_listing_resumes_where_process_0_does(
-    faults, dataset, undisturbed, tmp_path
-):
-    run, records = tmp_path / "run", tmp_path / "records"
-    shutil.copytree(undisturbed, run)
-    shutil.rmtree(run / "checkpoints" / "8")
-    settings = {**faults.ELASTIC, "mesh.data": 2, "mesh.fsdp": 4}
-    arguments = faults.pretrain_arguments(dataset, run, **settings)
-    other = {"patch": NOTED + OLD_LISTING}
-    started = faults.start_group(arguments, records, patch=NOTED, each={1: other})
-    texts = faults.ended(*started)
-    assert [p.returncode for p in started] == [0, 0], "\n".join(texts)
-    assert [(records / f"restored.{i}.txt").read_text() for i in range(2)] == ["6", "6"]
-    for got, expected in zip(faults.lines_of(run), faults.lines_of(undisturbed), strict=True):
-        assert got == {**expected, **{k: pytest.approx(v, abs=1e-5) for k, v in got.items()}}
