@@ -14,8 +14,8 @@ PACKAGE = ROOT / "biomedlm_jax"
 # Each floor imports from lower ones only.
 FLOORS = (
     ("errors",),
-    ("streams",),
-    ("files", "settings", "chips", "mesh", "allocator", "distributed"),
+    ("streams", "integrity"),
+    ("files", "settings", "chips", "mesh", "allocator", "distributed", "agreement"),
     ("corpus", "model"),
     ("training",),
     ("interop",),
@@ -30,14 +30,15 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 # Test files of no single module.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
+CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_387,
+    ("model",): 1_399,
     ("training",): 1_673,
-    ("corpus",): 1_876,
-    ("generation",): 1_976,
-    ("interop",): 1_759,
-    ("qa", "finetuning"): 5_065,
+    ("corpus",): 1_926,
+    ("generation",): 2_006,
+    ("interop",): 1_806,
+    ("qa", "finetuning"): 5_135,
     ("planning",): 1_100,
     ("cli", "commands"): 1_046,
 }
@@ -118,6 +119,7 @@ def test_every_module_has_its_test_file_and_no_other_exists():
     tests = ROOT / "tests"
     mirrored = {path.relative_to(PACKAGE).with_name(f"test_{path.name}") for path in FILES}
     existing = {path.relative_to(tests) for path in tests.rglob("test_*.py")}
+    existing = {path for path in existing if path.parts[0] != CROSS_CUTTING_FOLDER}
     cross_cutting = {Path(f"test_{name}.py") for name in CROSS_CUTTING}
     assert sorted(map(str, mirrored - existing)) == [], "modules without tests"
     assert sorted(map(str, existing - mirrored - cross_cutting)) == [], "tests without a module"

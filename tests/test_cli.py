@@ -123,7 +123,7 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert main(["pretrain", CONFIG, "--workdir=x"]) == code
     expected = {
         OSError: f"error: {error.args[-1:] and error.args[-1]}",
-        InputError: "error: two lines",
+        InputError: r"error: two\nlines",
         FileNotFoundError: "error: No such file or directory: x.json",
         KeyboardInterrupt: "interrupted",
     }

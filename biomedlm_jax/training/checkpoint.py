@@ -4,16 +4,15 @@
 step) and `data` (JSON: the position in the data). A model alone lacks the other two. LoRA in
 pre-training adds the item `trained`, the factors; `model` has them merged then.
 
-Orbax writes a step under another name and renames it when it is complete. Just before, the hashes
-of all its files are written as SHA256SUMS. A step with that file is finished; what is restored is
-compared with it.
+Orbax writes a step under another name and renames it when it is complete; in a bucket, it writes
+commit_success.txt last. Just before, the hashes of all its files are written as SHA256SUMS. What is
+restored is compared with it.
 """
 
 import contextlib
 import logging
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from etils import epath
 
 from biomedlm_jax.agreement import all_gather, from_first_process
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import as_path, is_bucket, remove_tree
 from biomedlm_jax.integrity import SUMS, damage, has_sums, write_sums
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState
@@ -40,7 +40,7 @@ CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 def steps(run_directory: str | Path) -> list[int]:
     """Return the steps of a run's finished checkpoints, ascending."""
-    return [step for step, path in step_folders(run_directory) if has_sums(path)]
+    return [step for step, path in step_folders(run_directory) if finished(path)]
 
 
 def latest_step(run_directory: str | Path) -> int | None:
@@ -50,14 +50,18 @@ def latest_step(run_directory: str | Path) -> int | None:
 
 def step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
     """Return (step, directory) of a run's checkpoints, finished or not, ascending."""
-    folder = Path(run_directory) / FOLDER
-    paths = folder.iterdir() if folder.exists() else ()
+    paths = (as_path(run_directory) / FOLDER).glob("*")
     return sorted((int(path.name), path) for path in paths if path.name.isdecimal())
 
 
 def unfinished(path: Path) -> bool:
     """Return whether a step was never completed: Orbax had not finished it."""
-    return not has_sums(path) and not (path / COMMITTED).exists()
+    return not (path / COMMITTED).exists() and (is_bucket(path) or not has_sums(path))
+
+
+def finished(path: Path) -> bool:
+    """Return whether a step was completed, with the hashes of its files."""
+    return has_sums(path) and not unfinished(path)
 
 
 def problems_of(path: Path, **choice: Any) -> list[str]:
@@ -120,7 +124,7 @@ def _adopt(problem: str) -> str:
 
 def _set_aside(path: Path, why: str) -> None:
     aside = path.with_name(f"{path.name}.{why}")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_tree(aside)
     path.rename(aside)
 
 
@@ -129,7 +133,7 @@ class _HashingHandler(ocp.CompositeCheckpointHandler):
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
-        write_sums(directory)
+        write_sums(as_path(directory))
 
 
 @ocp.args.register_with_handler(_HashingHandler, for_save=True, for_restore=True)
@@ -155,7 +159,7 @@ class Checkpointer:
     """
 
     def __init__(self, run_directory: str | Path, *, keep: int, keep_every: int = 0):
-        self.run_directory = Path(run_directory).absolute()
+        self.run_directory = as_path(run_directory).absolute()
         self._folder = self.run_directory / FOLDER
         self._keep, self._keep_every = keep, keep_every
         self._saving: int | None = None
@@ -163,7 +167,7 @@ class Checkpointer:
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+                remove_tree(left)
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_without_traceback)
         # By default threads make the directories. If that fails, others wait ten minutes for them,
@@ -188,7 +192,7 @@ class Checkpointer:
         self.wait()
         self._saving = step
         with self._named_errors():
-            self._orbax.save(self._folder / str(step), args=items, force=True)
+            self._orbax.save(_orbax_path(self._folder / str(step)), args=items, force=True)
 
     def restore(
         self, abstract: TrainState, step: int, *, item: str = MODEL
@@ -205,7 +209,8 @@ class Checkpointer:
             optimizer=ocp.args.StandardRestore(optimizer),
             data=ocp.args.JsonRestore(),
         )
-        saved = self._orbax.restore(folder, args=items)
+        with storage_errors(folder):
+            saved = self._orbax.restore(_orbax_path(folder), args=items)
         self._last = step
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved[item], optimizer["opt"]), saved["data"]
@@ -219,15 +224,14 @@ class Checkpointer:
         """Delete the steps that are not kept, if the newest is finished; cheap otherwise."""
         if jax.process_index() or self._saving is None:
             return
-        if not has_sums(self._folder / str(self._saving)):
+        if not finished(self._folder / str(self._saving)):
             return
-        finished = steps(self.run_directory)
-        for step in finished[: -self._keep]:
+        for step in steps(self.run_directory)[: -self._keep]:
             if not self._keep_every or step % self._keep_every:
                 path = self._folder / str(step)
-                for mark in (SUMS, COMMITTED):  # a kill in between leaves an unfinished step
+                for mark in (COMMITTED, SUMS):  # a kill in between leaves an unfinished step
                     (path / mark).unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
 
     def wait(self) -> None:
         """Block until every checkpoint is on disk; raises SaveError if one could not be written."""
@@ -255,7 +259,8 @@ class Checkpointer:
 
 def check_shapes(item: Path, model: Any) -> None:
     """Raise InputError unless the saved item has exactly this model's tensors and dtypes."""
-    saved = _flat(ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree)
+    with storage_errors(item):
+        saved = _flat(ocp.PyTreeCheckpointHandler().metadata(_orbax_path(item)).tree)
     wanted = _flat(model)
     if saved == wanted:
         return
@@ -266,6 +271,24 @@ def check_shapes(item: Path, model: Any) -> None:
     )
 
 
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Raise what Orbax and TensorStore raise for a bucket that fails as OSError."""
+    try:
+        yield
+    except (OSError, InputError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        if not is_bucket(path):
+            raise
+        text = " ".join(str(error).split())[:300]
+        raise OSError(f"cannot read {path}: {type(error).__name__}: {text}") from error
+
+
+def _orbax_path(path: Path) -> epath.Path:
+    return epath.Path(str(path))
+
+
 def _flat(tree) -> dict[str, str]:
     # Orbax's metadata has dictionaries where the model has attributes; the names are the same.
     return {n: f"{np.dtype(x.dtype).name}{[*x.shape]}" for n, x in named_leaves(tree).items()}
@@ -273,12 +296,12 @@ def _flat(tree) -> dict[str, str]:
 
 def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
     """Write `model` alone as a run's checkpoint and wait until it is on disk."""
-    folder = Path(run_directory).absolute() / FOLDER
+    folder = as_path(run_directory).absolute() / FOLDER
     args = ocp.args.PyTreeSave(
         model, save_args=_in_chunks(model), ocdbt_target_data_file_size=FILE_BYTES
     )
     with ocp.Checkpointer(_HashingHandler()) as checkpointer:
-        checkpointer.save(folder / str(step), args=_Items(model=args))
+        checkpointer.save(_orbax_path(folder / str(step)), args=_Items(model=args))
 
 
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
@@ -287,7 +310,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     Raises InputError if there is no such checkpoint, its files are damaged, or it is of another
     config.
     """
-    folder = Path(run_directory).absolute() / FOLDER
+    folder = as_path(run_directory).absolute() / FOLDER
     there = [number for number, path in step_folders(run_directory) if not unfinished(path)]
     step = max(there, default=None) if step is None else step
     if step not in there:
@@ -305,14 +328,14 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     item = folder / str(step) / MODEL
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)
-    restored = [ocp.PLACEHOLDER] * len(leaves)
+    restored, where = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(item)
     how = structure.unflatten([ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves])
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with storage_errors(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for part in _parts(leaves):
             wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
             args = ocp.args.PyTreeRestore(structure.unflatten(wanted), restore_args=how)
             # Until a leaf is ready, what it is copied from is in memory too.
-            got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(item, args=args)))
+            got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(where, args=args)))
             for i in part:
                 restored[i] = got[i]
     return structure.unflatten(restored)

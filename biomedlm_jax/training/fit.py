@@ -349,6 +349,7 @@ def fit(
             position = {"data": recipe.data.position(), "losses": {**losses}}
             position |= {"spikes": spikes.losses(), "skips": skips.counts()}
             merged = _merged(state.model, frozen) if merges else None
+            recorder.flush()  # a resume does not repeat the lines before a checkpoint
             with stopwatch.count("save"):
                 checkpointer.save(state, position, merged=merged)
             saved, saved_at, wanted["save"] = step, time.monotonic(), 0

@@ -1,9 +1,11 @@
 """Figures of a run (FLOPs, MFU, bits per byte) and the writers that keep them."""
 
 import contextlib
+import io
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from biomedlm_jax.chips import chip
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import AppendedText, write_text
+from biomedlm_jax.files import AppendedText, is_bucket, upload, write_text
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 
 EVENTS = "events.jsonl"
@@ -92,13 +94,16 @@ class Recorder:
 
     A resumed run drops what it wrote of steps after `first_step`, which run again; events only
     grow. Training does not end because a line cannot be written: the console says so once, and the
-    line is written with a later one. Close it.
+    line is written with a later one. In a bucket, lines wait for some seconds, and TensorBoard's
+    for the next event. Close it.
     """
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
-        self._began = self._printed = time.monotonic()
-        self._progress = None
+        self._printed = time.monotonic()
+        self._progress: Any = None
         self._board: Any = None
+        self._directory = run_directory
+        self._local: tempfile.TemporaryDirectory | None = None  # TensorBoard's, for a bucket
         self._failed: set[str] = set()
         path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
@@ -114,7 +119,11 @@ class Recorder:
                 from tensorboardX import SummaryWriter  # it imports torch if that is there: 2 s
 
                 purge = first_step + 1 if first_step else None
-                self._board = SummaryWriter(str(run_directory), purge_step=purge)
+                if is_bucket(run_directory):  # tensorboardX could block there after an error
+                    self._local = tempfile.TemporaryDirectory()
+                folder = self._local.name if self._local else run_directory
+                self._board = SummaryWriter(str(folder), purge_step=purge)
+        self._began = time.monotonic()
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             console = Console(stderr=True)
@@ -143,6 +152,17 @@ class Recorder:
             facts["reached"] = self._reached  # before a kill
         with self._survive(EVENTS):
             self._events.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, in a bucket; call it before a checkpoint, which a resume relies on."""
+        for file in (self._metrics, self._events):
+            with self._survive(file.path.name):
+                file.flush()
+        if self._local and self._board:
+            with self._survive("TensorBoard's events"):
+                self._board.flush()
+                upload(Path(self._local.name), self._directory)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one line of figures of `step`."""
@@ -194,7 +214,10 @@ class Recorder:
         with self._survive("TensorBoard's events"):
             if self._board:
                 self._check_board()
+                self.flush()
                 self._board.close()
+            if self._local:
+                self._local.cleanup()
         for file in (self._metrics, self._events):
             with self._survive(file.path.name):
                 file.close()
@@ -206,7 +229,7 @@ class NullRecorder:
     def write(self, *arguments: Any, **facts: Any) -> None:
         """Do nothing."""
 
-    print_line = close = event = write
+    print_line = close = event = flush = write
 
     def is_overdue(self) -> bool:
         """Return False."""
@@ -261,8 +284,9 @@ def plot_losses(run_directory: Path) -> Path:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    file = run_directory / "loss.png"
-    figure.savefig(file, dpi=120)
+    file, image = run_directory / "loss.png", io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    file.write_bytes(image.getvalue())
     return file
 
 

@@ -34,7 +34,7 @@ SPEED = ("step_seconds", "tokens_per_second", "mfu")
 PATIENCE = 240.0  # seconds for what takes a few on an idle machine
 DATASET = {
     "rows": 32,
-    "words": "cell gene protein patient trial dose liver kidney tumour".split(),
+    "words": ["cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour"],
 }
 TINY = {
     "optimizer.schedule": "constant",
@@ -284,11 +284,11 @@ def finetuning(tmp_path_factory) -> dict[str, list[str]]:
     """The arguments of both kinds of fine-tuning, without --workdir."""
     path = tmp_path_factory.mktemp("finetuning")
     words = DATASET["words"]
-    tokenizer = train_tokenizer([" ".join([*words, "what treats the", "it is"])] * 20, vocab_size=300)
-    sizes = {"vocab_size": 300, "context_length": 48, "layers": 1, "width": 32, "heads": 2}
-    save_finetuned(
-        path / "base", make_model(GPT2Config(**sizes), key=jax.random.key(0)), tokenizer
+    tokenizer = train_tokenizer(
+        [" ".join([*words, "what treats the", "it is"])] * 20, vocab_size=300
     )
+    sizes = {"vocab_size": 300, "context_length": 48, "layers": 1, "width": 32, "heads": 2}
+    save_finetuned(path / "base", make_model(GPT2Config(**sizes), key=jax.random.key(0)), tokenizer)
     questions = [
         {
             "id": f"q{i}",

@@ -81,7 +81,10 @@ def test_killed_anywhere_it_ends_as_the_undisturbed_run(
     assert len(starts) >= len(PLACES[recipe])
     if recipe != "pretrain":  # the best model
         files = [
-            {f.relative_to(where): f.read_bytes() for f in sorted((where / "model").rglob("*.json"))}
+            {
+                f.relative_to(where): f.read_bytes()
+                for f in sorted((where / "model").rglob("*.json"))
+            }
             for where in (run, undisturbed)
         ]
         assert files[0] == files[1]
