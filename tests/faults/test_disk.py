@@ -50,6 +50,34 @@ checkpoint.Checkpointer.save = restrict
 """
 
 
+LIMITED_AFTER_TWO_STEPS = """
+import resource
+def restrict(self, state, *arguments, original=checkpoint.Checkpointer.save, **options):
+    if int(state.step) == 4:
+        self._orbax.wait_until_finished()
+        # stderr is a file, too.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    original(self, state, *arguments, **options)
+checkpoint.Checkpointer.save = restrict
+"""
+
+
+def start(faults, arguments, records, *, patch, **options):
+    """As `faults.start`, but as the installed program calls the command."""
+    program = f"{patch}\nfrom biomedlm_jax.cli import main\nsys.exit(main())"
+    return faults.start(arguments, records, patch=program, **options)
+
+
+def assert_failed(text, run):
+    """One line, the last, names the step and what is left."""
+    assert "Traceback" not in text
+    last = text.splitlines()[-1]
+    start = "biomedlm pretrain: error: cannot write the checkpoint of step 4 to "
+    assert last.startswith(f"{start}{run / 'checkpoints'}: "), text
+    assert last.endswith("; of the earlier ones step 3 is intact")
+    assert text.count("biomedlm pretrain: error: ") == 1
+
+
 @pytest.fixture(scope="module")
 def undisturbed(faults, dataset, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("disk") / "run"
@@ -77,16 +105,6 @@ def file_sizes_limited_to(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-class Limit:
-    """A place where no file may have more than 1,000 bytes while it is `full`."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def full(self):
-        return file_sizes_limited_to(1000)
-
-
 class SmallDisk:
     """A file system of 64 MiB, with 16 KiB left while it is `full`."""
 
@@ -106,20 +124,17 @@ class SmallDisk:
             ballast.unlink()
 
 
-@pytest.fixture(params=["small disk", "limit of file sizes"])
-def place(request, tmp_path):
-    if request.param != "small disk":
-        yield Limit(tmp_path)
-        return
+@pytest.fixture
+def disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(mount, capture_output=True, text=True)
     except FileNotFoundError as error:
-        pytest.skip(f"{error}; the other place stands for a full disk")
+        pytest.skip(f"{error}; a limit of file sizes stands for a full disk")
     if done.returncode:
-        pytest.skip(f"{done.stderr.strip()}; the other place stands for a full disk")
+        pytest.skip(f"{done.stderr.strip()}; a limit of file sizes stands for a full disk")
     try:
         yield SmallDisk(folder)
     finally:
@@ -131,26 +146,22 @@ def assert_as_undisturbed(faults, run, undisturbed):
     assert faults.lines_of(run) == faults.lines_of(undisturbed)
 
 
-def test_a_full_disk(faults, dataset, undisturbed, place, monkeypatch, capsys):
-    run, original = place.folder / "run", Checkpointer.save
+def test_a_full_disk(faults, dataset, undisturbed, disk, monkeypatch, capsys):
+    run, original = disk.folder / "run", Checkpointer.save
     arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)
     with contextlib.ExitStack() as full:
 
         def save(self, state, *others, **options):
             if int(state.step) == 4:
                 self.wait()
-                full.enter_context(place.full())
+                full.enter_context(disk.full())
             original(self, state, *others, **options)
 
         monkeypatch.setattr(Checkpointer, "save", save)
         assert main(arguments) == 1
         monkeypatch.undo()
         text = capsys.readouterr().err
-        last = text.splitlines()[-1]
-        start = "biomedlm pretrain: error: cannot write the checkpoint of step 4 to "
-        assert last.startswith(f"{start}{run / 'checkpoints'}: "), text
-        assert last.endswith("; of the earlier ones step 3 is intact")
-        assert "Traceback" not in text
+        assert_failed(text, run)
         assert faults.steps(run) == [2, 3]
         assert main(arguments) == 1  # a restart cannot help yet
         assert faults.steps(run) == [2, 3]
@@ -161,18 +172,28 @@ def test_a_full_disk(faults, dataset, undisturbed, place, monkeypatch, capsys):
     assert not [path for path in (run / "checkpoints").iterdir() if not path.name.isdecimal()]
 
 
+def test_a_limit_of_file_sizes(faults, dataset, undisturbed, tmp_path):
+    """Arrays, but not directories, cannot be written; the process ends at once and silently."""
+    run, records = tmp_path / "run", tmp_path / "records"
+    arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)
+    process = start(faults, arguments, records, patch=LIMITED_AFTER_TWO_STEPS, devices=8)
+    (text,) = faults.ended(process)
+    assert process.returncode == 1, text
+    assert_failed(text, run)
+    assert faults.steps(run) == [2, 3]
+    assert main(arguments) == 0
+    assert_as_undisturbed(faults, run, undisturbed)
+
+
 def test_a_directory_that_becomes_read_only(faults, dataset, tmp_path):
     run, records = tmp_path / "run", tmp_path / "records"
     arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)
     try:
         patch = WITHOUT_PRIVILEGES + READ_ONLY_AFTER_TWO_STEPS
-        process = faults.start(arguments, records, patch=patch)
+        process = start(faults, arguments, records, patch=patch)
         (text,) = faults.ended(process)
         assert process.returncode == 1, text
-        last = text.splitlines()[-1]
-        assert last.startswith("biomedlm pretrain: error: cannot write the checkpoint of step 4 ")
-        assert last.endswith("; of the earlier ones step 3 is intact")
-        assert "Traceback" not in text
+        assert_failed(text, run)
         process = faults.start(arguments, records, patch=WITHOUT_PRIVILEGES)
         (text,) = faults.ended(process)
         assert process.returncode == 1, text
