@@ -26,7 +26,7 @@ COMMANDS = (
 )
 
 # Flags that take a path of Google Cloud Storage, and commands whose --out does.
-BUCKETS = ("workdir", "model", "init", "run", "replay", "source", "config.data.path")
+BUCKETS = ("workdir", "model", "init", "run", "directory", "replay", "source", "config.data.path")
 BUCKET_OUT = ("import-hf", "export-hf")
 TEXTS = ("prompt", "stop", "bad_words", "score", "terms")  # flags whose values are no paths
 

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "biomedlm_jax"
 # Each floor imports from lower ones only.
 FLOORS = (
     ("errors",),
+    ("buckets",),
     ("streams", "integrity"),
     ("files", "settings", "chips", "mesh", "allocator", "distributed", "agreement"),
     ("corpus", "model"),

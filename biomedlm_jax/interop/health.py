@@ -10,7 +10,7 @@ from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import as_path, read_json
 from biomedlm_jax.integrity import SUMS, damage, has_sums, read_sums, write_sums
 from biomedlm_jax.interop.directories import CONFIG, MODEL_FOLDER
 from biomedlm_jax.training.checkpoint import FOLDER, problems_of, step_folders, unfinished
@@ -42,7 +42,7 @@ def check_directory(path: str | Path, *, add_sums: bool = False) -> list[Part]:
     With `add_sums`, SHA256SUMS is written where a finished part has none. Raises InputError if
     `path` is no such directory.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_dir():
         raise InputError(f"no such directory: {path}")
     if (path / RUN_FILE).exists():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import as_path, read_json
 from biomedlm_jax.interop.health import check_directory
 from biomedlm_jax.training.checkpoint import step_folders, unfinished
 from biomedlm_jax.training.goodput import PARTS, goodput
@@ -20,7 +20,7 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
 
     Raises InputError if `run` is no run directory. Writes nothing.
     """
-    run = Path(run)
+    run = as_path(run)
     if not (run / RUN_FILE).exists():
         raise InputError(f"{run} holds no run ({RUN_FILE}); name a --workdir of pretrain, finetune")
     record, metrics, events = read_json(run / RUN_FILE), read_metrics(run), read_events(run)
@@ -116,4 +116,4 @@ def describe(facts: dict[str, Any]) -> list[str]:
 
 def draw(run: str | Path) -> Path:
     """Draw the losses of a run, with its restarts, and return the file."""
-    return plot_losses(Path(run))
+    return plot_losses(as_path(run))

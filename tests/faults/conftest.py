@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from processes import Process
 
 from biomedlm_jax.corpus.documents import Document
@@ -32,10 +33,7 @@ from biomedlm_jax.training.metrics import read_events, read_metrics
 ROOT = Path(__file__).parents[2]
 SPEED = ("step_seconds", "tokens_per_second", "mfu")
 PATIENCE = 240.0  # seconds for what takes a few on an idle machine
-DATASET = {
-    "rows": 32,
-    "words": ["cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour"],
-}
+WORDS = ("cell", "gene", "protein", "patient", "trial", "dose", "liver", "kidney", "tumour")
 TINY = {
     "optimizer.schedule": "constant",
     "optimizer.final_lr_fraction": 1.0,
@@ -45,6 +43,7 @@ TINY = {
     "logging.tensorboard": False,
 }
 PRETRAIN = {"training.steps": 12, "training.evaluate_every": 6, "model.layers": 1, **TINY}
+ELASTIC = {"training.steps": 8, "training.evaluate_every": 8, "checkpoint.keep": 9}
 PRELUDE = """
 import hashlib, os, sys, time
 from pathlib import Path
@@ -103,7 +102,7 @@ def save(self, state, *arguments, original=checkpoint.Checkpointer.save, **optio
         reach("committed")
 
 def remove_tree(path, original=checkpoint.remove_tree):
-    if path.parent.name == "checkpoints" and path.name.isdecimal():
+    if Path(path).parent.name == "checkpoints" and Path(path).name.isdecimal():
         reach("prune")
     original(path)
 
@@ -208,19 +207,22 @@ def saved_state(run: Path, step: int | None = None) -> dict:
     """All arrays of a checkpoint, and its data position, by name."""
     step = max(steps(run)) if step is None else step
     folder = run / "checkpoints" / str(step)
-    read = {
-        item: ocp.PyTreeCheckpointer().restore(folder / item) for item in ("model", "optimizer")
-    }
-    leaves = jax.tree_util.tree_leaves_with_path(read)
-    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    arrays = {**read_item(folder / "model"), **read_item(folder / "optimizer")}
     return {**arrays, "data": json.loads((folder / "data" / "metadata").read_text())}
 
 
-def saved_state_of_model(run: Path) -> dict:
+def saved_model(run: Path) -> dict:
     """All arrays of the newest checkpoint of a model alone."""
-    folder = run / "checkpoints" / str(max(steps(run))) / "model"
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(folder))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return read_item(run / "checkpoints" / str(max(steps(run))) / "model")
+
+
+def read_item(folder: Path) -> dict:
+    """The arrays of an item of a checkpoint, whatever mesh wrote it."""
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    read = ocp.PyTreeCheckpointer().restore(folder, restore_args=as_numpy)
+    leaves = jax.tree_util.tree_leaves_with_path(read)
+    return {f"{folder.name}{jax.tree_util.keystr(path)}": leaf for path, leaf in leaves}
 
 
 def assert_same_state(got: dict, expected: dict) -> None:
@@ -257,10 +259,10 @@ def write_lines(path: Path, rows) -> None:
 def make_rows(path: Path, *, seed: int = 0) -> Path:
     """Token rows of length 32, vocabulary 300."""
     rng = np.random.default_rng(seed)
-    texts = [" ".join(rng.choice(DATASET["words"], 40)) + f" {rng.random()}." for _ in range(200)]
+    texts = [" ".join(rng.choice(WORDS, 40)) + f" {rng.random()}." for _ in range(200)]
     tokenizer = train_tokenizer(iter(texts), vocab_size=300)
     documents = (Document(text, f"{i}") for i, text in enumerate(texts))
-    build_tokens(documents, tokenizer, path, length=DATASET["rows"], validation_fraction=0.1)
+    build_tokens(documents, tokenizer, path, length=32, validation_fraction=0.1)
     return path
 
 
@@ -276,27 +278,38 @@ def dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    """A run of one process with eight devices that kept every checkpoint; copy it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    settings = {**ELASTIC, "mesh.data": 2, "mesh.fsdp": 4}
+    arguments = pretrain_arguments(dataset, run, **settings)
+    process = start(arguments, run.parent / "records", devices=8)
+    (text,) = ended(process)
+    assert process.returncode == 0, text
+    return run
+
+
+@pytest.fixture(scope="session")
 def finetuning(tmp_path_factory) -> dict[str, list[str]]:
     """The arguments of both kinds of fine-tuning, without --workdir."""
     path = tmp_path_factory.mktemp("finetuning")
-    words = DATASET["words"]
     tokenizer = train_tokenizer(
-        [" ".join([*words, "what treats the", "it is"])] * 20, vocab_size=300
+        [" ".join([*WORDS, "what treats the", "it is"])] * 20, vocab_size=300
     )
     sizes = {"vocab_size": 300, "context_length": 48, "layers": 1, "width": 32, "heads": 2}
     save_finetuned(path / "base", make_model(GPT2Config(**sizes), key=jax.random.key(0)), tokenizer)
     questions = [
         {
             "id": f"q{i}",
-            "question": f"what treats the {words[i % 9]}",
-            "options": [words[i % 4], words[4 + i % 5]],
+            "question": f"what treats the {WORDS[i % 9]}",
+            "options": [WORDS[i % 4], WORDS[4 + i % 5]],
             "label": i % 2,
         }
         for i in range(16)
     ]
     write_lines(path / "questions" / "train.jsonl", questions)
     write_lines(path / "questions" / "dev.jsonl", questions[:5])
-    texts = [{"source": f"what is {words[i % 9]} {i}", "target": f"it is {i}"} for i in range(40)]
+    texts = [{"source": f"what is {WORDS[i % 9]} {i}", "target": f"it is {i}"} for i in range(40)]
     write_lines(path / "texts.jsonl", texts)
     common = {**TINY, "optimizer.warmup_ratio": 0.1, "optimizer.learning_rate": 3e-3}
     del common["optimizer.schedule"], common["optimizer.final_lr_fraction"]

@@ -88,6 +88,6 @@ def test_killed_anywhere_it_ends_as_the_undisturbed_run(
             for where in (run, undisturbed)
         ]
         assert files[0] == files[1]
-        models = [faults.saved_state_of_model(where / "model") for where in (run, undisturbed)]
+        models = [faults.saved_model(where / "model") for where in (run, undisturbed)]
         faults.assert_same_state(*models)
     shutil.rmtree(tmp_path / "run")
