@@ -70,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + 13  # the exit code of SIGPIPE in a shell
     finally:
         warnings.formatwarning = before
+    if argv is None and code == FAILED:  # threads of a failed save may not end, or not silently
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

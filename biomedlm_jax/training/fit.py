@@ -392,7 +392,10 @@ def fit(
             raise Interrupted(wanted["stop"])
         recorder.event("finish", step=step, seconds=stopwatch.rounded())
         if jax.process_index() == 0:
-            plot_losses(workdir)
+            try:
+                plot_losses(workdir)
+            except OSError as error:  # a full disk
+                recorder.print_line(f"cannot draw loss.png ({error})")
         recorder.print_line(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
         return _merged(state.model, frozen), {"step": step, **result}
 

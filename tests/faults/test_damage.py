@@ -10,6 +10,7 @@ import pytest
 from biomedlm_jax.cli import main
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import SUMS
+from biomedlm_jax.training import fit
 from biomedlm_jax.training.checkpoint import choose_step
 
 STEPS = {
@@ -28,6 +29,11 @@ def finished(faults, dataset, tmp_path_factory) -> Path:
     assert main(faults.pretrain_arguments(dataset, run, **STEPS)) == 0
     assert faults.steps(run) == [2, 4, 6]
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setattr(fit, "plot_losses", lambda run: None)
 
 
 @pytest.fixture
