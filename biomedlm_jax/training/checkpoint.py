@@ -83,17 +83,23 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
     """
     share = jax.process_index(), jax.process_count()
 
-    def list_steps() -> list[int]:
+    def list_steps() -> list[list[int]]:
         folders = step_folders(run_directory)
         for _, path in folders:
             if unfinished(path):
                 _set_aside(path, "unfinished")
-        return [step for step, path in folders if path.exists() and step <= newest]
+        left = [(step, path) for step, path in folders if path.exists() and step <= newest]
+        return [[step, has_sums(path)] for step, path in left]
 
     first_problem, good = "", None
     damaged: list[int] = []
-    for step in reversed(from_first_process(list_steps)):
+    for step, hashed in reversed(from_first_process(list_steps)):
         path = run_directory / FOLDER / str(step)
+        if hashed and not has_sums(path):
+            raise OSError(
+                f"process {jax.process_index()} does not see {path / SUMS}, which process 0 sees; "
+                "the storage lists it late, or is not shared"
+            )
         problems = [one for some in all_gather(problems_of(path, share=share)) for one in some]
         if not problems:
             good = step
