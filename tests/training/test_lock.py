@@ -127,6 +127,7 @@ def test_a_torn_lock_counts_as_one_of_an_unknown_host(run, torn):
         assert content(run)["pid"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_lock_of_another_is_not_removed(run):
     """As if this process had been suspended, and its lock had been taken over."""
     ended = []
