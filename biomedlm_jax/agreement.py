@@ -13,7 +13,8 @@ from jax.experimental import multihost_utils
 from biomedlm_jax.errors import InputError
 
 T = TypeVar("T")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+PACKAGES = ("biomedlm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+PACKAGES += ("numpy", "tokenizers")
 SHOWN = 60  # characters of a value in a message
 
 
@@ -60,10 +61,8 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run's numbers."""
-    from biomedlm_jax import __version__
-
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"biomedlm-jax": __version__, "python": platform.python_version(), **packages}
+    return {"python": platform.python_version(), **packages}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

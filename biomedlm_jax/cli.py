@@ -16,6 +16,7 @@ import textwrap
 import warnings
 from pathlib import Path
 
+from biomedlm_jax.buckets import SCHEME
 from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
 
 COMMANDS = (
@@ -24,7 +25,9 @@ COMMANDS = (
     *("verify-hf", "plan", "bench"),
 )
 
-BUCKETS = ("gs://", "s3://")
+# Flags that take a path of Google Cloud Storage, and commands whose --out does.
+BUCKETS = ("workdir", "model", "init", "run", "directory", "replay", "source", "config.data.path")
+BUCKET_OUT = ("import-hf", "export-hf")
 TEXTS = ("prompt", "stop", "bad_words", "score", "terms")  # flags whose values are no paths
 
 FLAG = r"flag --([\w.]+)=(.*?): "
@@ -67,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + 13  # the exit code of SIGPIPE in a shell
     finally:
         warnings.formatwarning = before
+    if argv is None and code == FAILED:  # threads of a failed save may not end, or not silently
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 
@@ -135,9 +141,7 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     for argument, following in itertools.pairwise([*arguments, ""]):
         flag, equals, path = argument.partition("=")
         path = path if equals else following
-        if path.startswith(BUCKETS) and flag.lstrip("-").rpartition(".")[2] not in TEXTS:
-            fix = "mount the bucket and give the path of the mount"
-            raise InputError(f"got {flag}={path}; expected a path of a file system: {fix}")
+        _check_scheme(name, flag.lstrip("-"), path)
         if flag.lstrip("-") == "config" and not os.path.isfile(path.partition(":")[0]):
             raise InputError(f"no such config file: {path or 'the path is empty'}")
     # Reset what an earlier call in this process set, and the flags of its overrides.
@@ -148,6 +152,23 @@ def _parse(command, name: str, arguments: list[str]) -> None:
     if rest:
         raise InputError(f"got {rest[0]!r} without a flag; expected --name=value")
     flags.FLAGS(sys.argv[:1])
+
+
+def _check_scheme(command: str, flag: str, path: str) -> None:
+    """Raise InputError for a URL where a flag takes none."""
+    url = re.match(r"[A-Za-z][\w+.-]*://", path)
+    if not url or flag.rpartition(".")[2] in TEXTS:
+        return
+    scheme, fix = (
+        url[0].lower(),
+        f"mount the bucket and give the path of the mount, or use {SCHEME}",
+    )
+    if scheme == SCHEME:
+        fix = "give a local directory; gcloud storage cp -r copies it"
+        if flag in BUCKETS or (flag == "out" and command in BUCKET_OUT):
+            return
+    if scheme != "hf://":
+        raise InputError(f"got --{flag}={path}; expected a path of a file system: {fix}")
 
 
 def reword_flag_error(error: Exception) -> str:

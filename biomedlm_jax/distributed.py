@@ -14,6 +14,7 @@ from jax._src import distributed as jax_distributed
 from biomedlm_jax.errors import BAD_INPUT, FAILED, InputError
 
 FAILURE = "biomedlm/failure"  # key of the first failure: "CODE TEXT"
+KEY_VALUE = ("key_value_set", "key_value_try_get")
 POLL_SECONDS = 1.0
 
 
@@ -97,6 +98,11 @@ def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
         yield
         return
     client: Any = jax_distributed.global_state.client  # jax has no public key-value store
+    lacking = [name for name in KEY_VALUE if not hasattr(client, name)]
+    if lacking:  # a private part of jax: without it failures would go unnoticed
+        raise RuntimeError(
+            f"this jax ({jax.__version__}) has no {', '.join(lacking)} between hosts"
+        )
     finished = threading.Event()
     threading.Thread(target=_watch, args=(client, finished), daemon=True).start()
     try:

@@ -9,5 +9,23 @@ BAD_INPUT = 2  # input, settings or damaged files: a restart cannot help
 INTERRUPTED = 130  # Ctrl-C; other signals end with 128 plus their number, as in a shell
 
 
+LONGEST = 2000  # characters of a message; the middle of a longer one is left out
+
+
+def one_line(text: str) -> str:
+    """Return a text as one printable line of at most `LONGEST` characters.
+
+    Line ends, terminal escapes and half surrogates, which names and values in files can have, are
+    escaped as in Python.
+    """
+    half = LONGEST // 2 - 3
+    text = text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 class InputError(ValueError):
     """Input, settings or files that a person must change; the message is one line."""
+
+    def __str__(self) -> str:
+        """Return the message as `one_line`."""
+        return one_line(super().__str__())

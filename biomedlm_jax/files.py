@@ -1,6 +1,6 @@
 """Read and write files: JSON, JSON lines, and directories that are written atomically.
 
-The package has no other implementation of these.
+The package has no other implementation of these. A directory may be one of a bucket, gs://...
 """
 
 import contextlib
@@ -10,18 +10,68 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.buckets import BucketPath, as_path, is_bucket
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.integrity import write_sums
+from biomedlm_jax.integrity import SUMS, has_sums, write_sums
 from biomedlm_jax.streams import open_binary, read_lines
+
+REWRITE_SECONDS = 5.0  # at least, between two writes of an object that grows
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory with all that is in it; what cannot be deleted stays."""
+    if isinstance(path, BucketPath):
+        path.rmtree()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_copy(
+    path: str | Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[Path]:
+    """Yield `path`, or a temporary copy of a bucket's, for libraries that read local files only.
+
+    `wanted` chooses the files to copy by their names in the directory.
+    """
+    source = as_path(path)
+    if not isinstance(source, BucketPath):
+        yield source
+        return
+    with _exit_on_sigterm(), tempfile.TemporaryDirectory() as folder:
+        source.download(Path(folder), wanted)
+        try:
+            yield Path(folder)
+        except InputError as error:
+            raise InputError(str(error).replace(folder, str(source))) from error
+
+
+@contextlib.contextmanager
+def written_locally(path: Path) -> Iterator[Path]:
+    """Yield `path`, or a temporary directory that is copied to a bucket's after the block."""
+    if not is_bucket(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+        upload(Path(folder), path)
+
+
+def upload(folder: Path, path: Any) -> None:
+    """Copy the files of a local directory to that of a bucket."""
+    path.upload(folder)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -29,6 +79,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Raises InputError naming the file and the place in it.
     """
+    if is_bucket(path):
+        try:
+            return parse_object(as_path(path).read_bytes(), str(path))
+        except FileNotFoundError:
+            raise InputError(f"no such file: {path}") from None
     with open_binary(Path(path)) as file:
         return parse_object(file.read(), str(path))
 
@@ -96,6 +151,9 @@ def write_text(path: str | Path, text: str) -> None:
 
     Missing parent directories are created. A symbolic link stays; its target is replaced.
     """
+    if is_bucket(path):
+        as_path(path).write_text(text)
+        return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     special = path.exists() and not path.is_file()  # such as /dev/stdout, which is not replaced
@@ -111,23 +169,50 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 class AppendedText:
-    """Lines at the end of a file that only grows. What cannot be written now is written later."""
+    """Lines at the end of a file that only grows. What cannot be written now is written later.
+
+    An object of a bucket is written again as a whole, so lines wait for REWRITE_SECONDS or more: a
+    hundredth of the time goes into writing at most.
+    """
 
     def __init__(self, path: str | Path):
-        self.path, self._unwritten = Path(path), b""
+        self.path, self._unwritten = as_path(path), b""
         self._file: int | None = None
+        self._due = 0.0
+        self._object: bytes | None = None
+        if isinstance(self.path, BucketPath):
+            self._object = self.path.read_bytes() if self.path.exists() else b""
 
     def append(self, line: str) -> None:
         """Write a line at once; raises OSError if it must wait for the next call or `close`."""
         self._unwritten += line.encode() + b"\n"
+        if self._object is not None:
+            if time.monotonic() >= self._due:
+                self.flush()
+            return
         if self._file is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._file = os.open(self.path, flags, 0o666)
+            if self.path.is_file():  # drop a last line that a crash cut off
+                content = self.path.read_bytes()
+                os.ftruncate(self._file, content.rfind(b"\n") + 1)
         while self._unwritten:
             self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
 
+    def flush(self) -> None:
+        """Write a bucket's lines now."""
+        if self._object is not None and self._unwritten:
+            start = time.monotonic()
+            try:
+                self.path.write_bytes(self._object + self._unwritten)
+                self._object, self._unwritten = self._object + self._unwritten, b""
+            finally:
+                now = time.monotonic()
+                self._due = now + max(REWRITE_SECONDS, min(60.0, 100 * (now - start)))
+
     def close(self) -> None:
         """Write what is left and close; raises OSError if that is not possible."""
+        self.flush()
         try:
             if self._unwritten and self._file is not None:
                 os.write(self._file, self._unwritten)
@@ -147,7 +232,7 @@ def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overw
       InputError: `path` is a file, or holds files that are not replaceable, or `overwrite` is
         false.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; name a directory")
     if not path.exists() or not any(path.iterdir()):
@@ -168,11 +253,27 @@ def atomic_directory(
 
     After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. A symbolic link
     stays; the directory it points to is replaced. The leftovers of killed processes are removed.
-    SHA256SUMS in the directory has the hashes of its files.
+    SHA256SUMS in the directory has the hashes of its files. A bucket's directory is replaced file
+    by file, and has no SHA256SUMS meanwhile; if that is interrupted, `recover_directory` ends it.
 
     Raises what `check_output` raises, before the block and again after it: another process may
     have written `path` in the meantime.
     """
+    if is_bucket(path):
+        recover_directory(path)
+        check_output(path, replaceable=replaceable, overwrite=overwrite)
+        target = as_path(path)
+        made = target.with_name(f".{target.name}.{secrets.token_hex(8)}.new")
+        with _exit_on_sigterm():
+            try:
+                yield made
+                write_sums(made)
+                check_output(path, replaceable=replaceable, overwrite=overwrite)
+            except BaseException:
+                remove_tree(made)
+                raise
+            _roll_forward(made, target)
+        return
     _remove_leftovers(Path(os.path.realpath(path)))
     check_output(path, replaceable=replaceable, overwrite=overwrite)
     path = Path(os.path.realpath(path))
@@ -266,12 +367,36 @@ def _lock(directory: Path) -> int | None:
 
 
 def recover_directory(path: str | Path) -> None:
-    """Restore `path` if a process was killed between the two renames of `atomic_directory`."""
+    """Restore `path` if a process was killed between the two renames of `atomic_directory`.
+
+    What it left in a bucket is complete, and then moved to `path`, or removed.
+    """
+    if is_bucket(path):
+        target = as_path(path)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
+            if has_sums(left):
+                _roll_forward(left, target)
+            else:
+                remove_tree(left)
+        return
     path = Path(os.path.realpath(path))
     if not path.exists():
         for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
             old.rename(path)
             return
+
+
+def _roll_forward(new: Any, target: Any) -> None:
+    """Move a complete directory of a bucket to `target`, weights first, SHA256SUMS last."""
+    before, names = target.sizes(), new.sizes()
+    (target / SUMS).unlink(missing_ok=True)
+    # Within a checkpoint, marks come after what they stand for.
+    for name in sorted(names, key=lambda n: (n == SUMS, "/" not in n, n.endswith(".txt"))):
+        (new / name).copy_to(target / name)
+    for name in before.keys() - names.keys():
+        (target / name).unlink(missing_ok=True)
+    (new / SUMS).unlink(missing_ok=True)  # from here it is a leftover
+    new.rmtree()
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

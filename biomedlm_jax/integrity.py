@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from biomedlm_jax.buckets import BucketPath
 from biomedlm_jax.errors import InputError
 
 SUMS = "SHA256SUMS"
@@ -62,7 +63,8 @@ def damage(
         return [f"{SUMS} is empty"]
     index, count = share
     listed = [name for name in sorted(sums) if of(name)][index::count]
-    there = [name for name in listed if (directory / name).is_file()]
+    files = {*_files(directory)}
+    there = [name for name in listed if name in files]
     digests = dict(zip(there, _hashes(directory, there), strict=True))
     problems = [
         f"{name} is missing" if name not in digests else f"{name} was changed after it was written"
@@ -70,7 +72,7 @@ def damage(
         if digests.get(name) != sums[name]
     ]
     if complete and index == 0:
-        others = {name for name in _files(directory) if of(name)} - NOT_HASHED - {*sums}
+        others = {name for name in files if of(name)} - NOT_HASHED - {*sums}
         problems += [f"{name} is not in {SUMS}" for name in sorted(others)]
     return problems
 
@@ -91,6 +93,9 @@ def _hash(path: Any) -> str:
 
 def _files(directory: Any, prefix: str = "") -> Iterator[str]:
     """Yield the names of all files below a directory, sorted; links count as what they name."""
+    if isinstance(directory, BucketPath):
+        yield from sorted(directory.sizes())
+        return
     for path in sorted(directory.iterdir(), key=lambda path: path.name):
         name = f"{prefix}{path.name}"
         if path.is_dir():

@@ -11,7 +11,6 @@ groups. A value that is `free` may change when a run is resumed.
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ _OPERATORS = {
     "below": ("below", lambda value, bound: value < bound),
 }
 _WORDS = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a string"}
+LARGEST_INT, LARGEST_FLOAT = 2**53, 3.4e38  # numbers that JSON and float32 hold
 
 
 def setting(
@@ -96,12 +96,19 @@ def check_names(values: Any, known: typing.Iterable[str], *, where: str, complet
     known = list(known)
     if not (hasattr(values, "keys") and hasattr(values, "__getitem__")):
         raise InputError(f"got {where}={values!r}; expected a group with {', '.join(known)}")
-    unknown = sorted(set(values.keys()) - set(known))
+    unknown = sorted(set(map(str, values.keys())) - set(known))
     missing = [name for name in known if complete and name not in values]
     if unknown:
         raise InputError(f"got {where}.{unknown[0]}, which is unknown; known: {', '.join(known)}")
     if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}; set every value in the config file")
+
+
+def check_object(value: Any, what: str) -> dict[str, Any]:
+    """Return a JSON object, {} for null; raise InputError, which begins with `what`, otherwise."""
+    if not (value is None or isinstance(value, dict)):
+        raise InputError(f"{what} of type {type(value).__name__}; expected an object")
+    return value or {}
 
 
 @functools.cache
@@ -135,9 +142,10 @@ def _has_type(value: Any, hint: Any) -> bool:
         return True
     if hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return number and abs(value) <= LARGEST_FLOAT  # not NaN either
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and abs(value) <= LARGEST_INT
     return value is None if hint is types.NoneType else isinstance(value, hint)
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
 
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
@@ -50,7 +51,7 @@ def read_lines(
     Raises InputError, also without `on_long` for a line beyond the limit, and BrokenStreamError
     if the compressed data are damaged or truncated.
     """
-    path, number = Path(path), 0
+    path, number = as_path(path), 0
     with open_binary(path) as file, _named_errors(lambda: f"{path}:{number + 1}"):
         text = _decompressed(file, path)
         while line := text.readline(limit + 1):

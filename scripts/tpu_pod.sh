@@ -2,9 +2,7 @@
 # Pre-train on all workers of a TPU pod, and resume after a preemption.
 #
 #   TPU=biomedlm ZONE=us-west4-a TYPE=v5litepod-256 \
-#   MOUNT='sudo install -d -o "$USER" /mnt/bucket &&
-#     gcsfuse --implicit-dirs --rename-dir-limit=100000 BUCKET /mnt/bucket' \
-#   DATA=/mnt/bucket/tokens RUN=/mnt/bucket/run \
+#   DATA=gs://BUCKET/tokens RUN=gs://BUCKET/run \
 #     scripts/tpu_pod.sh --config=configs/pretrain.py:biomedlm_2_7b
 #
 # All arguments are flags of `biomedlm pretrain`. Requires gcloud with a signed-in account.
@@ -12,13 +10,14 @@
 # The script creates the pod if it does not exist, installs this repository on every worker (the
 # files that git tracks, with their current content: `git add` a config of your own), and starts
 # one `biomedlm pretrain` per worker. After a failure or a preemption it starts the run again, which
-# resumes from its last checkpoint. Keep the script running, for example in tmux: it holds the ssh
+# resumes from its last checkpoint; the pause between attempts doubles with each failure. It stops
+# at exit code 2 (bad input, which a restart cannot mend) and 130 (stopped by a person). Keep the script running, for example in tmux: it holds the ssh
 # sessions.
 #
 # Environment variables, required:
 #   TPU, ZONE, TYPE    name, zone and accelerator type of the pod
-#   DATA, RUN          directories of the token rows and of the run, as mounted paths that every
-#                      worker can read; gs://... is not supported
+#   DATA, RUN          directories of the token rows and of the run: gs://..., or mounted paths that
+#                      every worker can read
 # Environment variables, optional:
 #   MOUNT              command that each worker runs before training, once per boot; a new pod has
 #                      nothing mounted, also after a preemption
@@ -26,12 +25,13 @@
 #   PYTHON             interpreter, installed with apt if missing (python3.11)
 #   SPOT=0             create an on-demand pod; the default is a cheaper, preemptible spot pod
 #   DELETE=1           delete the pod when training has finished
-#   RETRY_SECONDS      pause between attempts (120)
+#   RETRY_SECONDS      pause before the second attempt (60); it doubles, up to MOST_SECONDS (1800)
 #   FAILURES           failed attempts allowed on one pod (10)
 #   CREATES            rejected `create` calls in a row allowed, lack of capacity aside (5)
 #   WAITS              checks in a row allowed without a ready pod (720)
 #
-# Exit codes: 0 when training has finished, 2 for invalid input, 1 when a limit is reached.
+# Exit codes: 0 when training has finished, 2 for invalid input, 130 when the workers got SIGINT, 1
+# when a limit is reached.
 # The pod is billed until it is deleted. On every other exit than DELETE=1 after success, the script
 # leaves the pod and prints the command that deletes it.
 set -euo pipefail
@@ -48,10 +48,12 @@ for name in TPU ZONE TYPE DATA RUN; do
   fi
 done
 for name in DATA RUN; do
-  case "${!name}" in *://*)
-    echo "expected a mounted path in $name, got ${!name}; fix: use /mnt/... and set MOUNT" >&2
-    exit 2
-    ;;
+  case "${!name}" in
+    gs://*) ;;
+    *://*)
+      echo "expected gs://... or a mounted path in $name, got ${!name}; fix: mount it" >&2
+      exit 2
+      ;;
   esac
 done
 VERSION="${VERSION:-v2-alpha-tpuv5-lite}"
@@ -59,7 +61,8 @@ PYTHON="${PYTHON:-python3.11}"
 MOUNT="${MOUNT:-}"
 SPOT="${SPOT:-1}"
 DELETE="${DELETE:-0}"
-RETRY_SECONDS="${RETRY_SECONDS:-120}"
+RETRY_SECONDS="${RETRY_SECONDS:-60}"
+MOST_SECONDS="${MOST_SECONDS:-1800}"
 FAILURES="${FAILURES:-10}"
 CREATES="${CREATES:-5}"
 WAITS="${WAITS:-720}"
@@ -75,8 +78,10 @@ retry() { # REASON: pause before the next attempt, or exit after the last one
     echo "$1; stopped after $failures failures on this pod" >&2
     exit 1
   fi
-  echo "$1; next attempt in $RETRY_SECONDS s" >&2
-  sleep "$RETRY_SECONDS"
+  local pause=$((RETRY_SECONDS * 2 ** (failures - 1)))
+  pause=$((pause < MOST_SECONDS ? pause : MOST_SECONDS))
+  echo "$1; next attempt in $pause s" >&2
+  sleep "$pause"
 }
 
 waits=0
@@ -132,7 +137,7 @@ python="{ $PYTHON -c 'import ensurepip' 2>/dev/null ||
   { $apt update; $apt install -y $PYTHON $PYTHON-venv; } ||
   { echo 'expected $PYTHON on this worker, and apt cannot install it; fix: set PYTHON or VERSION' >&2
     exit 1; }; }"
-install="$python && $PYTHON -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+install="$python && $PYTHON -m venv .venv && .venv/bin/pip install -q -e '.[tpu,gcs]'"
 # Each worker records its boot id and the mount command, so that a retry does not mount twice.
 mount="done=\"\$(cat /proc/sys/kernel/random/boot_id) \"$(printf %q "$MOUNT")
 [ \"\$(cat .biomedlm_mounted 2>/dev/null)\" = \"\$done\" ] || {
@@ -188,8 +193,9 @@ while true; do
   if [ "$code" -eq 0 ] && [ "$DELETE" = 1 ] && tpu_vm delete "$TPU" --quiet; then
     pod_exists=""
   fi
-  if [ "$code" -eq 0 ] || [ "$code" -eq 2 ]; then
-    exit "$code"
-  fi
+  case "$code" in
+    0 | 2 | 130) exit "$code" ;;
+    129 | 138 | 143) failures=0 ;; # saved after a signal, as before maintenance: no failure
+  esac
   retry "training ended with exit code $code"
 done

@@ -21,8 +21,10 @@ SLOW = (
     "tensorboardX rouge_score.rouge_scorer ipykernel.kernelapp lm_eval.evaluator biomedlm_jax.cli"
 )
 PROGRAM = """
-import atexit, os, runpy, sys
+import atexit, gc, os, runpy, sys
 
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 os.chdir(directory)
 os.environ.clear()
 os.environ.update(environment)

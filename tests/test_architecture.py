@@ -14,8 +14,10 @@ PACKAGE = ROOT / "biomedlm_jax"
 # Each floor imports from lower ones only.
 FLOORS = (
     ("errors",),
-    ("streams",),
-    ("files", "settings", "chips", "mesh", "allocator", "distributed"),
+    ("buckets",),
+    ("buckets",),
+    ("streams", "integrity"),
+    ("files", "settings", "chips", "mesh", "allocator", "distributed", "agreement"),
     ("corpus", "model"),
     ("training",),
     ("interop",),
@@ -30,16 +32,17 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 # Test files of no single module.
 CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
+CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_387,
-    ("training",): 1_673,
-    ("corpus",): 1_876,
-    ("generation",): 1_976,
-    ("interop",): 1_759,
-    ("qa", "finetuning"): 5_065,
+    ("model",): 1_399,
+    ("training",): 2_692,
+    ("corpus",): 2_153,
+    ("generation",): 2_006,
+    ("interop",): 2_086,
+    ("qa", "finetuning"): 5_180,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_046,
+    ("cli", "commands"): 1_167,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
@@ -118,6 +121,7 @@ def test_every_module_has_its_test_file_and_no_other_exists():
     tests = ROOT / "tests"
     mirrored = {path.relative_to(PACKAGE).with_name(f"test_{path.name}") for path in FILES}
     existing = {path.relative_to(tests) for path in tests.rglob("test_*.py")}
+    existing = {path for path in existing if path.parts[0] != CROSS_CUTTING_FOLDER}
     cross_cutting = {Path(f"test_{name}.py") for name in CROSS_CUTTING}
     assert sorted(map(str, mirrored - existing)) == [], "modules without tests"
     assert sorted(map(str, existing - mirrored - cross_cutting)) == [], "tests without a module"

@@ -63,7 +63,14 @@ def test_help_describes_that_commands_flags_only(name, capsys):
         (["pretrain", "--config", "no.py", "--workdir=x"], "error: no such config file: no.py"),
         (["plan", "--config="], "error: no such config file: the path is empty"),
         (["export-hf", "--model=", "--out="], "error: --model is required. --out is required."),
-        (["pretrain", CONFIG, "--workdir=gs://bucket/run"], "mount the bucket"),
+        (["pretrain", CONFIG, "--workdir=s3://bucket/run"], "mount the bucket"),
+        (["finetune", CONFIG, "--model", "S3://bucket/run", "--workdir=x"], "got --model=S3://"),
+        (
+            ["evaluate", "--model=x", "--out=gs://bucket/x"],
+            "a path of a file system: give",
+        ),
+        (["build-tokens", "--input=x", "--out=GS://bucket/x"], "gcloud storage cp -r copies it"),
+        (["train-tokenizer", "--input=gs://bucket/x", "--out=x"], "got --input=gs://bucket/x"),
         (["pretrain", "--workdir=x", "--config.training.steps=3"], "--config=FILE comes before"),
         (
             ["pretrain", f"--config={ROOT}/configs/pretrain.py:huge", "--workdir=x"],
@@ -123,7 +130,7 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert main(["pretrain", CONFIG, "--workdir=x"]) == code
     expected = {
         OSError: f"error: {error.args[-1:] and error.args[-1]}",
-        InputError: "error: two lines",
+        InputError: r"error: two\nlines",
         FileNotFoundError: "error: No such file or directory: x.json",
         KeyboardInterrupt: "interrupted",
     }

@@ -17,3 +17,12 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
 def test_the_exception_is_public_and_a_value_error():
     assert biomedlm_jax.InputError is errors.InputError
     assert issubclass(errors.InputError, ValueError)
+
+
+def test_a_message_is_one_printable_line():
+    """Names and values of a file may hold line ends, terminal escapes and half surrogates."""
+    error = errors.InputError("got \x1b[31m, a\nb, \u2028, \ud800, é 漢\\n")
+    assert str(error) == r"got \x1b[31m, a\nb, \u2028, \ud800, é 漢\n"
+    long = str(errors.InputError("a" * 9_000 + "z" * 9_000))
+    assert len(long) <= errors.LONGEST
+    assert (long[0], long[-1], " ... " in long) == ("a", "z", True)

@@ -38,7 +38,7 @@ COMPRESS = {
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    return sorted(path.name for path in directory.iterdir() if path.name != "SHA256SUMS")
 
 
 def fill(path: Path, content: str = "old") -> Path:

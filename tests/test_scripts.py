@@ -75,9 +75,11 @@ case "$4" in
     ;;
 esac
 """
-# A fake biomedlm. It records its arguments, one per line, and exits with $CODE.
+# A fake biomedlm. It records its arguments, one per line, and exits with $CODE (if ONCE is set, the
+# second time with 0).
 BIOMEDLM = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >> "$WORKER/arguments"
+if [ -n "${ONCE:-}" ] && [ "$(grep -c pretrain "$WORKER/arguments")" -gt 1 ]; then exit 0; fi
 exit "${CODE:-0}"
 """
 UNTRACKED = (".venv/bin/python", "runs/a", "quickstart/run/a", "tokens/a.npy", "mine/a")
@@ -134,6 +136,13 @@ def test_workers_receive_tracked_files_and_unchanged_arguments(tmp_path):
     ("settings", "code", "calls", "message"),
     [
         ({"CODE": "2"}, 2, "describe scp ssh ssh", ""),
+        ({"CODE": "130"}, 130, "describe scp ssh ssh", ""),
+        (
+            {"CODE": "143", "FAILURES": "2", "ONCE": "1"},
+            0,
+            "describe scp ssh ssh " * 2,
+            "training ended with exit code 143; next attempt in 0 s",
+        ),
         (
             {"CODE": "1", "FAILURES": "2"},
             1,
@@ -169,12 +178,53 @@ def test_retries_are_limited(tmp_path, settings, code, calls, message):
 
 
 @pytest.mark.parametrize("name", ["DATA", "RUN"])
-def test_bucket_urls_are_refused(tmp_path, name):
-    done = launch_pod(tmp_path, **{name: "gs://bucket/a"})
+def test_of_buckets_only_those_of_google_are_accepted(tmp_path, name):
+    done = launch_pod(tmp_path, **{name: "s3://bucket/a"})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert f"expected a mounted path in {name}, got gs://bucket/a; fix: " in done.stderr
+    assert f"expected gs://... or a mounted path in {name}, got s3://bucket/a; fix: " in done.stderr
     assert not (tmp_path / "worker" / "calls").exists()
+    done = launch_pod(tmp_path, **{name: "gs://bucket/a"})
+    assert done.returncode == 0, done.stderr
+    assert "=gs://bucket/a" in (tmp_path / "worker" / "arguments").read_text()
+
+
+SRUN = """#!/usr/bin/env bash
+printf '%s\\n' "$@" >> "$PLACE/srun"
+exit "$CODE"
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued", "line"),
+    [
+        (0, 0, False, ""),
+        (2, 0, False, ""),
+        (130, 0, False, ""),
+        (143, 3, True, "exit code 143; requeued in 0 s"),
+        (138, 0, True, "exit code 138; requeued in 0 s"),
+        (1, 0, True, "exit code 1; requeued in 30 s"),
+        (134, 2, True, "exit code 134; requeued in 120 s"),
+        (1, 9, True, "exit code 1; requeued in 960 s"),
+        (1, 19, False, "exit code 1; stopped after 20 starts"),
+    ],
+)
+def test_slurm_requeues_what_a_restart_can_mend(tmp_path, code, restarts, requeued, line):
+    write_program(tmp_path / "bin" / "srun", SRUN)
+    write_program(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >> "$PLACE/scontrol"\n')
+    values = {"PATH": f"{tmp_path / 'bin'}:{PATH}", "PLACE": str(tmp_path), "PAUSE": "0"}
+    values |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "CODE": str(code)}
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / "slurm_gpu.sbatch", "--config=a b.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**values, "SLURM_RESTART_COUNT": str(restarts)},
+    )
+    assert (tmp_path / "srun").read_text().splitlines()[-1] == "--config=a b.py"
+    assert (tmp_path / "scontrol").exists() == requeued
+    assert done.returncode == (0 if requeued else code)
+    assert line in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="not Linux")

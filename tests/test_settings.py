@@ -50,6 +50,9 @@ def test_groups_become_nested_settings():
         ({"rate": float("nan")}, "got inner.rate=nan; expected a finite number"),
         ({"rate": float("inf")}, "got inner.rate=inf; expected a finite number"),
         ({"rate": 0}, "got inner.rate=0; expected above 0"),
+        ({"rate": 10**400}, "got inner.rate=10*; expected a finite number"),
+        ({"rate": 1e39}, r"got inner.rate=1e\+39; expected a finite number"),
+        ({"steps": 2**53 + 1}, "got inner.steps=9007199254740993; expected a whole number or None"),
         ({"rate": True}, "got inner.rate=True; expected a finite number"),
         ({"rate": "1"}, "got inner.rate='1'; expected a finite number"),
         ({"steps": 0}, "got inner.steps=0; expected at least 1"),
@@ -109,3 +112,8 @@ def test_nan_in_any_float_of_a_config_file_is_refused(file, settings_class):
         config[group][name] = float("nan")
         with pytest.raises(ValueError, match=f"{name}=nan; expected a finite number"):
             read_all(settings_class, config)
+
+
+def test_names_of_any_type_are_named():
+    with pytest.raises(ValueError, match=r"got config\.None, which is unknown"):
+        check_names({None: 1, 2: 3, "a": 4}, ["a", "2"], where="config")

@@ -11,6 +11,7 @@ import sys
 import warnings
 
 from biomedlm_jax.commands.shared_flags import Flags
+from biomedlm_jax.files import local_copy
 
 FLAGS = Flags()
 FLAGS.define("model", None, "Hugging Face directory to verify.", required=True)
@@ -32,7 +33,8 @@ def run(options: Flags) -> None:
         given = options.pick("run", "batch", "length", "seed", "tolerance")
         if options.eos_token_id is not None:
             given["eos_token_id"] = options.eos_token_id
-        report = verify_hf(options.model, **given, **options.loading())
+        with local_copy(options.model) as model:  # transformers reads local files only
+            report = verify_hf(model, **given, **options.loading())
     if texts := report.get("texts_with_equal_ids"):
         print(f"{texts} texts have the token ids of transformers")
     for name in ("eager", "default", "run"):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, one_line
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_lines
 
@@ -63,7 +63,8 @@ class Skipped:
             (self.subsets.total(), f"of other subsets: {', '.join(sorted(self.subsets)[:30])}"),
             (len(self.files), f"files, hidden or of unknown format: {', '.join(self.files[:30])}"),
         ]
-        return "; ".join(f"{count:,} {what}" for count, what in parts if count) or "nothing"
+        text = "; ".join(f"{count:,} {what}" for count, what in parts if count)
+        return one_line(text) or "nothing"
 
 
 def read_documents(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import content_hash, read_json
+from biomedlm_jax.files import BucketPath, as_path, content_hash, read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory
@@ -54,8 +54,8 @@ def read_manifest(path: str | Path) -> Manifest:
       InputError: it holds no token rows, those of another version, or a damaged manifest.
       OSError: the manifest cannot be read.
     """
-    file = Path(path) / MANIFEST
-    if not Path(path).exists():
+    file = as_path(path) / MANIFEST
+    if not as_path(path).exists():
         raise InputError(f"no such directory: {path}; {_ADVICE}")
     if not file.exists():
         raise InputError(f"{path} holds no token rows (no {MANIFEST}); {_ADVICE}")
@@ -91,8 +91,9 @@ def describe_file(file: Path) -> dict[str, Any]:
     They are all of a small file. The ends of a shard are its first records and its index: they
     differ between shards and between builds, and cost little to read.
     """
-    with naming(file), file.open("rb") as content:
-        size = os.fstat(content.fileno()).st_size
+    with naming(file), file.open("rb", buffering=END_BYTES) as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(0)
         ends = hashlib.sha256(content.read(END_BYTES))
         content.seek(max(content.tell(), size - END_BYTES))
         ends.update(content.read())
@@ -108,16 +109,17 @@ def check_files(directory: Path, expected: Mapping[str, Mapping[str, Any] | None
       InputError: a file is missing, has another size or content, or is an unexpected shard.
       OSError: the storage fails.
     """
+    sizes = directory.sizes() if isinstance(directory, BucketPath) else None
     for name, facts in expected.items():
         try:
-            size = os.stat(directory / name).st_size
-        except MISSING as error:
+            size = os.stat(directory / name).st_size if sizes is None else sizes[name]
+        except (*MISSING, KeyError) as error:
             raise damaged(directory / name, "is missing") from error
         if facts and size != facts["bytes"]:
             raise damaged(directory / name, f"has {size:,} bytes instead of {facts['bytes']:,}")
         if facts and name.endswith(".json"):
             check_ends(directory, facts)
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(os.listdir(directory) if sizes is None else sizes):
         if ".array_record-" in name and not name.startswith(".") and name not in expected:
             raise InputError(f"{directory / name} is not a file of these token rows; remove it")
 

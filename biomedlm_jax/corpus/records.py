@@ -67,7 +67,7 @@ def read_parquet_records(
     open_binary(path).close()  # InputError for a pointer to the data
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = set(file.schema_arrow.names)
             twice = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
             if set(twice) & (names if columns is None else columns):
@@ -77,8 +77,13 @@ def read_parquet_records(
                 for record in batch.to_pylist():
                     number += 1
                     yield number, record
-    except (pa.ArrowException, OSError) as error:
-        raise BrokenStreamError(f"{path}:{number + 1}: not a parquet file ({error})") from error
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system; those of pyarrow have no number
+        message = f"{path}:{number + 1}: not a parquet file ({error})"
+        raise BrokenStreamError(message) from error
 
 
 def _is_object(line: bytes) -> bool:
@@ -105,11 +110,15 @@ def _array_items(
         nonlocal text, position, line, counted
         line += text.count("\n", counted, position)
         parts, size, wanted = [text[position:]], 0, len(text) - position
-        for block in blocks:
-            parts.append(decode(block))
-            size += len(block)
-            if size > wanted:
-                break
+        try:
+            for block in blocks:
+                parts.append(decode(block))
+                size += len(block)
+                if size > wanted:
+                    break
+            parts += [] if size else [decode(b"", True)]
+        except UnicodeDecodeError as error:
+            raise fail(f"got no UTF-8 ({error.reason})") from None
         text, position, counted = "".join(parts), 0, 0
         return size > 0
 

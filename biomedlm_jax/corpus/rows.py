@@ -25,7 +25,7 @@ from biomedlm_jax.corpus.manifest import (
 )
 from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import as_path, read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"  # of TFDS
 
@@ -42,7 +42,7 @@ class Rows:
     """
 
     def __init__(self, path: str | Path, split: str):
-        self.manifest, self._path = read_manifest(path), Path(path)
+        self.manifest, self._path = read_manifest(path), as_path(path)
         if split not in SPLITS:
             raise InputError(f"got the split {split!r}; expected one of {', '.join(SPLITS)}")
         self._indices = range(self.manifest["splits"][split]["rows"])

@@ -18,10 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json
+from biomedlm_jax.files import as_path, local_copy, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
+LARGEST_ID = 2**24
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Hugging Face's, GPT-2's
 # What `save_tokenizer` writes of a tokenizer that was not read from a directory.
 FILES = ("tokenizer.json", *_PAIRS[0], "tokenizer_config.json", "special_tokens_map.json")
@@ -87,7 +88,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
       InputError: the directory has no tokenizer, a file cannot be read, or transformers would build
         a tokenizer that cannot be built here.
     """
-    path = Path(path)
+    with local_copy(path, _is_read) as local:
+        return _load_tokenizer(local)
+
+
+def _is_read(name: str) -> bool:
+    return name in (*SOURCE_FILES, *_PAIRS[1], "config.json") or name.startswith(f"{TEMPLATES}/")
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
     if not path.exists():
         raise InputError(f"no tokenizer at {path}: no such file or directory")
     whole = path / "tokenizer.json" if path.is_dir() else path
@@ -104,15 +113,29 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
         else:
             tokenizer = _byte_level(models.BPE.from_file(*map(str, pair)))
-    except (ValueError, OSError, KeyboardInterrupt, SystemExit):
+        entries = tokenizer.get_vocab()
+    except (InputError, OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception, and panics outside of it
         raise InputError(f"cannot read the tokenizer in {path}: {error}") from error
+    _check_vocabulary(entries, path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if special is not None:
         vars(tokenizer)["source"] = Source(_source_files(path), special, tokenizer.to_str())
     return tokenizer
+
+
+def _check_vocabulary(entries: Mapping[str, int], path: Path) -> None:
+    # `tokenizers` counts up to the largest id to write its JSON, and takes either of two entries.
+    if (largest := max(entries.values(), default=0)) > LARGEST_ID:
+        got = f"the tokenizer in {path} has the id {largest}"
+        raise InputError(f"{got}; expected ids up to {LARGEST_ID}, without large gaps")
+    by_id = {index: entry for entry, index in entries.items()}
+    for entry, index in entries.items() if len(by_id) < len(entries) else ():
+        if by_id[index] != entry:
+            got = f"the tokenizer in {path} has the id {index} twice: {entry!r}, {by_id[index]!r}"
+            raise InputError(f"{got}; expected an id of its own for each entry")
 
 
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
@@ -165,9 +188,10 @@ def save_tokenizer(
         contents = _changed_files(source, tokenizer)
     else:
         contents = _new_files(tokenizer, model_max_length)
-    paths = [Path(directory, name) for name in contents]
+    directory = as_path(directory)
+    paths = [directory / name for name in contents]
     for path in paths:
-        if Path(directory).is_file():
+        if directory.is_file():
             raise InputError(f"{directory} is a file; name a directory")
         if path.exists():
             raise InputError(f"{path} exists; name another directory")
@@ -178,7 +202,7 @@ def save_tokenizer(
     if source is None or (contents == source.files and "tokenizer_class" in config):
         return paths
     # Without a class transformers takes that of the model's config.json, which may not be here.
-    file = Path(directory, "tokenizer_config.json")
+    file = directory / "tokenizer_config.json"
     for name in (None, GPT2, "PreTrainedTokenizerFast"):
         if name:
             write_json(file, {**config, "tokenizer_class": name})
@@ -198,7 +222,23 @@ def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
 def _source_files(directory: Path) -> dict[str, bytes]:
     paths = [directory / name for name in SOURCE_FILES]
     paths += sorted((directory / TEMPLATES).glob("*.jinja"))
+    for path in paths:
+        _check_link(path, directory)
     return {str(p.relative_to(directory)): p.read_bytes() for p in paths if p.is_file()}
+
+
+def _check_link(path: Path, directory: Path) -> None:
+    """Raise InputError for a link out of the directory: an export would publish its target.
+
+    Snapshots of the Hub's cache are folders of links to models--*/blobs, which are allowed. So are
+    links of the other files: they must be a tokenizer.
+    """
+    target, root = path.resolve(), directory.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
+    unread = path.suffix == ".jinja" or path.name == "chat_template.json"
+    if unread and not (target.is_relative_to(root) or target.is_relative_to(blobs)):
+        got = f"{path} is a link to {target}, outside of {directory}"
+        raise InputError(f"{got}; replace it with a copy")
 
 
 def _json(content: bytes | None) -> dict:

@@ -40,7 +40,7 @@ from biomedlm_jax.corpus.tokenizer import (
     tokenizer_hash,
 )
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import atomic_directory, write_json
+from biomedlm_jax.files import atomic_directory, is_bucket, write_json
 from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
 SEPARATORS = ("eos", "none")
@@ -85,6 +85,9 @@ def build_tokens(
         fill one row. After any error, Ctrl-C or SIGTERM, `out` is as it was before.
     """
     skipped = skipped or Skipped()
+    if is_bucket(out):
+        fix = "write to a local directory; gcloud storage cp -r copies it"
+        raise InputError(f"got out={out}; expected a path of a file system: {fix}")
     with atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new:
         save_tokenizer(tokenizer, new)
         if first := prefix_ids(tokenizer):

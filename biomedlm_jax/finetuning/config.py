@@ -30,8 +30,9 @@ class SweepSettings(Settings):
         rates, seeds = self.learning_rates, self.seeds
         if any(rate <= 0 for rate in rates) or len({*rates}) < len(rates):
             raise InputError(f"got sweep.learning_rates={rates}; expected different rates above 0")
-        if any(seed < 0 for seed in seeds) or len({*seeds}) < len(seeds):
-            raise InputError(f"got sweep.seeds={seeds}; expected different seeds from 0")
+        # jax.random.key takes a seed modulo 2**32.
+        if not all(0 <= seed < 2**32 for seed in seeds) or len({*seeds}) < len(seeds):
+            raise InputError(f"got sweep.seeds={seeds}; expected different seeds from 0 to 2**32-1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

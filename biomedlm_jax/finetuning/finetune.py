@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json
+from biomedlm_jax.files import as_path, write_json
 from biomedlm_jax.finetuning.config import QuestionSettings, SweepSettings, TextSettings
 from biomedlm_jax.finetuning.question_recipe import finetune_questions
 from biomedlm_jax.finetuning.text_recipe import finetune_text
@@ -44,9 +44,9 @@ def finetune(
     settings = read_settings(kind, config)
     mesh = settings.mesh.make()
     with jax.set_mesh(mesh):
-        file = None if replay is None else Path(replay)
+        file = None if replay is None else as_path(replay)
         given = {"fallback": fallback, "replay": file}
-        return run(settings, mesh, model, Path(workdir).absolute(), **given)
+        return run(settings, mesh, model, as_path(workdir).absolute(), **given)
 
 
 def finetune_all(
@@ -58,7 +58,7 @@ def finetune_all(
     mean over seeds. `options` are those of `finetune`. Returns the results, each with its
     `workdir`.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     sweep = read_settings(SweepSettings, config.get("sweep", {}), where="config.sweep")
     if not sweep.learning_rates and not sweep.seeds:
         return [{"workdir": str(workdir), **finetune(config, model, workdir, **options)}]

@@ -82,6 +82,10 @@ def read_pairs(
     for number, pair in enumerate(pairs, 1):
         if "\0" in pair.source + pair.target:
             raise InputError(f"{path}: NUL character in pair {number}; expected UTF-8 text")
+        try:
+            (pair.source + pair.target + pair.group).encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can escape
+            raise InputError(f"{path}: pair {number} is no UTF-8 text ({error.reason})") from None
         if pair.source.strip() and pair.target.strip():
             kept.append(pair)
         elif left_out is not None:
@@ -94,7 +98,10 @@ def read_pairs(
 
 def _lines(file: Path) -> Iterator[str]:
     for number, line in read_lines(file):
-        yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file}:{number}: expected UTF-8 ({error.reason})") from None
 
 
 def split(pairs: Sequence[Pair], *, dev_fraction: float) -> tuple[list[Pair], list[Pair]]:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import copy_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import as_path
 from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
@@ -67,7 +68,7 @@ def load_base_model(
     config, ids = with_added_tokens(config, new), [*map(tokenizer.token_to_id, added_tokens)]
     last_ids = itertools.takewhile(ids.__contains__, range(config.vocab_size)[::-1])
     started_from = {
-        "path": str(Path(path).absolute()),
+        "path": str(as_path(path).absolute()),
         "weights": weights,
         "tokenizer": tokenizer_hash(tokenizer),
         **{name: rate for name, rate in settings.model.items() if "dropout" in name},

@@ -4,7 +4,6 @@ A model's `generation_config.json` has the defaults; keyword arguments or flags 
 """
 
 import dataclasses
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.generation.beam import Beams
 from biomedlm_jax.generation.sampling import LARGEST, Strategy
 from biomedlm_jax.interop.directories import (
@@ -85,6 +84,8 @@ class Options(Strategy, Beams):
             values = getattr(self, name)
             ids = [i for v in values for i in (v if isinstance(v, tuple) else [v])]
             ids = [i for i in ids if not isinstance(i, str)]
+            if any(isinstance(v, str) and v.encode(errors="replace").decode() != v for v in values):
+                raise InputError(f"got {name}={values!r}; expected text, not half surrogates")
             if not all(value or value == 0 for value in values):
                 raise InputError(f"got {name}={values!r}; expected entries that are not empty")
             if values != NO_END and not all(0 <= i <= LARGEST for i in ids):
@@ -204,7 +205,19 @@ def model_options(
     transformers, its max_length counts where no max_new_tokens is set; without both, an answer has
     up to 128 tokens, or half of a short context. Raises what `make_options` raises.
     """
-    entries, length = {} if directory is None else read_generation_config(directory), 0
+    entries = {} if directory is None else read_generation_config(directory)
+    try:
+        return _model_options(config, entries, **given)
+    except InputError as error:
+        if not entries:
+            raise
+        raise InputError(f"{error} ({GENERATION_CONFIG} or {CONFIG} of {directory})") from None
+
+
+def _model_options(
+    config: ModelConfig, entries: dict[str, Any], **given: Any
+) -> tuple[Options, int]:
+    length = 0
     if entries.get("max_new_tokens") is None and given.get("max_new_tokens") is None:
         length = Options(max_length=entries.get("max_length") or 0).max_length  # or InputError
         length, short = min(length, config.context_length), config.context_length // 2
@@ -212,7 +225,11 @@ def model_options(
         entries["max_new_tokens"] = new
     options = dataclasses.replace(make_options(entries, **given), max_length=length)
     begin = entries.get("bos_token_id")
-    return options, config.bos_token_id if begin is None else begin
+    begin = config.bos_token_id if begin is None else begin
+    if type(begin) is not int or not 0 <= begin < config.vocab_size:
+        expected = f"expected an id up to {config.vocab_size - 1}"
+        raise InputError(f"got bos_token_id={begin!r}; {expected}")
+    return options, begin
 
 
 def read_generation_config(path: str | Path) -> dict[str, Any]:
@@ -232,7 +249,8 @@ def read_generation_config(path: str | Path) -> dict[str, Any]:
         return {}
     config = read_config(path)
     if kind_of(path) == RUN:
-        config = json.loads(config["model"].get("hf_entries", "{}"))
+        entries = str(config["model"].get("hf_entries", "{}"))
+        config = parse_object(entries.encode(errors="replace"), f"{path}: hf_entries of {CONFIG}")
     known = {field.name for field in dataclasses.fields(Options)}
     known |= {"do_sample", *NEUTRAL, *LACKING, *RENAMED}
     if config.get("eos_token_id") not in (None, []):  # it is the model's

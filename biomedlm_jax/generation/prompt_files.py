@@ -86,7 +86,12 @@ def read_prompts(source: str | Path, *, field: str = "prompt") -> list[tuple[str
             raise InputError(f"{where}: expected an object with the text {field!r}, got {got}")
         if "\0" in text:
             raise InputError(f"{where}: NUL character at {text.index(chr(0))}: not UTF-8 text")
-        prompts.append((text, {"id": record["id"]} if "id" in record else {}))
+        identity = {"id": record["id"]} if "id" in record else {}
+        try:  # half of a surrogate pair, NaN: such an answer could not be written
+            json.dumps([text, identity], ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; fix the prompt or its id") from None
+        prompts.append((text, identity))
     if not prompts:
         raise InputError(f"{source} has no prompts; expected one a line")
     return prompts

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import as_path, read_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
+from biomedlm_jax.settings import check_object
 from biomedlm_jax.training.provenance import RUN_FILE
 
 RUN, HUGGING_FACE = "run", "Hugging Face"
@@ -44,7 +45,7 @@ def model_directory(path: str | Path) -> Path:
 
     Raises InputError for a fine-tuning run that has not finished an epoch.
     """
-    path = Path(path)
+    path = as_path(path)
     if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
         if not (path / MODEL_FOLDER / CONFIG).exists():
             when = f"fine-tuning writes {path / MODEL_FOLDER} after an epoch"
@@ -55,7 +56,7 @@ def model_directory(path: str | Path) -> Path:
 
 def read_config(path: str | Path) -> dict:
     """Return the config.json of a directory; raises InputError."""
-    if not Path(path).is_dir():
+    if not as_path(path).is_dir():
         hub = str(path).count("/") == 1 and not str(path).startswith((".", "/"))
         advice = f"; download it first: hf download {path} --local-dir DIR" if hub else ""
         raise InputError(f"no such directory: {path}{advice}")
@@ -73,7 +74,7 @@ def kind_of(path: str | Path) -> str:
     if "model_type" in config:
         return HUGGING_FACE
     neither = "neither a model group (a run) nor a model_type (Hugging Face)"
-    raise InputError(f"{Path(path) / CONFIG} has {neither}")
+    raise InputError(f"{as_path(path) / CONFIG} has {neither}")
 
 
 def _is_kind(path: str | Path, *, kind: str) -> bool:
@@ -95,11 +96,14 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     """
     config, run = read_config(path), kind_of(path) == RUN
     fields = config["model"] if run else config
-    cls = family(fields.get("model_type")).Config
+    try:
+        cls = family(fields.get("model_type")).Config
+    except InputError as error:
+        raise InputError(f"{Path(path) / CONFIG}: {error}") from None
     names = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
     allowed += [] if run else IDS
-    if not run and (Path(path) / ADAPTER).exists():
+    if not run and (as_path(path) / ADAPTER).exists():
         fix = "merge the adapter with peft's merge_and_unload, or remove the file"
         raise InputError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
     unknown = sorted(set(execution) - set(allowed))
@@ -138,7 +142,7 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
         name = wrong[-1]
         advice = "" if end is None else f", such as that of the tokenizer, {end}"
         fix = f"import it with biomedlm import-hf --{name}=ID{advice}"
-        got = f"{Path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
+        got = f"{as_path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
         raise InputError(f"{got}; {fix}")
     return result | ({"eos_token_id": end} if end is not None and end < size else {})
 
@@ -155,20 +159,29 @@ def training_record(path: str | Path) -> dict[str, Any]:
     """
     path = model_directory(path)
     record: dict[str, Any] = {"facts": read_config(path).get("facts") or {}}
+    _check_facts(record, path / CONFIG)
     files = [path / TRAINING_FILE]
     if kind_of(path) == RUN:
         of_run = path.resolve().parent if path.resolve().name == MODEL_FOLDER else path
         files += [of_run / RUN_FILE, path / RUN_FILE]
     for file in files:
         record |= read_json(file) if file.exists() else {}
-        for group in ("facts", "started_from"):
-            if not isinstance(record.get(group) or {}, dict):
-                got = type(record[group]).__name__
-                raise InputError(f"{file} has {group} of type {got}; expected an object")
+        _check_facts(record, file)
     record = _without_places(record)
     record["facts"] = _without_places(record["facts"] or {})
     stated = record != {"facts": {}}
     return {"started_from": record["facts"].get("started_from"), **record} if stated else {}
+
+
+def _check_facts(record: dict[str, Any], file: Path) -> None:
+    """Raise InputError unless the groups that are read by name are objects."""
+    for group in ("facts", "started_from", "task"):
+        check_object(record.get(group), f"{file} has {group}")
+    facts = record["facts"] or {}
+    check_object(facts.get("started_from"), f"{file} has facts.started_from")
+    earlier = facts.get("earlier") or []
+    for one in earlier if isinstance(earlier, list) else [0]:
+        check_object(one or 0, f"{file} has an entry of facts.earlier")
 
 
 def _without_places(groups: dict[str, Any]) -> dict[str, Any]:
@@ -194,8 +207,11 @@ def refuse_heads(path: str | Path) -> None:
         got = f"a fine-tuned model with a {kind} head, not a language model"
         raise InputError(f"{path} is {got}; {fix}")
     classifiers = {module.ARCHITECTURES["classification"] for module in FAMILIES.values()}
-    for name in read_config(path).get("architectures") or ():
-        if name in classifiers:
+    names = read_config(path).get("architectures") or []
+    if not isinstance(names, list):
+        raise InputError(f"{path} has architectures={names!r}; expected a list of names")
+    for name in names:
+        if name in [*classifiers]:
             got = f"a {name} from another library, without a description of its rows"
             fix = f"add {HEAD_ENTRY} to its {CONFIG} as export-hf writes it, then evaluate it"
             raise InputError(f"{path} is {got}; {fix}")

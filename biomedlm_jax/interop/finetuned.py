@@ -20,7 +20,13 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import atomic_directory, recover_directory, write_json
+from biomedlm_jax.files import (
+    as_path,
+    atomic_directory,
+    local_copy,
+    recover_directory,
+    write_json,
+)
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import check_tensors, read_model
@@ -141,12 +147,13 @@ def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) ->
         return load_tree(path, abstract, step=step)
     if step is not None:
         raise InputError(f"got step={step}; {path} is a Hugging Face directory, without steps")
-    files = TensorFiles(path, abstract.config)
-    check_tensors(files.shapes, abstract, where=str(path))
-    if files.heads:
-        left_out = f"{path}: left out {', '.join(files.heads)} of another head"
-        warnings.warn(left_out, RuntimeWarning, stacklevel=3)
-    return read_model(abstract, files.read)
+    with local_copy(path) as local:
+        files = TensorFiles(local, abstract.config)
+        check_tensors(files.shapes, abstract, where=str(path))
+        if files.heads:
+            left_out = f"{path}: left out {', '.join(files.heads)} of another head"
+            warnings.warn(left_out, RuntimeWarning, stacklevel=3)
+        return read_model(abstract, files.read)
 
 
 def save_finetuned(
@@ -177,7 +184,7 @@ def save_finetuned(
                 write_json(new / name, value)
         save_model(new, model, step=step)
     wait_for_all("replaced")
-    return Path(path)
+    return as_path(path)
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     if jax.process_index() == 0:
         recover_directory(path)
     wait_for_all("recovered")
-    exists = (Path(path) / directories.CONFIG).exists()
+    exists = (as_path(path) / directories.CONFIG).exists()
     return directories.read_config(path).get("facts", {}) if exists else {}
 
 
@@ -198,9 +205,9 @@ def _directory_of_first(path: str | Path, **options: Any) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         name = b""
         if jax.process_index() == 0:
-            name = os.fsencode(stack.enter_context(atomic_directory(path, **options)))
+            name = os.fsencode(str(stack.enter_context(atomic_directory(path, **options))))
         if jax.process_count() > 1:
             padded = np.frombuffer(name.ljust(4096, b"\0"), np.uint8)
             padded = multihost_utils.broadcast_one_to_all(padded)
             name = np.asarray(padded).tobytes().rstrip(b"\0")
-        yield Path(os.fsdecode(name))
+        yield as_path(os.fsdecode(name))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import as_path
 
 SCHEME = "hf://"
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]
@@ -16,7 +17,7 @@ def download(source: str | Path) -> Path:
     read. Raises InputError for a malformed name, or a download that fails.
     """
     if not str(source).startswith(SCHEME):
-        return Path(source)
+        return as_path(source)
     import huggingface_hub
 
     name, _, revision = str(source).removeprefix(SCHEME).partition("@")

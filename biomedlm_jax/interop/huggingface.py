@@ -9,7 +9,16 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import atomic_directory, check_output, read_json, write_json, write_text
+from biomedlm_jax.files import (
+    as_path,
+    atomic_directory,
+    check_output,
+    local_copy,
+    read_json,
+    write_json,
+    write_text,
+    written_locally,
+)
 from biomedlm_jax.interop import directories, finetuned, hub, modelcard, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
 from biomedlm_jax.interop.finetuned import Head
@@ -61,6 +70,20 @@ def import_hf(
     unchanged then.
     """
     source = hub.download(source)
+    with local_copy(source) as local:
+        given: dict[str, Any] = {"overwrite": overwrite, "notify": notify, **ids}
+        return _import_hf(local, path, place=str(source.absolute()), **given)
+
+
+def _import_hf(
+    source: Path,
+    path: str | Path,
+    *,
+    place: str,
+    overwrite: bool,
+    notify: Callable[[str], None],
+    **ids: int,
+) -> Path:
     if directories.kind_of(source) != directories.HUGGING_FACE:
         raise InputError(f"{source} is a run directory already; expected a Hugging Face directory")
     check_output(path, replaceable=is_run, overwrite=overwrite)
@@ -71,7 +94,7 @@ def import_hf(
     tokenizer = directories.read_tokenizer(source, config, required=head is not None)
     files = TensorFiles(source, config)
     weights.check_tensors(files.shapes, abstract, where=str(source))
-    facts = {"source": source_facts(files, config, notify)}
+    facts = {"source": {**source_facts(files, config, notify), "path": place}}
     record = directories.training_record(source)
     facts |= record.get("facts", {})
     generation = source / directories.GENERATION_CONFIG
@@ -133,7 +156,7 @@ def export_directory(
     warning = family(model.config.model_type).export_warning(model.config, folded=False)
     if warning and not options.get("fold_attention_scale"):
         notify(warning)
-    return Path(path)
+    return as_path(path)
 
 
 def export_hf(
@@ -172,7 +195,8 @@ def export_hf(
     fields = config_to_hf(config) | (_head_fields(head, tokenizer, config) if head else {})
     shapes, read = weights.tensor_shapes(model), weights.tensor_reader(model, fold=fold)
     names = {weights.file_name(name, config): name for name in shapes}
-    with atomic_directory(path, replaceable=is_hugging_face, overwrite=overwrite) as new:
+    kind = {"replaceable": is_hugging_face, "overwrite": overwrite}
+    with atomic_directory(path, **kind) as written, written_locally(written) as new:
         write_json(new / directories.CONFIG, fields)
         if tokenizer is not None:
             save_tokenizer(tokenizer, new, model_max_length=config.context_length)
@@ -189,12 +213,14 @@ def export_hf(
         if training_record:
             write_json(new / directories.TRAINING_FILE, dict(training_record))
         states = {"folded": fold is not None, "has_tokenizer": tokenizer is not None}
-        card = model_card(config, name=Path(path).name, facts=training_facts, head=head, **states)
+        card = model_card(
+            config, name=as_path(path).name, facts=training_facts, head=head, **states
+        )
         write_text(new / "README.md", card)
         in_file = {full: shapes[name] for full, name in names.items()}
         write_tensors(new, in_file, lambda full: read(names[full]), max_shard_size=max_shard_size)
         _check_written(new, config, fields, shapes, read)
-    return Path(path)
+    return as_path(path)
 
 
 def _check_head(model: LanguageModel | Scorer, head: Head | None) -> None:

@@ -5,8 +5,10 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from biomedlm_jax.files import parse_object, read_json
+from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import as_path, is_bucket, parse_object, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import CHOICE, Head
 from biomedlm_jax.interop.headcard import scoring_section
@@ -14,6 +16,7 @@ from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, family
 from biomedlm_jax.model.language_model import parameter_count
+from biomedlm_jax.settings import check_object
 from biomedlm_jax.streams import read_lines
 from biomedlm_jax.training.provenance import RUN_FILE
 
@@ -60,22 +63,31 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, dict[str, object]]:
     """Return what a run directory records about its model at `step`, as sections of a card."""
     path = directories.model_directory(path)
-    facts = {**directories.read_config(path).get("facts", {})}
+    facts = {**check_object(directories.read_config(path).get("facts"), f"{path} has facts")}
     files = [path / RUN_FILE, path / directories.TRAINING_FILE]
     if path.resolve().name == directories.MODEL_FOLDER:
         files.append(path.resolve().parent / RUN_FILE)  # of the fine-tuning run
     record = next((read_json(file) for file in files if file.exists()), {})
-    sections = {"Source": facts.pop("source", {})}
-    started_from = record.get("started_from") or {}
-    sections["Started from"] = started_from | (facts.pop("started_from", None) or {})
+    groups = ("started_from", "lora", *(group for group, _ in GROUPS))
+    record = {
+        k: check_object(record[k], f"{path}: run.json has {k}") for k in groups if k in record
+    }
+    sections = {"Source": check_object(facts.pop("source", None), f"{path} has facts.source")}
+    earlier = check_object(facts.pop("started_from", None), f"{path} has facts.started_from")
+    sections["Started from"] = record.get("started_from", {}) | earlier
     sections["Checkpoint"] = facts
     sections |= {section: {**record[group]} for group, section in GROUPS if group in record}
     if record.get("lora", {}).get("rank"):
         sections["LoRA"] = record["lora"]
     if (path / "manifest.json").exists() and step is not None and "training" in record:
         manifest, training = read_json(path / "manifest.json"), record["training"]
-        rows = manifest.get("splits", {}).get("train", {})
-        tokens = step * training["batch_size"] * manifest["length"]
+        splits = check_object(manifest.get("splits"), f"{path}: manifest.json has splits")
+        rows = check_object(splits.get("train"), f"{path}: manifest.json has splits.train")
+        numbers: Any = training.get("batch_size"), manifest.get("length"), rows.get("tokens", 1)
+        if not all(type(number) is int and number > 0 for number in numbers):
+            got = "training.batch_size={}, length={}, tokens={}".format(*numbers)
+            raise InputError(f"{path}: run.json and manifest.json have {got}; expected numbers")
+        tokens = step * numbers[0] * numbers[1]
         sections["Data"] |= {"training tokens": rows.get("tokens"), "rows": rows.get("rows")}
         sections["Data"] |= {name: manifest.get(name) for name in ("separator", "fingerprint")}
         sections["Steps"] |= {
@@ -147,7 +159,7 @@ def model_card(
 
 def stated_licence(directory: str | Path) -> str | None:
     """Return the licence that the model card of a directory states, or None."""
-    card = Path(directory) / "README.md"
+    card = as_path(directory) / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     front = re.match(r"---\n(.*?)\n---", text, re.S)
     stated = front and re.search(r"^license:[ \t]*(\S+)[ \t]*$", front[1], re.M)
@@ -187,8 +199,8 @@ def table(rows: Mapping[str, object]) -> str:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, str) and os.path.isabs(value):
-        return Path(value).name
+    if isinstance(value, str) and (os.path.isabs(value) or is_bucket(value)):
+        return as_path(value).name
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float):

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json
+from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.interop.shards import INDEX, WHOLE
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
@@ -119,9 +119,13 @@ class TensorFiles:
                 parts = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
                 kinds = {key: part.get_dtype() for key, part in parts.items()}
                 dtypes = {key: FLOATS.get(kind, kind) for key, kind in kinds.items()}
-                return {key: (part.get_shape(), dtypes[key]) for key, part in parts.items()}
+                shapes = {key: (part.get_shape(), dtypes[key]) for key, part in parts.items()}
         except SafetensorError as error:
             raise InputError(f"{file} is not a complete safetensors file: {error}") from None
+        with file.open("rb") as opened:  # readers differ in which of two equal names they take
+            size = int.from_bytes(opened.read(8), "little")
+            parse_object(opened.read(size), f"{file}: header")
+        return shapes
 
     def _read(self, entry: Entry) -> np.ndarray:
         if entry.file.suffix == ".bin":
@@ -149,12 +153,13 @@ def _torch_load(file: Path, *, mmap: bool) -> dict[str, Any]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zip and torch each raise their own
-        how, reason = f"weights_only=True and mmap={mmap}", str(error).strip().splitlines()[0]
+        how = f"weights_only=True and mmap={mmap}"
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{file} cannot be loaded by torch with {how}: {reason}") from None
     values = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
     other = [value for value in values if not isinstance(value, torch.Tensor)]
-    if other or not isinstance(loaded, dict):
-        got = type((other or values)[0]).__name__
+    if other or not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        got = type((other or [*loaded])[0]).__name__
         raise InputError(f"{file} holds a {got}; expected a dict of tensors only")
     return loaded
 
@@ -174,7 +179,8 @@ def _find(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
     shards = sorted(set(index.values()))
     for shard in shards:
         # A plain name stays inside the directory; links are the download cache's own.
-        if Path(shard).name != shard or not shard.endswith((".safetensors", ".bin")):
+        plain = Path(shard).name == shard and len(shard.encode(errors="replace")) < 256
+        if not (plain and shard.endswith((".safetensors", ".bin"))):
             wanted = f"names of .safetensors or .bin files in {directory}: move the files there"
             raise InputError(f"{directory / name} points to {shard!r}; expected {wanted}")
         if not (directory / shard).exists():

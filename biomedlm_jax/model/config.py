@@ -1,6 +1,7 @@
 """ModelConfig: the settings that every model family has, and how a model is executed."""
 
 import dataclasses
+import json
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ class ModelConfig(Settings):
 
     vocab_size: int = setting(least=1)  # entries of the tokenizer, the end-of-text token included
     context_length: int = setting(least=1)  # positions
-    layers: int = setting(least=1)
+    layers: int = setting(least=1, most=10_000)
     width: int = setting(least=1)  # of the residual stream
     heads: int = setting(least=1)
     mlp_width: int = setting(None, least=1)  # None: the family's own multiple of width
@@ -57,11 +58,17 @@ class ModelConfig(Settings):
             object.__setattr__(self, "more_eos_token_ids", tuple(self.more_eos_token_ids))
         super().__post_init__()
         if self.width % self.heads:
-            divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            divisors = [n for n in range(1, min(self.width, 4096) + 1) if self.width % n == 0]
             raise InputError(
                 f"got model.heads={self.heads}, which does not divide model.width={self.width}; "
                 f"choose one of {divisors}"
             )
+        try:
+            entries = json.loads(self.hf_entries)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"got model.hf_entries that is no JSON: {error}") from None
+        if not isinstance(entries, dict):
+            raise InputError(f"got model.hf_entries={self.hf_entries!r}; expected a JSON object")
         for name in ("eos_token_id", "bos_token_id"):
             if getattr(self, name) >= self.vocab_size:
                 raise InputError(

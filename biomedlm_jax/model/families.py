@@ -23,10 +23,10 @@ FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
 
 def family(model_type: object) -> ModuleType:
     """Return the module of a family (Config, Model, tables); InputError if it is not known."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise InputError(f"got model_type={model_type!r}; the known model families are {known}")
-    return FAMILIES[str(model_type)]
+    return FAMILIES[model_type]
 
 
 def make_config(fields: Mapping[str, Any], **changes: Any) -> ModelConfig:

@@ -127,7 +127,7 @@ class GPT2Config(ModelConfig):
 
     vocab_size: int = setting(28_896, least=1)
     context_length: int = setting(1_024, least=1)
-    layers: int = setting(32, least=1)
+    layers: int = setting(32, least=1, most=10_000)
     width: int = setting(2_560, least=1)
     heads: int = setting(20, least=1)
     scale_attn_by_inverse_layer_idx: bool = setting(True)  # divide layer i's logits by i + 1

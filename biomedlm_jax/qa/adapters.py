@@ -142,7 +142,7 @@ def _joined(texts: Any, field: str) -> str:
 def bioasq(row: Row) -> Parts:
     """Join the snippets as BLURB does, so that both sources give the same text."""
     snippets, label = row.fields.get("snippets") or [], _class(row.fields.get("exact_answer"))
-    if not all(isinstance(snippet, dict) for snippet in snippets):
+    if not (isinstance(snippets, list) and all(isinstance(one, dict) for one in snippets)):
         raise InputError("expected snippets as objects with a text each")
     texts = [plain_text(snippet.get("text"), "snippet", empty=True) for snippet in snippets]
     question = plain_text(row.fields["body"], "body").replace("\n", " ")

@@ -4,6 +4,8 @@ import contextlib
 import os
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,8 @@ import numpy as np
 from biomedlm_jax.files import content_hash
 
 EVERY_SECONDS = 10.0  # between lines of progress
+# What numpy and zipfile raise for a damaged file.
+DAMAGED = (zipfile.BadZipFile, zlib.error, ValueError, LookupError, OSError, EOFError, RuntimeError)
 
 
 def print_progress(line: str) -> None:
@@ -53,8 +57,12 @@ class Journal:
         file = self._file(number)
         if file is None or not file.exists():
             return None
-        with np.load(file, allow_pickle=False) as saved:
-            arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
+        try:  # the checksums of a zip file show any damage
+            with np.load(file, allow_pickle=False) as saved:
+                arrays = [saved[f"arr_{n}"] for n in range(len(saved.files))]
+        except DAMAGED as error:
+            self._notify(f"{file} is damaged ({error}); its questions are scored again")
+            return None
         if not self._resumed and file not in self._own:
             self._resumed = True
             self._notify("resuming an interrupted evaluation")

@@ -51,14 +51,18 @@ def read_rows(path: Path, refuse: Refuse) -> Iterator[Row]:
     lines = read_lines(path)
     if plain_name(path).endswith(".json"):
         lines = read_json_records(path, limit=MAX_LINE_BYTES, on_long=None)
+    last = on_line = 0
     for line, raw in lines:
         if raw.strip():
+            # Several items of an array on one line: 1, 1#2, 1#3, so that rows without ids differ.
+            last, on_line = line, on_line + 1 if line == last else 1
+            place = line if on_line == 1 else f"{line}#{on_line}"
             try:
-                fields = parse_object(raw, f"{path}:{line}")
+                fields = parse_object(raw, f"{path}:{place}")
             except ValueError as error:
                 refuse(str(error))
             else:
-                yield Row(path, line, fields)
+                yield Row(path, place, fields)
 
 
 def read_entries(path: Path, refuse: Refuse, *, key: str = "") -> Iterator[Row]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, one_line
 from biomedlm_jax.files import content_hash
 
 
@@ -71,7 +71,7 @@ class Skipped:
         parts += [f"{len(ids):,} {reason}" for reason, ids in sorted(self.left_out.items())[:30]]
         noted = [f"{len(ids):,} {remark}" for remark, ids in self.noted.items()]
         used = f"; used: {', '.join(noted)}" if noted else ""
-        return ("; ".join(parts) or "nothing") + used
+        return one_line(("; ".join(parts) or "nothing") + used)
 
 
 def overlap(questions: Iterable[Question], others: Iterable[Question]) -> list[str]:

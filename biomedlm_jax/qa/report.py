@@ -16,6 +16,7 @@ from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
 from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
+from biomedlm_jax.settings import check_object
 
 ITEMS, MARKDOWN, PLOT = "items.jsonl", "report.md", "reliability.png"
 FILES = (ITEMS, JSON, MARKDOWN, PLOT)
@@ -35,15 +36,17 @@ def read_seeds(path: str | Path, *, way: str = "") -> list[list[dict]]:
     file = _items_file(Path(path), way)
     pattern = SEED_ITEMS.format("*") if Path(path).is_dir() else ""
     others = file.parent.glob(pattern) if pattern else ()
-    by_number = sorted(others, key=lambda one: int(one.stem.rpartition("-")[2]))
-    return [_read_file(one) for one in (file, *by_number)]
+    numbers = {one: one.stem.rpartition("-")[2] for one in others}
+    by_number = sorted((int(n), one) for one, n in numbers.items() if n.isdecimal())
+    return [_read_file(one) for one in (file, *(one for _, one in by_number))]
 
 
 def read_provenance(path: str | Path, *, way: str = "") -> dict:
     """Return the provenance in a report (hashes, versions, settings); {} of a file."""
     file = _items_file(Path(path), way).with_name(JSON)
     known = Path(path).is_dir() and file.exists()
-    return (read_json(file).get("provenance") or {}) if known else {}
+    value = read_json(file).get("provenance") if known else {}
+    return check_object(value, f"{file} has provenance")
 
 
 def _items_file(path: Path, way: str) -> Path:
@@ -69,6 +72,10 @@ def _read_file(file: Path) -> list[dict]:
         items.append(item)
     if not items:
         raise InputError(f"{file} holds no questions")
+    try:
+        statistics.check_items(items)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from None
     return items
 
 

@@ -6,6 +6,7 @@ With groups, of dependent answers, these resample whole groups (Cameron, Gelbach
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ LEVEL = 0.95
 BINS = 10
 CELLS = 2**20  # counts sampled at a time: 8 MiB
 FIELDS = ("id", "gold", "prediction", "scores", "probabilities", "options", "truncated")
+KINDS = {"id": (str,), "options": (list, tuple), "content": (str, NoneType)}
+KINDS |= {"group": (str, int, NoneType), "truncated": (bool, np.bool_)}
 
 Item = Mapping[str, Any]
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -63,27 +66,33 @@ def columns(items: Sequence[Item]) -> Columns:
     """Return the items as columns; raise InputError, naming the question, for a bad item."""
     if not items:
         raise InputError("expected at least one question, got none")
-    for item in items:
-        check_item(item)
+    check_items(items)
     ids = [item["id"] for item in items]
-    if len(set(ids)) < len(ids):
-        raise InputError(f"more than one question has the id {Counter(ids).most_common(1)[0][0]!r}")
     if missing := [item["id"] for item in items if item["gold"] is None]:
         lack = f"{len(missing)} of {len(items)} questions have no gold label"
         raise InputError(f"{lack}, the first is {missing[0]!r}; fix: use a split with labels")
     groups = [item.get("group") for item in items]
-    lone = groups.count(None)
-    if 0 < lone < len(groups):
-        raise InputError(f"{lone} of {len(groups)} questions have no group; fix: give all or none")
     return Columns(
         ids,
         np.array([item["gold"] for item in items], np.int64),
         np.array([item["prediction"] for item in items], np.int64),
         [np.asarray(p, np.float64) for item in items if (p := item["probabilities"]) is not None],
-        None if lone else np.unique([str(one) for one in groups], return_inverse=True)[1],
+        None if None in groups else np.unique([str(one) for one in groups], return_inverse=True)[1],
         [tuple(item["options"]) for item in items],
         [item.get("content") for item in items],
     )
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Raise InputError unless `check_item` takes all, ids differ, and all or none have a group."""
+    for item in items:
+        check_item(item)
+    name, count = Counter(item["id"] for item in items).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"more than one question has the id {name!r}")
+    lone = sum(item.get("group") is None for item in items)
+    if 0 < lone < len(items):
+        raise InputError(f"{lone} of {len(items)} questions have no group; fix: give all or none")
 
 
 def check_item(item: Item) -> None:
@@ -94,10 +103,18 @@ def check_item(item: Item) -> None:
     missing = [n for n in FIELDS if n not in item] if isinstance(item, Mapping) else FIELDS
     if missing:
         raise InputError(f"an item has no {missing[0]!r}; its fields are {', '.join(FIELDS)}")
-    where, options = f"question {item['id']!r}", len(item["options"])
+    where = f"question {item['id']!r}"
+    for name, kinds in KINDS.items():
+        if not isinstance(item.get(name), kinds):
+            got = type(item.get(name)).__name__
+            raise InputError(f"{where} has {name} of type {got}; expected {kinds[0].__name__}")
+    options = len(item["options"])
     confidences = "scores" if item["probabilities"] is None else "probabilities"
     for name in ("scores", confidences):
-        values = np.asarray(item[name], np.float64)
+        try:
+            values = np.asarray(item[name], np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{where} has {name} that are no numbers: {error}") from None
         if values.shape != (options,) or not options:
             raise InputError(f"{where} has {options} options and {name} of shape {values.shape}")
         if not np.isfinite(values).all():

@@ -4,14 +4,15 @@
 step) and `data` (JSON: the position in the data). A model alone lacks the other two. LoRA in
 pre-training adds the item `trained`, the factors; `model` has them merged then.
 
-Orbax writes a step under another name and renames it when it is complete. Just before, the hashes
-of all its files are written as SHA256SUMS. A step with that file is finished; what is restored is
-compared with it.
+Orbax writes a step under another name and renames it when it is complete; in a bucket, it writes
+commit_success.txt last. Just before, the hashes of all its files are written as SHA256SUMS. What is
+restored is compared with it.
 """
 
 import contextlib
+import logging
 import math
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from etils import epath
 
 from biomedlm_jax.agreement import all_gather, from_first_process
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import as_path, is_bucket, remove_tree
 from biomedlm_jax.integrity import SUMS, damage, has_sums, write_sums
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState
@@ -38,7 +40,7 @@ CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
 
 def steps(run_directory: str | Path) -> list[int]:
     """Return the steps of a run's finished checkpoints, ascending."""
-    return [step for step, path in _step_folders(run_directory) if has_sums(path)]
+    return [step for step, path in step_folders(run_directory) if finished(path)]
 
 
 def latest_step(run_directory: str | Path) -> int | None:
@@ -46,16 +48,20 @@ def latest_step(run_directory: str | Path) -> int | None:
     return max(steps(run_directory), default=None)
 
 
-def _step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
+def step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
     """Return (step, directory) of a run's checkpoints, finished or not, ascending."""
-    folder = Path(run_directory) / FOLDER
-    paths = folder.iterdir() if folder.exists() else ()
+    paths = (as_path(run_directory) / FOLDER).glob("*")
     return sorted((int(path.name), path) for path in paths if path.name.isdecimal())
 
 
 def unfinished(path: Path) -> bool:
     """Return whether a step was never completed: Orbax had not finished it."""
-    return not has_sums(path) and not (path / COMMITTED).exists()
+    return not (path / COMMITTED).exists() and (is_bucket(path) or not has_sums(path))
+
+
+def finished(path: Path) -> bool:
+    """Return whether a step was completed, with the hashes of its files."""
+    return has_sums(path) and not unfinished(path)
 
 
 def problems_of(path: Path, **choice: Any) -> list[str]:
@@ -78,7 +84,7 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
     share = jax.process_index(), jax.process_count()
 
     def list_steps() -> list[int]:
-        folders = _step_folders(run_directory)
+        folders = step_folders(run_directory)
         for _, path in folders:
             if unfinished(path):
                 _set_aside(path, "unfinished")
@@ -118,7 +124,7 @@ def _adopt(problem: str) -> str:
 
 def _set_aside(path: Path, why: str) -> None:
     aside = path.with_name(f"{path.name}.{why}")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_tree(aside)
     path.rename(aside)
 
 
@@ -127,12 +133,17 @@ class _HashingHandler(ocp.CompositeCheckpointHandler):
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
-        write_sums(directory)
+        write_sums(as_path(directory))
 
 
 @ocp.args.register_with_handler(_HashingHandler, for_save=True, for_restore=True)
 class _Items(ocp.args.Composite):
     """The items of a step, by name."""
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Drop tracebacks, one for each array that cannot be written: SaveError names the first."""
+    return not record.exc_info or bool(os.environ.get("BIOMEDLM_TRACEBACK"))
 
 
 class SaveError(OSError):
@@ -148,16 +159,25 @@ class Checkpointer:
     """
 
     def __init__(self, run_directory: str | Path, *, keep: int, keep_every: int = 0):
-        self.run_directory = Path(run_directory).absolute()
+        self.run_directory = as_path(run_directory).absolute()
         self._folder = self.run_directory / FOLDER
         self._keep, self._keep_every = keep, keep_every
         self._saving: int | None = None
         self._last: int | None = None
+        self._pruned: int | None = None
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        self._orbax = ocp.AsyncCheckpointer(_HashingHandler())
+                remove_tree(left)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_without_traceback)
+        # By default threads make the directories. If that fails, others wait ten minutes for them,
+        # and the process cannot end before.
+        made_at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+        handler = _HashingHandler(
+            composite_options=ocp.CompositeOptions(async_options=made_at_once)
+        )
+        self._orbax = ocp.AsyncCheckpointer(handler, async_options=made_at_once)
 
     def save(self, state: TrainState, position: dict, *, merged: Any = None) -> None:
         """Start to write `state` under its step, once the write before has ended.
@@ -173,7 +193,7 @@ class Checkpointer:
         self.wait()
         self._saving = step
         with self._named_errors():
-            self._orbax.save(self._folder / str(step), args=items, force=True)
+            self._orbax.save(_orbax_path(self._folder / str(step)), args=items, force=True)
 
     def restore(
         self, abstract: TrainState, step: int, *, item: str = MODEL
@@ -190,7 +210,8 @@ class Checkpointer:
             optimizer=ocp.args.StandardRestore(optimizer),
             data=ocp.args.JsonRestore(),
         )
-        saved = self._orbax.restore(folder, args=items)
+        with storage_errors(folder):
+            saved = self._orbax.restore(_orbax_path(folder), args=items)
         self._last = step
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved[item], optimizer["opt"]), saved["data"]
@@ -201,18 +222,22 @@ class Checkpointer:
         return self._last if self._saving is None else self._saving
 
     def prune(self) -> None:
-        """Delete the steps that are not kept, if the newest is finished; cheap otherwise."""
-        if jax.process_index() or self._saving is None:
+        """Delete the steps that are not kept, once the newest is finished; cheap otherwise.
+
+        An error of the storage leaves them for the next call.
+        """
+        if jax.process_index() or self._saving in (None, self._pruned):
             return
-        if not has_sums(self._folder / str(self._saving)):
-            return
-        finished = steps(self.run_directory)
-        for step in finished[: -self._keep]:
-            if not self._keep_every or step % self._keep_every:
-                path = self._folder / str(step)
-                for mark in (SUMS, COMMITTED):  # a kill in between leaves an unfinished step
-                    (path / mark).unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if not finished(self._folder / str(self._saving)):
+                return
+            for step in steps(self.run_directory)[: -self._keep]:
+                if not self._keep_every or step % self._keep_every:
+                    path = self._folder / str(step)
+                    for mark in (COMMITTED, SUMS):  # a kill in between leaves an unfinished step
+                        (path / mark).unlink(missing_ok=True)
+                    remove_tree(path)
+            self._pruned = self._saving
 
     def wait(self) -> None:
         """Block until every checkpoint is on disk; raises SaveError if one could not be written."""
@@ -222,8 +247,9 @@ class Checkpointer:
         self._last, self._saving = self.last_step, None
 
     def close(self) -> None:
-        """Wait and release the background threads."""
-        self._orbax.close()
+        """Wait and release the background threads; raises SaveError as `wait` does."""
+        with self._named_errors():
+            self._orbax.close()
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -240,7 +266,8 @@ class Checkpointer:
 
 def check_shapes(item: Path, model: Any) -> None:
     """Raise InputError unless the saved item has exactly this model's tensors and dtypes."""
-    saved = _flat(ocp.PyTreeCheckpointHandler().metadata(epath.Path(item)).tree)
+    with storage_errors(item):
+        saved = _flat(ocp.PyTreeCheckpointHandler().metadata(_orbax_path(item)).tree)
     wanted = _flat(model)
     if saved == wanted:
         return
@@ -251,6 +278,24 @@ def check_shapes(item: Path, model: Any) -> None:
     )
 
 
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Raise what Orbax and TensorStore raise for a bucket that fails as OSError."""
+    try:
+        yield
+    except (OSError, InputError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        if not is_bucket(path):
+            raise
+        text = " ".join(str(error).split())[:300]
+        raise OSError(f"cannot read {path}: {type(error).__name__}: {text}") from error
+
+
+def _orbax_path(path: Path) -> epath.Path:
+    return epath.Path(str(path))
+
+
 def _flat(tree) -> dict[str, str]:
     # Orbax's metadata has dictionaries where the model has attributes; the names are the same.
     return {n: f"{np.dtype(x.dtype).name}{[*x.shape]}" for n, x in named_leaves(tree).items()}
@@ -258,12 +303,12 @@ def _flat(tree) -> dict[str, str]:
 
 def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
     """Write `model` alone as a run's checkpoint and wait until it is on disk."""
-    folder = Path(run_directory).absolute() / FOLDER
+    folder = as_path(run_directory).absolute() / FOLDER
     args = ocp.args.PyTreeSave(
         model, save_args=_in_chunks(model), ocdbt_target_data_file_size=FILE_BYTES
     )
     with ocp.Checkpointer(_HashingHandler()) as checkpointer:
-        checkpointer.save(folder / str(step), args=_Items(model=args))
+        checkpointer.save(_orbax_path(folder / str(step)), args=_Items(model=args))
 
 
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
@@ -272,8 +317,8 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     Raises InputError if there is no such checkpoint, its files are damaged, or it is of another
     config.
     """
-    folder = Path(run_directory).absolute() / FOLDER
-    there = [number for number, path in _step_folders(run_directory) if not unfinished(path)]
+    folder = as_path(run_directory).absolute() / FOLDER
+    there = [number for number, path in step_folders(run_directory) if not unfinished(path)]
     step = max(there, default=None) if step is None else step
     if step not in there:
         raise InputError(
@@ -290,14 +335,14 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     item = folder / str(step) / MODEL
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)
-    restored = [ocp.PLACEHOLDER] * len(leaves)
+    restored, where = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(item)
     how = structure.unflatten([ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves])
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with storage_errors(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for part in _parts(leaves):
             wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
             args = ocp.args.PyTreeRestore(structure.unflatten(wanted), restore_args=how)
             # Until a leaf is ready, what it is copied from is in memory too.
-            got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(item, args=args)))
+            got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(where, args=args)))
             for i in part:
                 restored[i] = got[i]
     return structure.unflatten(restored)

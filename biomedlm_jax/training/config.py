@@ -70,7 +70,7 @@ class StepSettings(Settings):
     batch_size: int = setting(least=1)  # rows, or questions, of one update
     accumulation: int = setting(1, least=1)  # parts whose gradients are summed for one update
     loss_chunks: int = setting(1, least=1, free=True)  # parts of a row whose logits exist at once
-    seed: int = setting(least=0)
+    seed: int = setting(least=0, most=2**32 - 1)  # more bits would be cut off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

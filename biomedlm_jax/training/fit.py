@@ -207,6 +207,9 @@ def fit(
         resuming = checked()  # again: nobody else writes it now
         newest = math.inf if replay is None else skipped_step(replay) - 1
         begin = choose_step(workdir, fallback=fallback, newest=newest)
+        if replay is not None and begin is None and "weights" in start and not recipe.base:
+            fix = f"give --init={start.get('path')} again"
+            raise InputError(f"{workdir} keeps no checkpoint before step {newest + 1}; {fix}")
         changed = from_first_process(lambda: changes(workdir, record) if resuming else {})
         if jax.process_index() == 0 and replay is None:
             recipe.write(not resuming)
@@ -346,6 +349,7 @@ def fit(
             position = {"data": recipe.data.position(), "losses": {**losses}}
             position |= {"spikes": spikes.losses(), "skips": skips.counts()}
             merged = _merged(state.model, frozen) if merges else None
+            recorder.flush()  # a resume does not repeat the lines before a checkpoint
             with stopwatch.count("save"):
                 checkpointer.save(state, position, merged=merged)
             saved, saved_at, wanted["save"] = step, time.monotonic(), 0
@@ -388,7 +392,10 @@ def fit(
             raise Interrupted(wanted["stop"])
         recorder.event("finish", step=step, seconds=stopwatch.rounded())
         if jax.process_index() == 0:
-            plot_losses(workdir)
+            try:
+                plot_losses(workdir)
+            except OSError as error:  # a full disk
+                recorder.print_line(f"cannot draw loss.png ({error})")
         recorder.print_line(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
         return _merged(state.model, frozen), {"step": step, **result}
 

@@ -41,24 +41,26 @@ def goodput(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
       starts: how often it was started. wall_seconds: from the first event to the last, pauses
       included. seconds: of each part, as far as it was recorded before a process was killed.
-      steps_repeated: steps that ran again after a kill. goodput: the share of the wall time that
-      were steps of the result.
+      steps_repeated: steps that ran again after a kill, as far as they were logged. goodput: the
+      share of the wall time that were steps of the result.
     """
     seconds, starts, repeated = dict.fromkeys(PARTS, 0.0), 0, 0
+    timed = 0  # steps whose seconds were recorded, those that ran again twice
     latest: Mapping[str, float] = {}
     done, first, last = 0, None, None
     for event in events:
         first, last = (event["time"] if first is None else first), event["time"]
         if event["event"] == "start":
             starts += 1
-            repeated += max(0, done - event["step"])
+            repeated += max(0, done - event["step"], event.get("reached", 0) - event["step"])
+            timed += max(0, done - event["step"])
             seconds = {part: seconds[part] + latest.get(part, 0.0) for part in PARTS}
             latest = {}
         latest = event.get("seconds", latest)
         done = event.get("step", done)
     seconds = {part: seconds[part] + latest.get(part, 0.0) for part in PARTS}
     wall = 0.0 if first is None or last is None else last - first
-    per_step = seconds["step"] / max(1, done + repeated)
+    per_step = seconds["step"] / max(1, done + timed)
     return {
         "starts": starts,
         "wall_seconds": wall,

@@ -2,8 +2,9 @@
 
 `lock.json` names host, process and start of the writer, and holds a beat that it increases every
 few seconds. A lock is stale if its process has ended on this host, or if the beat of another host
-stays the same for `STALE_SECONDS`; clocks of two hosts are never compared. On storage without
-exclusive creation (a bucket) a lock counts only if it is still there after `SETTLE_SECONDS`.
+stays the same for `STALE_SECONDS`; clocks of two hosts are never compared. Where another process
+could remove a lock at that moment (in a bucket, which has no conditional deletion here) or replace
+it (a file system without links), it counts only if it is still there after `SETTLE_SECONDS`.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.agreement import all_gather, from_first_process
+from biomedlm_jax.buckets import BucketPath
 from biomedlm_jax.errors import FAILED, InputError
 from biomedlm_jax.files import process_is_alive, read_json, write_text
 
@@ -74,9 +76,21 @@ class _Lock:
     def acquire(self) -> str:
         """Write the lock and return its key; raises LockError if a living writer holds one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        stale = self.path.exists()
+        if stale:
             _wait_until_stale(self.path, _read(self.path))
             self.path.unlink(missing_ok=True)
+        if isinstance(self.path, BucketPath):
+            with contextlib.suppress(FileExistsError):  # perhaps this one: requests are repeated
+                self.path.create(self._text().encode())
+            self._settle(SETTLE_SECONDS if stale else 0)
+        else:
+            self._create()
+        self._held = True
+        threading.Thread(target=self._keep, name="lock of the run", daemon=True).start()
+        return self._key
+
+    def _create(self) -> None:
         new = self.path.with_name(f".{LOCK}.{self._key}")
         new.write_text(self._text(), encoding="utf-8")
         try:
@@ -85,14 +99,14 @@ class _Lock:
             raise _held_by(self.path, _read(self.path)) from None
         except OSError:  # a file system without links
             new.replace(self.path)
-            time.sleep(SETTLE_SECONDS)
-            if _read(self.path).get("key") != self._key:
-                raise _held_by(self.path, _read(self.path)) from None
+            self._settle(SETTLE_SECONDS)
         finally:
             new.unlink(missing_ok=True)
-        self._held = True
-        threading.Thread(target=self._keep, name="lock of the run", daemon=True).start()
-        return self._key
+
+    def _settle(self, seconds: float) -> None:
+        time.sleep(seconds)
+        if (lock := _read(self.path)).get("key") != self._key:
+            raise _held_by(self.path, lock) from None
 
     def release(self) -> None:
         """Remove the lock, if it is this one's."""

@@ -1,9 +1,11 @@
 """Figures of a run (FLOPs, MFU, bits per byte) and the writers that keep them."""
 
 import contextlib
+import io
 import json
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from biomedlm_jax.chips import chip
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import AppendedText, write_text
+from biomedlm_jax.files import AppendedText, is_bucket, upload, write_text
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
 
 EVENTS = "events.jsonl"
@@ -92,16 +94,22 @@ class Recorder:
 
     A resumed run drops what it wrote of steps after `first_step`, which run again; events only
     grow. Training does not end because a line cannot be written: the console says so once, and the
-    line is written with a later one. Close it.
+    line is written with a later one. In a bucket, lines wait for some seconds, and TensorBoard's
+    for the next event. Close it.
     """
 
     def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
-        self._began = self._printed = time.monotonic()
-        self._progress = self._board = None
+        self._printed = time.monotonic()
+        self._progress: Any = None
+        self._board: Any = None
+        self._directory = run_directory
+        self._local: tempfile.TemporaryDirectory | None = None  # TensorBoard's, for a bucket
         self._failed: set[str] = set()
-        path = run_directory / "metrics.jsonl"
+        path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
-            kept = [line for line in read_metrics(run_directory) if line["step"] <= first_step]
+            lines = read_metrics(run_directory)
+            self._reached = max([first_step, *(line["step"] for line in lines)])
+            kept = [line for line in lines if line["step"] <= first_step]
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
         self._metrics, self._events = AppendedText(path), AppendedText(run_directory / EVENTS)
         self._steps = steps
@@ -111,7 +119,11 @@ class Recorder:
                 from tensorboardX import SummaryWriter  # it imports torch if that is there: 2 s
 
                 purge = first_step + 1 if first_step else None
-                self._board = SummaryWriter(str(run_directory), purge_step=purge)
+                if is_bucket(run_directory):  # tensorboardX could block there after an error
+                    self._local = tempfile.TemporaryDirectory()
+                folder = self._local.name if self._local else run_directory
+                self._board = SummaryWriter(str(folder), purge_step=purge)
+        self._began = time.monotonic()
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
             console = Console(stderr=True)
@@ -129,10 +141,28 @@ class Recorder:
                 self._failed.add(what)
                 self.print_line(f"cannot write {what} ({error}); training continues without")
 
+    def _check_board(self) -> None:
+        """Raise OSError if TensorBoard's thread has ended: its queue, once full, would block."""
+        if not self._board.file_writer.event_writer._worker.is_alive():
+            raise OSError("its thread ended with an error")
+
     def event(self, name: str, **facts: Any) -> None:
         """Record that something happened, with the time; `inspect` reads it."""
+        if name == "start":
+            facts["reached"] = self._reached  # before a kill
         with self._survive(EVENTS):
             self._events.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, in a bucket; call it before a checkpoint, which a resume relies on."""
+        for file in (self._metrics, self._events):
+            with self._survive(file.path.name):
+                file.flush()
+        if self._local and self._board:
+            with self._survive("TensorBoard's events"):
+                self._board.flush()
+                upload(Path(self._local.name), self._directory)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one line of figures of `step`."""
@@ -141,6 +171,7 @@ class Recorder:
         if self._board:
             with self._survive("TensorBoard's events"):
                 for name, value in values.items():
+                    self._check_board()
                     self._board.add_scalar(name, value, step)
         if self._progress and "loss" in values:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
@@ -160,12 +191,17 @@ class Recorder:
         self.print_line(f"step {step}/{self._steps}  {figures}  {clock}")
 
     def print_line(self, text: str) -> None:
-        """Print a line for the person at the terminal."""
+        """Print a line for the person at the terminal, or in a file on a full disk."""
         self._printed = time.monotonic()
-        if self._progress:
-            self._progress.console.print(text, highlight=False, markup=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        try:
+            if self._progress:
+                self._progress.console.print(text, highlight=False, markup=False)
+            else:
+                print(text, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
     def is_overdue(self) -> bool:
         """Return whether the last line is so old that a person waits for the next."""
@@ -177,7 +213,11 @@ class Recorder:
             self._progress.stop()
         with self._survive("TensorBoard's events"):
             if self._board:
+                self._check_board()
+                self.flush()
                 self._board.close()
+            if self._local:
+                self._local.cleanup()
         for file in (self._metrics, self._events):
             with self._survive(file.path.name):
                 file.close()
@@ -189,7 +229,7 @@ class NullRecorder:
     def write(self, *arguments: Any, **facts: Any) -> None:
         """Do nothing."""
 
-    print_line = close = event = write
+    print_line = close = event = flush = write
 
     def is_overdue(self) -> bool:
         """Return False."""
@@ -207,7 +247,7 @@ def read_events(run_directory: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             value = json.loads(line)
         except ValueError:
@@ -244,8 +284,9 @@ def plot_losses(run_directory: Path) -> Path:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    file = run_directory / "loss.png"
-    figure.savefig(file, dpi=120)
+    file, image = run_directory / "loss.png", io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    file.write_bytes(image.getvalue())
     return file
 
 

@@ -19,7 +19,7 @@ from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.packer import token_byte_counts
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json, write_json
+from biomedlm_jax.files import as_path, read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
 from biomedlm_jax.model.language_model import LanguageModel
@@ -103,7 +103,7 @@ def pretrain(
     errors are those of `fit`. Raises InputError, before anything is written, if the config, the
     data or the directory do not fit together.
     """
-    workdir = Path(workdir).absolute()
+    workdir = as_path(workdir).absolute()
     settings = read_settings(PretrainSettings, config)
     training = settings.training
     if not settings.data.path:
@@ -233,7 +233,7 @@ def pretrain(
         ),
     )
     with jax.set_mesh(mesh):
-        file = None if replay is None else Path(replay)
+        file = None if replay is None else as_path(replay)
         return fit(recipe, workdir, mesh, fallback=fallback, replay=file)[1]
 
 
@@ -271,7 +271,7 @@ def _initial_facts(
 ) -> dict[str, str]:
     """Return path and hash of the weights that a run started from, the hash if it is known."""
     if init is not None:
-        return {"path": str(Path(init.path).absolute())}
+        return {"path": str(as_path(init.path).absolute())}
     saved = before.get("started_from", {})
     facts = {name: saved[name] for name in ("path", "weights") if name in saved}
     if rank and not facts:

@@ -3,14 +3,17 @@
 import functools
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import checkify
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
+from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState, accumulate_gradients, step_key
 
 
@@ -35,10 +38,11 @@ def replay_update(
     seed: int,
     accumulation: int,
 ) -> None:
-    """Compute loss and gradients of a skipped update with `jax_debug_nans`, and print the result.
+    """Compute loss and gradients of a skipped update, print the operation that made the first NaN.
 
-    `state` is that of the newest checkpoint before the step, so the parameters are older than they
-    were unless a checkpoint lies just before. Changes nothing; raises Replayed at the end.
+    Of infinite values, the names of the parameters whose gradients have them. `state` is that of
+    the newest checkpoint before the step, so the parameters are older than they were unless a
+    checkpoint lies just before. Changes nothing; raises Replayed at the end.
     """
     record = read_json(file)
     step = skipped_step(file)
@@ -46,22 +50,30 @@ def replay_update(
         raise InputError(f"{file} has other rows than step {step} of this data; use the run's own")
     batch, key = data.at(step - 1), step_key(seed, step - 1)
     grad_fn = accumulate_gradients(jax.value_and_grad(loss_fn), accumulation)
-    compute = jax.jit(functools.partial(grad_fn, dropout_key=key))
+    # Unlike jax_debug_nans, the checks reach into loops: of layers, and of parts of a batch.
+    grad_fn = functools.partial(grad_fn, dropout_key=key)
+    compute = jax.jit(checkify.checkify(grad_fn, errors=checkify.nan_checks))
     before = int(state.step)
     lines = [f"step {step}, rows {record['rows'][:8]}, with the parameters of step {before}"]
     if before < step - 1:
         lines.append(f"the {step - 1 - before} updates between them are not in any checkpoint")
-    try:
-        with jax.debug_nans(True), jax.debug_infs(True):
-            loss, grads = jax.block_until_ready(compute(state.model, batch, *frozen))
-        sizes = [float(abs(leaf).max()) for leaf in jax.tree.leaves(grads)]
-        finite = math.isfinite(float(loss)) and all(map(math.isfinite, sizes))
-        lines.append(
-            f"loss {float(loss):.6g}, largest gradient {max(sizes):.6g}: "
-            f"{'all finite' if finite else 'not finite'}"
-        )
-    except FloatingPointError as error:
-        lines.append(f"not finite: {' '.join(str(error).split())[:500]}")
+    checks, (loss, grads) = compute(state.model, batch, *frozen)
+    sizes = {name: float(abs(leaf).max()) for name, leaf in named_leaves(grads).items()}
+    lines.append(f"loss {float(loss):.6g}, largest gradient {max(sizes.values()):.6g}")
+    bad = [name for name, size in sizes.items() if not math.isfinite(size)]
+    if cause := checks.get_exception():
+        lines.append(f"{' '.join(str(cause).split())} {_place(cause)}")
+    if bad:
+        lines.append(f"not finite are the gradients of {', '.join(bad[:4])} ({len(bad)} in all)")
+    elif not cause and math.isfinite(float(loss)):
+        lines.append("all finite")
     if jax.process_index() == 0:
         print("\n".join(lines), file=sys.stderr, flush=True)
     raise Replayed
+
+
+def _place(cause: Any) -> str:
+    """Return the innermost line of the program, not of a library, that made an operation."""
+    frames = traceback.extract_tb(cause.traceback_info.as_python_traceback())
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    return f"in {own[-1].name}, {own[-1].filename}:{own[-1].lineno}" if own else ""

@@ -52,9 +52,9 @@ class SkippedUpdates:
         reason = f"above the limit of {limit:.6g}" if finite else "not finite"
         # JSON has no NaN.
         facts = {"reason": reason, **{name: str(value) for name, value in figures.items()}}
+        file = self._workdir / FOLDER / f"{step}.json"
         if not applied:
             self.count, self._in_a_row = self.count + 1, self._in_a_row + 1
-            file = self._workdir / FOLDER / f"{step}.json"
             facts |= {"step": step, "rows": data.rows_of(step - 1)}
             if jax.process_index() == 0:
                 write_json(file, facts)
@@ -67,7 +67,7 @@ class SkippedUpdates:
         if self._in_a_row >= self._settings.skipped_in_a_row:
             raise InputError(
                 f"{self._in_a_row} updates in a row were skipped, until step {step} with {what}; "
-                f"{saved}; --replay={FOLDER}/{step}.json looks for the cause; {fix}"
+                f"{saved}; --replay={file} looks for the cause; {fix}"
             )
         if applied and self._settings.spike == "stop":
             raise InputError(f"step {step} has {what}, {reason}; {saved}; {fix}")

@@ -22,9 +22,13 @@ class SpikeDetector:
         self._losses = deque(losses, maxlen=WINDOW + LAG)
 
     def add(self, loss: float) -> None:
-        """Add the loss of the next step; one that is not finite is replaced by the mean."""
+        """Add the loss of the next step; one that is not finite is replaced by the mean.
+
+        One above its limit is replaced by the limit: a few spikes would hide those after them.
+        """
         before = [*self._losses] or [0.0]
-        self._losses.append(loss if math.isfinite(loss) else float(np.mean(before)))
+        finite = min(loss, self.limit()) if math.isfinite(loss) else float(np.mean(before))
+        self._losses.append(finite)
 
     def limit(self, *, unread: int = 0) -> float:
         """Return the limit of the step after the last one added and `unread` more steps.

@@ -204,6 +204,22 @@ def test_loading_explains_what_is_missing_or_broken(tmp_path):
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("entry", "index", "message"),
+    [("b", 2**31, "has the id 2147483648"), ("b", 3, "has the id 3 twice: 'b', '!'")],
+)
+def test_ids_that_a_tokenizer_cannot_have(trained, tmp_path, entry, index, message):
+    """`tokenizers` would write 2**31 entries, or either of the two at random."""
+    state = json.loads(trained.to_str())
+    state["model"]["vocab"][entry] = index
+    if index == 3:
+        state["model"]["vocab"]["!"] = 3
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(InputError, match="the tokenizer in .*" + message.split(":")[0]):
+            load_tokenizer(path)
+
+
 def test_a_corpus_is_tokenised_whole(trained, tmp_path):
     short = load_state(json.loads(trained.to_str()))
     short.enable_truncation(3)

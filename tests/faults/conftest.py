@@ -104,16 +104,12 @@ def save(self, state, *arguments, original=checkpoint.Checkpointer.save, **optio
         self._orbax.wait_until_finished()
         reach("committed")
 
-def rmtree(path, *arguments, original=checkpoint.shutil.rmtree, **options):
+def remove_tree(path, original=checkpoint.remove_tree):
     if Path(path).parent.name == "checkpoints" and Path(path).name.isdecimal():
         reach("prune")
-    original(path, *arguments, **options)
+    original(path)
 
-class Shutil:
-    pass
-
-Shutil.rmtree = staticmethod(rmtree)
-checkpoint.shutil = Shutil
+checkpoint.remove_tree = remove_tree
 fit.jit_step = jit_step
 files.AppendedText.append = append
 checkpoint._HashingHandler.finalize = finalize

@@ -49,6 +49,7 @@ def test_the_published_texts(name, get_config):
         ("optimizer.clip_norm", -1.0, "clip_norm"),
         ("optimizer.weight_decay", -0.1, "weight_decay"),
         ("sweep.seeds", (1, 1), "expected different seeds from 0"),
+        ("sweep.seeds", (0, 2**32), r"expected different seeds from 0 to 2\*\*32-1"),
         ("sweep.learning_rates", (0.0,), "rates above 0"),
         ("sweep.learning_rates", ("fast",), "learning_rates"),
     ],

@@ -149,10 +149,10 @@ def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint
         started.extend(map(weakref.ref, jax.tree.leaves(start.base)))
         return start
 
-    def restored(checkpointer, abstract, **options):
+    def restored(checkpointer, *arguments, **options):
         assert started
         assert not any(leaf() is not None for leaf in started)
-        return restore(checkpointer, abstract, **options)
+        return restore(checkpointer, *arguments, **options)
 
     monkeypatch.setattr(text_recipe, "load_base_model", loaded)
     monkeypatch.setattr(fit.Checkpointer, "restore", restored)

@@ -41,6 +41,7 @@ from biomedlm_jax.model.gpt2 import GPT2Config
         ),
         ({"bad_words": ("",)}, "bad_words"),
         ({"bad_words": ((3, -1),)}, "bad_words"),
+        ({"stop": ("\ud800",)}, "stop=.*; expected text, not half surrogates"),
         ({"max_new_tokens": 4.5}, "max_new_tokens=4.5; expected a whole number"),
         ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size=2.5"),
         ({"samples": True}, "samples=True; expected a whole number"),
@@ -148,6 +149,17 @@ def test_settings_mean_the_same_in_transformers(options, tmp_path):
     if options.bad_words:
         words = [list(word) for word in options.strategy(config, tokenizer).bad_words]
         assert theirs.bad_words_ids == words
+
+
+@pytest.mark.parametrize("begin", [50_257, -1, "x", 10**30, True])
+def test_a_begin_outside_of_the_vocabulary_is_refused(tmp_path, begin):
+    """The embedding would take the row of another id."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"bos_token_id": begin}))
+    with (
+        pytest.warns(RuntimeWarning, match="no eos_token_id"),
+        pytest.raises(ValueError, match=r"got bos_token_id=.* up to 60 .*generation_config\.json"),
+    ):
+        model_options(GPT2Config(vocab_size=61), tmp_path)
 
 
 def test_settings_that_are_unknown_or_no_json(tmp_path):

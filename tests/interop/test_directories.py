@@ -75,7 +75,7 @@ def test_models_of_other_libraries_with_a_head_are_refused(tmp_path):
         refuse_heads(path)
 
 
-@pytest.mark.parametrize("name", ["facts", "started_from"])
+@pytest.mark.parametrize("name", ["facts", "started_from", "task"])
 def test_a_record_that_is_no_object_names_its_file(tmp_path, name):
     path = fill(tmp_path / "export", model_type="gpt2")
     (path / "training.json").write_text(json.dumps({name: ["x"]}))

@@ -7,7 +7,11 @@ from biomedlm_jax.model.gpt2 import GPT2Config
     ("values", "message"),
     [
         ({"heads": 7}, "model.heads=7, which does not divide"),
+        ({"heads": 7, "width": 10**15}, "model.heads=7, which does not divide"),
         ({"layers": 0}, "model.layers=0; expected at least 1"),
+        ({"layers": 10**9}, "model.layers=1000000000; expected at least 1 and at most 10000"),
+        ({"hf_entries": "{"}, "got model.hf_entries that is no JSON"),
+        ({"hf_entries": "[1]"}, "expected a JSON object"),
         ({"layers": "3"}, "model.layers='3'; expected a whole number"),
         ({"layers": True}, "model.layers=True; expected a whole number"),
         ({"attention_dropout": 1.0}, "at least 0 and below 1"),

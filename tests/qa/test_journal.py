@@ -61,3 +61,20 @@ def test_the_time_left(monkeypatch):
         one.write(1, PAIR, size=10, new=True)
     # 20 positions in 11 s: 60 more take 33 s; 40 in 30 s: 40 more take 30 s.
     assert lines == ["40% scored, 0:00:33 left", "60% scored, 0:00:30 left"]
+
+
+def test_a_damaged_batch_is_scored_again(tmp_path):
+    """A file system may lose the content of a renamed file when the machine fails."""
+    lines: list[str] = []
+    one = Journal(tmp_path, notify=lines.append)
+    one.begin([], total=1)
+    one.write(0, PAIR, size=1, new=True)
+    (file,) = tmp_path.rglob("*.npz")
+    whole = file.read_bytes()
+    flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
+    for damaged in (b"", whole[:-1], whole[: len(whole) // 2], flipped, whole[:4]):
+        file.write_bytes(damaged)
+        assert one.read(0) is None
+        assert str(file) in lines.pop()
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(one.read(0)[0], PAIR[0])

@@ -63,3 +63,10 @@ def test_a_bad_file_is_named_and_its_other_rows_are_read(tmp_path, format, conte
         refused = []
         read(path, format, content, refused.append)
         assert refused == [str(error.value)]
+
+
+def test_the_items_of_an_array_on_one_line_have_their_own_ids(tmp_path, read):
+    records = [{"question": str(n)} for n in range(3)]
+    rows = read(tmp_path / "a.json", "medmcqa", json.dumps(records))
+    assert [row.fields for row in rows] == records
+    assert [row.id for row in rows] == ["a.json:1", "a.json:1#2", "a.json:1#3"]

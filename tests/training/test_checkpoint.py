@@ -3,13 +3,24 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from gcs import bucket, gcs_server  # noqa: F401
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.families import abstract_model
-from biomedlm_jax.training.checkpoint import load_tree, save_model
+from biomedlm_jax.training.checkpoint import (
+    COMMITTED,
+    Checkpointer,
+    choose_step,
+    latest_step,
+    load_tree,
+    save_model,
+    steps,
+    unfinished,
+)
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished):
@@ -29,3 +40,59 @@ def test_a_model_alone_round_trips(finished, tmp_path):
     again = load_tree(tmp_path / "other", abstract_model(model.config, one_device()))
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_of_a_bucket_is_finished_by_its_mark_alone(finished, bucket):  # noqa: F811
+    """Its hashes are written before: a kill in between leaves them."""
+    model, _ = load(finished, step=8)
+    run = as_path(bucket) / "run"
+    for step in (1, 2):
+        save_model(run, model, step=step)
+    assert steps(run) == [1, 2]
+    (run / "checkpoints/2" / COMMITTED).unlink()
+    assert unfinished(run / "checkpoints/2")
+    assert (steps(run), latest_step(run)) == ([1], 1)
+    abstract = abstract_model(model.config, one_device())
+    with pytest.raises(InputError, match=r"no finished checkpoint of step 2; finished: \[1\]"):
+        load_tree(run, abstract, step=2)
+    assert choose_step(run, fallback=False) == 1
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["1", "2.unfinished"]
+    for a, b in zip(*map(jax.tree.leaves, (model, load_tree(run, abstract))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_storage_that_fails_while_weights_are_read_is_retryable(finished, bucket, monkeypatch):  # noqa: F811
+    model, _ = load(finished, step=8)
+    run = as_path(bucket) / "run"
+    save_model(run, model)
+
+    def fail(*_, **__):
+        raise ValueError("UNAVAILABLE: Error reading")  # as TensorStore raises it
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", fail)
+    with pytest.raises(OSError, match=r"cannot read gs://.*UNAVAILABLE"):
+        load_tree(run, abstract_model(model.config, one_device()))
+
+
+def test_old_steps_stay_while_the_storage_fails(finished, bucket, monkeypatch):  # noqa: F811
+    model, _ = load(finished, step=8)
+    run = as_path(bucket) / "run"
+    for step in (1, 2, 3):
+        save_model(run, model, step=step)
+    checkpointer = Checkpointer(run, keep=2)
+    checkpointer._saving = 3
+    with monkeypatch.context() as patch:
+
+        def fail(*_, **__):
+            raise ConnectionRefusedError(111, "no answer")
+
+        patch.setattr(run._fs, "ls", fail)
+        checkpointer.prune()
+    assert steps(run) == [1, 2, 3]
+    checkpointer.prune()
+    assert steps(run) == [2, 3]
+    with monkeypatch.context() as patch:  # it costs no request until the next save
+        patch.setattr(run._fs, "info", None)
+        checkpointer.prune()
+    checkpointer.close()

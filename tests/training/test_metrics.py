@@ -3,7 +3,9 @@ import math
 
 import jax
 import pytest
+from gcs import bucket, gcs_server  # noqa: F401
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.training.metrics import (
@@ -97,3 +99,46 @@ def test_the_step_timer_counts_the_steps_between_readings(monkeypatch):
     timer.restart()
     assert timer.read(6) == {}
     assert jax.devices()[0].platform == "cpu"  # hence no MFU
+
+
+def test_a_recorder_in_a_bucket_writes_before_a_checkpoint_and_drops_what_runs_again(
+    bucket,  # noqa: F811
+    monkeypatch,
+):
+    monkeypatch.setattr("biomedlm_jax.files.REWRITE_SECONDS", 3600.0)
+    run = as_path(bucket) / "run"
+    first = Recorder(run, first_step=0, steps=10, tensorboard=True)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": 2.5 / step})
+    first.flush()  # before the checkpoint of step 3
+    first.event("save", step=3)
+    first.write(4, {"loss": 0.5})
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3]
+    assert len(run.glob("events.out.tfevents.*")) == 1
+    first.write(5, {"loss": 0.4})
+    first.close()
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5]
+    again = Recorder(run, first_step=3, steps=10, tensorboard=False)
+    again.write(4, {"loss": 0.5})
+    again.close()
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4]
+    assert plot_losses(run).read_bytes()[1:4] == b"PNG"
+
+
+def test_a_bucket_that_fails_does_not_end_a_run(bucket, monkeypatch, capsys):  # noqa: F811
+    run = as_path(bucket) / "run"
+    recorder = Recorder(run, first_step=0, steps=10, tensorboard=True)
+    original = type(run).write_bytes
+
+    def fail(path, data):
+        raise OSError(5, "HttpError: 503", str(path))
+
+    monkeypatch.setattr(type(run), "write_bytes", fail)
+    monkeypatch.setattr("biomedlm_jax.files.REWRITE_SECONDS", 0.0)
+    recorder.write(1, {"loss": 2.5})
+    recorder.event("save", step=1)
+    assert "cannot write metrics.jsonl ([Errno 5] HttpError: 503" in capsys.readouterr().err
+    monkeypatch.setattr(type(run), "write_bytes", original)
+    recorder.write(2, {"loss": 2.5})
+    recorder.close()
+    assert [line["step"] for line in read_metrics(run)] == [1, 2]

@@ -1,0 +1,119 @@
+"""inspect_run(): what a run directory says of its training, its checkpoints and its faults."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import as_path, read_json
+from biomedlm_jax.interop.health import check_directory
+from biomedlm_jax.training.checkpoint import step_folders, unfinished
+from biomedlm_jax.training.goodput import PARTS, goodput
+from biomedlm_jax.training.lock import LOCK
+from biomedlm_jax.training.metrics import plot_losses, read_events, read_metrics
+from biomedlm_jax.training.provenance import RUN_FILE
+
+
+def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
+    """Return the facts of a run, for `describe`; with `verify`, all files are read and compared.
+
+    Raises InputError if `run` is no run directory. Writes nothing.
+    """
+    run = as_path(run)
+    if not (run / RUN_FILE).exists():
+        raise InputError(f"{run} holds no run ({RUN_FILE}); name a --workdir of pretrain, finetune")
+    record, metrics, events = read_json(run / RUN_FILE), read_metrics(run), read_events(run)
+    losses = [line for line in metrics if "loss" in line]
+    evaluations = [line for line in metrics if "train_loss" in line or "dev_loss" in line]
+    folders = step_folders(run)
+    saved = [step for step, path in folders if not unfinished(path)]
+    training = record.get("training", {})
+    steps = training.get("steps")
+    facts: dict[str, Any] = {
+        "run": str(run),
+        "recipe": record.get("recipe"),
+        "steps": steps,
+        "epochs": training.get("epochs"),
+        "last_step": losses[-1]["step"] if losses else None,
+        "last": _for_json(losses[-1]) if losses else {},
+        "last_evaluation": evaluations[-1] if evaluations else {},
+        "checkpoints": {str(step): "finished" for step in saved},
+        "lock": read_json(run / LOCK) if (run / LOCK).exists() else None,
+        "starts": [event for event in events if event["event"] == "start"],
+        "skipped": [event for event in events if event["event"] in ("skip", "spike")],
+        "history": record.get("history", []),
+        "goodput": goodput(events),
+    }
+    batch, rows = training.get("batch_size"), _rows_of(run)
+    if record.get("recipe") == "pretrain" and saved and rows:
+        tokens = saved[-1] * batch * rows["length"]
+        there = rows["splits"]["train"]
+        facts["position"] = {
+            "step": saved[-1],
+            "tokens": tokens,
+            "rows": saved[-1] * batch,
+            "passes": saved[-1] * batch / max(1, there["rows"]),
+        }
+    facts["checkpoints"] |= {str(s): "never finished" for s, path in folders if unfinished(path)}
+    aside = sorted(path.name for path in folders[0][1].parent.iterdir()) if folders else []
+    facts["set_aside"] = [name for name in aside if name.endswith((".damaged", ".unfinished"))]
+    if verify:
+        facts["health"] = {part.name: part.line() for part in check_directory(run)}
+    return facts
+
+
+def _for_json(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: x if math.isfinite(x) else str(x) for name, x in line.items()}
+
+
+def _rows_of(run: Path) -> dict[str, Any]:
+    file = run / "manifest.json"
+    return read_json(file) if file.exists() else {}
+
+
+def describe(facts: dict[str, Any]) -> list[str]:
+    """Return the lines that a person reads."""
+    of = f" of {facts['steps']:,}" if facts["steps"] else ""
+    last, figures = facts["last"], facts["last_evaluation"]
+    lines = [f"{facts['run']}: recipe {facts['recipe']}"]
+    if last:
+        lines.append(f"step {last['step']:,}{of}: loss {float(last['loss']):.4g}")
+    else:
+        lines.append(f"no step is recorded{of}")
+    if figures:
+        values = (f"{k} {v:.4g}" for k, v in figures.items() if k != "step")
+        lines.append(f"evaluation after step {figures['step']:,}: {', '.join(values)}")
+    if position := facts.get("position"):
+        lines.append(
+            f"saved at step {position['step']:,}: {position['tokens']:,} tokens, "
+            f"{position['rows']:,} rows, {position['passes']:.2f} passes over the data"
+        )
+    states = (f"{step} ({state})" for step, state in facts["checkpoints"].items())
+    lines.append(f"checkpoints: {', '.join(states) or 'none'}")
+    lines += [f"set aside: checkpoints/{name}" for name in facts["set_aside"]]
+    lines += list(facts.get("health", {}).values())
+    if lock := facts["lock"]:
+        lines.append(f"locked by process {lock.get('pid')} on {lock.get('host')}")
+    for event in facts["starts"]:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
+        changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items()]
+        where = f"{event.get('processes')} processes, {event.get('devices')} devices"
+        lines.append(
+            f"start {began} UTC after step {event['step']:,}, {where}"
+            + (f"; changed: {', '.join(changed)}" if changed else "")
+        )
+    lines += [f"{e['event']} at step {e['step']:,}: {e.get('reason')}" for e in facts["skipped"]]
+    use = facts["goodput"]
+    if use["goodput"] is not None:
+        parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
+        lines.append(
+            f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in {use['starts']} "
+            f"starts ({', '.join(parts)}); {use['steps_repeated']:,} steps were repeated"
+        )
+    return lines
+
+
+def draw(run: str | Path) -> Path:
+    """Draw the losses of a run, with its restarts, and return the file."""
+    return plot_losses(as_path(run))

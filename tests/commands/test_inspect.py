@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from biomedlm_jax.cli import main
+from biomedlm_jax.files import write_json
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = tmp_path / "run"
+    write_json(path / "run.json", {"recipe": "pretrain", "training": {"steps": 9}})
+    (path / "metrics.jsonl").write_text('{"step": 3, "loss": 2.0}\n')
+    return path
+
+
+def test_a_run(run, capsys):
+    assert main(["inspect", str(run)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{run}: recipe pretrain",
+        "step 3 of 9: loss 2",
+        "checkpoints: none",
+    ]
+    assert not (run / "loss.png").exists()
+
+
+def test_the_flags_reach_the_library(run, capsys, tmp_path):
+    figures = tmp_path / "facts.json"
+    assert main(["inspect", f"--run={run}", "--verify", "--plot", f"--json={figures}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "record: whole" in lines
+    assert lines[-1] == f"drawn: {run / 'loss.png'}"
+    assert (run / "loss.png").stat().st_size > 1000
+    facts = json.loads(figures.read_text())
+    assert (facts["last_step"], facts["health"]) == (3, {"record": "record: whole"})
+
+
+def test_what_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
