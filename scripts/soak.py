@@ -235,13 +235,12 @@ class Soak:
         """Run a function in a process."""
         self.ended(self._fork(function, *arguments), [0])
 
-    def start(self, *, run: Path | None = None, fallback: bool = False, **changes: Any) -> Any:
+    def start(self, *, run: Path | None = None, fallback: bool = False) -> Any:
         """Start the command in a process."""
         self.starts += 1
         events = (run or self.run) / "events.jsonl"
         self._offset = events.stat().st_size if events.exists() else 0
-        settings = {**self.settings, **changes}
-        flags = [f"--config.{name}={value}" for name, value in settings.items()]
+        flags = [f"--config.{name}={value}" for name, value in self.settings.items()]
         flags += [f"--workdir={run or self.run}", *(["--fallback"] if fallback else [])]
         config = f"--config={ROOT / 'configs' / 'pretrain.py'}:tiny"
         xla, pause = os.environ.get("XLA_FLAGS", ""), 0 if run else self.pause
@@ -308,9 +307,9 @@ class Soak:
         if kind == KINDS[1]:
             time.sleep(rng.random() * start_seconds)
             return self._signal(process, [signal.SIGKILL], [-signal.SIGKILL])
-        self._wait(self._started, process)
+        self.wait(self._started, process)
         goal = self._begin() + rng.randint(1, most_steps)
-        self._wait(lambda: last_step(self.run) >= goal or not process.is_alive(), process)
+        self.wait(lambda: last_step(self.run) >= goal or not process.is_alive(), process)
         time.sleep(rng.random() * 0.1)  # in a step, a save or an evaluation
         if kind == "full disk":
             return self._fill_disk(process)
@@ -410,7 +409,7 @@ class Soak:
         """Return the step after which the newest start began."""
         return next(event["step"] for event in self._new_events() if event["event"] == "start")
 
-    def _wait(self, condition: Callable[[], bool], process: Any) -> None:
+    def wait(self, condition: Callable[[], bool], process: Any) -> None:
         """Wait for a condition, which the end of the process must not prevent."""
         limit = time.monotonic() + PATIENCE
         while not condition():
@@ -451,7 +450,7 @@ class Soak:
         rows += [(kind, *map(str, row)) for kind, row in zip(self.counts, counts, strict=True)]
         total = [sum(column) for column in zip(*counts, strict=True)]
         rows.append(("all", *map(str, total)))
-        rows.insert(1, tuple("---" if i == 0 else "---:" for i in range(5)))
+        rows.insert(1, ("---", *["---:"] * 4))
         return [f"| {' | '.join(row)} |" for row in rows]
 
 
@@ -502,8 +501,8 @@ def soak(out: Path, options: argparse.Namespace, kinds: list[str]) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    slow = "jax optax orbax.checkpoint grain tokenizers matplotlib.pyplot biomedlm_jax.cli"
-    multiprocessing.set_forkserver_preload(slow.split())
+    slow = ["jax", "optax", "orbax.checkpoint", "grain", "tokenizers", "matplotlib.pyplot"]
+    multiprocessing.set_forkserver_preload([*slow, "biomedlm_jax.cli"])
     settings: dict[str, Any] = {
         "data.path": out / "tokens",
         "model.layers": 1,
@@ -575,14 +574,13 @@ def soak(out: Path, options: argparse.Namespace, kinds: list[str]) -> int:
 
 def measure(soak: Soak, probe: Path) -> tuple[float, float]:
     """Return the seconds of a start and of a step, from a short run."""
-    began, process = time.monotonic(), None
-    for steps in (5, 60):  # the second start finds the compiled programs
+    start_seconds = 0.0
+    for begin, steps in ((0, 5), (5, 60)):  # the second start finds the compiled programs
         began = time.monotonic()
-        changes = {"training.steps": steps, "checkpoint.every": 10, "training.evaluate_every": 0}
-        process = soak.start(run=probe, **changes)
-        if steps == 60:
-            soak._wait(lambda: last_step(probe) > 5, process)
-            start_seconds = time.monotonic() - began
+        soak.settings |= {"training.steps": steps, "checkpoint.every": 10}
+        process = soak.start(run=probe)
+        soak.wait(lambda begin=begin: last_step(probe) > begin, process)
+        start_seconds = time.monotonic() - began
         soak.ended(process, [0])
     seconds = sorted(x["step_seconds"] for x in metrics(probe) if "step_seconds" in x)
     return start_seconds, seconds[len(seconds) // 2]
