@@ -50,6 +50,7 @@ from biomedlm_jax.training.stopping import (
     Interrupted,
     Stopped,
     Votes,
+    interrupted_by_signals,
     most_of_all,
     stop_signals,
     wait_for_all,
@@ -203,6 +204,7 @@ def fit(
         watchdog = resources.enter_context(watch(faults.hang_minutes))
         check_agreement({**record, "versions": versions()})
         checked()
+        resources.enter_context(interrupted_by_signals())  # the lock is released, then
         resources.enter_context(lock_run(workdir))
         resuming = checked()  # again: nobody else writes it now
         newest = math.inf if replay is None else skipped_step(replay) - 1

@@ -133,7 +133,7 @@ def changes(workdir: Path, record: Mapping[str, Any]) -> dict[str, list[Any]]:
     before = read_json(workdir / RUN_FILE)
     names = [name for name in {**before, **record} if name != "history"]
     old, new = (
-        {f"{n}.{k}".rstrip("."): v for n in names for k, v in _flat({"": of.get(n)}).items()}
+        {f"{n}{k}": v for n in names for k, v in _flat({"": of.get(n)}).items()}
         for of in (before, record)
     )
     return {n: [old.get(n), new.get(n)] for n in sorted({*old, *new}) if old.get(n) != new.get(n)}

@@ -59,6 +59,25 @@ def stop_signals(recorder: Any) -> Iterator[StopSignals]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Raise Interrupted in the block for a signal that would end the process at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interrupted(number)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread, where no signal arrives
+        for number in SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Votes:
     """Small numbers whose maximum over all processes every process reads, without waiting.
 

@@ -21,6 +21,7 @@ def files_of(directory) -> dict[str, bytes]:
 def test_export_writes_a_complete_directory(release):
     assert set(files_of(release)) == {
         "README.md",
+        "SHA256SUMS",
         "config.json",
         "generation_config.json",
         "merges.txt",

@@ -10,7 +10,7 @@ from biomedlm_jax.model.language_model import map_parameters
 from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training import provenance
 from biomedlm_jax.training.pretrain import PretrainSettings
-from biomedlm_jax.training.provenance import check_run, run_record, weights_hash, write_run
+from biomedlm_jax.training.provenance import changes, check_run, run_record, weights_hash, write_run
 
 CONFIG = GPT2Config(vocab_size=304, context_length=16, layers=2, width=32, heads=2)
 
@@ -78,3 +78,18 @@ def test_a_start_with_tuples_is_the_one_that_was_written(config, tmp_path):
     tmp_path.joinpath("run").mkdir()
     write_run(tmp_path / "run", run_record("pretrain", settings, start))
     assert check_run(tmp_path / "run", "pretrain", settings, start)
+
+
+def test_changes_are_named_as_the_flags_are(config, tmp_path):
+    settings = read_settings(PretrainSettings, config)
+    before = run_record("pretrain", settings, {"weights": "a"})
+    write_run(tmp_path, before)
+    assert changes(tmp_path, before) == {}
+    config.mesh.fsdp, config.logging.every = 4, 7
+    now = run_record("pretrain", read_settings(PretrainSettings, config), {"weights": "b"})
+    expected = {
+        "logging.every": [settings.logging.every, 7],
+        "mesh.fsdp": [settings.mesh.fsdp, 4],
+        "started_from.weights": ["a", "b"],
+    }
+    assert changes(tmp_path, now) == expected

@@ -47,6 +47,18 @@ def test_nohup_is_respected():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_during_the_start_ends_it_in_order(number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(stopping.Interrupted) as caught, stopping.interrupted_by_signals():
+            signal.raise_signal(number)
+        assert caught.value.code == 128 + number
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
 def test_the_exit_code_is_that_of_the_signal():
     assert stopping.Interrupted(signal.SIGTERM).code == 143
     assert str(stopping.Interrupted(signal.SIGUSR1)) == "SIGUSR1"
