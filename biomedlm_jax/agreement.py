@@ -33,11 +33,24 @@ def all_gather(value: Any) -> list[Any]:
 def from_first_process(read: Callable[[], T]) -> T:
     """Return what `read()` returns, a JSON value, in process 0, which alone calls it.
 
-    Storage that several machines share may be listed differently by each of them.
+    Storage that several machines share may be listed differently by each of them. An error of
+    process 0 is raised in all: InputError as such, others as OSError with the same text.
     """
     if jax.process_count() == 1:
         return read()
-    return all_gather(read() if jax.process_index() == 0 else None)[0]
+    value, error = None, None
+    if jax.process_index() == 0:
+        try:
+            value = read()
+        except Exception as raised:
+            error = raised
+    text = None if error is None else [isinstance(error, InputError), str(error)]
+    value, text = all_gather([value, text])[0]
+    if error is not None:
+        raise error
+    if text is not None:
+        raise (InputError if text[0] else OSError)(text[1])
+    return value
 
 
 def check_agreement(facts: Mapping[str, Any]) -> None:

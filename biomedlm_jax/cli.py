@@ -94,6 +94,8 @@ def _run(argv: list[str]) -> int:
         return 0
     try:
         _parse(command, name, arguments)
+    except OSError as error:  # of the storage with the config file
+        return _fail(name, str(error), error, code=FAILED)
     except Exception as error:  # absl and ml_collections raise many types while they parse
         return _fail(name, reword_flag_error(error), error)
     try:
@@ -108,7 +110,8 @@ def _run(argv: list[str]) -> int:
             text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         return _fail(name, text, error, code=FAILED)
     except KeyboardInterrupt as error:
-        print(f"biomedlm {name}: interrupted", file=sys.stderr)
+        if not getattr(error, "saved", False):  # which was printed
+            print(f"biomedlm {name}: interrupted", file=sys.stderr)
         return getattr(error, "code", INTERRUPTED)
     return 0
 

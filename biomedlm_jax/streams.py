@@ -85,7 +85,9 @@ def open_binary(path: Path) -> BufferedReader:
     Raises InputError if there is no such file, too.
     """
     if not path.exists():
-        raise InputError(f"no such file: {path}")
+        bucket = str(path).startswith(("gs:", "s3:"))
+        fix = "; mount the bucket and give the path of the mount" if bucket else ""
+        raise InputError(f"no such file: {path}{fix}")
     if path.is_dir():
         raise InputError(f"{path} is a directory; name a file")
     try:

@@ -189,10 +189,12 @@ while true; do
     continue
   fi
   code=0
+  began=$SECONDS
   on_workers "cd biomedlm_jax && $train" || code=$?
   if [ "$code" -eq 0 ] && [ "$DELETE" = 1 ] && tpu_vm delete "$TPU" --quiet; then
     pod_exists=""
   fi
+  [ $((SECONDS - began)) -lt 3600 ] || failures=0 # after an hour of training it is the first
   case "$code" in
     0 | 2 | 130) exit "$code" ;;
     129 | 138 | 143) failures=0 ;; # saved after a signal, as before maintenance: no failure

@@ -95,3 +95,13 @@ def test_the_versions_are_of_what_is_imported():
     assert versions["jax"] == jax.__version__
     assert {"python", "biomedlm-jax", "numpy", "grain"} <= {*versions}
     assert json.loads(json.dumps(versions)) == versions
+
+
+@pytest.mark.parametrize(("bad_input", "kind"), [(True, InputError), (False, OSError)])
+def test_an_error_of_process_0_is_raised_in_all(monkeypatch, bad_input, kind):
+    """In process 1, simulated by what it receives."""
+    monkeypatch.setattr(agreement.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(agreement, "all_gather", lambda _: [[None, [bad_input, "it is damaged"]]])
+    with pytest.raises(kind, match="it is damaged"):
+        agreement.from_first_process(lambda: pytest.fail("process 0 reads"))

@@ -15,7 +15,6 @@ PACKAGE = ROOT / "biomedlm_jax"
 FLOORS = (
     ("errors",),
     ("buckets",),
-    ("buckets",),
     ("streams", "integrity"),
     ("files", "settings", "chips", "mesh", "allocator", "distributed", "agreement"),
     ("corpus", "model"),

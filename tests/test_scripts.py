@@ -196,7 +196,7 @@ exit "$CODE"
 
 
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued", "line"),
+    ("code", "failures", "requeued", "line"),
     [
         (0, 0, False, ""),
         (2, 0, False, ""),
@@ -205,21 +205,22 @@ exit "$CODE"
         (138, 0, True, "exit code 138; requeued in 0 s"),
         (1, 0, True, "exit code 1; requeued in 30 s"),
         (134, 2, True, "exit code 134; requeued in 120 s"),
-        (1, 9, True, "exit code 1; requeued in 960 s"),
-        (1, 19, False, "exit code 1; stopped after 20 starts"),
+        (1, 8, True, "exit code 1; requeued in 480 s"),
+        (1, 9, False, "exit code 1; stopped after 10 failures in a row"),
     ],
 )
-def test_slurm_requeues_what_a_restart_can_mend(tmp_path, code, restarts, requeued, line):
+def test_slurm_requeues_what_a_restart_can_mend(tmp_path, code, failures, requeued, line):
     write_program(tmp_path / "bin" / "srun", SRUN)
     write_program(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >> "$PLACE/scontrol"\n')
     values = {"PATH": f"{tmp_path / 'bin'}:{PATH}", "PLACE": str(tmp_path), "PAUSE": "0"}
     values |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "CODE": str(code)}
+    (tmp_path / "biomedlm-7.failures").write_text(f"{failures}\n")
     done = subprocess.run(
         ["bash", ROOT / "scripts" / "slurm_gpu.sbatch", "--config=a b.py"],
         capture_output=True,
         text=True,
         timeout=60,
-        env={**values, "SLURM_RESTART_COUNT": str(restarts)},
+        env=values,
     )
     assert (tmp_path / "srun").read_text().splitlines()[-1] == "--config=a b.py"
     assert (tmp_path / "scontrol").exists() == requeued

@@ -5,7 +5,7 @@
         --workdir=RUN
 
 TOKENS is what `biomedlm build-tokens` wrote. Every value of the config file can be set on the
-command line, as in --config.training.steps=200; a larger value lengthens a run. --init starts from
+command line, as in --config.training.steps=200; --extend lengthens a run. --init starts from
 the weights of a run or Hugging Face directory. On a TPU pod or under Slurm, start it on every host
 with --distributed; elsewhere once per process, with --coordinator and --process_id from 0 to
 --process_count - 1. All processes write into one --workdir.

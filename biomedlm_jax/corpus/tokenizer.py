@@ -169,7 +169,11 @@ def prefix_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def save_tokenizer(
-    tokenizer: Tokenizer, directory: str | Path, *, model_max_length: int | None = None
+    tokenizer: Tokenizer,
+    directory: str | Path,
+    *,
+    model_max_length: int | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write the files that transformers reads, and return their paths.
 
@@ -179,7 +183,7 @@ def save_tokenizer(
     BioMedLM. The directory is created if need be, and its other files are unchanged.
 
     Raises:
-      InputError: one of the files exists, or `directory` is a file.
+      InputError: one of the files exists and there is no `overwrite`, or `directory` is a file.
       InputError: the tokenizer is not a byte-level BPE, or lacks `<|endoftext|>`; or transformers
         would read another tokenizer from the files.
     """
@@ -193,7 +197,7 @@ def save_tokenizer(
     for path in paths:
         if directory.is_file():
             raise InputError(f"{directory} is a file; name a directory")
-        if path.exists():
+        if path.exists() and not overwrite:
             raise InputError(f"{path} exists; name another directory")
     for path, content in zip(paths, contents.values(), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,8 @@ def model_directory(path: str | Path) -> Path:
     """
     path = as_path(path)
     if (path / RUN_FILE).exists() and not (path / CONFIG).exists():
+        if read_json(path / RUN_FILE).get("recipe") == "pretrain":
+            raise InputError(f"{path / CONFIG} is missing; run the run's command again to write it")
         if not (path / MODEL_FOLDER / CONFIG).exists():
             when = f"fine-tuning writes {path / MODEL_FOLDER} after an epoch"
             raise InputError(f"{path} has no model yet; {when}")

@@ -45,7 +45,9 @@ def check_directory(path: str | Path, *, add_sums: bool = False) -> list[Part]:
     path = as_path(path)
     if not path.is_dir():
         raise InputError(f"no such directory: {path}")
-    if (path / RUN_FILE).exists():
+    if (path / RUN_FILE).exists() or (
+        (path / FOLDER).is_dir() and (path / "metrics.jsonl").exists()
+    ):
         parts = list(_parts_of_run(path, add_sums=add_sums))
     else:
         parts = [_files(path, ".", add_sums=add_sums, complete=(path / ROWS).exists())]
@@ -107,7 +109,11 @@ def _parts_of_run(run: Path, *, add_sums: bool) -> Iterator[Part]:
 def _record_problems(run: Path) -> Iterator[str]:
     """Yield what of a run's config, tokenizer and metrics contradicts run.json or is damaged."""
     try:
-        start = read_json(run / RUN_FILE).get("started_from", {})
+        record = read_json(run / RUN_FILE)
+        start = record.get("started_from", {})
+        for name in (CONFIG, "tokenizer.json") if record.get("recipe") == "pretrain" else ():
+            if not (run / name).exists():
+                yield f"{name} is missing"
         if not isinstance(start, dict):
             raise InputError(f"{RUN_FILE} has no started_from")
         if (run / CONFIG).exists() and isinstance(start.get("model"), dict):

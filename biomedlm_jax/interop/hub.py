@@ -14,7 +14,8 @@ def download(source: str | Path) -> Path:
     """Return `source` as a path; `hf://owner/name[@revision]` is downloaded to the Hub's cache.
 
     `.bin` files are left out if there are safetensors. With HF_HUB_OFFLINE=1 the cache alone is
-    read. Raises InputError for a malformed name, or a download that fails.
+    read. Raises InputError for a malformed name, one that the Hub does not have or show, or a file
+    that the cache lacks; OSError for a download that fails.
     """
     if not str(source).startswith(SCHEME):
         return as_path(source)
@@ -40,4 +41,7 @@ def download(source: str | Path) -> Path:
             )
         )
     except Exception as error:  # of the client, of httpx or of the system
-        raise InputError(f"could not download {source}: {' '.join(str(error).split())}") from error
+        text = f"could not download {source}: {' '.join(str(error).split())}"
+        absent = huggingface_hub.errors.RepositoryNotFoundError  # gated ones are of this kind, too
+        known = isinstance(error, absent | huggingface_hub.errors.RevisionNotFoundError)
+        raise (InputError if known or offline else OSError)(text) from error

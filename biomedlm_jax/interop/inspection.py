@@ -10,7 +10,7 @@ from biomedlm_jax.files import as_path, read_json
 from biomedlm_jax.interop.health import check_directory
 from biomedlm_jax.training.checkpoint import step_folders, unfinished
 from biomedlm_jax.training.goodput import PARTS, goodput
-from biomedlm_jax.training.lock import LOCK
+from biomedlm_jax.training.lock import holder_of
 from biomedlm_jax.training.metrics import plot_losses, read_events, read_metrics
 from biomedlm_jax.training.provenance import RUN_FILE
 
@@ -39,7 +39,7 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "last": _for_json(losses[-1]) if losses else {},
         "last_evaluation": evaluations[-1] if evaluations else {},
         "checkpoints": {str(step): "finished" for step in saved},
-        "lock": read_json(run / LOCK) if (run / LOCK).exists() else None,
+        "lock": holder_of(run),
         "starts": [event for event in events if event["event"] == "start"],
         "skipped": [event for event in events if event["event"] in ("skip", "spike")],
         "history": record.get("history", []),
@@ -94,11 +94,11 @@ def describe(facts: dict[str, Any]) -> list[str]:
     lines += [f"set aside: checkpoints/{name}" for name in facts["set_aside"]]
     lines += list(facts.get("health", {}).values())
     if lock := facts["lock"]:
-        lines.append(f"locked by process {lock.get('pid')} on {lock.get('host')}")
+        lines.append(f"locked by process {lock.get('pid')} on {lock.get('host')}{lock['state']}")
     for event in facts["starts"]:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
         changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items()]
-        where = f"{event.get('processes')} processes, {event.get('devices')} devices"
+        where = f"{event.get('processes')} process(es), {event.get('devices')} device(s)"
         lines.append(
             f"start {began} UTC after step {event['step']:,}, {where}"
             + (f"; changed: {', '.join(changed)}" if changed else "")
@@ -109,7 +109,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
         parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
         lines.append(
             f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in {use['starts']} "
-            f"starts ({', '.join(parts)}); {use['steps_repeated']:,} steps were repeated"
+            f"start(s) ({', '.join(parts)}); {use['steps_repeated']:,} steps were repeated"
         )
     return lines
 

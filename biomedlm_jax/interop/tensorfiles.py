@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object, read_json
+from biomedlm_jax.integrity import SUMS, damage, has_sums
 from biomedlm_jax.interop.shards import INDEX, WHOLE
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import family
@@ -35,8 +36,9 @@ class TensorFiles:
 
     Names lose the family's prefix. `dropped` are constant buffers, and a tensor that equals the one
     it is tied to; if only that is there, it has both names. `heads` are tensors of other known
-    heads, left out too. Raises InputError if a file is missing or damaged, an index does not fit
-    its files, a tensor occurs twice or is not float, or a tied one differs.
+    heads, left out too. The files are compared with SHA256SUMS, if that is there. Raises InputError
+    if a file is missing or damaged, an index does not fit its files, a tensor occurs twice or is
+    not float, or a tied one differs.
     """
 
     def __init__(self, directory: str | Path, config: ModelConfig):
@@ -46,6 +48,11 @@ class TensorFiles:
         self.heads: list[str] = []
         self._legacy: dict[Path, dict[str, Any]] = {}  # torch files that cannot be mapped
         self.files, index = _find(self.directory)
+        names = {file.name for file in self.files}
+        hashed = has_sums(self.directory)
+        if hashed and (of := damage(self.directory, of=names.__contains__, complete=False)):
+            fix = f"copy it again (if the change is intended, remove its line from {SUMS})"
+            raise InputError(f"{self.directory}: {of[0]}; {fix}")
         keys = {}
         for file in self.files:
             for key, (shape, dtype) in self._headers(file).items():

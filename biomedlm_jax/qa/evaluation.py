@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import check_output
+from biomedlm_jax.files import check_output, is_bucket
 from biomedlm_jax.qa import calibration, identity, prompts, report, statistics
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress
@@ -125,6 +125,8 @@ def evaluate(
     chosen_on_dev = {w: calibration.calibrate(d, risk=share) for w, (d, _) in on_dev.items()}
     writes = jax.process_index() == 0
     if writes:
+        if is_bucket(out):
+            raise InputError(f"got out={out}; reports are written to a local directory")
         check_output(out, replaceable=report.is_report, overwrite=overwrite)
         unlike = chosen.unlike_official(split, len(questions))
         unlike += f" (the first of {in_split:,})" if limit is not None else ""

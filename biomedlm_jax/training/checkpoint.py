@@ -13,6 +13,8 @@ import contextlib
 import logging
 import math
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,9 +98,10 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
     for step, hashed in reversed(from_first_process(list_steps)):
         path = run_directory / FOLDER / str(step)
         if hashed and not has_sums(path):
+            index = jax.process_index()
             raise OSError(
-                f"process {jax.process_index()} does not see {path / SUMS}, which process 0 sees; "
-                "the storage lists it late, or is not shared"
+                f"process {index} does not find {path / SUMS}, which process 0 finds; the storage "
+                "lists it late, or is not shared"
             )
         problems = [one for some in all_gather(problems_of(path, share=share)) for one in some]
         if not problems:
@@ -106,13 +109,25 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
             break
         damaged.append(step)
         first_problem = first_problem or f"{path}: {problems[0]}"
-    if damaged and not fallback:
+    if damaged and (good is None or not fallback):
         whole = "no checkpoint is whole" if good is None else f"the newest whole one is step {good}"
         advice = whole if good is None else f"{whole}; --fallback continues from there"
         raise InputError(f"the checkpoint {first_problem}; {advice}{_adopt(first_problem)}")
     for step in damaged if jax.process_index() == 0 else ():
         _set_aside(run_directory / FOLDER / str(step), "damaged")
     return good
+
+
+def _delete(path: Path) -> None:
+    """Delete a finished step; a kill in between leaves what the next start removes."""
+    if is_bucket(path):  # where nothing can be renamed
+        for mark in (COMMITTED, SUMS):
+            (path / mark).unlink(missing_ok=True)
+        remove_tree(path)
+        return
+    gone = path.with_name(f"{path.name}{TEMPORARY}-deleted")
+    path.rename(gone)
+    threading.Thread(target=remove_tree, args=(gone,)).start()  # training need not wait for it
 
 
 def _advice(problem: str, others: list[int]) -> str:
@@ -130,6 +145,7 @@ def _adopt(problem: str) -> str:
 
 def _set_aside(path: Path, why: str) -> None:
     aside = path.with_name(f"{path.name}.{why}")
+    print(f"{path} is {why}: renamed to {aside.name}", file=sys.stderr, flush=True)
     remove_tree(aside)
     path.rename(aside)
 
@@ -239,10 +255,7 @@ class Checkpointer:
                 return
             for step in steps(self.run_directory)[: -self._keep]:
                 if not self._keep_every or step % self._keep_every:
-                    path = self._folder / str(step)
-                    for mark in (COMMITTED, SUMS):  # a kill in between leaves an unfinished step
-                        (path / mark).unlink(missing_ok=True)
-                    remove_tree(path)
+                    _delete(self._folder / str(step))
             self._pruned = self._saving
 
     def wait(self) -> None:

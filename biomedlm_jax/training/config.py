@@ -104,7 +104,9 @@ class FaultSettings(Settings):
     skipped_in_a_row: int = setting(10, least=1, free=True)  # end the run after so many
     spike: str = setting("log", choices=("off", "log", "skip", "stop"), free=True)
     spike_deviations: float = setting(6.0, above=0, free=True)  # above the mean of 128 steps
-    hang_minutes: float = setting(30.0, least=0, free=True)  # without a step; 0: wait for ever
+    hang_minutes: float = setting(
+        30.0, least=0, most=10_000, free=True
+    )  # without a step; 0: wait for ever
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

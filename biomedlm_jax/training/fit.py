@@ -29,6 +29,7 @@ from biomedlm_jax.training.metrics import (
     NullRecorder,
     Recorder,
     StepTimer,
+    has_saved,
     plot_losses,
     was_evaluated,
 )
@@ -209,13 +210,18 @@ def fit(
         resuming = checked()  # again: nobody else writes it now
         newest = math.inf if replay is None else skipped_step(replay) - 1
         begin = choose_step(workdir, fallback=fallback, newest=newest)
+        if resuming and begin is None and from_first_process(lambda: has_saved(workdir)):
+            raise InputError(
+                f"{workdir} has saved checkpoints, and {workdir / 'checkpoints'} has none; restore "
+                "or mount them, or choose another --workdir"
+            )
         if replay is not None and begin is None and "weights" in start and not recipe.base:
             fix = f"give --init={start.get('path')} again"
             raise InputError(f"{workdir} keeps no checkpoint before step {newest + 1}; {fix}")
         changed = from_first_process(lambda: changes(workdir, record) if resuming else {})
         if jax.process_index() == 0 and replay is None:
+            write_run(workdir, record)  # first: it marks the directory as this run's
             recipe.write(not resuming)
-            write_run(workdir, record)
         wait_for_all("written")
         checkpointer = Checkpointer(
             workdir, keep=settings.checkpoint.keep, keep_every=settings.checkpoint.keep_every
@@ -268,7 +274,8 @@ def fit(
             recorder.print_line(f"resuming after step {begin} of {steps}")
         devices = {"processes": jax.process_count(), "devices": jax.device_count()}
         facts = {**devices, "versions": versions(), "changed": changed}
-        recorder.event("start", step=begin, **facts)
+        stopwatch.lap("start")
+        recorder.event("start", step=begin, seconds=stopwatch.rounded(), **facts)
 
         # ---- Steps.
         update = jit_step(
@@ -305,6 +312,7 @@ def fit(
                 spikes.add(figures["loss"])
                 rate = float(rates[done - 1 - skips.count])
                 skips.check(done, figures, applied, limit, recipe.data)
+                stopwatch.stepped = True
                 due = done % settings.logging.every == 0 or done == begin + 1
                 due = due or recorder.is_overdue()
                 if timed and (due or timer.restarted):
@@ -391,7 +399,7 @@ def fit(
         if step < steps or owed:
             recorder.event("stop", step=step, seconds=stopwatch.rounded())
             recorder.print_line(f"stopped at step {step} and saved; run the same command to resume")
-            raise Interrupted(wanted["stop"])
+            raise Interrupted(wanted["stop"], saved=True)
         recorder.event("finish", step=step, seconds=stopwatch.rounded())
         if jax.process_index() == 0:
             try:

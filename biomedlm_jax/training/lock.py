@@ -25,6 +25,7 @@ from biomedlm_jax.errors import FAILED, InputError
 from biomedlm_jax.files import process_is_alive, read_json, write_text
 
 LOCK = "lock.json"
+PIDS = "/proc/self/ns/pid"
 BEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 2.0
 SEEN_SECONDS = 30.0  # until a shared directory must show what process 0 wrote
 
@@ -46,7 +47,7 @@ def lock_run(workdir: Path) -> Iterator[None]:
         unseen = [i for i, seen in enumerate(all_gather(_sees(lock.path, key))) if not seen]
         if unseen:
             raise InputError(
-                f"process {unseen[0]} does not see {lock.path}, which process 0 wrote "
+                f"process {unseen[0]} does not find {lock.path}, which process 0 wrote "
                 f"{SEEN_SECONDS:g} s ago; --workdir must be storage that all processes share"
             )
         yield
@@ -71,15 +72,15 @@ class _Lock:
         self._held, self._ended = False, threading.Event()
         self._beat = 0
         self._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-        self._facts["pid_started"] = _start_of(os.getpid())
+        self._facts |= {"pid_started": _start_of(os.getpid()), "machine": _machine()}
+        self._thread = threading.Thread(target=self._keep, name="lock of the run", daemon=True)
 
     def acquire(self) -> str:
         """Write the lock and return its key; raises LockError if a living writer holds one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         stale = self.path.exists()
         if stale:
-            _wait_until_stale(self.path, _read(self.path))
-            self.path.unlink(missing_ok=True)
+            self._take_over(_read(self.path))
         if isinstance(self.path, BucketPath):
             with contextlib.suppress(FileExistsError):  # perhaps this one: requests are repeated
                 self.path.create(self._text().encode())
@@ -87,8 +88,25 @@ class _Lock:
         else:
             self._create()
         self._held = True
-        threading.Thread(target=self._keep, name="lock of the run", daemon=True).start()
+        self._thread.start()
         return self._key
+
+    def _take_over(self, lock: dict[str, Any]) -> None:
+        """Remove a lock once it is stale; raises LockError if its writer, or another, lives."""
+        _wait_until_stale(self.path, lock)
+        if isinstance(self.path, BucketPath):
+            self.path.unlink(missing_ok=True)
+            return
+        aside = self.path.with_name(f".{LOCK}.{self._key}.old")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(aside)
+            moved = _read(aside)
+            if moved != lock:  # of another process that took the stale one over just now
+                with contextlib.suppress(OSError):
+                    os.link(aside, self.path)
+            aside.unlink()
+            if moved != lock:
+                raise _held_by(self.path, moved)
 
     def _create(self) -> None:
         new = self.path.with_name(f".{LOCK}.{self._key}")
@@ -113,6 +131,7 @@ class _Lock:
         self._ended.set()
         if self._held:
             self._held = False
+            self._thread.join(2 * BEAT_SECONDS)  # a beat that is being written would stay
             with contextlib.suppress(OSError):
                 if _read(self.path).get("key") == self._key:
                     self.path.unlink(missing_ok=True)
@@ -133,7 +152,7 @@ class _Lock:
 
 def _wait_until_stale(path: Path, lock: dict[str, Any]) -> None:
     """Return when the writer of a lock has ended; raises LockError if it lives."""
-    if lock.get("host") == socket.gethostname() and isinstance(lock.get("pid"), int):
+    if lock.get("machine") == _machine() and isinstance(lock.get("pid"), int):
         if lock.get("pid_started") == _start_of(lock["pid"]) is not None:
             raise _held_by(path, lock)
         return
@@ -146,11 +165,33 @@ def _wait_until_stale(path: Path, lock: dict[str, Any]) -> None:
             raise _held_by(path, now)
 
 
+def holder_of(workdir: Path) -> dict[str, Any] | None:
+    """Return a run directory's lock, with its `state` in words; None if there is none."""
+    lock = _read(workdir / LOCK)
+    if not lock:
+        return None
+    here = lock.get("machine") == _machine() and isinstance(lock.get("pid"), int)
+    ended = here and lock.get("pid_started") != _start_of(lock["pid"])
+    return {**lock, "state": ", which has ended: the next start takes it over" if ended else ""}
+
+
 def _held_by(path: Path, lock: dict[str, Any]) -> LockError:
     who = f"process {lock.get('pid')} on {lock.get('host')}"
     return LockError(
         f"{path.parent} is being written by {who}; wait for its end or choose another --workdir"
     )
+
+
+def _machine() -> str:
+    """Identify the host since its boot, and the set of processes that are seen from here.
+
+    Containers may share a host's name and not see each other's processes.
+    """
+    parts = [socket.gethostname()]
+    for read in (Path("/proc/sys/kernel/random/boot_id").read_text, lambda: os.readlink(PIDS)):
+        with contextlib.suppress(OSError):
+            parts.append(read().strip())
+    return " ".join(parts)
 
 
 def _start_of(pid: int) -> str | None:

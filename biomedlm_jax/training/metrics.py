@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -107,10 +109,7 @@ class Recorder:
         self._failed: set[str] = set()
         path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
-            lines = read_metrics(run_directory)
-            self._reached = max([first_step, *(line["step"] for line in lines)])
-            kept = [line for line in lines if line["step"] <= first_step]
-            write_text(path, "".join(f"{json.dumps(line)}\n" for line in kept))
+            self._reached = _drop_later(path, first_step)
         self._metrics, self._events = AppendedText(path), AppendedText(run_directory / EVENTS)
         self._steps = steps
         self._timed: tuple[int, float] | None = None  # the first step, which compiled, and its end
@@ -143,7 +142,9 @@ class Recorder:
 
     def _check_board(self) -> None:
         """Raise OSError if TensorBoard's thread has ended: its queue, once full, would block."""
-        if not self._board.file_writer.event_writer._worker.is_alive():
+        writer = getattr(self._board.file_writer, "event_writer", None)
+        worker = getattr(writer, "_worker", None)  # private, so it may be absent
+        if worker is not None and not worker.is_alive():
             raise OSError("its thread ended with an error")
 
     def event(self, name: str, **facts: Any) -> None:
@@ -198,9 +199,7 @@ class Recorder:
                 self._progress.console.print(text, highlight=False, markup=False)
             else:
                 print(text, file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            raise
-        except OSError:
+        except (OSError, RuntimeError):  # a closed terminal; a signal while another line is printed
             pass
 
     def is_overdue(self) -> bool:
@@ -238,12 +237,42 @@ class NullRecorder:
 
 def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's `metrics.jsonl`; one that a crash cut off is left out."""
-    return [line for line in _lines(run_directory / "metrics.jsonl") if "step" in line]
+    return [
+        line
+        for line in _lines(run_directory / "metrics.jsonl")
+        if isinstance(line.get("step"), int)
+    ]
 
 
 def read_events(run_directory: Path) -> list[dict[str, Any]]:
-    """Return what a run's `events.jsonl` recorded; a line that a crash cut off is left out."""
-    return [line for line in _lines(run_directory / EVENTS) if "time" in line and "event" in line]
+    """Return what a run's `events.jsonl` recorded; a damaged line is left out."""
+    return [
+        line
+        for line in _lines(run_directory / EVENTS)
+        if isinstance(line.get("time"), float | int) and isinstance(line.get("step"), int)
+        if isinstance(line.get("event"), str)
+    ]
+
+
+def _drop_later(path: Path, last_step: int) -> int:
+    """Drop the lines of later steps at the end of a file; return the last step that it had.
+
+    A file is cut, which a full disk allows; a bucket's is written anew.
+    """
+    lines, size, reached = [], 0, last_step
+    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+        lines.append(line)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            step = json.loads(line)["step"]
+            reached = max(reached, step)
+            if step > last_step:
+                continue
+            size = sum(map(len, lines))  # what is cut off or damaged goes with the lines after it
+    if is_bucket(path):
+        write_text(path, b"".join(lines)[:size].decode())
+    elif path.is_file():
+        os.truncate(path, size)
+    return reached
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -261,6 +290,16 @@ def was_evaluated(run_directory: Path, step: int) -> bool:
     return any(
         line["step"] == step and "train_loss" in line for line in read_metrics(run_directory)
     )
+
+
+def has_saved(run_directory: Path) -> bool:
+    """Return whether a run finished a checkpoint: a save is recorded when it begins.
+
+    The next event then, but a start, comes after its end.
+    """
+    names = [event["event"] for event in read_events(run_directory)]
+    pairs = itertools.pairwise(names)
+    return any(name == "save" and after in ("save", "stop", "finish") for name, after in pairs)
 
 
 def plot_losses(run_directory: Path) -> Path:

@@ -23,7 +23,7 @@ from biomedlm_jax.files import as_path, read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.settings import Settings, read_settings, setting
+from biomedlm_jax.settings import Settings, check_object, read_settings, setting
 from biomedlm_jax.training.checkpoint import latest_step
 from biomedlm_jax.training.config import RunSettings, StepSettings
 from biomedlm_jax.training.description import describe_run
@@ -31,7 +31,7 @@ from biomedlm_jax.training.fit import Recipe, fit
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.metrics import flops_per_token, validation_metrics
 from biomedlm_jax.training.optimizer import make_optimizer
-from biomedlm_jax.training.provenance import RUN_FILE, weights_hash
+from biomedlm_jax.training.provenance import read_run, weights_hash
 from biomedlm_jax.training.state import random_model
 
 CONFIG = "config.json"  # what the model is
@@ -112,15 +112,15 @@ def pretrain(
             "`biomedlm build-tokens` wrote"
         )
     manifest = read_manifest(settings.data.path)
-    run_file = workdir / RUN_FILE
-    before = from_first_process(lambda: read_json(run_file) if run_file.exists() else {})
+    before = from_first_process(lambda: read_run(workdir))
     latest = from_first_process(lambda: latest_step(workdir))
     started_from = _initial_facts(
         before, workdir, init, rank=settings.lora.rank, has_checkpoint=latest is not None
     )
     fields, source = settings.model, None if init is None else init.config
     if init is None and started_from:
-        source = make_config(read_json(workdir / CONFIG)["model"])
+        file = workdir / CONFIG
+        source = make_config(check_object(read_json(file).get("model"), f"{file} has model"))
     if source is not None:
         where = started_from["path"] if init is None else init.path
         fields = _fill_config_from_source(fields, source, where=where)
@@ -129,8 +129,8 @@ def pretrain(
             "got no model.layers; set --config.model.layers, or start from weights with --init=DIR"
         )
     model_config = fill_config_from_manifest(fields, manifest)
-    # A run keeps its tokenizer.
-    known = from_first_process((workdir / "tokenizer.json").exists)
+    # A run keeps its tokenizer; before the first checkpoint, its files may not be complete.
+    known = latest is not None and from_first_process((workdir / "tokenizer.json").exists)
     tokenizer = load_tokenizer(workdir if known else settings.data.path)
     if init is not None:
         _check_tokenizer(init, manifest["tokenizer_hash"], rows=settings.data.path)
@@ -195,7 +195,8 @@ def pretrain(
         write_json(workdir / CONFIG, {"model": model_config.to_json(), **facts})
         if not known:
             write_json(workdir / "manifest.json", manifest)
-            save_tokenizer(tokenizer if init is None else init.tokenizer, workdir)
+            kept = tokenizer if init is None else init.tokenizer
+            save_tokenizer(kept, workdir, overwrite=True)  # of a start that was killed
         for name, value in (init.files if init else {}).items():
             write_json(workdir / name, value)
 

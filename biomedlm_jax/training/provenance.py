@@ -18,6 +18,7 @@ from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.language_model import named_leaves
+from biomedlm_jax.settings import check_object
 from biomedlm_jax.training.config import RunSettings, changed_settings, to_json
 from biomedlm_jax.training.lock import LOCK
 
@@ -49,6 +50,20 @@ def _host_parts(leaf: jax.Array) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(part)
 
 
+def read_run(workdir: Path) -> dict[str, Any]:
+    """Return a run's record, {} if there is none; raises InputError if it has another form."""
+    file = workdir / RUN_FILE
+    if not file.exists():
+        return {}
+    record = read_json(file)
+    groups = {"started_from", "training", "model", "mesh", "optimizer", "lora", "checkpoint"}
+    for name in {*groups, "logging", "faults", "data", "task", "sweep", "evaluation", "generation"}:
+        check_object(record.get(name), f"{file} has {name}")
+    if not isinstance(record.get("history", []), list):
+        raise InputError(f"{file} has a history that is no list")
+    return record
+
+
 def check_run(workdir: Path, *arguments: Any, may_change: Sequence[str] = ()) -> bool:
     """Return whether `workdir` holds this run already (False: it is empty or absent).
 
@@ -70,11 +85,12 @@ def _check_run(
     file = workdir / RUN_FILE
     if not file.exists():
         if workdir.exists() and (not workdir.is_dir() or any(map(_is_other, workdir.iterdir()))):
+            lost = "restore it from a copy, or " if (workdir / "checkpoints").is_dir() else ""
             raise InputError(
-                f"{workdir} exists and holds no run ({RUN_FILE}); choose an empty --workdir"
+                f"{workdir} exists and holds no run ({RUN_FILE}); {lost}choose an empty --workdir"
             )
         return False
-    before = read_json(file)
+    before = read_run(workdir)
     differing = changed_settings(before, settings, may_change=may_change)
     if before.get("recipe") != recipe:
         differing.insert(0, f"recipe={before.get('recipe')!r} (now {recipe!r})")
@@ -95,7 +111,8 @@ def _check_run(
 
 
 def _is_other(path: Path) -> bool:
-    return not path.name.lstrip(".").startswith(LOCK)  # of a process that begins now
+    # Of a process that begins now, or was killed when it began.
+    return not path.name.lstrip(".").startswith((LOCK, RUN_FILE))
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +147,7 @@ def write_run(workdir: Path, record: Mapping[str, Any]) -> None:
 
 def changes(workdir: Path, record: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return what of a run's record differs now: [before, now] by dotted name."""
-    before = read_json(workdir / RUN_FILE)
+    before = read_run(workdir)
     names = [name for name in {**before, **record} if name != "history"]
     old, new = (
         {f"{n}{k}": v for n in names for k, v in _flat({"": of.get(n)}).items()}

@@ -57,7 +57,10 @@ class SkippedUpdates:
             self.count, self._in_a_row = self.count + 1, self._in_a_row + 1
             facts |= {"step": step, "rows": data.rows_of(step - 1)}
             if jax.process_index() == 0:
-                write_json(file, facts)
+                try:
+                    write_json(file, facts)
+                except OSError as error:  # it is a log
+                    self._recorder.print_line(f"cannot write {file} ({error})")
         self._recorder.event("spike" if applied else "skip", **{**facts, "step": step, "rows": []})
         done = "" if applied else f"; the update is skipped, its rows are in {FOLDER}/{step}.json"
         self._recorder.print_line(f"step {step} has {what}, {reason}{done}")

@@ -21,10 +21,11 @@ class Stopped(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended a run, which is saved; `code` is the exit code, 128 plus its number."""
+    """A signal ended a run, `saved` or before its first step; `code` is 128 plus its number."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, *, saved: bool = False):
         super().__init__(signal.Signals(number).name)
+        self.saved = saved
         self.code = 128 + number
 
 
@@ -38,7 +39,10 @@ class StopSignals:
         """Note the first signal; Ctrl-C some time after it ends the process at once."""
         if not self.number:
             self.number, self._received = number, time.monotonic()
-            self._recorder.print_line("stopping after this step, then saving (again: stop at once)")
+            # Whatever the print raises would come out of the step.
+            with contextlib.suppress(Exception):
+                line = "stopping after this step, then saving (again: stop at once)"
+                self._recorder.print_line(line)
         elif number == signal.SIGINT and time.monotonic() - self._received > SAME_SECONDS:
             raise KeyboardInterrupt
 

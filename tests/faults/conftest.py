@@ -105,7 +105,7 @@ def save(self, state, *arguments, original=checkpoint.Checkpointer.save, **optio
         reach("committed")
 
 def remove_tree(path, original=checkpoint.remove_tree):
-    if Path(path).parent.name == "checkpoints" and Path(path).name.isdecimal():
+    if Path(path).name.endswith("-deleted"):
         reach("prune")
     original(path)
 

@@ -73,7 +73,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(faults, dataset, t
         ),
         ("rows", "process 1 of 2 differs from process 0: started_from.rows="),
         ("version", "process 1 of 2 differs from process 0: versions.optax="),
-        ("directory", "process 1 does not see "),
+        ("directory", "process 1 does not find "),
     ],
 )
 def test_processes_that_differ_end_together(difference, message, faults, dataset, tmp_path):

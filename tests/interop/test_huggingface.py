@@ -342,3 +342,17 @@ def test_a_head_that_does_not_fit_is_not_written(make_finetuned, tokenizer, tmp_
     with pytest.raises(ValueError, match=r"inf in tensor score\.weight"):
         export_hf(model, grown, tmp_path / "out", head=head)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_bit_in_an_export_is_refused(release, tmp_path):
+    copy = shutil.copytree(release, tmp_path / "copy")
+    file = copy / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(InputError, match=r"model\.safetensors was changed after it was written"):
+        load(copy)
+    sums = copy / "SHA256SUMS"
+    lines = [line for line in sums.read_text().splitlines() if "safetensors" not in line]
+    sums.write_text("\n".join(lines) + "\n")
+    load(copy)  # the change is intended

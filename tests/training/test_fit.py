@@ -192,3 +192,27 @@ def test_a_run_takes_over_the_arrays_that_it_starts_from(
     config.optimizer.warmup_steps, config.training.steps, config.lora.rank = 0, 1, rank
     pretrain(config, tmp_path / "run", init=dataclasses.replace(init, read=read))
     assert after == before
+
+
+def test_checkpoints_that_are_gone_do_not_start_a_run_anew(config, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"has saved checkpoints, and .*checkpoints has none"):
+        pretrain(config, run)
+    with pytest.raises(InputError, match="has saved checkpoints"):
+        pretrain(config, run, fallback=True)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["run.json", "run.json tokenizer.json", ".run.json.7.new"])
+def test_a_start_that_was_killed_is_repeated(config, finished, tmp_path, left):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left.split():
+        shutil.copy(finished / name.removeprefix(".").removesuffix(".7.new"), run / name)
+    config.training.steps = 12
+    pretrain(config, run)
+    assert steps(run)[-1] == 12
+    names = {path.name for path in finished.iterdir() if path.is_file()}
+    assert names - {path.name for path in run.iterdir()} <= {"events.out"}

@@ -22,6 +22,7 @@ def test_every_second_counts_once(clock):
     stopwatch = Stopwatch()
     clock(3)
     stopwatch.lap("start")
+    stopwatch.stepped = True
     for _ in range(2):
         clock(1)
         with stopwatch.count("data"):
@@ -91,3 +92,20 @@ def test_no_events_and_one():
     nothing = goodput([])
     assert (nothing["starts"], nothing["goodput"], nothing["wall_seconds"]) == (0, None, 0.0)
     assert goodput([event(5.0, "start", 0)])["goodput"] is None
+
+
+def test_the_first_step_compiles_and_is_start(clock):
+    stopwatch = Stopwatch()
+    clock(3)
+    stopwatch.lap("step")
+    assert (stopwatch.seconds["start"], stopwatch.seconds["step"]) == (3.0, 0.0)
+
+
+def test_time_after_the_end_does_not_count():
+    end = event(100.0, "finish", 100, start=10.0, step=90.0)
+    events = [event(10.0, "start", 0, start=10.0), end]
+    assert goodput(events)["wall_seconds"] == 100.0
+    again = event(9_005.0, "start", 100, start=5.0), event(9_006.0, "finish", 100, start=6.0)
+    result = goodput([*events, *again])
+    assert result["wall_seconds"] == 106.0
+    assert result["goodput"] == pytest.approx(90 / 106)

@@ -87,14 +87,14 @@ def test_only_one_of_two_that_start_together_gets_it(run):
 
 def test_a_lock_of_an_ended_process_is_replaced_at_once(run, ended_process, monkeypatch):
     monkeypatch.setattr(lock, "STALE_SECONDS", 3600.0)
-    write_lock(run, host=socket.gethostname(), pid=ended_process, pid_started="1")
+    write_lock(run, machine=lock._machine(), pid=ended_process, pid_started="1")
     with lock_run(run):
         assert content(run)["key"] != "other"
 
 
 def test_a_number_that_another_process_got_is_no_holder(run, monkeypatch):
     monkeypatch.setattr(lock, "STALE_SECONDS", 3600.0)
-    write_lock(run, host=socket.gethostname(), pid=1, pid_started="an earlier start")
+    write_lock(run, machine=lock._machine(), pid=1, pid_started="an earlier start")
     with lock_run(run):
         assert content(run)["key"] != "other"
 
@@ -115,6 +115,41 @@ def test_a_beating_holder_of_another_host_is_refused(run):
         pass
     beat.join()
     assert content(run)["beat"] == 1
+
+
+def test_a_container_with_this_hosts_name_and_other_processes_is_watched(run, ended_process):
+    facts = {"host": socket.gethostname(), "machine": "of another container"}
+    write_lock(run, **facts, pid=ended_process, pid_started="1")
+    beat = threading.Timer(0.5, lambda: write_lock(run, **facts, pid=ended_process, beat=1))
+    beat.start()
+    with pytest.raises(LockError, match="is being written by process"), lock_run(run):
+        pass
+    beat.join()
+
+
+def test_of_two_that_found_the_same_stale_lock_one_gets_it(tmp_path, ended_process):
+    run = tmp_path / "run"
+    write_lock(run, machine=lock._machine(), pid=ended_process, pid_started="1")
+    stale = content(run)
+    with lock_run(run):  # the first has taken it over, and the second still holds it for stale
+        mine = content(run)["key"]
+        with pytest.raises(LockError, match="is being written by process"):
+            lock._Lock(run / LOCK)._take_over(stale)
+        assert content(run)["key"] == mine
+
+
+def test_a_beat_that_is_being_written_does_not_bring_a_lock_back(tmp_path, monkeypatch):
+    def write_slowly(*arguments, original=lock.write_text):
+        time.sleep(0.3)
+        original(*arguments)
+
+    monkeypatch.setattr(lock, "write_text", write_slowly)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
+    for _ in range(3):
+        with lock_run(tmp_path / "run"):
+            time.sleep(0.3)
+        time.sleep(0.4)
+        assert not (tmp_path / "run" / LOCK).exists()
 
 
 @pytest.mark.parametrize("torn", ["", '{"host": "elsewh', "[]"])
@@ -143,7 +178,7 @@ def test_a_directory_that_is_not_shared_is_refused(run, monkeypatch):
     """Another process, simulated by what it answers, does not see the lock."""
     monkeypatch.setattr(lock, "all_gather", lambda seen: [seen, False])
     with (
-        pytest.raises(InputError, match=f"process 1 does not see {run / LOCK}, which process 0"),
+        pytest.raises(InputError, match=f"process 1 does not find {run / LOCK}, which process 0"),
         lock_run(run),
     ):
         pass

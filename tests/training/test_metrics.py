@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import jax
 import pytest
@@ -8,6 +9,7 @@ from gcs import bucket, gcs_server  # noqa: F401
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2Config
+from biomedlm_jax.training import metrics
 from biomedlm_jax.training.metrics import (
     Recorder,
     StepTimer,
@@ -142,3 +144,47 @@ def test_a_bucket_that_fails_does_not_end_a_run(bucket, monkeypatch, capsys):  #
     recorder.write(2, {"loss": 2.5})
     recorder.close()
     assert [line["step"] for line in read_metrics(run)] == [1, 2]
+
+
+def test_later_lines_are_cut_off_in_place(tmp_path, monkeypatch):
+    """A full disk allows it: nothing is written."""
+    monkeypatch.setattr(metrics, "write_text", lambda *_: pytest.fail("it wrote"))
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 2, 3, 4)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f"{line}\n" for line in lines) + '{"step": 5, "lo')
+    assert metrics._drop_later(file, 2) == 4
+    assert file.read_text().splitlines() == lines[:3]
+    file.write_text('{"step": null}\n{"step": 1}\n')
+    assert metrics._drop_later(file, 2) == 2
+    assert metrics.read_metrics(tmp_path) == [{"step": 1}]
+
+
+def test_a_closed_terminal_does_not_end_a_run(tmp_path, monkeypatch):
+    class Closed:
+        isatty = staticmethod(lambda: False)
+
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    recorder = Recorder(tmp_path, first_step=0, steps=10, tensorboard=False)
+    recorder.write(1, {"loss": 2.0})
+    recorder.close()
+    assert metrics.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("names", "saved"),
+    [
+        (["start"], False),
+        (["start", "save"], False),  # killed before it was complete
+        (["start", "save", "start"], False),
+        (["start", "save", "skip", "start"], False),
+        (["start", "save", "save"], True),
+        (["start", "save", "stop"], True),
+    ],
+)
+def test_a_save_counts_once_something_came_after_its_end(tmp_path, names, saved):
+    events = [json.dumps({"time": 1.0, "event": name, "step": 1}) for name in names]
+    (tmp_path / "events.jsonl").write_text("\n".join(events) + "\n")
+    assert metrics.has_saved(tmp_path) == saved
