@@ -35,13 +35,13 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_399,
-    ("training",): 2_692,
-    ("corpus",): 2_153,
+    ("training",): 2_854,
+    ("corpus",): 2_157,
     ("generation",): 2_006,
-    ("interop",): 2_086,
-    ("qa", "finetuning"): 5_180,
-    ("planning",): 1_100,
-    ("cli", "commands"): 1_167,
+    ("interop",): 2_111,
+    ("qa", "finetuning"): 5_182,
+    ("planning",): 1_096,
+    ("cli", "commands"): 1_170,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -98,7 +98,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
     for event in facts["starts"]:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
         changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items()]
-        where = f"{event.get('processes')} process(es), {event.get('devices')} device(s)"
+        where = ", ".join(_counted(event.get(name), name) for name in ("processes", "devices"))
         lines.append(
             f"start {began} UTC after step {event['step']:,}, {where}"
             + (f"; changed: {', '.join(changed)}" if changed else "")
@@ -108,10 +108,16 @@ def describe(facts: dict[str, Any]) -> list[str]:
     if use["goodput"] is not None:
         parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
         lines.append(
-            f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in {use['starts']} "
-            f"start(s) ({', '.join(parts)}); {use['steps_repeated']:,} steps were repeated"
+            f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in "
+            f"{_counted(use['starts'], 'starts')} ({', '.join(parts)}); "
+            f"{use['steps_repeated']:,} steps were repeated"
         )
     return lines
+
+
+def _counted(count: Any, plural: str) -> str:
+    singular = {"processes": "process"}.get(plural, plural.removesuffix("s"))
+    return f"{count} {singular if count == 1 else plural}"
 
 
 def draw(run: str | Path) -> Path:

@@ -54,9 +54,9 @@ def goodput(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for event in events:
         now, name = event["time"], event["event"]
         if name == "start":
-            starts += 1
-            repeated += max(0, done - event["step"], event.get("reached", 0) - event["step"])
-            timed += max(0, done - event["step"])
+            starts, step = starts + 1, event.get("step", 0)
+            repeated += max(0, done - step, event.get("reached", 0) - step)
+            timed += max(0, done - step)
             seconds = {part: seconds[part] + latest.get(part, 0.0) for part in PARTS}
             latest = {}
             if last is None or last[1] == "finish":
@@ -64,7 +64,8 @@ def goodput(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                 last = now, name
         if last is not None:
             wall += now - last[0]
-        last, latest, done = (now, name), event.get("seconds", latest), event["step"]
+        last, latest = (now, name), event.get("seconds", latest)
+        done = event.get("step", done)
     seconds = {part: seconds[part] + latest.get(part, 0.0) for part in PARTS}
     per_step = seconds["step"] / max(1, done + timed)
     return {

@@ -249,7 +249,7 @@ def read_events(run_directory: Path) -> list[dict[str, Any]]:
     return [
         line
         for line in _lines(run_directory / EVENTS)
-        if isinstance(line.get("time"), float | int) and isinstance(line.get("step"), int)
+        if isinstance(line.get("time"), float | int) and isinstance(line.get("step", 0), int)
         if isinstance(line.get("event"), str)
     ]
 

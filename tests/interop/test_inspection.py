@@ -80,7 +80,7 @@ def test_the_lines(run):
         "set aside: checkpoints/2.unfinished",
         "set aside: checkpoints/6.damaged",
         "locked by process 7 on node3",
-        "start 1970-01-01 00:00:00 UTC after step 0, 1 processes, 8 devices",
+        "start 1970-01-01 00:00:00 UTC after step 0, 1 process, 8 devices",
         "start 1970-01-01 00:01:40 UTC after step 8, 2 processes, 16 devices; changed: "
         "mesh.data: 1 -> 2, data.path: None -> 'elsewhere'",
         "skip at step 9: not finite",

@@ -23,6 +23,13 @@ def error_of(directory, *, error=ValueError, read=None) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(name="release")
+def _release(release):
+    """A Hugging Face directory whose files may be changed."""
+    (release / "SHA256SUMS").unlink()
+    return release
+
+
 @pytest.fixture
 def bin_directory(release):
     """The same weights as pytorch_model.bin."""
