@@ -136,8 +136,12 @@ def _parse(command, name: str, arguments: list[str]) -> None:
 
     # A command may take one argument by position: `biomedlm bench train` is --what=train.
     by_position = getattr(command, "BY_POSITION", None)
-    if by_position and arguments and not arguments[0].startswith("-"):
-        arguments = [f"--{by_position}={arguments[0]}", *arguments[1:]]
+    for i, before in enumerate(["=", *arguments[:-1]] if by_position and arguments else ()):
+        flag = before.lstrip("-").removeprefix("no")
+        complete = "=" in before or (flag in command.FLAGS and command.FLAGS[flag].boolean)
+        if complete and not arguments[i].startswith("-"):
+            arguments = [*arguments[:i], f"--{by_position}={arguments[i]}", *arguments[i + 1 :]]
+            break
     # ml_collections reads the overrides (--config.a.b=1) from sys.argv; grain requires the global
     # flags to be marked as parsed.
     sys.argv = [f"biomedlm {name}", *arguments]

@@ -115,8 +115,8 @@ def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
             print(f"biomedlm: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
             finished.wait(silence_timeout + 10)
         code = BAD_INPUT if isinstance(error, InputError) else FAILED
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        text = f"process {jax.process_index()}: {text}"
+        name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+        text = " ".join(f"process {jax.process_index()}: {name}{error}".split())[:500]
         with contextlib.suppress(Exception):  # another process failed earlier
             client.key_value_set(FAILURE, f"{code} {text}")
         _leave(*(_failure(client) or (code, text)))

@@ -162,9 +162,11 @@ def write_text(path: str | Path, text: str) -> None:
         new.write_text(text, encoding="utf-8", newline="\n")
         if new != path:
             new.replace(path)
-    except BaseException:
+    except BaseException as error:
         if new != path:
             new.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of a write
+            error.filename = str(path)
         raise
 
 

@@ -35,13 +35,13 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_399,
-    ("training",): 2_854,
-    ("corpus",): 2_157,
+    ("training",): 2_856,
+    ("corpus",): 2_158,
     ("generation",): 2_006,
-    ("interop",): 2_111,
-    ("qa", "finetuning"): 5_182,
+    ("interop",): 2_124,
+    ("qa", "finetuning"): 5_183,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_170,
+    ("cli", "commands"): 1_174,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

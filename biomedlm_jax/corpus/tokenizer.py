@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import as_path, local_copy, write_json
+from biomedlm_jax.integrity import SUMS
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT
@@ -308,7 +309,7 @@ def _new_files(tokenizer: Tokenizer, model_max_length: int | None) -> dict[str, 
 def holds_tokenizer(directory: Path) -> bool:
     """Return whether a directory holds a tokenizer and nothing else, so that it can be replaced."""
     names = {path.name for path in directory.iterdir()}
-    return bool(names) and names <= set(FILES)
+    return bool(names) and names <= {*FILES, SUMS}
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

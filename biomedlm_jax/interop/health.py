@@ -50,8 +50,11 @@ def check_directory(path: str | Path, *, add_sums: bool = False) -> list[Part]:
     ):
         parts = list(_parts_of_run(path, add_sums=add_sums))
     else:
-        parts = [_files(path, ".", add_sums=add_sums, complete=(path / ROWS).exists())]
-        if (path / ROWS).exists():
+        rows = (path / ROWS).exists()
+        parts = [_files(path, ".", add_sums=add_sums, complete=rows)]
+        if rows:
+            if not has_sums(path) and _is_earlier(path):  # its rows have a hash of their own
+                parts = [Part(".", [], f"{SUMS} is missing; --write_sums adds it")]
             parts.append(_token_rows(path))
     return parts
 
@@ -65,6 +68,14 @@ def _files(path: Path, name: str, *, add_sums: bool, complete: bool) -> Part:
         write_sums(path)
         return Part(name, [], f"{SUMS} is written")
     return Part(name, damage(path, complete=complete), f"{_count(path)} files are whole")
+
+
+def _is_earlier(rows: Path) -> bool:
+    """Return whether an earlier version built token rows: their manifest lists no files."""
+    try:
+        return "files" not in read_manifest(rows)
+    except (InputError, OSError):
+        return False
 
 
 def _count(path: Path) -> int:

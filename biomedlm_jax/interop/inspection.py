@@ -7,6 +7,7 @@ from typing import Any
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import as_path, read_json
+from biomedlm_jax.integrity import SUMS, has_sums
 from biomedlm_jax.interop.health import check_directory
 from biomedlm_jax.training.checkpoint import step_folders, unfinished
 from biomedlm_jax.training.goodput import PARTS, goodput
@@ -28,6 +29,7 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
     evaluations = [line for line in metrics if "train_loss" in line or "dev_loss" in line]
     folders = step_folders(run)
     saved = [step for step, path in folders if not unfinished(path)]
+    states = {step: "finished" if has_sums(path) else f"without {SUMS}" for step, path in folders}
     training = record.get("training", {})
     steps = training.get("steps")
     facts: dict[str, Any] = {
@@ -38,7 +40,7 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "last_step": losses[-1]["step"] if losses else None,
         "last": _for_json(losses[-1]) if losses else {},
         "last_evaluation": evaluations[-1] if evaluations else {},
-        "checkpoints": {str(step): "finished" for step in saved},
+        "checkpoints": {str(step): states[step] for step in saved},
         "lock": holder_of(run),
         "starts": [event for event in events if event["event"] == "start"],
         "skipped": [event for event in events if event["event"] in ("skip", "spike")],

@@ -12,6 +12,7 @@ from biomedlm_jax.files import (
     write_jsonl,
     write_text,
 )
+from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
 from biomedlm_jax.qa.questions import counted
@@ -118,4 +119,4 @@ def _is_single(folder: Path) -> bool:
 
 
 def _of_report(path: Path) -> bool:
-    return path.name in FILES or path.match(SEED_ITEMS.format("*"))
+    return path.name in (*FILES, SUMS) or path.match(SEED_ITEMS.format("*"))

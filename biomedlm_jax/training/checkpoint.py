@@ -80,12 +80,15 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
 
     Every process calls it: the first one lists the storage and decides, all verify a share of the
     files. What was never finished, and with `fallback` what is damaged, is renamed, not deleted:
-    "7.unfinished", "7.damaged". Raises InputError, which names the file and the newest good step,
-    if a newer step is damaged and there is no `fallback`.
+    "7.unfinished", "7.damaged". Leftovers of a save that was killed are deleted. Raises InputError,
+    which names the file and the newest good step, if a newer step is damaged and there is no
+    `fallback`, or no step is whole.
     """
     share = jax.process_index(), jax.process_count()
 
     def list_steps() -> list[list[int]]:
+        for left in (run_directory / FOLDER).glob(f"*{TEMPORARY}*"):  # of a process that was killed
+            remove_tree(left)
         folders = step_folders(run_directory)
         for _, path in folders:
             if unfinished(path):
@@ -112,7 +115,9 @@ def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf
     if damaged and (good is None or not fallback):
         whole = "no checkpoint is whole" if good is None else f"the newest whole one is step {good}"
         advice = whole if good is None else f"{whole}; --fallback continues from there"
-        raise InputError(f"the checkpoint {first_problem}; {advice}{_adopt(first_problem)}")
+        raise InputError(
+            f"the checkpoint {first_problem}; {advice}{_adopt(first_problem, run_directory)}"
+        )
     for step in damaged if jax.process_index() == 0 else ():
         _set_aside(run_directory / FOLDER / str(step), "damaged")
     return good
@@ -130,16 +135,16 @@ def _delete(path: Path) -> None:
     threading.Thread(target=remove_tree, args=(gone,)).start()  # training need not wait for it
 
 
-def _advice(problem: str, others: list[int]) -> str:
+def _advice(problem: str, others: list[int], run: str | Path) -> str:
     advice = "restore a copy of it"
     if others:
         advice += f", or move it away to use an older one: {others}"
-    return advice + _adopt(problem)
+    return advice + _adopt(problem, run)
 
 
-def _adopt(problem: str) -> str:
+def _adopt(problem: str, run: str | Path) -> str:
     if problem.endswith(f"{SUMS} is missing"):
-        return "; if an earlier version wrote it, run biomedlm verify --write_sums first"
+        return f"; if an earlier version wrote it, run biomedlm verify {run} --write_sums first"
     return ""
 
 
@@ -189,8 +194,6 @@ class Checkpointer:
         self._pruned: int | None = None
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for left in self._folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
-                remove_tree(left)
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_without_traceback)
         # By default threads make the directories. If that fails, others wait ten minutes for them,
@@ -348,9 +351,8 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     model_files = problems_of(folder / str(step), of=lambda name: name.startswith(MODEL), **share)
     if problems := [one for some in all_gather(model_files) for one in some]:
         others = [one for one in there if one != step]
-        raise InputError(
-            f"the checkpoint {folder / str(step)}: {problems[0]}; {_advice(problems[0], others)}"
-        )
+        advice = _advice(problems[0], others, run_directory)
+        raise InputError(f"the checkpoint {folder / str(step)}: {problems[0]}; {advice}")
     item = folder / str(step) / MODEL
     check_shapes(item, abstract)
     leaves, structure = jax.tree.flatten(abstract)

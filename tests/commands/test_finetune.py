@@ -83,7 +83,7 @@ def test_ctrl_c_saves(world, tmp_path):
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
     assert f"stopped at step {steps(run)[-1]} and saved" in errors
-    assert errors.splitlines()[-1] == "biomedlm finetune: interrupted"
+    assert errors.splitlines()[-1].startswith("stopped at step ")
 
 
 @pytest.mark.slow

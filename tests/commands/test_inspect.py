@@ -9,7 +9,7 @@ from biomedlm_jax.files import write_json
 @pytest.fixture
 def run(tmp_path):
     path = tmp_path / "run"
-    write_json(path / "run.json", {"recipe": "pretrain", "training": {"steps": 9}})
+    write_json(path / "run.json", {"recipe": "text", "training": {"steps": 9}})
     (path / "metrics.jsonl").write_text('{"step": 3, "loss": 2.0}\n')
     return path
 
@@ -17,7 +17,7 @@ def run(tmp_path):
 def test_a_run(run, capsys):
     assert main(["inspect", str(run)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{run}: recipe pretrain",
+        f"{run}: recipe text",
         "step 3 of 9: loss 2",
         "checkpoints: none",
     ]

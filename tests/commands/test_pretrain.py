@@ -18,5 +18,5 @@ def test_the_flags_reach_the_library(monkeypatch, tmp_path):
     assert main(["pretrain", *flags, "--init=base", "--extend"]) == 0
     ((config, workdir), named), (_, others) = calls
     assert (config.training.steps, config.model.width, workdir) == (7, 256, str(tmp_path))
-    assert named == {"init": None, "extend": False}
-    assert others == {"init": "weights of base", "extend": True}
+    assert named == {"init": None, "extend": False, "fallback": False, "replay": None}
+    assert others == {**named, "init": "weights of base", "extend": True}

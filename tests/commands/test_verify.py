@@ -42,3 +42,10 @@ def test_no_directory(tmp_path, capsys):
     assert "no such directory" in capsys.readouterr().err
     assert main(["verify"]) == 2
     assert "--directory is required" in capsys.readouterr().err
+
+
+def test_the_directory_may_stand_after_a_flag(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a")
+    assert main(["verify", "--write_sums", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ".: SHA256SUMS is written\n"
+    assert main(["verify", str(tmp_path)]) == 0

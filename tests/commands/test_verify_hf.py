@@ -17,7 +17,7 @@ def test_the_flags_reach_the_library(monkeypatch, capsys, tmp_path):
     flags = ["--model=release", "--run=run", "--length=9", f"--json={figures}"]
     assert main(["verify-hf", *flags]) == 0
     options = {"run": "run", "batch": 2, "length": 9, "seed": 0, "tolerance": 1e-4}
-    assert calls == [("release", 8, options)]
+    assert [(str(path), *others) for path, *others in calls] == [("release", 8, options)]
     captured = capsys.readouterr()
     assert "transformers, eager attention  max |difference| 1.00e-06" in captured.out
     assert "the run run                    max |difference| 2.00e-06" in captured.out

@@ -224,7 +224,7 @@ def test_a_run_of_an_earlier_version(faults, dataset, finished, run, capsys):
     for file in run.rglob(SUMS):
         file.unlink()
     export = ["export-hf", f"--model={run}", f"--out={run.parent / 'export'}"]
-    advice = "; if an earlier version wrote it, run biomedlm verify --write_sums first"
+    advice = f"; if an earlier version wrote it, run biomedlm verify {run} --write_sums first"
     assert resume(faults, dataset, run) == 2
     assert last_line(capsys).endswith(f"{SUMS} is missing; no checkpoint is whole{advice}")
     assert main(export) == 2

@@ -39,7 +39,7 @@ def test_bad_lines_name_file_and_line(tmp_path, questions):
 def test_report_directory(tmp_path, questions, full_summary):
     path, items, summary = tmp_path / "deep" / "report", questions(), full_summary
     report.write_reports(path, {"": (summary, items)})
-    assert {one.name for one in path.iterdir()} == set(report.FILES)
+    assert {one.name for one in path.iterdir()} == {*report.FILES, "SHA256SUMS"}
     assert [one.name for one in path.parent.iterdir()] == ["report"]
     assert report.read_items(path) == items
     assert json.loads((path / "report.json").read_text(encoding="utf-8")) == summary
@@ -96,7 +96,10 @@ def test_scores_that_are_no_probabilities_are_not_called_so(tmp_path, questions)
     assert table([summary]).splitlines()[-1].endswith("| - | - | - |")
     report.write_reports(tmp_path / "report", {"": (summary, items)})
     assert report.read_items(tmp_path / "report") == items
-    assert {one.name for one in (tmp_path / "report").iterdir()} == {*report.FILES} - {report.PLOT}
+    assert {one.name for one in (tmp_path / "report").iterdir()} == {
+        *report.FILES,
+        "SHA256SUMS",
+    } - {report.PLOT}
     report.write_reports(tmp_path / "report", {"": (alike, questions())}, overwrite=True)
 
 
