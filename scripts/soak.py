@@ -346,7 +346,8 @@ class Soak:
     def _damage(self, kind: str) -> tuple[str, int | None]:
         """Change what a killed run left; return the fault, and the step that is damaged."""
         rng, steps = self._rng, finished_steps(self.run)
-        if kind in (*DAMAGE, "removed checkpoint") and not steps:
+        # The only checkpoint is not passed over: the run would be lost, and is refused.
+        if kind in (*DAMAGE, "removed checkpoint") and len(steps) < 2:
             return KINDS[0], None
         newest = self.run / "checkpoints" / str(steps[-1] if steps else 0)
         if kind in DAMAGE:

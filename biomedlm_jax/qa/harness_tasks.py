@@ -14,14 +14,16 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import atomic_directory, check_output, parse_object, write_text
 from biomedlm_jax.generation.options import read_generation_config
+from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.qa.harness import Harness
 from biomedlm_jax.qa.models import check_model
 from biomedlm_jax.qa.questions import check_limit
 from biomedlm_jax.qa.scoring import BATCH_TOKENS
+from biomedlm_jax.streams import read_blocks
 
 RESULTS = "harness.json"
-WRITTEN = (RESULTS, "results_*.json", "samples_*.jsonl")
+WRITTEN = (RESULTS, "results_*.json", "samples_*.jsonl", SUMS)
 
 
 def evaluate_tasks(
@@ -143,7 +145,7 @@ def _check_samples(samples, manager, tasks: Sequence[str]) -> dict[str, list[int
     if not isinstance(samples, Mapping):
         file = Path(samples)
         is_text = str(samples).lstrip().startswith("{")
-        raw = str(samples).encode("utf-8") if is_text else file.read_bytes()
+        raw = str(samples).encode("utf-8") if is_text else b"".join(read_blocks(file))
         samples = parse_object(raw, "samples" if is_text else str(file))
     loaded = manager.load(list(tasks))["tasks"]
     for name, numbers in samples.items():

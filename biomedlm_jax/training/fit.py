@@ -210,7 +210,8 @@ def fit(
         resuming = checked()  # again: nobody else writes it now
         newest = math.inf if replay is None else skipped_step(replay) - 1
         begin = choose_step(workdir, fallback=fallback, newest=newest)
-        if resuming and begin is None and from_first_process(lambda: has_saved(workdir)):
+        lost = resuming and begin is None and replay is None
+        if lost and from_first_process(lambda: has_saved(workdir)):
             raise InputError(
                 f"{workdir} has saved checkpoints, and {workdir / 'checkpoints'} has none; restore "
                 "or mount them, or choose another --workdir"

@@ -311,7 +311,7 @@ def test_both_kinds_of_fine_tuning(faults, finetuning, tmp_path, poison, variant
     assert evaluated["train_loss"] == pytest.approx(np.mean(finite), rel=1e-6)
     # An epoch is one permutation of all rows, or questions.
     rows = json.loads((run / "skipped" / "2.json").read_text())["rows"]
-    count = {"medqa": 16}.get(variant) or _row_count(rows, size)
+    count = {"medqa": 18}.get(variant) or _row_count(rows, size)
     order = np.random.default_rng([SEED, 0]).permutation(count)
     assert rows == order[size : 2 * size].tolist()
 
