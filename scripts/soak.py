@@ -310,6 +310,9 @@ class Soak:
         self.wait(self._started, process)
         goal = self._begin() + rng.randint(1, most_steps)
         self.wait(lambda: last_step(self.run) >= goal or not process.is_alive(), process)
+        if kind in (*DAMAGE, "removed checkpoint"):  # one before it must be whole
+            run = self.run
+            self.wait(lambda: len(finished_steps(run)) > 1 or not process.is_alive(), process)
         time.sleep(rng.random() * 0.1)  # in a step, a save or an evaluation
         if kind == "full disk":
             return self._fill_disk(process)
