@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import flatten
 
 T = TypeVar("T")
 PACKAGES = ("biomedlm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
@@ -59,7 +60,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     `facts` is a JSON object; the error names the first process that differs from process 0 and
     how, "data.seed=99 (process 0: 0)".
     """
-    first, *others = (_flat(one) for one in all_gather(facts))
+    first, *others = (flatten(one) for one in all_gather(facts))
     for index, other in enumerate(others, start=1):
         names = [n for n in sorted({*first, *other}) if first.get(n) != other.get(n)]
         if names:
@@ -76,15 +77,6 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run's numbers."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **packages}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, one in value.items():
-        flat |= _flat(one, f"{prefix}.{name}" if prefix else str(name))
-    return flat
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from biomedlm_jax.benchmarks.rounds import benchmark_header
 from biomedlm_jax.integrity import damage, write_sums
 from biomedlm_jax.mesh import abstract_sharded, one_device
 from biomedlm_jax.model.gpt2 import GPT2Config
-from biomedlm_jax.training import checkpoint
+from biomedlm_jax.training import checkpoint, saved_steps
 from biomedlm_jax.training.state import init_state, random_model
 
 
@@ -77,7 +77,7 @@ def main() -> None:
             measure(f"save, {side}", save)
             checkpointer.close()
             if side == "hashes":
-                folder = run / checkpoint.FOLDER / "0"
+                folder = run / saved_steps.FOLDER / "0"
                 measure("hash", lambda folder=folder: write_sums(folder))
                 measure("verify", lambda folder=folder: damage(folder))
                 again = checkpoint.Checkpointer(run, keep=1)

@@ -11,8 +11,8 @@
 # files that git tracks, with their current content: `git add` a config of your own), and starts
 # one `biomedlm pretrain` per worker. After a failure or a preemption it starts the run again, which
 # resumes from its last checkpoint; the pause between attempts doubles with each failure. It stops
-# at exit code 2 (bad input, which a restart cannot mend) and 130 (stopped by a person). Keep the script running, for example in tmux: it holds the ssh
-# sessions.
+# at exit code 2 (bad input, which a restart cannot fix) and 130 (stopped by a person). Keep the
+# script running, for example in tmux: it holds the ssh sessions.
 #
 # Environment variables, required:
 #   TPU, ZONE, TYPE    name, zone and accelerator type of the pod

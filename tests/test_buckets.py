@@ -11,15 +11,9 @@ from gcsfs.retry import HttpError
 from biomedlm_jax import buckets, cli
 from biomedlm_jax.buckets import BucketPath, as_path, is_bucket
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import (
-    AppendedText,
-    atomic_directory,
-    local_copy,
-    read_json,
-    recover_directory,
-    write_json,
-)
+from biomedlm_jax.files import AppendedText, read_json, write_json
 from biomedlm_jax.integrity import SUMS, damage
+from biomedlm_jax.outputs import atomic_directory, local_copy, recover_directory
 
 pytestmark = pytest.mark.usefixtures("gcs_server")
 

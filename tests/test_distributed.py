@@ -15,7 +15,7 @@ from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.training.checkpoint import steps
+from biomedlm_jax.training.saved_steps import steps
 
 ROOT = Path(__file__).parents[1]
 PRETRAIN = ["pretrain", f"--config={ROOT}/configs/pretrain.py:tiny"]

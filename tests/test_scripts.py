@@ -209,7 +209,7 @@ exit "$CODE"
         (1, 9, False, "exit code 1; stopped after 10 failures in a row"),
     ],
 )
-def test_slurm_requeues_what_a_restart_can_mend(tmp_path, code, failures, requeued, line):
+def test_slurm_requeues_what_a_restart_can_fix(tmp_path, code, failures, requeued, line):
     write_program(tmp_path / "bin" / "srun", SRUN)
     write_program(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >> "$PLACE/scontrol"\n')
     values = {"PATH": f"{tmp_path / 'bin'}:{PATH}", "PLACE": str(tmp_path), "PAUSE": "0"}
@@ -284,13 +284,18 @@ def test_one_gpu_benchmarks_the_shape_of_the_config(tmp_path):
     python = f'#!/usr/bin/env bash\nexec "{sys.executable}" "$@"\n'
     write_program(tmp_path / ".venv" / "bin" / "python", python)
     arguments = ["--config=configs/a.py:3", "--config.data.path=a b", "--workdir=RUN"]
-    done = subprocess.run(
-        ["bash", tmp_path / "scripts" / "one_gpu.sh", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "WORKER": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
+
+    def run() -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            ["bash", tmp_path / "scripts" / "one_gpu.sh", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "WORKER": str(tmp_path)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    run()
     calls = (tmp_path / "arguments").read_text().split("\n")[:-1]
     assert calls[:4] == ["plan", *arguments[:2], "--topology=local"]
     shape = ["--layers=12", "--width=768", "--heads=12", "--length=1024", "--dtype=auto"]
@@ -298,14 +303,7 @@ def test_one_gpu_benchmarks_the_shape_of_the_config(tmp_path):
     assert calls[-4:] == ["pretrain", *arguments]
     (tmp_path / "bench_train.json").write_text("{}")  # the same command again
     (tmp_path / "arguments").unlink()
-    again = subprocess.run(
-        ["bash", tmp_path / "scripts" / "one_gpu.sh", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "WORKER": str(tmp_path)},
-    )
-    assert again.returncode == 0, again.stderr
-    assert "bench_train.json is there: not measured again" in again.stderr
+    assert "bench_train.json is there: not measured again" in run().stderr
     calls = (tmp_path / "arguments").read_text().split("\n")[:-1]
     assert "bench" not in calls
     assert calls[-4:] == ["pretrain", *arguments]

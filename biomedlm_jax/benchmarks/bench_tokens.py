@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.corpus.documents import input_files, read_documents
+from biomedlm_jax.corpus.documents import read_documents
+from biomedlm_jax.corpus.input_files import input_files
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
 

@@ -33,7 +33,7 @@ def run(options: Flags) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
     from biomedlm_jax import plan
-    from biomedlm_jax.files import check_output
+    from biomedlm_jax.outputs import check_output
     from biomedlm_jax.planning.report import as_dict, markdown, write_report
 
     for folder in filter(None, (options.out, options.hlo)):

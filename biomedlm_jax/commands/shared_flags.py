@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from biomedlm_jax.corpus import documents
+from biomedlm_jax.corpus import documents, input_files
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 
@@ -139,14 +139,14 @@ class Flags(flags.FlagValues):
 
     def define_text(self, only: str = "") -> None:
         """Add --input and --text_field; `only` names the benchmark that reads them, if one does."""
-        what = f"{only}Files, directories or globs, separated by commas. {documents.KNOWN}"
+        what = f"{only}Files, directories or globs, separated by commas. {input_files.KNOWN}"
         self.define("input", None, what, repeated=True)
         text = "Field of a JSON line with the text; meta.text is nested, title,abstract are joined."
         self.define("text_field", "text", f"{only}{text}")
 
     def input_paths(self) -> list[Path]:
         """List the files of --input."""
-        return documents.input_files(self._paths())
+        return input_files.input_files(self._paths())
 
     def _paths(self) -> list[str]:
         return [path for paths in self.input for path in paths.split(",")]

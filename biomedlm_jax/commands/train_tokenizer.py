@@ -11,7 +11,7 @@ import time
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison, documents, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
-from biomedlm_jax.files import atomic_directory
+from biomedlm_jax.outputs import atomic_directory
 
 FLAGS = Flags("input", "out")
 FLAGS.define("vocab_size", 28_896, "Entries; the last one is <|endoftext|>.")

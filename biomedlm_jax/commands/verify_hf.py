@@ -11,7 +11,7 @@ import sys
 import warnings
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.files import local_copy
+from biomedlm_jax.outputs import local_copy
 
 FLAGS = Flags()
 FLAGS.define("model", None, "Hugging Face directory to verify.", required=True)

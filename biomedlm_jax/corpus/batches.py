@@ -83,7 +83,7 @@ class Batches:
             batch = next(self._batches)
         except StopIteration:
             raise
-        except BaseException:  # Grain would go on with the batch after the one that failed
+        except BaseException:  # Grain would return the batch after the one that failed
             self._batches.close()
             self._start(self._step)
             raise

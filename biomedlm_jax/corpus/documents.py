@@ -10,27 +10,18 @@ All but parquet may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`). The lines of T
 `subsets=["PubMed Abstracts", "PubMed Central"]`.
 """
 
-import glob
-import os
-import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.corpus.input_files import format_of, input_files
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
 from biomedlm_jax.errors import InputError, one_line
 from biomedlm_jax.files import parse_object
-from biomedlm_jax.streams import COMPRESSIONS, MAX_LINE_BYTES, read_lines
+from biomedlm_jax.streams import MAX_LINE_BYTES, read_lines
 
-LINES = (".jsonl", ".json-lines", ".ndjson")
-FORMATS = (".txt", *LINES, ".json", ".parquet")
-KNOWN = (
-    f"the known formats are {', '.join(FORMATS)}, each but the last also with "
-    f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
-)
 ON_ERROR = ("raise", "skip")
 FIX = "; fix the file, or pass --on_error=skip"
 # Fields that hold the text of articles, in reading order; an error suggests those of its record.
@@ -109,115 +100,11 @@ def read_documents(
         limit=max_document_bytes,
         skipped=skipped,
     )
-    files = input_files(paths, skipped)
-    plain = [file for file in files if _format(file) == ".txt"]
+    files = input_files(paths, None if skipped is None else skipped.files)
+    plain = [file for file in files if format_of(file) == ".txt"]
     if reader.subsets and plain:
         raise InputError(f"{plain[0]} is plain text, which has no subsets; give JSON lines only")
     return reader.documents(files)
-
-
-def input_files(paths: Iterable[str | Path], skipped: Skipped | None = None) -> list[Path]:
-    """List the files of `paths`, each once, in the given order, sorted within each path.
-
-    A directory is searched recursively, linked directories too, for files of a known format; the
-    others, and hidden files and directories, are listed in `skipped.files`.
-
-    Raises InputError for no paths, a file of unknown format, a directory or glob without files, and
-    a path that does not exist or a link to one.
-    """
-    files: dict[Path, Path] = {}
-    omitted: dict[str, None] = {}
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        for file in _expand(Path(path), omitted):
-            files.setdefault(file.resolve(), file)
-    if not files:
-        raise InputError("no input; name at least one file, directory or glob")
-    if skipped is not None:
-        skipped.files += omitted
-    _warn_of_splits(list(files.values()))
-    return list(files.values())
-
-
-def _warn_of_splits(files: list[Path]) -> None:
-    """Warn if the names say that files belong to several splits, or that some are missing."""
-    splits: dict[str, Path] = {}
-    shards: dict[tuple[Path, str, int], set[int]] = {}
-    for file in files:
-        if match := _SPLIT.search(file.stem.lower()):
-            splits.setdefault(_SPLITS[match[1]], file)
-        if match := _SHARD.fullmatch(file.name):
-            key = (file.parent, match["name"] + match["end"], int(match["count"]))
-            shards.setdefault(key, set()).add(int(match["number"]))
-    if len(splits) > 1:
-        got = f"files of several splits are read: {', '.join(map(str, splits.values()))}"
-        fix = "name files, or a glob such as 'DIR/train*', to choose"
-        warnings.warn(f"{got}; {fix}", RuntimeWarning, stacklevel=3)
-    for (folder, name, count), there in shards.items():
-        if len(there) < count:
-            got = f"{folder} has {len(there)} of the {count} parts of {name}"
-            warnings.warn(f"{got}; fetch the others", RuntimeWarning, stacklevel=3)
-
-
-def _expand(path: Path, omitted: dict[str, None]) -> list[Path]:
-    if path.is_dir():
-        files = _walk(path, omitted)
-    elif path.exists():
-        files = [path]
-    elif glob.has_magic(str(path)):
-        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        files = [match for match in matches if not match.is_dir()]
-        files += [file for match in matches if match.is_dir() for file in _walk(match, omitted)]
-    else:
-        raise InputError(f"no such file or directory: {path}")
-    if not files:
-        raise InputError(f"no file to read in {path}; {KNOWN}")
-    for file in files:
-        if not _format(file):
-            raise InputError(f"{file} has a name of unknown format; {KNOWN}")
-        if not file.exists():
-            raise InputError(f"{file} is a broken symbolic link; remove or repair it")
-    return sorted(files)
-
-
-def _walk(directory: Path, omitted: dict[str, None]) -> list[Path]:
-    def fail(error: OSError) -> None:  # by default os.walk omits a directory it cannot list
-        raise error
-
-    files, visited = [], set()
-    for folder, folders, names in os.walk(directory, onerror=fail, followlinks=True):
-        visited.add(os.path.realpath(folder))
-        hidden = sorted(name for name in folders if name.startswith("."))
-        omitted.update((os.path.join(folder, name, ""), None) for name in hidden)
-        # A link to a directory that was visited would repeat its files, or never end.
-        folders[:] = sorted(
-            name
-            for name in set(folders).difference(hidden)
-            if os.path.realpath(os.path.join(folder, name)) not in visited
-        )
-        for file in (Path(folder, name) for name in sorted(names)):
-            special = file.exists() and not file.is_file()  # a pipe would block the reader
-            if file.name.startswith(".") or special or not _format(file):
-                omitted[str(file)] = None
-            else:
-                files.append(file)
-    return files
-
-
-def _format(path: Path) -> str | None:
-    name = path.name.lower()
-    compressed = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
-    name = name.removesuffix(compressed)
-    known = next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
-    return None if known == ".parquet" and compressed else known
-
-
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(_SPLITS)})(?:$|[-_.\d])")
-_SHARD = re.compile(r"(?P<name>.*?)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>\..+)")
 
 
 class _MissingFieldError(InputError):
@@ -248,7 +135,7 @@ class _Reader:
         yield from documents
 
     def read(self, path: Path) -> Iterator[Document]:
-        plain, complete = _format(path) == ".txt", False
+        plain, complete = format_of(path) == ".txt", False
         try:
             for number, record in self.records(path):
                 where = f"{path}:{number}"
@@ -275,7 +162,7 @@ class _Reader:
 
     def records(self, path: Path) -> Iterator[tuple[int, bytes | dict]]:
         """Yield (line or row, text or JSON object or row); raises _BadFileError."""
-        kind = _format(path)
+        kind = format_of(path)
         try:
             if kind == ".txt":
                 yield 1, read_whole(path, limit=self.limit)

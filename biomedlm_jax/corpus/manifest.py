@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+from biomedlm_jax.buckets import BucketPath, as_path
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import BucketPath, as_path, content_hash, read_json
+from biomedlm_jax.files import content_hash, read_json
 
 FORMAT = {"format": "biomedlm_jax token rows", "version": 1}
 MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the directory

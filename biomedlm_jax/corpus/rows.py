@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.manifest import (
     MISSING,
     ROWS,
@@ -25,7 +26,7 @@ from biomedlm_jax.corpus.manifest import (
 )
 from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, read_json
+from biomedlm_jax.files import read_json
 
 INFO, FEATURES = "dataset_info.json", "features.json"  # of TFDS
 

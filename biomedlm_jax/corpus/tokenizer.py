@@ -16,10 +16,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, local_copy, write_json
+from biomedlm_jax.files import write_json
 from biomedlm_jax.integrity import SUMS
+from biomedlm_jax.outputs import local_copy
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 256 + 1  # every byte, and END_OF_TEXT

@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer
 
+from biomedlm_jax.buckets import is_bucket
 from biomedlm_jax.corpus.documents import Document, Skipped
 from biomedlm_jax.corpus.manifest import (
     FORMAT,
@@ -40,7 +41,8 @@ from biomedlm_jax.corpus.tokenizer import (
     tokenizer_hash,
 )
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import atomic_directory, is_bucket, write_json
+from biomedlm_jax.files import write_json
+from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
 SEPARATORS = ("eos", "none")

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, write_json
+from biomedlm_jax.files import write_json
 from biomedlm_jax.finetuning.config import QuestionSettings, SweepSettings, TextSettings
 from biomedlm_jax.finetuning.question_recipe import finetune_questions
 from biomedlm_jax.finetuning.text_recipe import finetune_text

@@ -27,8 +27,9 @@ from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.questions import counted
-from biomedlm_jax.training.fit import StepData, fit
+from biomedlm_jax.training.fit import fit
 from biomedlm_jax.training.provenance import check_run
+from biomedlm_jax.training.recipe import StepData
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 

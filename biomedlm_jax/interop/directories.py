@@ -13,9 +13,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, special_id
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, read_json
+from biomedlm_jax.files import read_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import FAMILIES, config_from_hf, family, make_config
 from biomedlm_jax.settings import check_object

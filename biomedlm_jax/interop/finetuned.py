@@ -6,27 +6,20 @@ A fine-tuned directory is a run directory whose config.json has `facts`, how it 
 
 import contextlib
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
+from biomedlm_jax.agreement import from_first_process
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import (
-    as_path,
-    atomic_directory,
-    local_copy,
-    recover_directory,
-    write_json,
-)
+from biomedlm_jax.files import write_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import check_tensors, read_model
@@ -35,6 +28,7 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, Scorer, score_layer
 from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.outputs import atomic_directory, local_copy, recover_directory
 from biomedlm_jax.settings import Settings, check_names, setting
 from biomedlm_jax.training.checkpoint import load_tree, save_model
 from biomedlm_jax.training.stopping import wait_for_all
@@ -171,7 +165,7 @@ def save_finetuned(
     """Write a model, with its head if it has one, as the run directory `path` in one step.
 
     `facts` are for its model card, `files` more JSON files by name, such as generation_config.json;
-    `replaceable` and `overwrite` are those of `files.atomic_directory`. Call it in every process.
+    `replaceable` and `overwrite` are those of `outputs.atomic_directory`. Call it in every process.
     """
     with _directory_of_first(path, replaceable=replaceable, overwrite=overwrite) as new:
         if jax.process_index() == 0:
@@ -203,11 +197,5 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 def _directory_of_first(path: str | Path, **options: Any) -> Iterator[Path]:
     """Yield the `atomic_directory` of the first process in every process."""
     with contextlib.ExitStack() as stack:
-        name = b""
-        if jax.process_index() == 0:
-            name = os.fsencode(str(stack.enter_context(atomic_directory(path, **options))))
-        if jax.process_count() > 1:
-            padded = np.frombuffer(name.ljust(4096, b"\0"), np.uint8)
-            padded = multihost_utils.broadcast_one_to_all(padded)
-            name = np.asarray(padded).tobytes().rstrip(b"\0")
-        yield as_path(os.fsdecode(name))
+        directory = atomic_directory(path, **options)
+        yield as_path(from_first_process(lambda: str(stack.enter_context(directory))))

@@ -5,17 +5,18 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.manifest import MANIFEST, ROWS, read_manifest
 from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, read_json
+from biomedlm_jax.files import read_json
 from biomedlm_jax.integrity import SUMS, damage, has_sums, read_sums, write_sums
 from biomedlm_jax.interop.directories import CONFIG, MODEL_FOLDER
-from biomedlm_jax.training.checkpoint import FOLDER, problems_of, step_folders, unfinished
 from biomedlm_jax.training.metrics import read_events, read_metrics
 from biomedlm_jax.training.provenance import RUN_FILE
+from biomedlm_jax.training.saved_steps import FOLDER, is_committed, problems_of, step_folders
 
 _ROWS_AT_ONCE = 1024
 
@@ -106,7 +107,7 @@ def _parts_of_run(run: Path, *, add_sums: bool) -> Iterator[Part]:
     yield Part("record", [*_record_problems(run)])
     for step, folder in step_folders(run):
         name = f"{FOLDER}/{step}"
-        if unfinished(folder):
+        if not is_committed(folder):
             yield Part(name, [], "never finished; resuming the run renames it")
         elif add_sums and not has_sums(folder):
             write_sums(folder)

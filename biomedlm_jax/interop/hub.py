@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path
 
 SCHEME = "hf://"
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "merges.txt", "pytorch_model*.bin", "README.md"]

@@ -7,18 +7,10 @@ from typing import Any
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import (
-    as_path,
-    atomic_directory,
-    check_output,
-    local_copy,
-    read_json,
-    write_json,
-    write_text,
-    written_locally,
-)
+from biomedlm_jax.files import read_json, write_json, write_text
 from biomedlm_jax.interop import directories, finetuned, hub, modelcard, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
 from biomedlm_jax.interop.finetuned import Head
@@ -29,7 +21,8 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import config_to_hf, family
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
-from biomedlm_jax.training.checkpoint import latest_step
+from biomedlm_jax.outputs import atomic_directory, check_output, local_copy, written_locally
+from biomedlm_jax.training.saved_steps import latest_step
 
 PAD = "[PAD]"  # transformers needs a padding token to classify a batch
 

@@ -5,15 +5,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, read_json
+from biomedlm_jax.files import read_json
 from biomedlm_jax.integrity import SUMS, has_sums
 from biomedlm_jax.interop.health import check_directory
-from biomedlm_jax.training.checkpoint import step_folders, unfinished
 from biomedlm_jax.training.goodput import PARTS, goodput
 from biomedlm_jax.training.lock import holder_of
 from biomedlm_jax.training.metrics import plot_losses, read_events, read_metrics
 from biomedlm_jax.training.provenance import RUN_FILE
+from biomedlm_jax.training.saved_steps import is_committed, step_folders
 
 
 def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
     losses = [line for line in metrics if "loss" in line]
     evaluations = [line for line in metrics if "train_loss" in line or "dev_loss" in line]
     folders = step_folders(run)
-    saved = [step for step, path in folders if not unfinished(path)]
+    saved = [step for step, path in folders if is_committed(path)]
     states = {step: "finished" if has_sums(path) else f"without {SUMS}" for step, path in folders}
     training = record.get("training", {})
     steps = training.get("steps")
@@ -57,7 +58,8 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
             "rows": saved[-1] * batch,
             "passes": saved[-1] * batch / max(1, there["rows"]),
         }
-    facts["checkpoints"] |= {str(s): "never finished" for s, path in folders if unfinished(path)}
+    left = [step for step, path in folders if not is_committed(path)]
+    facts["checkpoints"] |= dict.fromkeys(map(str, left), "never finished")
     aside = sorted(path.name for path in folders[0][1].parent.iterdir()) if folders else []
     facts["set_aside"] = [name for name in aside if name.endswith((".damaged", ".unfinished"))]
     if verify:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from biomedlm_jax.buckets import as_path, is_bucket
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, is_bucket, parse_object, read_json
+from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import CHOICE, Head
 from biomedlm_jax.interop.headcard import scoring_section

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.buckets import is_bucket
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import check_output, is_bucket
+from biomedlm_jax.outputs import check_output
 from biomedlm_jax.qa import calibration, identity, prompts, report, statistics
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import atomic_directory, check_output, parse_object, write_text
+from biomedlm_jax.files import parse_object, write_text
 from biomedlm_jax.generation.options import read_generation_config
 from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.outputs import atomic_directory, check_output
 from biomedlm_jax.qa.harness import Harness
 from biomedlm_jax.qa.models import check_model
 from biomedlm_jax.qa.questions import check_limit

@@ -11,10 +11,7 @@ restored is compared with it.
 
 import contextlib
 import logging
-import math
 import os
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,135 +21,27 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from biomedlm_jax.agreement import all_gather, from_first_process
+from biomedlm_jax.agreement import all_gather
+from biomedlm_jax.buckets import as_path, is_bucket
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, is_bucket, remove_tree
-from biomedlm_jax.integrity import SUMS, damage, has_sums, write_sums
+from biomedlm_jax.integrity import write_sums
 from biomedlm_jax.model.language_model import named_leaves
+from biomedlm_jax.training.saved_steps import (
+    FOLDER,
+    advice_on,
+    delete_step,
+    is_committed,
+    is_finished,
+    problems_of,
+    step_folders,
+    steps,
+)
 from biomedlm_jax.training.state import TrainState
 
-FOLDER = "checkpoints"
 MODEL, TRAINED = "model", "trained"  # items
-COMMITTED = "commit_success.txt"  # Orbax writes it last
-TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
-
-
-def steps(run_directory: str | Path) -> list[int]:
-    """Return the steps of a run's finished checkpoints, ascending."""
-    return [step for step, path in step_folders(run_directory) if finished(path)]
-
-
-def latest_step(run_directory: str | Path) -> int | None:
-    """Return the step of the newest finished checkpoint, or None."""
-    return max(steps(run_directory), default=None)
-
-
-def step_folders(run_directory: str | Path) -> list[tuple[int, Path]]:
-    """Return (step, directory) of a run's checkpoints, finished or not, ascending."""
-    paths = (as_path(run_directory) / FOLDER).glob("*")
-    return sorted((int(path.name), path) for path in paths if path.name.isdecimal())
-
-
-def unfinished(path: Path) -> bool:
-    """Return whether a step was never completed: Orbax had not finished it."""
-    return not (path / COMMITTED).exists() and (is_bucket(path) or not has_sums(path))
-
-
-def finished(path: Path) -> bool:
-    """Return whether a step was completed, with the hashes of its files."""
-    return has_sums(path) and not unfinished(path)
-
-
-def problems_of(path: Path, **choice: Any) -> list[str]:
-    """Return how a step's files differ from what was written; `choice` as in `damage`."""
-    if not has_sums(path):
-        return [f"{SUMS} is missing"]
-    return damage(path, **choice)
-
-
-def choose_step(run_directory: Path, *, fallback: bool, newest: float = math.inf) -> int | None:
-    """Return the step to resume from, the newest whose files are whole; None if there is none.
-
-    Steps after `newest` are left out.
-
-    Every process calls it: the first one lists the storage and decides, all verify a share of the
-    files. What was never finished, and with `fallback` what is damaged, is renamed, not deleted:
-    "7.unfinished", "7.damaged". Leftovers of a save that was killed are deleted. Raises InputError,
-    which names the file and the newest good step, if a newer step is damaged and there is no
-    `fallback`, or no step is whole.
-    """
-    share = jax.process_index(), jax.process_count()
-
-    def list_steps() -> list[list[int]]:
-        for left in (run_directory / FOLDER).glob(f"*{TEMPORARY}*"):  # of a process that was killed
-            remove_tree(left)
-        folders = step_folders(run_directory)
-        for _, path in folders:
-            if unfinished(path):
-                _set_aside(path, "unfinished")
-        left = [(step, path) for step, path in folders if path.exists() and step <= newest]
-        return [[step, has_sums(path)] for step, path in left]
-
-    first_problem, good = "", None
-    damaged: list[int] = []
-    for step, hashed in reversed(from_first_process(list_steps)):
-        path = run_directory / FOLDER / str(step)
-        if hashed and not has_sums(path):
-            index = jax.process_index()
-            raise OSError(
-                f"process {index} does not find {path / SUMS}, which process 0 finds; the storage "
-                "lists it late, or is not shared"
-            )
-        problems = [one for some in all_gather(problems_of(path, share=share)) for one in some]
-        if not problems:
-            good = step
-            break
-        damaged.append(step)
-        first_problem = first_problem or f"{path}: {problems[0]}"
-    if damaged and (good is None or not fallback):
-        whole = "no checkpoint is whole" if good is None else f"the newest whole one is step {good}"
-        advice = whole if good is None else f"{whole}; --fallback continues from there"
-        raise InputError(
-            f"the checkpoint {first_problem}; {advice}{_adopt(first_problem, run_directory)}"
-        )
-    for step in damaged if jax.process_index() == 0 else ():
-        _set_aside(run_directory / FOLDER / str(step), "damaged")
-    return good
-
-
-def _delete(path: Path) -> None:
-    """Delete a finished step; a kill in between leaves what the next start removes."""
-    if is_bucket(path):  # where nothing can be renamed
-        for mark in (COMMITTED, SUMS):
-            (path / mark).unlink(missing_ok=True)
-        remove_tree(path)
-        return
-    gone = path.with_name(f"{path.name}{TEMPORARY}-deleted")
-    path.rename(gone)
-    threading.Thread(target=remove_tree, args=(gone,)).start()  # training need not wait for it
-
-
-def _advice(problem: str, others: list[int], run: str | Path) -> str:
-    advice = "restore a copy of it"
-    if others:
-        advice += f", or move it away to use an older one: {others}"
-    return advice + _adopt(problem, run)
-
-
-def _adopt(problem: str, run: str | Path) -> str:
-    if problem.endswith(f"{SUMS} is missing"):
-        return f"; if an earlier version wrote it, run biomedlm verify {run} --write_sums first"
-    return ""
-
-
-def _set_aside(path: Path, why: str) -> None:
-    aside = path.with_name(f"{path.name}.{why}")
-    print(f"{path} is {why}: renamed to {aside.name}", file=sys.stderr, flush=True)
-    remove_tree(aside)
-    path.rename(aside)
 
 
 class _HashingHandler(ocp.CompositeCheckpointHandler):
@@ -254,11 +143,11 @@ class Checkpointer:
         if jax.process_index() or self._saving in (None, self._pruned):
             return
         with contextlib.suppress(OSError):
-            if not finished(self._folder / str(self._saving)):
+            if not is_finished(self._folder / str(self._saving)):
                 return
             for step in steps(self.run_directory)[: -self._keep]:
                 if not self._keep_every or step % self._keep_every:
-                    _delete(self._folder / str(step))
+                    delete_step(self._folder / str(step))
             self._pruned = self._saving
 
     def wait(self) -> None:
@@ -289,8 +178,8 @@ class Checkpointer:
 def check_shapes(item: Path, model: Any) -> None:
     """Raise InputError unless the saved item has exactly this model's tensors and dtypes."""
     with storage_errors(item):
-        saved = _flat(ocp.PyTreeCheckpointHandler().metadata(_orbax_path(item)).tree)
-    wanted = _flat(model)
+        saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(_orbax_path(item)).tree)
+    wanted = _shapes(model)
     if saved == wanted:
         return
     name = next(n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n))
@@ -318,7 +207,7 @@ def _orbax_path(path: Path) -> epath.Path:
     return epath.Path(str(path))
 
 
-def _flat(tree) -> dict[str, str]:
+def _shapes(tree) -> dict[str, str]:
     # Orbax's metadata has dictionaries where the model has attributes; the names are the same.
     return {n: f"{np.dtype(x.dtype).name}{[*x.shape]}" for n, x in named_leaves(tree).items()}
 
@@ -340,7 +229,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     config.
     """
     folder = as_path(run_directory).absolute() / FOLDER
-    there = [number for number, path in step_folders(run_directory) if not unfinished(path)]
+    there = [number for number, path in step_folders(run_directory) if is_committed(path)]
     step = max(there, default=None) if step is None else step
     if step not in there:
         raise InputError(
@@ -351,7 +240,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
     model_files = problems_of(folder / str(step), of=lambda name: name.startswith(MODEL), **share)
     if problems := [one for some in all_gather(model_files) for one in some]:
         others = [one for one in there if one != step]
-        advice = _advice(problems[0], others, run_directory)
+        advice = advice_on(problems[0], others, run_directory)
         raise InputError(f"the checkpoint {folder / str(step)}: {problems[0]}; {advice}")
     item = folder / str(step) / MODEL
     check_shapes(item, abstract)

@@ -4,14 +4,12 @@ It restores, steps, accumulates, evaluates, saves, logs, stops and resumes; it k
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,25 +17,23 @@ from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import check_agreement, from_first_process, versions
-from biomedlm_jax.allocator import keep_freed_memory, return_freed_memory
+from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer, choose_step
-from biomedlm_jax.training.config import RunSettings
+from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer
 from biomedlm_jax.training.goodput import Stopwatch
 from biomedlm_jax.training.lock import lock_run
+from biomedlm_jax.training.loop import Loop
 from biomedlm_jax.training.metrics import (
     NullRecorder,
     Recorder,
-    StepTimer,
     has_saved,
     plot_losses,
-    was_evaluated,
 )
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.provenance import changes, check_run, run_record, write_run
+from biomedlm_jax.training.recipe import Recipe
 from biomedlm_jax.training.replay import replay_update, skipped_step
-from biomedlm_jax.training.skips import SkippedUpdates
-from biomedlm_jax.training.spikes import SpikeDetector
+from biomedlm_jax.training.saved_steps import choose_step
 from biomedlm_jax.training.state import (
     TrainState,
     adapted,
@@ -48,110 +44,12 @@ from biomedlm_jax.training.state import (
     train_step,
 )
 from biomedlm_jax.training.stopping import (
-    Interrupted,
-    Stopped,
     Votes,
     interrupted_by_signals,
-    most_of_all,
     stop_signals,
     wait_for_all,
 )
 from biomedlm_jax.training.watchdog import watch
-
-
-class Data(Protocol):
-    """An iterator of placed batches whose position is JSON."""
-
-    def __next__(self) -> Any: ...
-
-    def position(self) -> dict:
-        """Return where the iterator stands."""
-        ...
-
-    def restore(self, position: dict) -> None:
-        """Continue after `position`; raises InputError if it is of other data."""
-        ...
-
-    def at(self, step: int) -> Any:
-        """Return the batch of a step, from 0, and leave the iterator where it stands."""
-        ...
-
-    def rows_of(self, step: int) -> list[int]:
-        """Return the numbers of the rows, or questions, of that batch."""
-        ...
-
-    def close(self) -> None:
-        """End reading threads."""
-        ...
-
-
-class StepData:
-    """Batches that are functions of the step alone, each process building all of a batch."""
-
-    def __init__(
-        self,
-        make_batch: Callable[[int], Any],
-        layout,
-        rows_of: Callable[[int], Iterable[int]] = lambda step: (),
-    ):
-        self._make_batch, self._layout, self._rows_of = make_batch, layout, rows_of
-        self._step = 0
-
-    def __next__(self) -> Any:
-        self._step += 1
-        return self.at(self._step - 1)
-
-    def at(self, step: int) -> Any:
-        """Return the batch of a step."""
-        batch = self._make_batch(step)
-        return jax.tree.map(lambda array: meshes.place(array, self._layout), batch)
-
-    def rows_of(self, step: int) -> list[int]:
-        """Return the numbers of what that batch consists of."""
-        return [int(number) for number in self._rows_of(step)]
-
-    def position(self) -> dict:
-        """Return the number of batches handed out."""
-        return {"step": self._step}
-
-    def restore(self, position: dict) -> None:
-        """Continue after that many batches."""
-        self._step = position["step"]
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What `fit` trains.
-
-    `make_model(*base)` is traced and returns the starting model (a LanguageModel or a Scorer).
-    `loss(model, batch, dropout_key=...)` is a scalar in nats. `evaluate(model, step, check_stop)`
-    returns figures, every `evaluate_every` steps (0: never) and after the last; it calls
-    `check_stop()` between its batches, in every process, and lets pass what that raises.
-    `started_from` identifies the start by content. A resumed run may differ in `may_change`, names
-    such as training.steps. `write(first_time)` writes the recipe's own files, in process 0.
-    """
-
-    name: str
-    settings: RunSettings
-    steps: int
-    make_model: Callable[..., Any]
-    base: list[Any] = dataclasses.field(default_factory=list)  # emptied; its arrays are reused
-    added_tokens: int = 0  # vocabulary rows that are trained beside LoRA's factors
-    saves_merged: bool = False  # checkpoints hold the model with LoRA's factors merged, too
-    data: Data
-    loss: Callable[..., jax.Array]
-    evaluate: Callable[[Any, int, Callable[[], None]], dict[str, float]] | None = None
-    evaluate_every: int = 0
-    tokens_per_step: float
-    flops_per_token: float
-    started_from: Mapping[str, Any]
-    may_change: Sequence[str] = ()
-    history: Sequence[Mapping[str, Any]] = ()  # of such changes, for run.json
-    write: Callable[[bool], None] = lambda first_time: None
-    introduction: Sequence[str] = ()
 
 
 def fit(
@@ -230,7 +128,6 @@ def fit(
         resources.callback(checkpointer.close)
 
         # ---- State: abstract -> shardings -> restored or initialised, never unsharded.
-        losses = {"sum": 0.0, "count": 0}  # since the last evaluation
         past: dict[str, Any] = {}
         if begin is not None and not abstract_frozen:
             recipe.base.clear()  # a checkpoint follows it
@@ -239,14 +136,13 @@ def fit(
             item = TRAINED if merges else MODEL
             state, past = checkpointer.restore(abstract, begin, item=item)
             recipe.data.restore(past["data"])
-            losses = past["losses"]
         else:
             state = _sharded(make_state, abstract, recipe.base, donate=not abstract_frozen)
         frozen = ()
         if abstract_frozen:
             frozen = _sharded(make_frozen, abstract_frozen, recipe.base, donate=True)
         recipe.base.clear()
-        watchdog.beat()
+        watchdog.reset()
         loss_fn = functools.partial(adapted_loss, recipe.loss)
         if replay is not None:
             replay_update(
@@ -258,7 +154,7 @@ def fit(
                 seed=settings.training.seed,
                 accumulation=settings.training.accumulation,
             )
-        step = begin = int(state.step)
+        begin = int(state.step)
         recorder = NullRecorder()
         if jax.process_index() == 0:
             board = settings.logging.tensorboard
@@ -278,7 +174,6 @@ def fit(
         stopwatch.lap("start")
         recorder.event("start", step=begin, seconds=stopwatch.rounded(), **facts)
 
-        # ---- Steps.
         update = jit_step(
             train_step,
             abstract=abstract,
@@ -287,128 +182,31 @@ def fit(
             loss_fn=loss_fn,
             accumulation=settings.training.accumulation,
         )
-        rates = np.asarray(jax.vmap(schedule)(np.arange(steps)))
-        timer = StepTimer(recipe.tokens_per_step, recipe.flops_per_token)
-        signals, votes = resources.enter_context(stop_signals(recorder)), Votes(mesh)
-        spikes = SpikeDetector(faults.spike_deviations, past.get("spikes", ()))
-        skips = SkippedUpdates(workdir, recorder, faults, checkpointer, **past.get("skips", {}))
-        # One step may run ahead of its figures, so that devices never wait for the host; on a CPU
-        # that would only delay Ctrl-C.
-        run_ahead = 0 if meshes.platform() == "cpu" else 1
-        result, pending, owed = {}, [], False  # owed: an evaluation
-        saved, saved_at = begin, time.monotonic()
-        wanted = {"stop": 0, "save": 0}  # by any process: a signal's number, a save by the clock
-
-        def read(how_many: int, timed: bool) -> None:
-            """Fetch the figures of all but the newest `how_many` steps."""
-            while len(pending) > how_many:
-                done, metrics, limit, vote = pending.pop(0)
-                stop, save = map(int, np.asarray(vote))
-                wanted.update(stop=max(wanted["stop"], stop), save=max(wanted["save"], save))
-                figures = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-                applied = bool(metrics["applied"])
-                if applied:
-                    losses["sum"] += figures["loss"]
-                    losses["count"] += 1
-                spikes.add(figures["loss"])
-                rate = float(rates[done - 1 - skips.count])
-                skips.check(done, figures, applied, limit, recipe.data)
-                stopwatch.stepped = True
-                due = done % settings.logging.every == 0 or done == begin + 1
-                due = due or recorder.is_overdue()
-                if timed and (due or timer.restarted):
-                    figures |= timer.read(done)
-                if due or not timed:
-                    recorder.write(done, {**figures, "learning_rate": rate})
-                    checkpointer.prune()
-
-        def is_evaluated(step: int) -> bool:
-            return recipe.evaluate is not None and _due(step, recipe.evaluate_every, steps)
-
-        def evaluate() -> bool:
-            """Evaluate; return False if a signal stopped it."""
-            assert recipe.evaluate is not None
-            try:
-                with stopwatch.count("evaluate"):
-                    figures = recipe.evaluate(_merged(state.model, frozen), step, check_stop)
-            except Stopped:
-                return False
-            result.clear()
-            if bad := {name: x for name, x in figures.items() if not np.isfinite(x)}:
-                raise InputError(
-                    f"the evaluation after step {step} has {bad}: the run diverged; start a new "
-                    "one with a lower optimizer.learning_rate or a longer warmup"
-                )
-            if losses["count"]:
-                result.update(train_loss=losses["sum"] / losses["count"])
-            result.update(figures)
-            losses.update(sum=0.0, count=0)
-            return_freed_memory()
-            recorder.write(step, result)
-            return True
-
-        def check_stop() -> None:
-            watchdog.beat()
-            wanted["stop"] = max(wanted["stop"], most_of_all(signals.number))
-            if wanted["stop"]:
-                raise Stopped
-
-        def save() -> None:
-            nonlocal saved, saved_at
-            if saved == step:
-                return
-            position = {"data": recipe.data.position(), "losses": {**losses}}
-            position |= {"spikes": spikes.losses(), "skips": skips.counts()}
-            merged = _merged(state.model, frozen) if merges else None
-            recorder.flush()  # a resume does not repeat the lines before a checkpoint
-            with stopwatch.count("save"):
-                checkpointer.save(state, position, merged=merged)
-            saved, saved_at, wanted["save"] = step, time.monotonic(), 0
-            recorder.event("save", step=step, seconds=stopwatch.rounded())
-
-        if begin and is_evaluated(begin) and losses["count"]:
-            if from_first_process(lambda: was_evaluated(workdir, begin)):
-                losses.update(sum=0.0, count=0)
-            else:
-                owed = not evaluate()
-        stopwatch.lap("start")
-        while step < steps and not wanted["stop"]:
-            with stopwatch.count("data"):
-                batch = next(recipe.data)
-            limit = math.inf if faults.spike == "off" else spikes.limit(unread=len(pending))
-            bound = limit if faults.spike == "skip" else math.inf
-            state, metrics = update(state, batch, *frozen, loss_limit=bound)
-            step += 1
-            late = 60 * settings.checkpoint.minutes
-            late = 0 < late < time.monotonic() - saved_at
-            pending.append((step, metrics, limit, votes.cast(signals.number, late)))
-            read(run_ahead, timed=True)
-            watchdog.beat()
-            if jax.process_count() == 1:
-                wanted["stop"] = wanted["stop"] or signals.number
-            due = _due(step, settings.checkpoint.every, steps) or wanted["save"]
-            if not (wanted["stop"] or due or is_evaluated(step)):
-                continue
-            read(0, timed=run_ahead == 0)
-            save()  # before an evaluation, which may fail
-            if is_evaluated(step):
-                owed = bool(wanted["stop"]) or not evaluate()
-            timer.restart()
-            watchdog.beat()
-        checkpointer.wait()
-        stopwatch.lap("save")
-        if step < steps or owed:
-            recorder.event("stop", step=step, seconds=stopwatch.rounded())
-            recorder.print_line(f"stopped at step {step} and saved; run the same command to resume")
-            raise Interrupted(wanted["stop"], saved=True)
-        recorder.event("finish", step=step, seconds=stopwatch.rounded())
+        loop = Loop(
+            recipe,
+            workdir,
+            state,
+            past,
+            update=functools.partial(_updated, update, frozen),
+            merge=functools.partial(_merged, frozen=frozen),
+            merges=merges,
+            rates=np.asarray(jax.vmap(schedule)(np.arange(steps))),
+            votes=Votes(mesh),
+            signals=resources.enter_context(stop_signals(recorder)),
+            recorder=recorder,
+            checkpointer=checkpointer,
+            watchdog=watchdog,
+            stopwatch=stopwatch,
+        )
+        del state  # the loop's, which an update takes over
+        result = loop.run()
         if jax.process_index() == 0:
             try:
                 plot_losses(workdir)
             except OSError as error:  # a full disk
                 recorder.print_line(f"cannot draw loss.png ({error})")
         recorder.print_line(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
-        return _merged(state.model, frozen), {"step": step, **result}
+        return loop.model, {"step": loop.step, **result}
 
 
 def _initial_state(recipe: Recipe, tx, *base) -> TrainState:
@@ -433,10 +231,9 @@ def _sharded(make: Callable, abstract, base: list, *, donate: bool):
         return jax.jit(make, out_shardings=shardings, donate_argnums=donated)(*base)
 
 
-def _merged(trained, frozen: tuple):
+def _updated(update: Callable, frozen: tuple, state, batch, **options):
+    return update(state, batch, *frozen, **options)
+
+
+def _merged(trained, *, frozen: tuple):
     return trained.merged(*frozen) if frozen else trained
-
-
-def _due(step: int, every: int, steps: int) -> bool:
-    """Return whether something done `every` steps (0: never), and after the last, is due now."""
-    return bool(every) and (step % every == 0 or step == steps)

@@ -1,10 +1,11 @@
 """The lock of a run directory: one group of processes writes into it.
 
-`lock.json` names host, process and start of the writer, and holds a beat that it increases every
-few seconds. A lock is stale if its process has ended on this host, or if the beat of another host
-stays the same for `STALE_SECONDS`; clocks of two hosts are never compared. Where another process
-could remove a lock at that moment (in a bucket, which has no conditional deletion here) or replace
-it (a file system without links), it counts only if it is still there after `SETTLE_SECONDS`.
+`lock.json` names host, process and start of the writer, and holds a heartbeat that it increases
+every few seconds. A lock is stale if its process has ended on this host, or if the heartbeat of
+another host stays the same for `STALE_SECONDS`; clocks of two hosts are never compared. Where
+another process could remove a lock at that moment (in a bucket, which has no conditional deletion
+here) or replace it (a file system without links), it counts only if it is still there after
+`SETTLE_SECONDS`.
 """
 
 import contextlib
@@ -22,11 +23,12 @@ from typing import Any
 from biomedlm_jax.agreement import all_gather, from_first_process
 from biomedlm_jax.buckets import BucketPath
 from biomedlm_jax.errors import FAILED, InputError
-from biomedlm_jax.files import process_is_alive, read_json, write_text
+from biomedlm_jax.files import read_json, write_text
+from biomedlm_jax.outputs import process_is_alive
 
 LOCK = "lock.json"
 PIDS = "/proc/self/ns/pid"
-BEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 2.0
+HEARTBEAT_SECONDS, STALE_SECONDS, SETTLE_SECONDS = 5.0, 30.0, 2.0
 SEEN_SECONDS = 30.0  # until a shared directory must show what process 0 wrote
 
 
@@ -65,12 +67,12 @@ def _sees(path: Path, key: str) -> bool:
 
 
 class _Lock:
-    """The lock file of process 0, with a thread that increases its beat."""
+    """The lock file of process 0, with a thread that increases its heartbeat."""
 
     def __init__(self, path: Path):
         self.path, self._key = path, secrets.token_hex(8)
         self._held, self._ended = False, threading.Event()
-        self._beat = 0
+        self._heartbeat = 0
         self._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         self._facts |= {"pid_started": _start_of(os.getpid()), "machine": _machine()}
         self._thread = threading.Thread(target=self._keep, name="lock of the run", daemon=True)
@@ -131,21 +133,21 @@ class _Lock:
         self._ended.set()
         if self._held:
             self._held = False
-            self._thread.join(2 * BEAT_SECONDS)  # a beat that is being written would stay
+            self._thread.join(2 * HEARTBEAT_SECONDS)  # a heartbeat that is being written would stay
             with contextlib.suppress(OSError):
                 if _read(self.path).get("key") == self._key:
                     self.path.unlink(missing_ok=True)
 
     def _text(self) -> str:
-        return json.dumps({**self._facts, "key": self._key, "beat": self._beat})
+        return json.dumps({**self._facts, "key": self._key, "heartbeat": self._heartbeat})
 
     def _keep(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.wait(HEARTBEAT_SECONDS):
             if (other := _read(self.path).get("key", self._key)) != self._key:
                 # This process was suspended for so long that its lock was stale.
                 print(f"{self.path} has become {other}'s: this run ends", file=sys.stderr)
                 os._exit(FAILED)
-            self._beat += 1
+            self._heartbeat += 1
             with contextlib.suppress(OSError):  # a full disk
                 write_text(self.path, self._text())
 

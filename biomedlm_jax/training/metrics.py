@@ -17,10 +17,12 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from biomedlm_jax.buckets import is_bucket
 from biomedlm_jax.chips import chip
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import AppendedText, is_bucket, upload, write_text
+from biomedlm_jax.files import AppendedText, write_text
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
+from biomedlm_jax.outputs import upload
 
 EVENTS = "events.jsonl"
 QUIET_SECONDS = 30.0  # after so long without a line, the next step prints one
@@ -132,7 +134,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def _survive(self, what: str) -> Iterator[None]:
-        """Print the first error of writing `what`, and go on."""
+        """Print the first error of writing `what`, and continue."""
         try:
             yield
         except (OSError, ImportError) as error:

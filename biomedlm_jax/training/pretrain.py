@@ -14,24 +14,26 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import from_first_process
+from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
 from biomedlm_jax.corpus.packer import token_byte_counts
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import as_path, read_json, write_json
+from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.settings import Settings, check_object, read_settings, setting
-from biomedlm_jax.training.checkpoint import latest_step
 from biomedlm_jax.training.config import RunSettings, StepSettings
 from biomedlm_jax.training.description import describe_run
-from biomedlm_jax.training.fit import Recipe, fit
+from biomedlm_jax.training.fit import fit
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.metrics import flops_per_token, validation_metrics
 from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.provenance import read_run, weights_hash
+from biomedlm_jax.training.recipe import Recipe
+from biomedlm_jax.training.saved_steps import latest_step
 from biomedlm_jax.training.state import random_model
 
 CONFIG = "config.json"  # what the model is

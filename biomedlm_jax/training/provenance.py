@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json, write_json
+from biomedlm_jax.files import flatten, read_json, write_json
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.settings import check_object
 from biomedlm_jax.training.config import RunSettings, changed_settings, to_json
@@ -96,7 +96,7 @@ def _check_run(
         differing.insert(0, f"recipe={before.get('recipe')!r} (now {recipe!r})")
     old = before.get("started_from", {})
     started_from = json.loads(json.dumps(started_from))  # tuples are lists in the file
-    old, new = _flat(old), _flat(started_from)
+    old, new = flatten(old), flatten(started_from)
     differing += [
         f"{name}={str(old.get(name))[:12]} (now {str(new.get(name))[:12]})"
         for name in sorted({*old, *new} - {*NOT_COMPARED})
@@ -113,15 +113,6 @@ def _check_run(
 def _is_other(path: Path) -> bool:
     # Of a process that begins now, or was killed when it began.
     return not path.name.lstrip(".").startswith((LOCK, RUN_FILE))
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of objects in an object as entries of their own, "model.width"."""
-    flat = {}
-    for name, value in values.items():
-        inner = value if isinstance(value, Mapping) and value else {"": value}
-        flat |= {f"{name}.{key}".rstrip("."): one for key, one in inner.items()}
-    return flat
 
 
 def run_record(
@@ -148,9 +139,8 @@ def write_run(workdir: Path, record: Mapping[str, Any]) -> None:
 def changes(workdir: Path, record: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return what of a run's record differs now: [before, now] by dotted name."""
     before = read_run(workdir)
-    names = [name for name in {**before, **record} if name != "history"]
     old, new = (
-        {f"{n}{k}": v for n in names for k, v in _flat({"": of.get(n)}).items()}
+        flatten({name: value for name, value in of.items() if name != "history"})
         for of in (before, record)
     )
     return {n: [old.get(n), new.get(n)] for n in sorted({*old, *new}) if old.get(n) != new.get(n)}

@@ -8,17 +8,17 @@ from typing import Any
 
 
 class Watchdog:
-    """Ends the process with exit code 1, and the stacks of all threads, without a beat in time.
+    """Ends the process with exit code 1, and the stacks of all threads, if the time is not reset.
 
     The timer is the interpreter's own: it also ends a process that hangs in C code. `seconds` is
-    the longest time between two calls of `beat`; 0 never ends the process.
+    the longest time between two calls of `reset`; 0 never ends the process.
     """
 
     def __init__(self, seconds: float, file: Any = None):
         self._seconds = seconds
         self._file = file or sys.__stderr__ or 2
 
-    def beat(self) -> None:
+    def reset(self) -> None:
         """Start the time anew."""
         if self._seconds:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
@@ -33,7 +33,7 @@ class Watchdog:
 def watch(minutes: float) -> Iterator[Watchdog]:
     """Yield a Watchdog that has begun, and stop it after the block."""
     watchdog = Watchdog(60 * minutes)
-    watchdog.beat()
+    watchdog.reset()
     try:
         yield watchdog
     finally:

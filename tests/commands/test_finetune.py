@@ -15,8 +15,8 @@ from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
-from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.metrics import read_metrics
+from biomedlm_jax.training.saved_steps import steps
 
 ROOT = Path(__file__).parents[2]
 DRUGS = ["aspirin", "heparin", "insulin", "statin"]

@@ -4,11 +4,9 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 import random
 import re
 import tracemalloc
-import warnings
 from collections import Counter
 
 import pyarrow as pa
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
+from biomedlm_jax.corpus.documents import Skipped, read_documents
 from biomedlm_jax.errors import InputError
 
 # Line separators that only `str.splitlines` believes in, the end of a line of JSON, the last plane.
@@ -221,22 +219,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
     assert peak < 2_000_000  # of 8 million bytes
 
 
-def test_input_files_are_sorted_within_each_path_and_listed_once(tmp_path):
-    for name in ("b.txt", "d/c.jsonl.gz", "d/a.txt", ".hidden.txt", ".git/x.txt", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "link.txt").symlink_to(tmp_path / "b.txt")
-    names = [os.path.relpath(path, tmp_path) for path in input_files([tmp_path])]
-    assert names == ["b.txt", "d/a.txt", "d/c.jsonl.gz"]
-    paths = [tmp_path / "d/c.jsonl.gz", tmp_path / "**/*.txt", str(tmp_path)]
-    names = [os.path.relpath(path, tmp_path) for path in input_files(paths)]
-    assert names == ["d/c.jsonl.gz", "b.txt", "d/a.txt"]
-    assert input_files(str(tmp_path / "b.txt")) == [tmp_path / "b.txt"]
-    odd = tmp_path / "a[1].txt"
-    odd.touch()
-    assert input_files([odd]) == [odd]
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -388,27 +370,6 @@ def test_a_small_file_that_inflates_is_refused_in_little_memory(tmp_path, suffix
     assert peak < 45_000_000  # one call of zstandard; 3 MB for the others
 
 
-def test_every_file_of_a_directory_is_accounted_for(tmp_path):
-    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
-    names = ("a.txt", "b.pdf", ".c.txt", ".git/d.txt", "e.parquet.gz", "sub/f.ndjson", "sub/g.csv")
-    for name in (*(f"corpus/{name}" for name in names), "elsewhere/h.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).write_text('{"text": "x"}')
-    (corpus / "linked").symlink_to(elsewhere)
-    (corpus / "sub" / "loop").symlink_to(corpus)
-    (elsewhere / "back").symlink_to(elsewhere)
-    for pattern in (corpus, tmp_path / "corp*"):  # a directory, and one that a glob matches
-        skipped = Skipped()
-        files = [os.path.relpath(path, corpus) for path in input_files([pattern], skipped)]
-        assert files == ["a.txt", "linked/h.txt", "sub/f.ndjson"]
-        omitted = sorted(os.path.relpath(path, corpus) for path in skipped.files)
-        assert omitted == [".c.txt", ".git", "b.pdf", "e.parquet.gz", "sub/g.csv"]
-    assert "5 files, hidden or of unknown format: " in str(skipped)
-    (corpus / "gone.txt").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"gone\.txt is a broken symbolic link"):
-        input_files([corpus])
-
-
 def test_a_text_file_has_its_lines_as_python_reads_them(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\rthree\n")
     assert texts_of(tmp_path / "a.txt") == [(tmp_path / "a.txt").read_text()]
@@ -436,18 +397,3 @@ def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
         texts_of(tmp_path / "a.parquet")
     pq.write_table(table.select([0, 2, 3]), tmp_path / "a.parquet")
     assert texts_of(tmp_path / "a.parquet") == ["a"]
-
-
-def test_files_of_several_splits_and_missing_parts_are_told(tmp_path):
-    for name in ("en/train-00000-of-00002", "en/validation-00000-of-00001", "pretest"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.jsonl").write_bytes(lines(["text"]))
-    with pytest.warns(RuntimeWarning) as caught:
-        assert len(input_files([tmp_path])) == 3
-    splits, parts = (str(warning.message) for warning in caught)
-    assert re.search(r"several splits are read: \S*train-0\S*, \S*validation-0\S*; name", splits)
-    assert parts.endswith("en has 1 of the 2 parts of train.jsonl; fetch the others")
-    (tmp_path / "en" / "train-00001-of-00002.jsonl").write_bytes(lines(["text"]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(input_files([tmp_path / "en" / "train*", tmp_path / "pretest.jsonl"])) == 3

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from corpus.conftest import flip, forget_files, value_or_line
 
-from biomedlm_jax.corpus.documents import Skipped, input_files, read_documents
+from biomedlm_jax.corpus.documents import Skipped, read_documents
+from biomedlm_jax.corpus.input_files import input_files
 from biomedlm_jax.corpus.manifest import END_BYTES, check_tokens, describe_file, read_manifest
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError

@@ -27,8 +27,8 @@ from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
-from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.metrics import read_events, read_metrics
+from biomedlm_jax.training.saved_steps import steps
 
 ROOT = Path(__file__).parents[2]
 SPEED = ("step_seconds", "tokens_per_second", "mfu")
@@ -50,7 +50,7 @@ import hashlib, os, signal, sys, time
 from pathlib import Path
 import numpy as np, jax
 from biomedlm_jax import files
-from biomedlm_jax.training import checkpoint, fit, metrics
+from biomedlm_jax.training import checkpoint, fit, metrics, saved_steps
 
 place, _, visits = os.environ.get("PLACE", "").partition(":")
 visits = int(visits or 0)
@@ -104,12 +104,12 @@ def save(self, state, *arguments, original=checkpoint.Checkpointer.save, **optio
         self._orbax.wait_until_finished()
         reach("committed")
 
-def remove_tree(path, original=checkpoint.remove_tree):
+def remove_tree(path, original=saved_steps.remove_tree):
     if Path(path).name.endswith("-deleted"):
         reach("prune")
     original(path)
 
-checkpoint.remove_tree = remove_tree
+saved_steps.remove_tree = remove_tree
 fit.jit_step = jit_step
 files.AppendedText.append = append
 checkpoint._HashingHandler.finalize = finalize

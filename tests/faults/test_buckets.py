@@ -22,9 +22,9 @@ from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.integrity import damage
 from biomedlm_jax.interop.finetuned import load_finetuned
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.lock import lock_run
 from biomedlm_jax.training.metrics import read_events, read_metrics
+from biomedlm_jax.training.saved_steps import steps
 
 ROOT = Path(__file__).parents[2]
 TINY = runpy.run_path(str(ROOT / "tests/training/conftest.py"))

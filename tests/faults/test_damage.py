@@ -11,7 +11,7 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.training import fit
-from biomedlm_jax.training.checkpoint import choose_step
+from biomedlm_jax.training.saved_steps import choose_step
 
 STEPS = {
     "training.steps": 6,

@@ -53,10 +53,10 @@ fit.jit_step = signalled
 """
 # Storage shows process 1 an older state of the directory.
 OLD_LISTING = """
-def step_folders(path, original=checkpoint.step_folders):
+def step_folders(path, original=saved_steps.step_folders):
     return original(path)[:-1]
 
-checkpoint.step_folders = step_folders
+saved_steps.step_folders = step_folders
 """
 
 

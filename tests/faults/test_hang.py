@@ -24,19 +24,19 @@ SETTINGS = {
 LONG_UNTIL_MARK = """
 from biomedlm_jax.training import watchdog
 active, workdir = [], Path(sys.argv[-1].partition("=")[2])
-def beat(self, original=watchdog.Watchdog.beat):
+def reset(self, original=watchdog.Watchdog.reset):
     short, active[:] = self._seconds, [self]
     if not Path(os.environ["MARK"]).exists():
         self._seconds = 600
     original(self)
     self._seconds = short
-watchdog.Watchdog.beat = beat
+watchdog.Watchdog.reset = reset
 def reach(name, original=reach):
     if name == place and visits == 1:
         while not (workdir / "checkpoints" / "2" / "SHA256SUMS").exists():
             time.sleep(0.01)
         Path(os.environ["MARK"]).touch()
-        active[0].beat()
+        active[0].reset()
     original(name)
 """
 HANGING_SAVE = """
@@ -89,7 +89,7 @@ def test_every_step_and_every_batch_of_an_evaluation_beats(faults, dataset, tmp_
 
         return stepping
 
-    monkeypatch.setattr(Watchdog, "beat", lambda self: calls.append("beat"))
+    monkeypatch.setattr(Watchdog, "reset", lambda self: calls.append("reset"))
     monkeypatch.setattr(Watchdog, "stop", lambda self: calls.append("stop"))
     monkeypatch.setattr(pretrain, "validation_batches", recorded_batches)
     monkeypatch.setattr(fit, "jit_step", recorded_steps)
@@ -99,6 +99,6 @@ def test_every_step_and_every_batch_of_an_evaluation_beats(faults, dataset, tmp_
     assert calls.count("batch") > 3
     work = [call for call in calls if call != "stop"]
     for first, second in itertools.pairwise(work):
-        assert "beat" in (first, second), work
-    assert calls[0] == "beat"
+        assert "reset" in (first, second), work
+    assert calls[0] == "reset"
     assert calls[-1] == "stop"

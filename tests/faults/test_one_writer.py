@@ -39,7 +39,9 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(faults, dataset, t
         assert text.count(held) == 1
         assert held in text.splitlines()[-1]
     before = faults.last_logged(run)
-    faults.wait_until(lambda: faults.last_logged(run) > before + 1, first, what="the first goes on")
+    faults.wait_until(
+        lambda: faults.last_logged(run) > before + 1, first, what="the first continues"
+    )
 
     first.kill()
     first.wait()

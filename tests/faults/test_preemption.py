@@ -12,9 +12,9 @@ from biomedlm_jax.training import pretrain
 
 def slowly(*arguments, original=pretrain.validation_batches, **options):
     for number, batch in enumerate(original(*arguments, **options)):
-        if number == 1 and not (folder / "go on").exists():
+        if number == 1 and not (folder / "continue").exists():
             (folder / "evaluating").touch()
-            while not (folder / "go on").exists():
+            while not (folder / "continue").exists():
                 time.sleep(0.01)
         yield batch
 
@@ -55,7 +55,7 @@ def test_a_signal_in_an_evaluation_and_what_is_kept(faults, dataset, reference, 
     process = faults.start(arguments, records, patch=WAIT_IN_EVALUATION)
     faults.wait_until((records / "evaluating").exists, process, what="an evaluation")
     process.send_signal(signal.SIGTERM)
-    (records / "go on").touch()
+    (records / "continue").touch()
     (text,) = faults.ended(process)
     assert process.returncode == 128 + signal.SIGTERM, text
     assert faults.steps(run) == [4, 6]  # saved before the evaluation

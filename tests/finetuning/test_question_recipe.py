@@ -14,8 +14,8 @@ from biomedlm_jax.qa.questions import questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.splits import read_questions
 from biomedlm_jax.qa.tasks import find_task
-from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.metrics import read_metrics
+from biomedlm_jax.training.saved_steps import steps
 
 
 def test_it_learns_what_it_is_taught(world, question_run):

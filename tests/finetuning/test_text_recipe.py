@@ -14,8 +14,8 @@ from biomedlm_jax.finetuning import text_recipe
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training import fit
-from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.metrics import read_metrics
+from biomedlm_jax.training.saved_steps import steps
 
 
 def epochs(run):

@@ -11,16 +11,8 @@ from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.families import abstract_model
-from biomedlm_jax.training.checkpoint import (
-    COMMITTED,
-    Checkpointer,
-    choose_step,
-    latest_step,
-    load_tree,
-    save_model,
-    steps,
-    unfinished,
-)
+from biomedlm_jax.training.checkpoint import Checkpointer, load_tree, save_model
+from biomedlm_jax.training.saved_steps import steps
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished):
@@ -39,26 +31,6 @@ def test_a_model_alone_round_trips(finished, tmp_path):
     save_model(tmp_path / "other", model)
     again = load_tree(tmp_path / "other", abstract_model(model.config, one_device()))
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_a_step_of_a_bucket_is_finished_by_its_mark_alone(finished, bucket):  # noqa: F811
-    """Its hashes are written before: a kill in between leaves them."""
-    model, _ = load(finished, step=8)
-    run = as_path(bucket) / "run"
-    for step in (1, 2):
-        save_model(run, model, step=step)
-    assert steps(run) == [1, 2]
-    (run / "checkpoints/2" / COMMITTED).unlink()
-    assert unfinished(run / "checkpoints/2")
-    assert (steps(run), latest_step(run)) == ([1], 1)
-    abstract = abstract_model(model.config, one_device())
-    with pytest.raises(InputError, match=r"no finished checkpoint of step 2; finished: \[1\]"):
-        load_tree(run, abstract, step=2)
-    assert choose_step(run, fallback=False) == 1
-    names = sorted(path.name for path in (run / "checkpoints").iterdir())
-    assert names == ["1", "2.unfinished"]
-    for a, b in zip(*map(jax.tree.leaves, (model, load_tree(run, abstract))), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -14,9 +14,9 @@ from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.interop.initial import initial_weights
 from biomedlm_jax.training import fit
 from biomedlm_jax.training import pretrain as recipe
-from biomedlm_jax.training.checkpoint import latest_step, steps
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
+from biomedlm_jax.training.saved_steps import latest_step, steps
 
 
 def without_speed(run: Path) -> list[dict]:

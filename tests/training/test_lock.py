@@ -18,7 +18,7 @@ from biomedlm_jax.training.lock import LOCK, LockError, lock_run
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch):
-    for name, seconds in (("BEAT", 0.1), ("STALE", 1.5), ("SETTLE", 0.1), ("SEEN", 0.2)):
+    for name, seconds in (("HEARTBEAT", 0.1), ("STALE", 1.5), ("SETTLE", 0.1), ("SEEN", 0.2)):
         monkeypatch.setattr(lock, f"{name}_SECONDS", seconds)
 
 
@@ -31,7 +31,7 @@ def run(request, tmp_path):
 
 def write_lock(run, **facts) -> None:
     run.mkdir(exist_ok=True)
-    (run / LOCK).write_text(json.dumps({"key": "other", "beat": 0, "pid": 1, **facts}))
+    (run / LOCK).write_text(json.dumps({"key": "other", "heartbeat": 0, "pid": 1, **facts}))
 
 
 def content(run) -> dict:
@@ -48,9 +48,9 @@ def ended_process() -> int:
 def test_the_lock_is_there_in_the_block_only(run):
     with lock_run(run):
         assert content(run)["host"] == socket.gethostname()
-        beat = content(run)["beat"]
+        beat = content(run)["heartbeat"]
         time.sleep(0.5)
-        assert content(run)["beat"] > beat
+        assert content(run)["heartbeat"] > beat
     assert not (run / LOCK).exists()
     assert [*run.glob(f"*{LOCK}*")] == []
 
@@ -109,18 +109,18 @@ def test_a_silent_holder_of_another_host_is_replaced_after_a_while(run):
 
 def test_a_beating_holder_of_another_host_is_refused(run):
     write_lock(run, host="elsewhere")
-    beat = threading.Timer(0.5, lambda: write_lock(run, host="elsewhere", beat=1))
+    beat = threading.Timer(0.5, lambda: write_lock(run, host="elsewhere", heartbeat=1))
     beat.start()
     with pytest.raises(LockError, match="process 1 on elsewhere"), lock_run(run):
         pass
     beat.join()
-    assert content(run)["beat"] == 1
+    assert content(run)["heartbeat"] == 1
 
 
 def test_a_container_with_this_hosts_name_and_other_processes_is_watched(run, ended_process):
     facts = {"host": socket.gethostname(), "machine": "of another container"}
     write_lock(run, **facts, pid=ended_process, pid_started="1")
-    beat = threading.Timer(0.5, lambda: write_lock(run, **facts, pid=ended_process, beat=1))
+    beat = threading.Timer(0.5, lambda: write_lock(run, **facts, pid=ended_process, heartbeat=1))
     beat.start()
     with pytest.raises(LockError, match="is being written by process"), lock_run(run):
         pass
@@ -144,7 +144,7 @@ def test_a_beat_that_is_being_written_does_not_bring_a_lock_back(tmp_path, monke
         original(*arguments)
 
     monkeypatch.setattr(lock, "write_text", write_slowly)
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.2)
     for _ in range(3):
         with lock_run(tmp_path / "run"):
             time.sleep(0.3)

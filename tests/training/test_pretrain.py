@@ -24,11 +24,11 @@ from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.language_model import map_parameters, named_leaves
 from biomedlm_jax.model.lora import Adapter
-from biomedlm_jax.training.checkpoint import steps
 from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.pretrain import pretrain
 from biomedlm_jax.training.provenance import weights_hash
+from biomedlm_jax.training.saved_steps import steps
 from biomedlm_jax.training.state import init_state, jit_step, train_step
 
 

@@ -1,8 +1,7 @@
-"""The end of a process without beats; tests/faults/test_hang.py has that of a run."""
+"""The end of a process that does not reset its time; tests/faults/test_hang.py has that of a run."""
 
 import contextlib
 import faulthandler
-import time
 
 import pytest
 from processes import run_process
@@ -16,8 +15,8 @@ from biomedlm_jax.training.watchdog import watch
 with watch(float(sys.argv[1]) / 60) as watchdog:
     for _ in range(0 if sys.argv[2] == "C code" else 40):
         time.sleep(0.1)
-        watchdog.beat()
-    print("beaten", flush=True)
+        watchdog.reset()
+    print("was reset", flush=True)
     if sys.argv[2] == "in time":
         sys.exit(0)
     if sys.argv[2] == "python":
@@ -29,7 +28,7 @@ with watch(float(sys.argv[1]) / 60) as watchdog:
 @pytest.mark.parametrize("where", ["python", "C code"])
 def test_a_process_that_hangs_ends_with_the_stacks_of_its_threads(where):
     done = run_process(["-c", BEATS, "3.5", where])
-    assert done.stdout == "beaten\n"
+    assert done.stdout == "was reset\n"
     assert done.returncode == 1
     assert "Timeout (0:00:03.5" in done.stderr
     assert "Thread 0x" in done.stderr
@@ -38,7 +37,7 @@ def test_a_process_that_hangs_ends_with_the_stacks_of_its_threads(where):
 
 def test_a_process_that_beats_is_not_ended():
     done = run_process(["-c", BEATS, "60", "in time"])
-    assert (done.returncode, done.stdout, done.stderr) == (0, "beaten\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "was reset\n", "")
 
 
 def test_the_time_is_stopped_after_the_block_even_by_an_error(monkeypatch):
@@ -48,15 +47,16 @@ def test_the_time_is_stopped_after_the_block_even_by_an_error(monkeypatch):
     )
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: calls.append("stop"))
     with contextlib.suppress(KeyError), watch(2.0) as watchdog:
-        watchdog.beat()
+        watchdog.reset()
         raise KeyError
     assert calls == [120.0, 120.0, "stop"]
 
 
 def test_no_time_at_all(monkeypatch):
-    monkeypatch.delattr(faulthandler, "dump_traceback_later")
-    monkeypatch.delattr(faulthandler, "cancel_dump_traceback_later")
+    calls = []
+    for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
+        monkeypatch.setattr(faulthandler, name, lambda *_, **__: calls.append("timer"))
     watchdog = Watchdog(0)
-    watchdog.beat()
-    time.sleep(0.01)
+    watchdog.reset()
     watchdog.stop()
+    assert calls == []

@@ -1,0 +1,61 @@
+import os
+import re
+import warnings
+
+import pytest
+
+from biomedlm_jax.corpus.documents import Skipped
+from biomedlm_jax.corpus.input_files import input_files
+from biomedlm_jax.errors import InputError
+
+
+def test_input_files_are_sorted_within_each_path_and_listed_once(tmp_path):
+    for name in ("b.txt", "d/c.jsonl.gz", "d/a.txt", ".hidden.txt", ".git/x.txt", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "b.txt")
+    names = [os.path.relpath(path, tmp_path) for path in input_files([tmp_path])]
+    assert names == ["b.txt", "d/a.txt", "d/c.jsonl.gz"]
+    paths = [tmp_path / "d/c.jsonl.gz", tmp_path / "**/*.txt", str(tmp_path)]
+    names = [os.path.relpath(path, tmp_path) for path in input_files(paths)]
+    assert names == ["d/c.jsonl.gz", "b.txt", "d/a.txt"]
+    assert input_files(str(tmp_path / "b.txt")) == [tmp_path / "b.txt"]
+    odd = tmp_path / "a[1].txt"
+    odd.touch()
+    assert input_files([odd]) == [odd]
+
+
+def test_every_file_of_a_directory_is_accounted_for(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    names = ("a.txt", "b.pdf", ".c.txt", ".git/d.txt", "e.parquet.gz", "sub/f.ndjson", "sub/g.csv")
+    for name in (*(f"corpus/{name}" for name in names), "elsewhere/h.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text('{"text": "x"}')
+    (corpus / "linked").symlink_to(elsewhere)
+    (corpus / "sub" / "loop").symlink_to(corpus)
+    (elsewhere / "back").symlink_to(elsewhere)
+    for pattern in (corpus, tmp_path / "corp*"):  # a directory, and one that a glob matches
+        skipped = Skipped()
+        files = [os.path.relpath(path, corpus) for path in input_files([pattern], skipped.files)]
+        assert files == ["a.txt", "linked/h.txt", "sub/f.ndjson"]
+        omitted = sorted(os.path.relpath(path, corpus) for path in skipped.files)
+        assert omitted == [".c.txt", ".git", "b.pdf", "e.parquet.gz", "sub/g.csv"]
+    assert "5 files, hidden or of unknown format: " in str(skipped)
+    (corpus / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"gone\.txt is a broken symbolic link"):
+        input_files([corpus])
+
+
+def test_files_of_several_splits_and_missing_parts_are_told(tmp_path):
+    for name in ("en/train-00000-of-00002", "en/validation-00000-of-00001", "pretest"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_bytes(b'{"text": "text"}\n')
+    with pytest.warns(RuntimeWarning) as caught:
+        assert len(input_files([tmp_path])) == 3
+    splits, parts = (str(warning.message) for warning in caught)
+    assert re.search(r"several splits are read: \S*train-0\S*, \S*validation-0\S*; name", splits)
+    assert parts.endswith("en has 1 of the 2 parts of train.jsonl; fetch the others")
+    (tmp_path / "en" / "train-00001-of-00002.jsonl").write_bytes(b'{"text": "text"}\n')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(input_files([tmp_path / "en" / "train*", tmp_path / "pretest.jsonl"])) == 3
