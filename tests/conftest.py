@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
+# XLA aborts a process whose simulated devices do not meet within 40 s, on a busy machine, too.
+FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["FAST_COMPILATION"] = FLAGS  # for processes that tests start
 FLAGS += " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()

@@ -36,11 +36,11 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_399,
-    ("training",): 2_857,
-    ("corpus",): 2_158,
+    ("training",): 2_993,
+    ("corpus",): 2_172,
     ("generation",): 2_006,
-    ("interop",): 2_124,
-    ("qa", "finetuning"): 5_185,
+    ("interop",): 2_110,
+    ("qa", "finetuning"): 5_183,
     ("planning",): 1_096,
     ("cli", "commands"): 1_174,
 }

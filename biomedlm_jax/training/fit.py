@@ -120,7 +120,7 @@ def fit(
         changed = from_first_process(lambda: changes(workdir, record) if resuming else {})
         if jax.process_index() == 0 and replay is None:
             write_run(workdir, record)  # first: it marks the directory as this run's
-            recipe.write(not resuming)
+            recipe.write()
         wait_for_all("written")
         checkpointer = Checkpointer(
             workdir, keep=settings.checkpoint.keep, keep_every=settings.checkpoint.keep_every

@@ -192,7 +192,7 @@ def pretrain(
     def make_model(*base: LanguageModel) -> LanguageModel:
         return base[0] if base else random_model(model_config, seed=training.seed)
 
-    def write(first_time: bool) -> None:
+    def write() -> None:
         facts = {"started_from": started_from} if started_from else {}
         write_json(workdir / CONFIG, {"model": model_config.to_json(), **facts})
         if not known:

@@ -82,7 +82,7 @@ class Recipe:
     returns figures, every `evaluate_every` steps (0: never) and after the last; it calls
     `check_stop()` between its batches, in every process, and lets pass what that raises.
     `started_from` identifies the start by content. A resumed run may differ in `may_change`, names
-    such as training.steps. `write(first_time)` writes the recipe's own files, in process 0.
+    such as training.steps. `write()` writes the recipe's own files, in process 0.
     """
 
     name: str
@@ -101,5 +101,5 @@ class Recipe:
     started_from: Mapping[str, Any]
     may_change: Sequence[str] = ()
     history: Sequence[Mapping[str, Any]] = ()  # of such changes, for run.json
-    write: Callable[[bool], None] = lambda first_time: None
+    write: Callable[[], None] = lambda: None
     introduction: Sequence[str] = ()

@@ -1,4 +1,4 @@
-"""The end of a process that does not reset its time; tests/faults/test_hang.py has that of a run."""
+"""The end of a process that resets no timer; tests/faults/test_hang.py has that of a run."""
 
 import contextlib
 import faulthandler
