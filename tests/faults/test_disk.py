@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
+import biomedlm_jax
 from biomedlm_jax.cli import main
 from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.training import fit
 from biomedlm_jax.training.checkpoint import Checkpointer
 
+PACKAGE = Path(biomedlm_jax.__file__).parent
 SETTINGS = {
     "training.steps": 6,
     "training.evaluate_every": 3,
@@ -70,8 +72,8 @@ def start(faults, arguments, records, *, patch, **options):
 
 def assert_failed(text, run):
     """One line, the last, names the step and what is left."""
-    # TensorStore itself prints this now and then, after a write that failed.
-    assert text.count("Traceback") == text.count("RuntimeError: Event loop is closed")
+    # TensorStore's threads print tracebacks of their own after a write that failed.
+    assert f'File "{PACKAGE}' not in text
     last = text.splitlines()[-1]
     start = "biomedlm pretrain: error: cannot write the checkpoint of step 4 to "
     assert last.startswith(f"{start}{run / 'checkpoints'}: "), text
