@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.mesh import constrain
-from biomedlm_jax.model.attention import softmax_attention
+from biomedlm_jax.model.attention import softmax_attention, within
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import LanguageModel
@@ -137,6 +137,8 @@ def prefill(decoder: Decoder, cache: Cache, tokens_BxP: jax.Array, lengths_B: ja
     starts_Bx1 = P - lengths_B[:, None]
     positions_BxP = jnp.maximum(jnp.arange(P) - starts_Bx1, 0)
     visible_BxPxP = jnp.tri(P, dtype=bool) & (jnp.arange(P) >= starts_Bx1)[:, None]
+    if decoder.config.sliding_window is not None:
+        visible_BxPxP &= within(decoder.config.sliding_window, positions_BxP, positions_BxP)
     return _hidden(decoder, cache, tokens_BxP, positions_BxP, 0, visible_BxPxP)[1]
 
 

@@ -33,6 +33,7 @@ from biomedlm_jax.generation.sampling import (
     sample_tokens,
 )
 from biomedlm_jax.generation.stops import state_after
+from biomedlm_jax.model.attention import within
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
 
@@ -274,13 +275,20 @@ def decode_step_checked(
     decoder: Decoder, state: Prefilled, tokens_BxW: jax.Array, visible_BxWxS: jax.Array, counts_B
 ) -> tuple[jax.Array, dict]:
     """Return logits [B, W, V], and the new cache and nan_step (NaN counts in `counts_B` only)."""
-    positions_B = jnp.minimum(state.lengths - 1 + state.step, decoder.config.context_length - 1)
+    config, W = decoder.config, tokens_BxW.shape[1]
+    positions_B = jnp.minimum(state.lengths - 1 + state.step, config.context_length - 1)
+    if config.sliding_window is not None:
+        slots_S = jnp.arange(visible_BxWxS.shape[-1]) - state.prompt
+        # In the loop, each W slots have the sequences' tokens of one step.
+        after_S = jnp.where(slots_S < 0, slots_S, slots_S // W)
+        keys_BxS = state.lengths[:, None] - 1 + after_S
+        visible_BxWxS &= within(config.sliding_window, positions_B[:, None], keys_BxS)
     logits_BxWxV, cache = decoders.decode_step(
         decoder,
         state.cache,
         tokens_BxW,
         jnp.broadcast_to(positions_B[:, None], tokens_BxW.shape),
-        state.prompt + state.step * tokens_BxW.shape[1],
+        state.prompt + state.step * W,
         visible_BxWxS,
     )
     nan_B = jnp.isnan(logits_BxWxV.max(-1)).any(-1) & (state.nan_step < 0) & counts_B

@@ -100,7 +100,7 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     config, run = read_config(path), kind_of(path) == RUN
     fields = config["model"] if run else config
     try:
-        cls = family(fields.get("model_type")).Config
+        cls = family(fields.get("model_type")).config
     except InputError as error:
         raise InputError(f"{Path(path) / CONFIG}: {error}") from None
     names = [field.name for field in dataclasses.fields(cls)]
@@ -134,7 +134,8 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
     if "eos_token_id" in given:
         result["more_eos_token_ids"] = ()
         result |= {"bos_token_id": given["eos_token_id"]} if "bos_token_id" in bad else {}
-    absent = "eos_token_id" not in config and family(config["model_type"]).ABSENT_ID < size
+    end = family(config["model_type"]).absent_ids.get("eos_token_id", size)
+    absent = "eos_token_id" not in config and end < size
     missing = config.get("eos_token_id") in (None, []) and not absent
     wrong = [name for name in bad if name not in {**result, **given}]
     if not (missing or wrong):
@@ -209,7 +210,7 @@ def refuse_heads(path: str | Path) -> None:
         fix = f"use biomedlm evaluate --model={path}, or biomedlm export-hf --model={path}"
         got = f"a fine-tuned model with a {kind} head, not a language model"
         raise InputError(f"{path} is {got}; {fix}")
-    classifiers = {module.ARCHITECTURES["classification"] for module in FAMILIES.values()}
+    classifiers = {one.architectures["classification"] for one in FAMILIES.values()}
     names = read_config(path).get("architectures") or []
     if not isinstance(names, list):
         raise InputError(f"{path} has architectures={names!r}; expected a list of names")

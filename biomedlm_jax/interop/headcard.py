@@ -104,12 +104,12 @@ In torch, with {whose}. The scores are those of `biomedlm evaluate --model=DIR`:
 def scoring_code(config: ModelConfig, head: Head) -> str:
     """Return Python code that loads the directory DIR and defines `scores`."""
     of_family = family(config.model_type)
-    trunk = of_family.ARCHITECTURES["trunk"]
+    trunk = of_family.architectures["trunk"]
     loader = CHOICE_LOADER if head.kind == CHOICE else CLASSIFICATION_LOADER
     return loader.format(
         trunk=trunk,
         pretrained=trunk.removesuffix("Model") + "PreTrainedModel",
-        attribute=of_family.PREFIX.removesuffix("."),
+        attribute=of_family.prefix.removesuffix("."),
         marks=MARKS if head.row_format == KEEP_END else "",
         length=min(head.max_length, config.context_length),
         rows=ROWS[head.kind, head.row_format],

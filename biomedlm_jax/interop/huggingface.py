@@ -231,7 +231,7 @@ def _head_fields(head: Head, tokenizer: Tokenizer | None, config: ModelConfig) -
     if padding is None:
         raise InputError(f"the tokenizer lacks {PAD}; pass the one in the fine-tuned directory")
     fields: dict = {"pad_token_id": padding, directories.HEAD_ENTRY: head.to_json()}
-    architectures = family(config.model_type).ARCHITECTURES
+    architectures = family(config.model_type).architectures
     if head.kind == CHOICE:
         return {**fields, "architectures": [architectures["trunk"]]}
     labels = {str(i): name for i, name in enumerate(head.classes)}

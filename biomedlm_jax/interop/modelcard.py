@@ -119,7 +119,7 @@ def model_card(
     facts, of_family = facts or {}, family(config.model_type)
     licence = facts.get("Source", {}).get("licence")
     terms = f"The weights are under `{licence}`." if licence else "No licence was stated."
-    size = f"{of_family.ARCHITECTURES['trunk']} of {parameter_count(abstract_model(config)):,}"
+    size = f"{of_family.architectures['trunk']} of {parameter_count(abstract_model(config)):,}"
     if head is None:
         task: str | None = "text-generation"
         introduction = f"A {size} parameters, exported by biomedlm_jax."
@@ -184,7 +184,7 @@ def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str]
 
 def licence_line(licence: str | None, config: ModelConfig) -> str:
     """Return one line about the licence of imported weights, which may be unknown."""
-    for name, (known, of_known) in family(config.model_type).PUBLISHED.items():
+    for name, (known, of_known) in family(config.model_type).published.items():
         if licence is None and config.architecture() == known.architecture():
             licence = f"not stated; {name}'s weights, which have this shape, are {of_known}"
     if licence is None:

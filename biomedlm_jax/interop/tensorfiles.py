@@ -43,6 +43,7 @@ class TensorFiles:
 
     def __init__(self, directory: str | Path, config: ModelConfig):
         self.directory, self._family = Path(directory), family(config.model_type)
+        self._tied = self._family.tied if config.tie_word_embeddings else {}
         self.entries: dict[str, Entry] = {}
         self.dropped: list[str] = []
         self.heads: list[str] = []
@@ -66,7 +67,7 @@ class TensorFiles:
             places = index.get(key, "no file"), keys.get(key, "none of them")
             problem = "puts tensor {} into {}, and the files have it in {}".format(key, *places)
             raise InputError(f"{self.directory}: the index {problem}")
-        for name, original in self._family.TIED.items():
+        for name, original in self._tied.items():
             if name in self.entries and original not in self.entries:
                 self.entries[original] = self.entries.pop(name)
             elif name in self.entries:
@@ -87,11 +88,11 @@ class TensorFiles:
         return tensor
 
     def _add(self, entry: Entry) -> None:
-        name = entry.key.removeprefix(self._family.PREFIX)
-        if re.fullmatch(self._family.BUFFERS, name):
+        name = entry.key.removeprefix(self._family.prefix)
+        if re.fullmatch(self._family.buffers, name):
             self.dropped.append(name)
             return
-        if re.fullmatch(self._family.OTHER_HEADS, name):
+        if re.fullmatch(self._family.other_heads, name):
             self.heads.append(name)
             return
         if entry.dtype not in FLOATS.values():
@@ -103,13 +104,13 @@ class TensorFiles:
         self.entries[name] = entry
 
     def _unneeded(self, key: str) -> bool:
-        name = key.removeprefix(self._family.PREFIX)
-        return name in self._family.TIED or bool(re.fullmatch(self._family.BUFFERS, name))
+        name = key.removeprefix(self._family.prefix)
+        return name in self._tied or bool(re.fullmatch(self._family.buffers, name))
 
     def _drop_tied(self, name: str, original: str) -> None:
         same = original in self.entries and np.array_equal(self.read(name), self.read(original))
         if not same:
-            reason = "the family ties the output head to the embedding"
+            reason = "the config ties the output head to the embedding"
             where = f"{self.entries[name].file}: {name} differs from {original}"
             raise InputError(f"{where}; expected equal tensors: {reason}")
         del self.entries[name]

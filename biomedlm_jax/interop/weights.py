@@ -50,7 +50,8 @@ def hf_tensor_map(model: Any) -> dict[str, Place]:
         leaves = named_leaves(model)
         kept = {name: tensor for name, tensor in SCORE.items() if tensor.leaves[0] in leaves}
         return result | {n: Place(t.leaves, None, t.transposed) for n, t in kept.items()}
-    table = family(model.config.model_type).TENSORS
+    leaves, table = named_leaves(model), family(model.config.model_type).tensors
+    table = {name: tensor for name, tensor in table.items() if tensor.leaves[0] in leaves}
     layered = [name for name in table if "*" in name]
     for name, tensor in table.items():
         if name == layered[0]:
@@ -65,7 +66,8 @@ def hf_tensor_map(model: Any) -> dict[str, Place]:
 
 def file_name(name: str, config: ModelConfig) -> str:
     """Return the name of a tensor in a file, which has the family's prefix."""
-    return name if name in SCORE else family(config.model_type).PREFIX + name
+    of_type = family(config.model_type)
+    return name if name in (*SCORE, *of_type.unprefixed) else of_type.prefix + name
 
 
 def tensor_shapes(model: Any) -> dict[str, tuple[int, ...]]:

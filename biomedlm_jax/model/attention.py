@@ -39,15 +39,25 @@ class Mask(NamedTuple):
 
     segment_BxL: jax.Array  # -1: padding
     branch_BxL: jax.Array | None = None  # 0: the segment's prefix
+    position_BxL: jax.Array | None = None  # position ids, which a sliding window counts
 
-    def visible(self) -> jax.Array:
+    def visible(self, window: int | None = None) -> jax.Array:
         """Return the attention mask [B, L, L]: true where a query attends to a key (last axis)."""
-        segment_BxL, branch_BxL = self
+        segment_BxL, branch_BxL, position_BxL = self
         visible_BxLxL = segment_BxL[:, :, None] == segment_BxL[:, None, :]
         if branch_BxL is not None:
             same_BxLxL = branch_BxL[:, :, None] == branch_BxL[:, None, :]
             visible_BxLxL &= same_BxLxL | (branch_BxL[:, None, :] == 0)
+        if window is not None:
+            # Not the places in the row: a later branch continues the prefix.
+            assert position_BxL is not None
+            visible_BxLxL &= within(window, position_BxL, position_BxL)
         return visible_BxLxL & jax.lax.expand_dims(jnp.tri(segment_BxL.shape[1], dtype=bool), (0,))
+
+
+def within(window: int, queries_BxL: jax.Array, keys_BxS: jax.Array) -> jax.Array:
+    """Return [B, L, S], true where a key is at most `window` - 1 positions before the query."""
+    return queries_BxL[:, :, None] - keys_BxS[:, None, :] < window
 
 
 def attend(
@@ -58,28 +68,31 @@ def attend(
     kernel: str = "xla",
     scale: float | None = None,
     mask: Mask | None = None,
+    window: int | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Return causal softmax attention [B, H, L, K], saved under the checkpoint name `attention`.
 
     `scale` is 1 / sqrt(K) by default. With more keys than queries the queries are the last
-    positions. Raises InputError, with the reason, if the named kernel does not support the call.
+    positions. With a `window`, a token attends to that many positions only, the last its own; a
+    mask needs position ids then. Raises InputError, with the reason, if the named kernel does not support the call.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
-    segment_BxL, branch_BxL = mask or (None, None)
+    segment_BxL, branch_BxL, _ = mask or (None,) * 3
     features = {"segments": segment_BxL is not None, "branches": branch_BxL is not None}
     features["dropping"] = dropout_key is not None and dropout_rate > 0
     chosen = choose_kernel(kernel, query_BxHxLxK, key_BxGxSxK, **features)
     arrays = query_BxHxLxK, key_BxGxSxK, value_BxGxSxK
     if chosen == "splash":
-        return _splash(*arrays, scale, segment_BxL)
+        return _splash(*arrays, scale, segment_BxL, window=window)
     if chosen == "cudnn":
         # cuDNN's layout is [B, L, H, K]; the transposes are of strides and cost no copy.
         y_BxLxHxK = jax.nn.dot_product_attention(
             *(array.swapaxes(1, 2) for array in arrays),
             scale=scale,
             is_causal=True,
+            local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
         )
         y_BxHxLxK = y_BxLxHxK.swapaxes(1, 2)
@@ -87,7 +100,9 @@ def attend(
         L, S = query_BxHxLxK.shape[2], key_BxGxSxK.shape[2]
         keys_S, queries_Lx1 = jnp.arange(S), jnp.arange(S - L, S)[:, None]
         causal_1xLxS = (keys_S[None] <= queries_Lx1)[None]
-        visible_BxLxS = causal_1xLxS if mask is None else mask.visible()
+        if window is not None:
+            causal_1xLxS &= within(window, queries_Lx1.T, keys_S[None])
+        visible_BxLxS = causal_1xLxS if mask is None else mask.visible(window)
         dropped = {"rate": dropout_rate, "key": dropout_key}
         y_BxHxLxK = softmax_attention(*arrays, visible_BxLxS, scale=scale, **dropped)
     return checkpoint_name(y_BxHxLxK, "attention")
@@ -208,18 +223,23 @@ def explained_kernel(
 
 
 def _splash(
-    query_BxHxLxK, key_BxGxSxK, value_BxGxSxK, scale, segment_BxL=None, *, interpret=False
+    query_BxHxLxK,
+    key_BxGxSxK,
+    value_BxGxSxK,
+    scale,
+    segment_BxL=None,
+    *,
+    window: int | None = None,
+    interpret=False,
 ) -> Any:
     H, L = query_BxHxLxK.shape[1:3]
-    repeats, shared = H // key_BxGxSxK.shape[1], [key_BxGxSxK, value_BxGxSxK]
     query_BxHxLxK = (query_BxHxLxK * scale).astype(query_BxHxLxK.dtype)
-    shared = [jnp.repeat(x, repeats, axis=1) for x in shared] if repeats > 1 else shared
     heads = meshes.spec("batch", "heads", None, None)
-    arrays, in_specs = [query_BxHxLxK, *shared], [heads] * 3
+    arrays, in_specs = [query_BxHxLxK, key_BxGxSxK, value_BxGxSxK], [heads] * 3
     if segment_BxL is not None:
         arrays, in_specs = [*arrays, segment_BxL], [*in_specs, meshes.spec("batch", "length")]
     mesh = jax.sharding.get_abstract_mesh()
-    kernel = _splash_kernel(H // meshes.axis_shards(mesh, "heads"), L, interpret)
+    kernel = _splash_kernel(H // meshes.axis_shards(mesh, "heads"), L, window, interpret)
     if not mesh.empty and mesh.size > 1:
         # XLA cannot partition a kernel: each device runs it on its own rows and heads.
         specs = {"in_specs": tuple(in_specs), "out_specs": heads}
@@ -227,13 +247,15 @@ def _splash(
     return kernel(*arrays)
 
 
-def _splash_kernel(heads: int, length: int, interpret: bool):
+def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool):
     from jax.experimental.pallas.ops.tpu import splash_attention  # slow to import
 
     block = next(size for size in SPLASH_BLOCKS if length % size == 0)
     # One block of keys in the backward pass, where it fits: several would leave a sum over them.
     keys = length if length <= SPLASH_KEYS else block
-    mask = splash_attention.CausalMask((length, length))
+    mask: Any = splash_attention.CausalMask((length, length))
+    if window is not None and window < length:
+        mask = splash_attention.LocalMask((length, length), (window - 1, 0), 0)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv_compute")
     blocks: dict[str, Any] = {**dict.fromkeys(names, block), "block_kv_dkv": keys}
     kernel = splash_attention.make_splash_mha_single_device(

@@ -57,12 +57,7 @@ class ModelConfig(Settings):
         if isinstance(self.more_eos_token_ids, list):  # from JSON
             object.__setattr__(self, "more_eos_token_ids", tuple(self.more_eos_token_ids))
         super().__post_init__()
-        if self.width % self.heads:
-            divisors = [n for n in range(1, min(self.width, 4096) + 1) if self.width % n == 0]
-            raise InputError(
-                f"got model.heads={self.heads}, which does not divide model.width={self.width}; "
-                f"choose one of {divisors}"
-            )
+        self.check_heads()
         try:
             entries = json.loads(self.hf_entries)
         except (ValueError, RecursionError) as error:
@@ -89,6 +84,15 @@ class ModelConfig(Settings):
                 f"full, or a comma-separated list of {', '.join(SAVEABLE)}"
             )
 
+    def check_heads(self) -> None:
+        """Raise InputError unless the heads divide the width."""
+        if self.width % self.heads:
+            divisors = [n for n in range(1, min(self.width, 4096) + 1) if self.width % n == 0]
+            raise InputError(
+                f"got model.heads={self.heads}, which does not divide model.width={self.width}; "
+                f"choose one of {divisors}"
+            )
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -98,6 +102,16 @@ class ModelConfig(Settings):
     def key_value_heads(self) -> int:
         """Heads of keys and values; fewer than `heads` where query heads share them."""
         return self.heads
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Positions that a token attends to, itself included; None: all before it."""
+        return None
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the output head is the embedding."""
+        return True
 
     @property
     def end_ids(self) -> tuple[int, ...]:

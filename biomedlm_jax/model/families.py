@@ -5,7 +5,6 @@ import functools
 import json
 import warnings
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -13,16 +12,18 @@ from jax.sharding import Mesh
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import platform, sharded
-from biomedlm_jax.model import gpt2
+from biomedlm_jax.model import gpt2, llama
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.model.language_model import Family, LanguageModel
 from biomedlm_jax.settings import check_names
 
-FAMILIES: dict[str, ModuleType] = {gpt2.Config.model_type: gpt2}
+FAMILIES: dict[str, Family] = {
+    family.config.model_type: family for family in (gpt2.FAMILY, *llama.FAMILIES)
+}
 
 
-def family(model_type: object) -> ModuleType:
-    """Return the module of a family (Config, Model, tables); InputError if it is not known."""
+def family(model_type: object) -> Family:
+    """Return the family of a `model_type`; InputError if it is not known."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise InputError(f"got model_type={model_type!r}; the known model families are {known}")
@@ -32,7 +33,7 @@ def family(model_type: object) -> ModuleType:
 def make_config(fields: Mapping[str, Any], **changes: Any) -> ModelConfig:
     """Build the config of a `model` group; InputError for a name or value its family lacks."""
     values = {**fields, **changes}
-    cls = family(values.pop("model_type", None)).Config
+    cls = family(values.pop("model_type", None)).config
     known = [field.name for field in dataclasses.fields(cls)]
     check_names(values, known, where="model", complete=False)
     return cls(**values)
@@ -40,7 +41,7 @@ def make_config(fields: Mapping[str, Any], **changes: Any) -> ModelConfig:
 
 def make_model(config: ModelConfig, *, key: jax.Array) -> LanguageModel:
     """Build a model with random parameters; call it under jit or `jax.eval_shape`."""
-    return family(config.model_type).Model(config, key=key)
+    return family(config.model_type).model(config, key=key)
 
 
 def abstract_model(config: ModelConfig, mesh: Mesh | None = None) -> LanguageModel:
@@ -62,7 +63,7 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
     `execution` sets fields such as `compute_dtype`. Entries without a meaning here are kept in
     `hf_entries`, so that an export has them again.
     """
-    module = family(config.get("model_type"))
+    of_type = family(config.get("model_type"))
     try:
         json.dumps(config, allow_nan=False)
     except ValueError:
@@ -71,32 +72,34 @@ def config_from_hf(config: Mapping[str, Any], **execution: Any) -> ModelConfig:
         got = f"config.json has auto_map={config['auto_map']}, code of its own, which is not run"
         plain = f"the model is read as a {config['model_type']}"
         warnings.warn(f"{got}: {plain}", RuntimeWarning, stacklevel=2)
-    config = _renamed(config, module.ALIASES)
-    for name, only in module.FIXED.items():
+    config = _renamed(config, of_type.aliases)
+    for name, only in of_type.fixed.items():
         got = config.get(name, only)
-        if got != only and got not in module.EQUIVALENT.get(name, ()):
-            reason = f"({module.REASONS[name]})" if name in module.REASONS else ""
+        if got != only and got not in of_type.equivalent.get(name, ()):
+            reason = f"({of_type.reasons[name]})" if name in of_type.reasons else ""
             got = f"config.json has {name}={got!r} {reason}".rstrip()
             raise InputError(f"{got}; this library computes {name}={only!r}")
-    missing = [name for name in module.REQUIRED if name not in config]
+    missing = [name for name in of_type.required if name not in config]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}, which a model of its type needs")
-    values = {ours: config[theirs] for ours, theirs in module.FIELDS.items() if theirs in config}
+    values = {ours: config[theirs] for ours, theirs in of_type.fields.items() if theirs in config}
     ids = {}
     for name in ("bos_token_id", "eos_token_id"):
         size = config["vocab_size"]
-        default = module.ABSENT_ID if type(size) is int and module.ABSENT_ID < size else None
-        ids[name] = config.get(name, default)
+        default = of_type.absent_ids.get(name)
+        inside = default is not None and type(size) is int and default < size
+        ids[name] = config.get(name, default if inside else None)
     ends = ids["eos_token_id"]
     if isinstance(ends, list):
         ids["eos_token_id"], values["more_eos_token_ids"] = (ends or [None])[0], tuple(ends[1:])
     known = {"architectures", "auto_map", "model_type", "torch_dtype", "dtype"}
-    known |= {*module.FIXED, *module.REPEATED}
-    known |= {*module.FIELDS.values(), "eos_token_id"} - {n for n, i in ids.items() if i is None}
-    known |= {name for name, value in module.STATED.items() if config.get(name) == value}
+    known |= {*of_type.fixed, *of_type.repeated}
+    known |= {*of_type.fields.values(), "eos_token_id"} - {n for n, i in ids.items() if i is None}
+    known |= {name for name, value in of_type.stated.items() if config.get(name) == value}
     kept = {name: value for name, value in config.items() if name not in known}
-    values |= {**ids, "hf_entries": json.dumps(kept, sort_keys=True)}
-    return module.Config(**{**module.ABSENT, **values, **execution})
+    values |= {**of_type.read_more(config), **ids}
+    values["hf_entries"] = json.dumps(kept, sort_keys=True)
+    return of_type.config(**{**of_type.absent, **values, **execution})
 
 
 def _renamed(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -111,16 +114,16 @@ def _renamed(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str,
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """Return the Hugging Face `config.json` of the same function in transformers."""
-    module = family(config.model_type)
+    of_type = family(config.model_type)
     ends = config.end_ids
     return {
-        "architectures": [module.ARCHITECTURES["language_model"]],
+        "architectures": [of_type.architectures["language_model"]],
         "model_type": config.model_type,
-        **{name: value for name, value in module.FIXED.items() if value is not None},
-        **{theirs: getattr(config, ours) for ours, theirs in module.FIELDS.items()},
+        **{name: value for name, value in of_type.fixed.items() if value is not None},
+        **{theirs: getattr(config, ours) for ours, theirs in of_type.fields.items()},
         "eos_token_id": list(ends) if config.more_eos_token_ids else config.eos_token_id,
-        **module.more_fields(config),
-        **module.STATED,
+        **of_type.write_more(config),
+        **of_type.stated,
         "torch_dtype": "float32",
         **json.loads(config.hf_entries),
     }

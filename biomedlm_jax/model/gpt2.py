@@ -17,87 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model import layers
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.language_model import LanguageModel, Tensor, stack_blocks
+from biomedlm_jax.model.language_model import Family, LanguageModel, Tensor, stack_blocks
 from biomedlm_jax.settings import setting
 
-# Our name -> the name in Hugging Face's GPT2Config. Everything here changes what is computed.
-FIELDS = {
-    "vocab_size": "vocab_size",
-    "context_length": "n_positions",
-    "layers": "n_layer",
-    "width": "n_embd",
-    "heads": "n_head",
-    "mlp_width": "n_inner",
-    "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
-    "layer_norm_epsilon": "layer_norm_epsilon",
-    "initializer_range": "initializer_range",
-    "embedding_dropout": "embd_pdrop",
-    "attention_dropout": "attn_pdrop",
-    "residual_dropout": "resid_pdrop",
-    "bos_token_id": "bos_token_id",
-    "pad_token_id": "pad_token_id",
-}
-# transformers' other names for entries of GPT2Config.
-ALIASES = {
-    "hidden_size": "n_embd",
-    "max_position_embeddings": "n_positions",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
-REPEATED = ("n_ctx",)  # entries that repeat one of FIELDS, see `more_fields`
-REQUIRED = ("vocab_size", "n_positions", "n_layer", "n_embd", "n_head")
-# What transformers assumes where config.json leaves a field out, if not our default.
-ABSENT = {"scale_attn_by_inverse_layer_idx": False}
-ABSENT_ID = 50_256  # bos and eos; where the vocabulary lacks it, neither exists
-# Settings of GPT2Config that this model has one value of, and what transformers assumes.
-FIXED = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "add_cross_attention": False,
-    "is_causal": True,
-    "tie_word_embeddings": True,
-    "quantization_config": None,
-}
-# What an export states; another value computes the same in float32.
-STATED = {"reorder_and_upcast_attn": False, "use_cache": True}
-REASONS = {
-    "tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here",
-    "quantization_config": "quantized weights; save the model in float32 or float16",
-}
-# Other names of the same function.
-EQUIVALENT = {
-    "activation_function": ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu_fast", "gelu_accurate")
-}
-ARCHITECTURES = {
-    "language_model": "GPT2LMHeadModel",
-    "trunk": "GPT2Model",
-    "classification": "GPT2ForSequenceClassification",
-}
-PREFIX = "transformer."  # of GPT2LMHeadModel's tensors; GPT2Model's have none
-TIED = {"lm_head.weight": "wte.weight"}  # old files repeat the embedding under another name
-# Heads of other tasks (trl's value model, transformers' own), which a language model drops.
-OTHER_HEADS = r"(v_head|multiple_choice_head|classifier|qa_outputs)\..+"
-BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"  # constants of old files: causal mask, masked logit
 PARTS = ("query", "key", "value")
-# Hugging Face's tensor -> the leaves that are its parts. Both sides store kernels as [in, out].
-TENSORS = {
-    "wte.weight": Tensor(("wte",)),
-    "wpe.weight": Tensor(("wpe",)),
-    "h.*.ln_1.weight": Tensor(("h.ln_1.scale",)),
-    "h.*.ln_1.bias": Tensor(("h.ln_1.bias",)),
-    "h.*.attn.c_attn.weight": Tensor(tuple(f"h.attn.c_attn.{part}.kernel" for part in PARTS)),
-    "h.*.attn.c_attn.bias": Tensor(tuple(f"h.attn.c_attn.{part}.bias" for part in PARTS)),
-    "h.*.attn.c_proj.weight": Tensor(("h.attn.c_proj.kernel",)),
-    "h.*.attn.c_proj.bias": Tensor(("h.attn.c_proj.bias",)),
-    "h.*.ln_2.weight": Tensor(("h.ln_2.scale",)),
-    "h.*.ln_2.bias": Tensor(("h.ln_2.bias",)),
-    "h.*.mlp.c_fc.weight": Tensor(("h.mlp.c_fc.kernel",)),
-    "h.*.mlp.c_fc.bias": Tensor(("h.mlp.c_fc.bias",)),
-    "h.*.mlp.c_proj.weight": Tensor(("h.mlp.c_proj.kernel",)),
-    "h.*.mlp.c_proj.bias": Tensor(("h.mlp.c_proj.bias",)),
-    "ln_f.weight": Tensor(("ln_f.scale",)),
-    "ln_f.bias": Tensor(("ln_f.bias",)),
-}
 SCALED = (
     "**Attention scale.** Layer l (from 0) divides its attention logits by l + 1 "
     "(scale_attn_by_inverse_layer_idx). transformers 4.42 to 4.57 silently ignore that setting on "
@@ -111,12 +34,6 @@ FOLDED = (
     "c_attn and the setting is off, so that every engine, vLLM and SGLang included, computes the "
     "trained function."
 )
-
-
-def more_fields(config: "GPT2Config") -> dict[str, Any]:
-    """Return the entries of a Hugging Face config.json that repeat others."""
-    narrow = config.mlp_width != 4 * config.width
-    return {"n_ctx": config.context_length, "n_inner": config.mlp_width if narrow else None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -281,7 +198,7 @@ class Block(nnx.Module):
 class GPT2(LanguageModel):
     """GPT-2 with a tied head: `GPT2(config, key=key)(tokens_BxL) -> logits_BxLxV`."""
 
-    BLOCKS, NORM, HEAD = "h", "ln_f", "wte"
+    BLOCKS, NORM = "h", "ln_f"
 
     def __init__(self, config: GPT2Config, *, key: jax.Array):
         block_key, *keys = jax.random.split(key, 4)
@@ -297,6 +214,11 @@ class GPT2(LanguageModel):
         self.ln_f = _layer_norm(config)
         self.config = config
 
+    @property
+    def head_name(self) -> str:
+        """The embedding."""
+        return "wte"
+
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
         """Return the tokens' embeddings plus those of their positions."""
         x_BxLxD = layers.lookup(self.config.dtype, self.wte[...], tokens_BxL)
@@ -308,6 +230,94 @@ class GPT2(LanguageModel):
         return layers.dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
 
 
-# Released weights of this family: the config by which they are recognised, and their licence.
-PUBLISHED = {"BioMedLM": (GPT2Config(), "bigscience-bloom-rail-1.0")}
-Config, Model = GPT2Config, GPT2  # the names that families.py looks up
+def _more_fields(config: GPT2Config) -> dict[str, Any]:
+    narrow = config.mlp_width != 4 * config.width
+    return {"n_ctx": config.context_length, "n_inner": config.mlp_width if narrow else None}
+
+
+FAMILY = Family(
+    config=GPT2Config,
+    model=GPT2,
+    architectures={
+        "language_model": "GPT2LMHeadModel",
+        "trunk": "GPT2Model",
+        "classification": "GPT2ForSequenceClassification",
+    },
+    prefix="transformer.",
+    fields={
+        "vocab_size": "vocab_size",
+        "context_length": "n_positions",
+        "layers": "n_layer",
+        "width": "n_embd",
+        "heads": "n_head",
+        "mlp_width": "n_inner",
+        "scale_attn_by_inverse_layer_idx": "scale_attn_by_inverse_layer_idx",
+        "layer_norm_epsilon": "layer_norm_epsilon",
+        "initializer_range": "initializer_range",
+        "embedding_dropout": "embd_pdrop",
+        "attention_dropout": "attn_pdrop",
+        "residual_dropout": "resid_pdrop",
+        "bos_token_id": "bos_token_id",
+        "pad_token_id": "pad_token_id",
+    },
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    repeated=("n_ctx",),
+    write_more=_more_fields,
+    required=("vocab_size", "n_positions", "n_layer", "n_embd", "n_head"),
+    absent={"scale_attn_by_inverse_layer_idx": False},
+    absent_ids={"bos_token_id": 50_256, "eos_token_id": 50_256},
+    fixed={
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "add_cross_attention": False,
+        "is_causal": True,
+        "tie_word_embeddings": True,
+        "quantization_config": None,
+    },
+    equivalent={
+        "activation_function": (
+            "gelu_pytorch_tanh",
+            "gelu_python_tanh",
+            "gelu_fast",
+            "gelu_accurate",
+        ),
+    },  # fmt: skip
+    reasons={
+        "tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here",
+        "quantization_config": "quantized weights; save the model in float32 or float16",
+    },
+    # Another value computes the same in float32.
+    stated={"reorder_and_upcast_attn": False, "use_cache": True},
+    # Both sides store kernels as [in, out].
+    tensors={
+        "wte.weight": Tensor(("wte",)),
+        "wpe.weight": Tensor(("wpe",)),
+        "h.*.ln_1.weight": Tensor(("h.ln_1.scale",)),
+        "h.*.ln_1.bias": Tensor(("h.ln_1.bias",)),
+        "h.*.attn.c_attn.weight": Tensor(tuple(f"h.attn.c_attn.{part}.kernel" for part in PARTS)),
+        "h.*.attn.c_attn.bias": Tensor(tuple(f"h.attn.c_attn.{part}.bias" for part in PARTS)),
+        "h.*.attn.c_proj.weight": Tensor(("h.attn.c_proj.kernel",)),
+        "h.*.attn.c_proj.bias": Tensor(("h.attn.c_proj.bias",)),
+        "h.*.ln_2.weight": Tensor(("h.ln_2.scale",)),
+        "h.*.ln_2.bias": Tensor(("h.ln_2.bias",)),
+        "h.*.mlp.c_fc.weight": Tensor(("h.mlp.c_fc.kernel",)),
+        "h.*.mlp.c_fc.bias": Tensor(("h.mlp.c_fc.bias",)),
+        "h.*.mlp.c_proj.weight": Tensor(("h.mlp.c_proj.kernel",)),
+        "h.*.mlp.c_proj.bias": Tensor(("h.mlp.c_proj.bias",)),
+        "ln_f.weight": Tensor(("ln_f.scale",)),
+        "ln_f.bias": Tensor(("ln_f.bias",)),
+    },
+    tied={"lm_head.weight": "wte.weight"},
+    # Heads of other tasks: trl's value model, transformers' own.
+    other_heads=r"(v_head|multiple_choice_head|classifier|qa_outputs)\..+",
+    buffers=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal mask, masked logit
+    # The config by which released weights are recognised, and their licence.
+    published={"BioMedLM": (GPT2Config(), "bigscience-bloom-rail-1.0")},
+    fold_attention_scale=fold_attention_scale,
+    export_warning=export_warning,
+)

@@ -4,9 +4,10 @@ Axes carry one letter each: B batch, L query length, S key length, D width, H he
 heads, K head dimension, F MLP width, V vocabulary, N layers, x any axes before the last.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -31,6 +32,42 @@ class Tensor(NamedTuple):
     transposed: bool = False
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """Everything about one `model_type`: its classes, and what Hugging Face calls its parts.
+
+    Names of settings are ours -> theirs; `read_more` and `write_more` convert settings that are no
+    plain entry of config.json. An `absent` value is what transformers assumes for a missing entry.
+    """
+
+    config: type[ModelConfig]
+    model: Callable[..., "LanguageModel"]
+    architectures: Mapping[str, str]  # of a language_model, its trunk and a classification
+    prefix: str  # of the language model's tensors; the trunk's have none
+    fields: Mapping[str, str]  # everything here changes what is computed
+    tensors: Mapping[str, Tensor]  # the table of all; a model has those whose leaves it has
+    required: tuple[str, ...]  # their names
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their other names
+    repeated: tuple[str, ...] = ()  # entries that `read_more` reads and `write_more` writes
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by our names
+    absent_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)  # if in the vocabulary
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of which we have one value
+    equivalent: Mapping[str, tuple] = dataclasses.field(default_factory=dict)  # of `fixed`
+    reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)  # why others are refused
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in every export
+    read_more: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+    write_more: Callable[[Any], dict[str, Any]] = lambda config: {}
+    tied: Mapping[str, str]  # tensors that repeat another if the output head is the embedding
+    unprefixed: tuple[str, ...] = ()  # tensors whose names never have the prefix
+    other_heads: str = "(?!)"  # pattern of tensors that a language model drops
+    buffers: str = "(?!)"  # pattern of constants in old files
+    published: Mapping[str, tuple[ModelConfig, str]] = dataclasses.field(default_factory=dict)
+    # Config without a scale that other engines ignore, and the leaves that absorb it (None: none).
+    fold_attention_scale: Callable[[Any], tuple[Any, str | None]] = lambda config: (config, None)
+    # What a user of an export must know about its attention, as Markdown.
+    export_warning: Callable[..., str | None] = lambda config, *, folded: None
+
+
 class LanguageModel(nnx.Module):
     """Tokens [B, L] -> logits [B, L, V] in float32.
 
@@ -41,7 +78,6 @@ class LanguageModel(nnx.Module):
 
     BLOCKS: ClassVar[str]
     NORM: ClassVar[str]
-    HEAD: ClassVar[str]  # rows [V, D]; of a tied head, the embedding
     config: ModelConfig
     lora: Any = None  # factors that change the kernels layer by layer, see lora.py
 
@@ -59,9 +95,14 @@ class LanguageModel(nnx.Module):
         return getattr(self, self.BLOCKS)
 
     @property
+    def head_name(self) -> str:
+        """The attribute with the output head's rows [V, D]; of a tied head, the embedding."""
+        raise NotImplementedError
+
+    @property
     def head_weight(self) -> jax.Array:
         """The output head's rows [V, D], padding included."""
-        return getattr(self, self.HEAD)[...]
+        return getattr(self, self.head_name)[...]
 
     def hidden(self, tokens_BxL: jax.Array, *, positions_BxL=None, mask=None, dropout_key=None):
         """Return the final normalised states [B, L, D] in the compute dtype.
@@ -76,8 +117,11 @@ class LanguageModel(nnx.Module):
             )
         no_keys = (None, None)
         embed_key, block_key = no_keys if dropout_key is None else jax.random.split(dropout_key)
-        kernel, rate = config.attention, config.attention_dropout
-        full = functools.partial(attend, kernel=kernel, scale=1.0, mask=mask, dropout_rate=rate)
+        window = config.sliding_window
+        if mask is not None and window is not None:
+            mask = mask._replace(position_BxL=positions_BxL)
+        settings = {"dropout_rate": config.attention_dropout, "window": window}
+        full = functools.partial(attend, kernel=config.attention, scale=1.0, mask=mask, **settings)
 
         def step(x_BxLxD, sliced):
             block, layer, factors = sliced
@@ -185,7 +229,7 @@ def parameter_count(model, *, lookups: bool = True) -> int:
         names, size = axis_names(variable), math.prod(variable.shape)
         if "vocab" in names:
             size = size // config.padded_vocab_size * config.vocab_size
-        if lookups or not ("length" in names or ("vocab" in names and name != model.HEAD)):
+        if lookups or not ("length" in names or ("vocab" in names and name != model.head_name)):
             total += size
     return total
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -128,6 +129,63 @@ def _norm_backward(epsilon, dtype, residuals, dy_xD):
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
+
+
+class RMSNorm(nnx.Module):
+    """Divide the last axis by the root of its mean square, then scale it.
+
+    The inverse root is saved (checkpoint name `norm`), so the backward pass reads positions once.
+    """
+
+    def __init__(self, width: int, *, epsilon: float, dtype):
+        self.scale = nnx.Param(jnp.ones(width), **axis_metadata(None))
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x_xD: jax.Array) -> jax.Array:
+        """Return the normalised `x`, computed in float32, in the module's dtype."""
+        return rms_norm(self.epsilon, self.dtype, x_xD, self.scale[...])
+
+
+@custom_vjp(0, 1)
+def rms_norm(epsilon: float, dtype, x_xD: jax.Array, scale_D: jax.Array):
+    """Return x / sqrt(mean(x ** 2) + epsilon) * scale over the last axis."""
+    return _rms_forward(epsilon, dtype, x_xD, scale_D)[0]
+
+
+def _rms_forward(epsilon, dtype, x_xD, scale_D):
+    wide_xD = x_xD.astype(jnp.float32)
+    square_x1 = jnp.square(wide_xD).mean(-1, keepdims=True)
+    inverse_x1 = checkpoint_name(jax.lax.rsqrt(square_x1 + epsilon), "norm")
+    y_xD = wide_xD * inverse_x1 * _of_rank(x_xD.ndim, scale_D)
+    return y_xD.astype(dtype), (x_xD, inverse_x1, scale_D)
+
+
+def _rms_backward(epsilon, dtype, residuals, dy_xD):
+    x_xD, inverse_x1, scale_D = residuals
+    dy_xD, unit_xD = dy_xD.astype(jnp.float32), x_xD.astype(jnp.float32) * inverse_x1
+    dscale_D = (dy_xD * unit_xD).sum(tuple(range(x_xD.ndim - 1)))
+    dunit_xD = dy_xD * _of_rank(x_xD.ndim, scale_D)
+    dx_xD = (dunit_xD - unit_xD * (dunit_xD * unit_xD).mean(-1, keepdims=True)) * inverse_x1
+    return dx_xD.astype(x_xD.dtype), dscale_D
+
+
+rms_norm.defvjp(_rms_forward, _rms_backward)
+
+
+def rotate(x_BxHxLxK: jax.Array, positions_xL: jax.Array, frequencies_F: np.ndarray) -> jax.Array:
+    """Rotate the pairs (i, i + K / 2) of each head by position * frequencies[i] (RoPE).
+
+    Su et al., arXiv 2104.09864, with the pairs of transformers' Llama. `positions` are [L] or
+    [B, L]; angles are float32, the result has the dtype of `x`.
+    """
+    angles_xLxF = positions_xL[..., None].astype(jnp.float32) * _of_rank(
+        positions_xL.ndim + 1, jnp.asarray(frequencies_F)
+    )
+    angles_xx1xLxF = jnp.expand_dims(angles_xLxF, -3)
+    cos, sin = (_of_rank(4, f(angles_xx1xLxF)) for f in (jnp.cos, jnp.sin))
+    first, second = jnp.split(x_BxHxLxK.astype(jnp.float32), 2, axis=-1)
+    pairs = first * cos - second * sin, second * cos + first * sin
+    return jnp.concatenate(pairs, axis=-1).astype(x_BxHxLxK.dtype)
 
 
 @custom_vjp(0)
