@@ -76,7 +76,8 @@ def attend(
 
     `scale` is 1 / sqrt(K) by default. With more keys than queries the queries are the last
     positions. With a `window`, a token attends to that many positions only, the last its own; a
-    mask needs position ids then. Raises InputError, with the reason, if the named kernel does not support the call.
+    mask needs position ids then. Raises InputError, with the reason, if the named kernel does not
+    support the call.
     """
     scale = 1 / math.sqrt(query_BxHxLxK.shape[3]) if scale is None else scale
     segment_BxL, branch_BxL, _ = mask or (None,) * 3

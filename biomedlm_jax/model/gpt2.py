@@ -286,7 +286,7 @@ FAMILY = Family(
             "gelu_fast",
             "gelu_accurate",
         ),
-    },  # fmt: skip
+    },
     reasons={
         "tie_word_embeddings": "an output head of its own; GPT-2's is the embedding here",
         "quantization_config": "quantized weights; save the model in float32 or float16",
