@@ -49,8 +49,10 @@ class LlamaConfig(ModelConfig):
     layers: int = setting(32, least=1, most=10_000)
     width: int = setting(4_096, least=1)
     heads: int = setting(32, least=1)
-    key_value_heads: int = setting(None, least=1)  # None: as many as heads
-    head_dim: int = setting(None, least=2)  # None: width / heads
+    # None: as many as heads, and width / heads. Four settings are properties of other configs, which
+    # a type checker does not allow.
+    key_value_heads: int = setting(None, least=1)  # pyright: ignore[reportIncompatibleMethodOverride]
+    head_dim: int = setting(None, least=2)  # pyright: ignore[reportIncompatibleMethodOverride]
     rms_norm_epsilon: float = setting(1e-5, above=0)
     rope_theta: float = setting(10_000.0, above=0)
     rope_type: str = setting("default", choices=ROPE_TYPES)
@@ -59,10 +61,13 @@ class LlamaConfig(ModelConfig):
     rope_low_freq_factor: float | None = setting(None, above=0)
     rope_high_freq_factor: float | None = setting(None, above=0)
     rope_original_context_length: int | None = setting(None, least=1)
-    tie_word_embeddings: bool = setting(False)
+    tie_word_embeddings: bool = setting(False)  # pyright: ignore[reportIncompatibleMethodOverride]
     attention_bias: bool = setting(False)
     mlp_bias: bool = setting(False)
-    sliding_window: int | None = setting(None, choices=(None,))
+    # None: all earlier tokens; transformers' Llama has no window
+    sliding_window: int | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]
+        None, choices=(None,)
+    )
 
     def __post_init__(self):
         derived = {
