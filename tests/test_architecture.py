@@ -35,7 +35,7 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_399,
+    ("model",): 1_930,
     ("training",): 2_993,
     ("corpus",): 2_172,
     ("generation",): 2_006,

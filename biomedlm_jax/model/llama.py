@@ -49,8 +49,8 @@ class LlamaConfig(ModelConfig):
     layers: int = setting(32, least=1, most=10_000)
     width: int = setting(4_096, least=1)
     heads: int = setting(32, least=1)
-    # None: as many as heads, and width / heads. Four settings are properties of other configs, which
-    # a type checker does not allow.
+    # None: as many as heads, and width / heads. Four settings are properties of other configs,
+    # which a type checker does not allow.
     key_value_heads: int = setting(None, least=1)  # pyright: ignore[reportIncompatibleMethodOverride]
     head_dim: int = setting(None, least=2)  # pyright: ignore[reportIncompatibleMethodOverride]
     rms_norm_epsilon: float = setting(1e-5, above=0)
