@@ -28,7 +28,7 @@ NAMES = ("auto", "xla", "splash", "cudnn")
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
 _log_once = functools.cache(logging.getLogger("biomedlm_jax").info)
 SPLASH_BLOCKS = (512, 256, 128)  # positions of a tile: the largest that divides the length
-SPLASH_KEYS = 1_024  # the most keys of a backward tile
+SPLASH_KEYS = 2_048  # the most keys of a backward tile
 
 
 class Mask(NamedTuple):

@@ -38,6 +38,17 @@ def apply_linear(
     """
     kernel = layer.kernel[...]
     y = product(equation, reduce_dtype, x, kernel.reshape(kernel.shape if shape is None else shape))
+    return _add_bias(y, layer, bias)
+
+
+def apply_gated(
+    equation: str, reduce_dtype: str, gate: jax.Array, up: jax.Array, layer
+) -> jax.Array:
+    """Return `apply_linear` of silu(gate) * up: the second half of SwiGLU (arXiv 2002.05202)."""
+    return _add_bias(gated_product(equation, reduce_dtype, gate, up, layer.kernel[...]), layer, -1)
+
+
+def _add_bias(y: jax.Array, layer, bias: Any) -> jax.Array:
     if layer.bias is None:
         return y
     # In float32, so that the bias's gradient is summed in float32 over rows and positions.
@@ -80,6 +91,37 @@ def _product_backward(equation, reduce_dtype, residuals, dy):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+@custom_vjp(0, 1)
+def gated_product(equation: str, reduce_dtype: str, gate: jax.Array, up: jax.Array, kernel):
+    """Return `product` of silu(gate) * up and a kernel."""
+    return product(equation, reduce_dtype, jax.nn.silu(gate) * up, kernel)
+
+
+def _gated_backward(equation, reduce_dtype, residuals, dy):
+    gate, up, kernel = residuals
+    factors, result = equation.split("->")
+    left, right = factors.split(",")
+    # Without barriers the TPU compiler computes the elementwise functions anew for each tile of the
+    # five products that they are fused into, which takes 17 % of the step of Llama 2 7B.
+    dh = jnp.einsum(f"{result},{right}->{left}", dy, kernel.astype(gate.dtype))
+    dh, sigmoid = jax.lax.optimization_barrier(dh), jax.nn.sigmoid(gate)
+    silu = gate * sigmoid
+    dgate = dh * up * (sigmoid + silu * (1 - sigmoid))
+    dgate, dup, h = jax.lax.optimization_barrier((dgate, dh * silu, silu * up))
+    dtype = jnp.float32 if reduce_dtype == "float32" else gate.dtype
+    dkernel = jnp.einsum(f"{left},{result}->{right}", h, dy, preferred_element_type=dtype)
+    return dgate, dup, dkernel.astype(kernel.dtype)
+
+
+gated_product.defvjp(
+    lambda equation, reduce_dtype, *primals: (
+        gated_product(equation, reduce_dtype, *primals),
+        primals,
+    ),
+    _gated_backward,
+)
 
 
 class LayerNorm(nnx.Module):

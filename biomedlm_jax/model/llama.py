@@ -259,8 +259,8 @@ class MLP(nnx.Module):
             checkpoint_name(layers.apply_linear("BLD,DF->BLF", reduce_dtype, x_BxLxD, into), name)
             for into, name in ((self.gate_proj, "mlp_input"), (self.up_proj, "mlp_input"))
         )
-        h_BxLxF = jax.nn.silu(gate_BxLxF) * up_BxLxF
-        return layers.apply_linear("BLF,FD->BLD", reduce_dtype, h_BxLxF, self.down_proj)
+        arguments = "BLF,FD->BLD", reduce_dtype, gate_BxLxF, up_BxLxF, self.down_proj
+        return layers.apply_gated(*arguments)
 
 
 class Block(nnx.Module):
