@@ -57,8 +57,8 @@ import resource
 def restrict(self, state, *arguments, original=checkpoint.Checkpointer.save, **options):
     if int(state.step) == 4:
         self._orbax.wait_until_finished()
-        # stderr is a file, too.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        # stderr is a file, too, into which TensorStore may write some 10,000 bytes.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     original(self, state, *arguments, **options)
 checkpoint.Checkpointer.save = restrict
 """
