@@ -53,12 +53,17 @@ checkpoint.Checkpointer.save = restrict
 
 
 LIMITED_AFTER_TWO_STEPS = """
+import asyncio
 import resource
+def if_open(self, *arguments, original=asyncio.BaseEventLoop.call_soon_threadsafe, **options):
+    return None if self.is_closed() else original(self, *arguments, **options)
 def restrict(self, state, *arguments, original=checkpoint.Checkpointer.save, **options):
     if int(state.step) == 4:
         self._orbax.wait_until_finished()
-        # stderr is a file, too, into which TensorStore may write some 10,000 bytes.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        # stderr is a file, too. TensorStore could fill it: its threads print a traceback for each
+        # array whose write ends after the loop was closed.
+        asyncio.BaseEventLoop.call_soon_threadsafe = if_open
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
     original(self, state, *arguments, **options)
 checkpoint.Checkpointer.save = restrict
 """
