@@ -225,6 +225,7 @@ class Soak:
         self._waiting: list[str] = []
         self._context = multiprocessing.get_context("forkserver")
         self._offset = 0  # of the events of the newest start
+        self._newest_run = run  # of the newest start
 
     @property
     def log(self) -> Path:
@@ -238,7 +239,8 @@ class Soak:
     def start(self, *, run: Path | None = None, fallback: bool = False) -> Any:
         """Start the command in a process."""
         self.starts += 1
-        events = (run or self.run) / "events.jsonl"
+        self._newest_run = run or self.run
+        events = self._newest_run / "events.jsonl"
         self._offset = events.stat().st_size if events.exists() else 0
         flags = [f"--config.{name}={value}" for name, value in self.settings.items()]
         flags += [f"--workdir={run or self.run}", *(["--fallback"] if fallback else [])]
@@ -370,8 +372,8 @@ class Soak:
             with (self.run / "metrics.jsonl").open("a") as file:
                 file.write(line[: rng.randint(1, len(line) - 1)])
         elif kind == "stale lock":
-            lock = {"host": "another.host", "pid": 1, "pid_started": "1", "key": "a", "beat": 3}
-            (self.run / "lock.json").write_text(json.dumps(lock))
+            lock = {"host": "another.host", "pid": 1, "pid_started": "1", "key": "a"}
+            (self.run / "lock.json").write_text(json.dumps({**lock, "heartbeat": 3}))
         return kind, None
 
     def _finished_work(self, *, but: int | None) -> Finished:
@@ -429,7 +431,7 @@ class Soak:
         limit = time.monotonic() + PATIENCE
         sign = None
         while process.is_alive():  # to the last step it may take long
-            if (now := last_step(self.run)) != sign:
+            if (now := last_step(self._newest_run)) != sign:
                 limit, sign = time.monotonic() + PATIENCE, now
             process.join(0.5)
             if time.monotonic() > limit:

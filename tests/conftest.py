@@ -17,12 +17,15 @@ FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 # XLA aborts a process whose simulated devices do not meet within 40 s, on a busy machine, too.
-FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=180"
 os.environ["FAST_COMPILATION"] = FLAGS  # for processes that tests start
 FLAGS += " --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 for name, value in (
     ("JAX_PLATFORMS", "cpu"),
+    # Threads of XLA. With one for each simulated device, the default, a step can deadlock: some
+    # devices wait in one collective and the others in another, independent one, on all threads.
+    ("PJRT_NPROC", "64"),
     ("OMP_NUM_THREADS", "1"),  # of torch: the test processes share the cores
     ("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax")),
     ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),

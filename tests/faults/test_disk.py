@@ -53,11 +53,16 @@ checkpoint.Checkpointer.save = restrict
 
 
 LIMITED_AFTER_TWO_STEPS = """
+import asyncio
 import resource
+def if_open(self, *arguments, original=asyncio.BaseEventLoop.call_soon_threadsafe, **options):
+    return None if self.is_closed() else original(self, *arguments, **options)
 def restrict(self, state, *arguments, original=checkpoint.Checkpointer.save, **options):
     if int(state.step) == 4:
         self._orbax.wait_until_finished()
-        # stderr is a file, too.
+        # stderr is a file, too. TensorStore could fill it: its threads print a traceback for each
+        # array whose write ends after the loop was closed.
+        asyncio.BaseEventLoop.call_soon_threadsafe = if_open
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
     original(self, state, *arguments, **options)
 checkpoint.Checkpointer.save = restrict

@@ -14,6 +14,14 @@ class Lines(list):
         self.append(text)
 
 
+@pytest.fixture
+def without_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("without_nohup")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_after_the_step_and_is_not_two(number):
     lines, before = Lines(), signal.getsignal(number)
