@@ -40,6 +40,7 @@ from biomedlm_jax.training.state import (
     adapted_loss,
     frozen_part,
     init_state,
+    interned,
     jit_step,
     train_step,
 )
@@ -86,8 +87,10 @@ def fit(
     settings, steps = recipe.settings, recipe.steps
     faults = settings.faults
     tx, schedule = make_optimizer(settings.optimizer, steps=steps)
-    make_state = functools.partial(_initial_state, recipe, tx)
-    make_frozen = functools.partial(_frozen, recipe)
+    parts = {"make_model": recipe.make_model, "lora": settings.lora}
+    trained = {"seed": settings.training.seed, "added": recipe.added_tokens, "tx": tx}
+    make_state = interned(functools.partial(_initial_state, **parts, **trained))
+    make_frozen = interned(functools.partial(_frozen, **parts))
     abstract, abstract_frozen = (
         meshes.abstract_sharded(make, mesh, *recipe.base) for make in (make_state, make_frozen)
     )
@@ -209,14 +212,12 @@ def fit(
         return loop.model, {"step": loop.step, **result}
 
 
-def _initial_state(recipe: Recipe, tx, *base) -> TrainState:
-    seed, added = recipe.settings.training.seed, recipe.added_tokens
-    model = adapted(recipe.make_model(*base), recipe.settings.lora, seed=seed, added=added)
-    return init_state(model, tx)
+def _initial_state(*base, make_model: Callable, lora, seed: int, added: int, tx) -> TrainState:
+    return init_state(adapted(make_model(*base), lora, seed=seed, added=added), tx)
 
 
-def _frozen(recipe: Recipe, *base) -> tuple:
-    return frozen_part(recipe.make_model(*base), recipe.settings.lora)
+def _frozen(*base, make_model: Callable, lora) -> tuple:
+    return frozen_part(make_model(*base), lora)
 
 
 def _sharded(make: Callable, abstract, base: list, *, donate: bool):

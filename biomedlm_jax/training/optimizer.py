@@ -1,5 +1,6 @@
 """The optimizers: AdamW; schedules of pre-training (cosine, constant) and fine-tuning (linear)."""
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.training.config import OptimizerSettings
 
 
+@functools.lru_cache(maxsize=16)  # equal settings, the same functions: see `state.interned`
 def make_optimizer(
     settings: OptimizerSettings, *, steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -34,7 +34,7 @@ from biomedlm_jax.training.optimizer import make_optimizer
 from biomedlm_jax.training.provenance import read_run, weights_hash
 from biomedlm_jax.training.recipe import Recipe
 from biomedlm_jax.training.saved_steps import latest_step
-from biomedlm_jax.training.state import random_model
+from biomedlm_jax.training.state import interned, random_model
 
 CONFIG = "config.json"  # what the model is
 
@@ -171,13 +171,8 @@ def pretrain(
             base = [init.read(abstract_model(model_config, mesh))]
             started_from["weights"] = weights_hash(base[0])
     batches = Batches(path, split="train", **layout, seed=settings.data.seed)
-    loss_sums = jax.jit(functools.partial(summed_loss, chunks=training.loss_chunks))
+    loss_sums = jax.jit(interned(functools.partial(summed_loss, chunks=training.loss_chunks)))
     lengths_V = jnp.asarray(token_byte_counts(tokenizer))
-
-    @jax.jit
-    def byte_sum(tokens_BxL, weights_B):  # of the tokens that the loss is over
-        return (lengths_V[tokens_BxL[:, 1:]] * (weights_B[:, None] > 0)).sum()
-
     limit = training.evaluate_batches if training.evaluate_batches > 0 else None
 
     def evaluate(model, step: int, check_stop: Callable[[], None]) -> dict[str, float]:
@@ -186,11 +181,8 @@ def pretrain(
             check_stop()
             sums = loss_sums(model, tokens, weights_B=weights)
             total, count = total + float(sums[0]), count + float(sums[1])
-            text_bytes += int(byte_sum(tokens, weights))
+            text_bytes += int(_byte_sum(lengths_V, tokens, weights))
         return validation_metrics(total / count, tokens=round(count), text_bytes=text_bytes)
-
-    def make_model(*base: LanguageModel) -> LanguageModel:
-        return base[0] if base else random_model(model_config, seed=training.seed)
 
     def write() -> None:
         facts = {"started_from": started_from} if started_from else {}
@@ -208,7 +200,7 @@ def pretrain(
         name="pretrain",
         settings=settings,
         steps=training.steps,
-        make_model=make_model,
+        make_model=functools.partial(_starting_model, model_config, training.seed),
         base=base,
         saves_merged=True,
         data=batches,
@@ -238,6 +230,16 @@ def pretrain(
     with jax.set_mesh(mesh):
         file = None if replay is None else as_path(replay)
         return fit(recipe, workdir, mesh, fallback=fallback, replay=file)[1]
+
+
+def _starting_model(config: ModelConfig, seed: int, *base: LanguageModel) -> LanguageModel:
+    return base[0] if base else random_model(config, seed=seed)
+
+
+@jax.jit
+def _byte_sum(lengths_V, tokens_BxL, weights_B):
+    """The bytes of the tokens that the loss is over."""
+    return (lengths_V[tokens_BxL[:, 1:]] * (weights_B[:, None] > 0)).sum()
 
 
 def fill_config_from_manifest(fields: dict, manifest: Mapping[str, Any]) -> ModelConfig:

@@ -126,6 +126,46 @@ def accumulate_gradients(grad_fn: Callable, parts: int) -> Callable:
     return of_parts
 
 
+def interned(function: Callable) -> Callable:
+    """Return the first function that was equal to this one: the same, or a partial of equal parts.
+
+    jax finds what it has traced and compiled by the function's identity, so that the next run of a
+    process with equal settings is not traced again. A function that was defined within another is
+    returned as it is: it may hold arrays.
+    """
+    try:
+        return _first(_Parts(function))
+    except TypeError:  # a part without a hash
+        return function
+
+
+class _Parts:
+    """A function that equals others by its parts."""
+
+    def __init__(self, function: Callable):
+        self.function, self.parts = function, _parts(function)
+
+    def __hash__(self):
+        return hash(self.parts)
+
+    def __eq__(self, other):
+        return isinstance(other, _Parts) and self.parts == other.parts
+
+
+@functools.lru_cache(maxsize=64)
+def _first(parts: _Parts) -> Callable:
+    return parts.function
+
+
+def _parts(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        named = ((name, _parts(part)) for name, part in sorted(value.keywords.items()))
+        return (_parts(value.func), *map(_parts, value.args), *named)
+    if "<locals>" in getattr(value, "__qualname__", ""):
+        raise TypeError("defined within another function")
+    return type(value), value  # 1 and 1.0 and True are different constants
+
+
 def jit_step(step, *, abstract: TrainState, **static):
     """Return `jax.jit(step)`, which donates the state's buffers and keeps its shardings.
 
@@ -134,7 +174,7 @@ def jit_step(step, *, abstract: TrainState, **static):
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     devices = jax.tree.leaves(shardings)[0].mesh.devices
     return jax.jit(
-        functools.partial(step, **static),
+        interned(functools.partial(step, **static)),
         donate_argnums=0,
         out_shardings=(shardings, None),
         compiler_options=compiler_options(devices.flat[0]) or None,
