@@ -99,5 +99,5 @@ def test_bad_lines_are_named(tmp_path, name, text, message):
 
 
 def test_columns_of_json(tmp_path):
-    with pytest.raises(InputError, match="got --columns with .*; expected a .tsv or .csv file"):
+    with pytest.raises(InputError, match=r"got --columns with .*; expected a .tsv or"):
         read(tmp_path, "{}", "nli", name="a.jsonl", columns=["a"])
