@@ -1,4 +1,4 @@
-"""Convert annotated biomedical files to instructions: entities, relations, inference, classes.
+"""Convert files of entities, relations, NLI pairs and classes to instructions.
 
     biomedlm build-instructions --task=ner --input=train.tsv --entity_type=Disease --out=ner.jsonl
     biomedlm build-instructions --task=nli --input=mli_train_v1.jsonl --out=nli.jsonl
