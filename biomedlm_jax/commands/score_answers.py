@@ -1,4 +1,4 @@
-"""Score generated answers to instructions: accuracy, F1 of labels and of entities.
+"""Score answers to instructions: accuracy, F1 of labels and of entities.
 
     biomedlm score-answers --instructions=test.jsonl --answers=answers.jsonl --json=scores.json
 
