@@ -82,9 +82,11 @@ def run(options: Flags) -> None:
     options.write_json(figures)
     noun = "entities" if options.task == "ner" else "examples"
     for label, count in figures["labels"].items():
-        print(f"{label}: {count:,} {noun}")
+        print(f"{noun} of {label}: {count:,}")
     if options.task == "ner":
-        print(f"without an entity: {figures['without_entity']:,} sentences")
+        print(f"sentences without an entity: {figures['without_entity']:,}")
+    if figures["contradictory"]:
+        print(f"examples whose input has several outputs: {figures['contradictory']:,}")
     for reason, count in figures["left_out"].items():
         print(f"left out: {count:,} of {reason}")
     print(f"wrote {figures['examples']:,} instructions to {options.out}")

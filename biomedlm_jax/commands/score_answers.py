@@ -43,7 +43,7 @@ def run(options: Flags) -> None:
     scores, items = answer_scores.score_answers(references, answers, **given)
     options.write_json(scores)
     if options.items:
-        write_jsonl(options.items, items, ensure_ascii=False)
+        write_jsonl(options.items, items)  # in ASCII, so that any answer survives
     width = None if sys.stdout.isatty() else 10_000  # a pipe or a file has no width
     console = Console(markup=False, emoji=False, highlight=False, width=width)
     for name, one in scores.items():
@@ -59,5 +59,5 @@ def run(options: Flags) -> None:
         console.print(table, labels)
         left_out = one.get("left_out_of_f1")
         without = f"; precision, recall and F1 leave out {left_out!r}" if left_out else ""
-        read = f"{one['examples']:,} examples, {one['unread']:,} answers could not be read"
-        print(f"{read} (counted as wrong){without}; {one['definition']}")
+        print(f"{one['examples']:,} examples{without}; {one['definition']}")
+        print(f"answers that could not be read, which count as wrong: {one['unread']:,}")

@@ -77,7 +77,7 @@ def _check_gold(row: Mapping[str, Any], where: str) -> None:
     if not _texts(labels):
         raise InputError(f"{where}: expected labels, a list of texts")
     try:
-        check_labels(labels, row.get("answer", ""))
+        check_labels(labels, row.get("answer") if row["task"] == NER else None)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     if row["task"] != NER:
@@ -244,7 +244,7 @@ def _figures(
     counts_Nx3xC = np.stack([_counts(one, labels) for one in judged])  # C: labels, unread
     counted_C = np.array([*(label != negative for label in labels), True])
     options = {"group_N": group_N, "seed": seed}
-    named = {"task": first["task"], "answer": first.get("answer", "label")}
+    named = {"task": first["task"], "answer": first["answer"] if first["task"] == NER else "label"}
     figures: dict[str, Any] = named | {"definition": DEFINITIONS[named["answer"]]}
     figures |= {"examples": len(judged), "unread": sum(one.predicted is None for one in judged)}
     if named["answer"] == "tags":
@@ -295,12 +295,13 @@ def _macro(counts_Nx3xC: np.ndarray, *, group_N, seed: int) -> Interval:
     """Mean F1 of the labels that occur in gold or predicted ones."""
 
     def macro(sums_RxF: np.ndarray, n_R: np.ndarray) -> np.ndarray:
-        right_RxC, predicted_RxC, gold_RxC = sums_RxF.reshape(len(sums_RxF), 3, -1).swapaxes(0, 1)
+        right_RxC, predicted_RxC, gold_RxC = np.split(sums_RxF, 3, axis=1)
         both_RxC = predicted_RxC + gold_RxC
         f1_RxC = 2 * right_RxC / np.maximum(both_RxC, 1)
         return f1_RxC.sum(1) / np.maximum((both_RxC > 0).sum(1), 1)
 
-    return _bootstrap(counts_Nx3xC.reshape(len(counts_Nx3xC), -1), macro, group_N, seed)
+    examples, _, labels = counts_Nx3xC.shape
+    return _bootstrap(counts_Nx3xC.reshape(examples, 3 * labels), macro, group_N, seed)
 
 
 def _of_label(right: int, predicted: int, gold: int) -> dict[str, float | int]:

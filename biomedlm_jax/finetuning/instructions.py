@@ -6,6 +6,7 @@ A row has `instruction`, `input` and `output`, and what `answer_scores` needs: `
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,10 @@ class Layout:
         if self.answer == "tags" and "start" in self.columns:
             got = "got answer=tags and the column start: tags need tokens with one space between"
             raise InputError(f"{got}; fix: give start and end other names")
+        try:
+            re.compile(self.marks)
+        except re.error as error:
+            raise InputError(f"got marks={self.marks!r}, no regular expression: {error}") from None
         names = Counter(self.label_names.values())
         if names and (name := names.most_common(1)[0])[1] > 1:
             raise InputError(f"got the name {name[0]!r} for two labels; expected different names")
@@ -105,7 +110,8 @@ def build_instructions(
     """Return a row for each example of the files, in their order, and figures of them.
 
     The same files and layout give the same rows. The figures are `examples`, `labels` (entities, or
-    examples, of each), `left_out` by "file: reason", and `without_entity` of ner.
+    examples, of each), `left_out` by "file: reason", `contradictory` (examples whose input occurs
+    with another output, too), and `without_entity` of ner.
 
     Raises InputError for a bad line, for a label outside `labels`, for two files of one name (the
     ids would be equal), and if there is no example.
@@ -128,29 +134,36 @@ def build_instructions(
     if unused := {*layout.label_names.values()} - {*counts, *layout.labels}:
         raise InputError(f"no example has the label that is to be named {min(unused)!r}")
     labels = list(layout.labels) or sorted(counts)
-    check_labels(labels, "answer" if layout.task != NER else layout.answer)
+    check_labels(labels, layout.answer if layout.task == NER else None)
     if layout.negative and layout.negative not in labels:
         raise InputError(f"got negative={layout.negative!r}; expected one of {', '.join(labels)}")
     rows = [_row(path, one, labels, layout) for path, one in drafts]
     if any(isinstance(one, Sentence) and one.document for _, one in drafts):
         for row, (path, one) in zip(rows, drafts, strict=True):
             row["group"] = f"{path.name}#{one.document if isinstance(one, Sentence) else 0}"
+    outputs: dict[str, set[str]] = {}
+    for row in rows:
+        outputs.setdefault(row["input"], set()).add(row["output"])
     figures = {"examples": len(rows), "labels": {one: counts[one] for one in labels}}
+    figures["contradictory"] = sum(len(outputs[row["input"]]) > 1 for row in rows)
     if layout.task == NER:
         figures["without_entity"] = sum(not row["entities"] for row in rows)
     return rows, {**figures, "left_out": dict(left_out)}
 
 
-def check_labels(labels: Sequence[str], answer: str) -> None:
+def check_labels(labels: Sequence[str], answer: str | None) -> None:
     """Raise InputError for labels that an answer could not be read back to.
 
-    Labels that differ in case or a final dot, types with white space in tags or ": " in spans.
+    Labels that differ in case or a final dot only; types with white space in "tags", or with ": "
+    in "spans". `answer` is None for other tasks than ner.
     """
     if not labels:
         raise InputError("no example has an entity; fix: name the types with --labels")
     plain = Counter(plain_label(label) for label in labels)
     name, count = plain.most_common(1)[0]
-    if count > 1 or "" in plain:
+    if "" in plain:
+        raise InputError(f"got a label without a character in {', '.join(map(repr, labels))}")
+    if count > 1:
         equal = ", ".join(repr(label) for label in labels if plain_label(label) == name)
         raise InputError(f"got the labels {equal}; expected labels that differ in more than case")
     for label in labels:

@@ -24,7 +24,7 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["build-instructions", *flags, *more]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "gene: 1 entities" in captured.out
+    assert "entities of gene: 1\n" in captured.out
     assert f"wrote 2 instructions to {out}" in captured.out
     written = out.read_bytes()
     assert [json.loads(line)["output"] for line in written.splitlines()] == ["gene: BRCA1", "None"]
@@ -33,6 +33,18 @@ def test_the_command(tmp_path, capsys):
     assert f"{out} exists; name another file, or pass --overwrite" in capsys.readouterr().err
     assert cli.main(["build-instructions", *flags, *more[:3], "--overwrite"]) == 0
     assert out.read_bytes() == written
+
+
+def test_what_was_left_out_is_printed(tmp_path, capsys):
+    path, pair = tmp_path / "a.jsonl", {"sentence1": "a", "sentence2": "b"}
+    labels = ("neutral", "-", "entailment")
+    path.write_text("".join(json.dumps({**pair, "gold_label": one}) + "\n" for one in labels))
+    flags = ["--task=nli", f"--input={path}", f"--out={tmp_path}/out.jsonl"]
+    assert cli.main(["build-instructions", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "examples whose input has several outputs: 2" in printed
+    assert f"left out: 1 of {path}: no gold label" in printed
+    assert "wrote 2 instructions" in printed
 
 
 @pytest.mark.parametrize(

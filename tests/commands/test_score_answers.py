@@ -16,7 +16,9 @@ def test_the_command(tmp_path, capsys):
     path.write_text("".join(f"@GENE$ {n}\t{'yes' if n % 2 else 'no'}\n" for n in range(20)))
     made, _ = build_instructions([path], Layout(task="relation", dataset="[gad]", negative="no"))
     write_jsonl(rows, made)
-    of_rows = [{"id": row["id"], "answers": ["Yes." if n else "?"]} for n, row in enumerate(made)]
+    of_rows = [
+        {"id": row["id"], "answers": ["Yes." if n else "\ud800"]} for n, row in enumerate(made)
+    ]
     write_jsonl(answers, of_rows)
     scores, items = tmp_path / "scores.json", tmp_path / "items.jsonl"
     flags = [f"--instructions={rows}", f"--answers={answers}"]
@@ -28,8 +30,8 @@ def test_the_command(tmp_path, capsys):
     assert figures["precision"]["value"] == 0.5  # 10 of 19 and the one that cannot be read
     assert "[gad]" in captured.out
     assert "50.00" in captured.out
-    assert "20 examples, 1 answers could not be read (counted as wrong)" in captured.out
-    assert "leave out 'no'" in captured.out
+    assert "20 examples; precision, recall and F1 leave out 'no'; F1 of labels" in captured.out
+    assert "answers that could not be read, which count as wrong: 1\n" in captured.out
     assert [json.loads(line)["read"] for line in items.read_text().splitlines()].count(False) == 1
     write_jsonl(answers, of_rows[1:])
     for bad, message in (

@@ -258,6 +258,13 @@ def test_labels_are_scored_as_by_scikit_learn(tmp_path, negative):
     assert figures["by_label"]["never"]["f1"] == 0
 
 
+def test_only_the_label_that_f1_leaves_out(tmp_path):
+    rows = instructions(tmp_path, "@GENE$\tno\n", task="relation", negative="no")
+    figures = score_answers(rows, {"gold.tsv:1": "no"})[0]["relation"]
+    assert (value(figures, "accuracy"), value(figures, "micro_f1")) == (1, 0)
+    assert value(figures, "macro_f1") == 0  # as in seqeval and scikit-learn, 0 of nothing
+
+
 def test_groups_are_resampled_together(tmp_path):
     text = "".join(
         "-DOCSTART- O\n\n" + "".join(f"w{d} B-X\n\n" for _ in range(10)) for d in range(12)

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import write_jsonl
 from biomedlm_jax.finetuning.answer_scores import parse_label, parse_spans, parse_tags
 from biomedlm_jax.finetuning.instructions import (
     NER,
@@ -12,6 +13,7 @@ from biomedlm_jax.finetuning.instructions import (
     build_instructions,
     check_labels,
 )
+from biomedlm_jax.finetuning.pairs import read_pairs
 
 NER_FILE = (
     "-DOCSTART- O\n\nBRCA1 B-Gene\ncauses O\nbreast B-Disease\ncancer I-Disease\n\nnothing O\n"
@@ -42,6 +44,7 @@ def test_entities_as_spans(tmp_path):
     assert figures == {
         "examples": 3,
         "labels": {"Disease": 1, "Gene": 3},
+        "contradictory": 0,
         "without_entity": 1,
         "left_out": {},
     }
@@ -91,6 +94,14 @@ def test_pairs_relations_and_classes(tmp_path):
     assert row["instruction"].endswith("one of: {first}.")
 
 
+def test_the_text_recipe_reads_the_rows(tmp_path):
+    rows, _ = build(tmp_path, NER_FILE, task=NER)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    pairs = read_pairs(tmp_path / "rows.jsonl", "instruction,input", "output")
+    assert [pair.target for pair in pairs] == [row["output"] for row in rows]
+    assert pairs[0].source == f"{rows[0]['instruction']}\n\n{rows[0]['input']}"
+
+
 def test_wordings_depend_on_seed_and_id_only(tmp_path):
     text = "".join(f"w{n} B-X\n\n" for n in range(40))
     plain, _ = build(tmp_path, text, task=NER)
@@ -137,6 +148,7 @@ def test_outputs_are_read_back(tmp_path, answer):
         ({"task": NER, "negative": "x"}, "got negative with ner, where it has no effect"),
         ({"task": "nli", "entity_type": "x"}, "got entity_type with nli"),
         ({"task": NER, "label_names": {"a": "c", "b": "c"}}, "got the name 'c' for two labels"),
+        ({"task": "relation", "marks": "("}, r"got marks='\(', no regular expression: missing"),
         ({"task": NER, "labels": ["Gene"]}, "a.tsv:3: got the label 'Disease'; expected one of G"),
         ({"task": NER, "label_names": {"gene": "x"}}, "no example has the label .* named 'x'"),
         ({"task": NER, "label_names": {"Gene": "Disease"}}, "a.tsv:3: got the label 'Disease', th"),
@@ -151,6 +163,12 @@ def test_outputs_are_read_back(tmp_path, answer):
 def test_bad_layouts(tmp_path, layout, message):
     with pytest.raises(InputError, match=message):
         build(tmp_path, NER_FILE, **layout)
+
+
+def test_an_input_with_two_outputs_is_counted(tmp_path):
+    text = "text\tlabel\na\tx\nb\tx\na\ty\nb\tx\na\tx\n"
+    _, figures = build(tmp_path, text, task="classification")
+    assert figures["contradictory"] == 3
 
 
 def test_bad_inputs(tmp_path):
@@ -172,8 +190,11 @@ def test_bad_inputs(tmp_path):
 
 
 def test_check_labels():
-    check_labels(["a b", "c: d"], "answer")
+    check_labels(["a b", "c: d"], None)
     check_labels(["a b"], "spans")
-    for labels, answer in ((["a", "A."], "answer"), (["."], "answer"), (["a", "a"], "spans")):
+    for labels in (["a", "."], [""]):
+        with pytest.raises(InputError, match="got a label without a character in '"):
+            check_labels(labels, None)
+    for labels, answer in ((["a", "A."], None), (["a", "a"], "spans")):
         with pytest.raises(InputError, match="expected labels that differ in more than case"):
             check_labels(labels, answer)
