@@ -21,8 +21,8 @@ from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
 
 COMMANDS = (
     *("quickstart", "train-tokenizer", "compare-tokenizers", "build-tokens", "pretrain"),
-    *("finetune", "evaluate", "generate", "inspect", "verify", "import-hf", "export-hf"),
-    *("verify-hf", "plan", "bench"),
+    *("build-instructions", "finetune", "evaluate", "generate", "score-answers", "inspect"),
+    *("verify", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
 )
 
 # Flags that take a path of Google Cloud Storage, and commands whose --out does.
