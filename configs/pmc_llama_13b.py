@@ -9,8 +9,7 @@ epoch. Token rows are texts one after the other, cut every 512 tokens, so that a
 reads every text to its end. The steps are those of 5 published epochs, one window a text.
 
 Not published, and our choice where the code says so: the number of epochs, of which the script has
-30 and the paper 5 and 10 in two places; betas, epsilon and gradient clip, which are the defaults
-of the published code's library.
+30 and the paper 5 and 10 in two places; betas, epsilon and gradient clip (transformers' defaults).
 
     biomedlm build-tokens --input=PAPERS --tokenizer=LLAMA --length=512 --out=TOKENS
     biomedlm pretrain --config=configs/pmc_llama_13b.py --init=LLAMA --config.data.path=TOKENS \\

@@ -82,7 +82,7 @@ def shared() -> ConfigDict:
             },
             "data": {
                 "path": "",
-                "mixture": placeholder(str),  # instead of path: NAME=DIR:WEIGHT,NAME=DIR:WEIGHT
+                "mixture": "",  # instead of path: NAME=DIR:WEIGHT,NAME=DIR:WEIGHT
                 "seed": 17,
             },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},

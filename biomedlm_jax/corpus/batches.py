@@ -12,7 +12,7 @@ batches ahead, so that devices do not wait for data.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import grain
 import jax
@@ -61,7 +61,7 @@ class Batches:
         manifest = self._rows.manifest
         self._layout = _Layout(sharding, batch_size, manifest["length"])
 
-        def order_of(rows: int, passes: int | None = None) -> Sequence:
+        def order_of(rows: int, passes: int | None = None) -> Any:
             order = grain.MapDataset.range(rows)
             if shuffle:
                 # Grain shuffles pass p with seed + p: without a hash, seeds would share orders.

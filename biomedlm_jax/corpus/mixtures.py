@@ -29,7 +29,7 @@ from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.manifest import Manifest, read_manifest
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import content_hash
+from biomedlm_jax.files import content_hash, read_json
 
 SOURCES = "sources.json"  # of a run: the manifests of all sources
 LONGEST_PERIOD = 100_000  # rows; weights of at most five digits
@@ -185,6 +185,7 @@ class MixedRows:
         self._rows = [Rows(source.path, split) for source in sources]
         self.sizes = [len(rows) for rows in self._rows]
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        self._shares = Shares([source.weight for source in sources])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -201,12 +202,11 @@ class MixedRows:
 
     def order(self, order_of: Callable[[int], Sequence[int]]) -> "MixedOrder":
         """Return the endless order of the mixture; `order_of(rows)` is a source's own."""
-        shares = Shares([source.weight for source in self.sources])
-        return MixedOrder(shares, [order_of(size) for size in self.sizes], self.starts.tolist())
+        return MixedOrder(self._shares, [*map(order_of, self.sizes)], self.starts.tolist())
 
     def check_batch(self, batch_size: int) -> None:
         """Raise InputError if a batch has more rows of a source than that has."""
-        most = Shares([source.weight for source in self.sources]).most(batch_size)
+        most = self._shares.most(batch_size)
         for source, size, rows in zip(self.sources, self.sizes, most, strict=True):
             if rows > size:
                 raise InputError(
@@ -245,7 +245,22 @@ def sources_record(sources: Sequence[Source], manifests: Sequence[Manifest]) -> 
     }
 
 
-def source_figures(record: Mapping[str, Any], rows: int, *, where: str | Path) -> list[dict]:
+def read_sources(run: Path, record: Mapping[str, Any], *, rows: int) -> list[dict[str, Any]]:
+    """Return `source_figures` of a run with the `run.json` of `record`; [] if it has no mixture.
+
+    Raises InputError if its SOURCES is missing or damaged.
+    """
+    start, file = record.get("started_from"), run / SOURCES
+    if not (isinstance(start, Mapping) and "sources" in start):
+        return []
+    if not file.exists():
+        raise InputError(f"{file} of a run on a mixture is missing; restore it from a copy")
+    return source_figures(read_json(file), rows, where=file)
+
+
+def source_figures(
+    record: Mapping[str, Any], rows: int, *, where: str | Path
+) -> list[dict[str, Any]]:
     """Return what the first `rows` rows of a run had of each source: rows and passes over it.
 
     Raises InputError, which begins with `where`, for a record of another form.
@@ -256,7 +271,7 @@ def source_figures(record: Mapping[str, Any], rows: int, *, where: str | Path) -
         splits = [entry["manifest"]["splits"]["train"] for entry in entries]
         sizes = [(int(split["rows"]), int(split["tokens"])) for split in splits]
         named = [(str(e["name"]), str(e["manifest"]["fingerprint"])) for e in entries]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{where} is no record of sources; restore it from a copy") from None
     if not weights or min(weights) < 1 or sum(weights) > LONGEST_PERIOD or min(sizes)[0] < 1:
         raise InputError(f"{where} has bad weights or rows; restore it from a copy")

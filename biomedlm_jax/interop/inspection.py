@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.buckets import as_path
-from biomedlm_jax.corpus.mixtures import SOURCES, describe_source, source_figures
+from biomedlm_jax.corpus.mixtures import describe_source, read_sources
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.integrity import SUMS, has_sums
@@ -59,10 +59,9 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
             "rows": saved[-1] * batch,
             "passes": saved[-1] * batch / max(1, there["rows"]),
         }
-        if (file := run / SOURCES).exists():  # of a mixture: passes are of each source alone
-            del facts["position"]["passes"]
-            figures = source_figures(read_json(file), saved[-1] * batch, where=file)
-            facts["position"]["sources"] = figures
+        if sources := read_sources(run, record, rows=saved[-1] * batch):
+            del facts["position"]["passes"]  # over the first source alone
+            facts["position"]["sources"] = sources
     left = [step for step, path in folders if not is_committed(path)]
     facts["checkpoints"] |= dict.fromkeys(map(str, left), "never finished")
     aside = sorted(path.name for path in folders[0][1].parent.iterdir()) if folders else []

@@ -56,7 +56,7 @@ class TokenSettings(Settings):
     path: str = setting("", free=True)
     # DIR:WEIGHT,DIR:WEIGHT in place of path; NAME=DIR:WEIGHT names a source. A run keeps rows and
     # weights; directories may move.
-    mixture: str | None = setting(None, free=True)
+    mixture: str = setting("", free=True)
     seed: int = setting(least=0)  # of the order of the rows
 
     @property
@@ -316,7 +316,9 @@ def _described_start(init: InitialWeights, settings: PretrainSettings) -> str:
     _, schedule = make_optimizer(settings.optimizer, steps=settings.training.steps)
     warmup = settings.optimizer.warmup_of(settings.training.steps)
     peak = f"{settings.optimizer.learning_rate:.3g}"
-    rise = f"warms up again, to {peak} after {warmup:,} steps" if warmup else f"starts at {peak}"
+    rise = f"starts at {peak} without a warmup"
+    if warmup:
+        rise = f"warms up again, to {peak} after {warmup:,} steps"
     last = f"{float(np.asarray(schedule(settings.training.steps - 1))):.3g}"
     way = f"{rise}, and ends at {last} ({settings.optimizer.schedule})"
     return f"starting from the weights of {init.path}; the learning rate {way}"
