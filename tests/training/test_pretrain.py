@@ -135,6 +135,7 @@ def continued(config):
     for group in ("data", "training", "checkpoint", "logging"):
         result[group].update(config[group])
     result.optimizer.update(learning_rate=3e-3, warmup_steps=0)
+    result.checkpoint.keep = 5  # a thread deletes steps, while tests copy the run
     return result
 
 
@@ -386,6 +387,7 @@ def mixed(config, dataset, general):
     """The tiny run on both, 3 to 1."""
     config.data.update(path="", mixture=f"domain={dataset}:3,general={general}:1")
     config.training.evaluate_sources = "all"
+    config.checkpoint.keep = 5  # a thread deletes steps, while tests copy the run
     return config
 
 
