@@ -16,19 +16,26 @@ gpt_125m       one GPU or a small TPU slice: the size of the paper's tokenizer a
                Four v5e chips need --config.training.accumulation=16.
 gpt_cpu        10.6 M parameters for two CPU cores: real articles, BioMedLM's vocabulary. 1,000
                steps of 4 x 256 tokens are 1.0 M tokens; docs/benchmarks.md has the result.
-continued      more steps from the weights of --init=DIR, whose architecture it takes. The rate is a
-               tenth of BioMedLM's and constant after the warmup, so that a finished run can get
-               more steps with a larger --config.training.steps. Neither value is published.
+continued      more steps from the weights of --init=DIR, whose family and architecture it takes.
+               The learning rate warms up again, to a tenth of BioMedLM's, and is then constant, so
+               that a finished run can get more steps with a larger --config.training.steps. Neither
+               value is published.
 tiny           trains in seconds, for tests and a first look; rows of any length and vocabulary.
 
     biomedlm pretrain --config=configs/pretrain.py:gpt_cpu --config.data.path=TOKENS --workdir=RUN
+    biomedlm pretrain --config=configs/pretrain.py:continued --init=DIR \\
+        --config.data.mixture=domain=TOKENS:99,general=OTHER_TOKENS:1 --workdir=RUN
 
+Other continued runs: biomedgpt_lm_7b.py, meditron_7b.py, mmed_llama_3_8b.py and pmc_llama_13b.py.
 Vocabulary size, end-of-text id and row length come from the token rows unless they are set. With
 --init=DIR what the model group leaves unset comes from DIR, and a contradiction is an error.
 """
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+GPT2_ONLY = ("scale_attn_by_inverse_layer_idx", "layer_norm_epsilon")
+OF_WEIGHTS = ("initializer_range", "vocab_multiple")  # that a run starts from
 
 
 def get_config(variant: str = "gpt_cpu") -> ConfigDict:
@@ -73,7 +80,11 @@ def shared() -> ConfigDict:
                 "unroll": 1,
                 "vocab_multiple": 128,  # 28,896 -> 28,928
             },
-            "data": {"path": "", "seed": 17},
+            "data": {
+                "path": "",
+                "mixture": "",  # instead of path: NAME=DIR:WEIGHT,NAME=DIR:WEIGHT
+                "seed": 17,
+            },
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "optimizer": {
                 "schedule": "cosine",
@@ -96,6 +107,8 @@ def shared() -> ConfigDict:
                 "seed": 17,
                 "evaluate_every": 100,
                 "evaluate_batches": 32,
+                "evaluate_sources": "first",  # of a mixture; all: a validation loss for each
+                "from_weights": False,  # True: refuse to begin without --init
             },
             "lora": {"rank": 0, "alpha": 16.0},
             "checkpoint": {"every": 200, "minutes": 0.0, "keep": 2, "keep_every": 0},
@@ -141,13 +154,29 @@ def gpt_cpu(config: ConfigDict) -> None:
 
 
 def continued(config: ConfigDict) -> None:
-    with config.ignore_type():  # None: as in the model of --init
-        config.model.update(scale_attn_by_inverse_layer_idx=placeholder(bool))
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            config.model[name] = placeholder(float)
-        config.model.vocab_multiple = placeholder(int)
+    with config.ignore_type():  # None, or absent: as in the model of --init, of any family
+        config.model.model_type = placeholder(str)
+    for name in (*GPT2_ONLY, *OF_WEIGHTS):
+        del config.model[name]
     config.optimizer.update(schedule="constant", learning_rate=1.6e-5, weight_decay=1.6e-6)
     config.optimizer.final_lr_fraction = 1.0
+    config.training.from_weights = True
+
+
+def llama(*, learning_rate: float, steps: int, **architecture) -> ConfigDict:
+    """What the runs have in common that continue a Llama, whose ids come from its weights."""
+    config = shared()
+    with config.ignore_type():
+        for name in (*GPT2_ONLY, *OF_WEIGHTS):
+            del config.model[name]
+        config.model.update(model_type="llama", rope_type="default", tie_word_embeddings=False)
+        config.model.update(architecture)
+    # What the backward pass keeps for BioMedLM; full needs less memory and recomputes more.
+    config.model.remat = "query,key,value,attention,residual,norm,mlp_input"
+    config.optimizer.update(learning_rate=learning_rate, decoupled=False)
+    config.training.update(steps=steps, evaluate_every=1_000, from_weights=True)
+    config.checkpoint.update(every=1_000, keep=3)
+    return config
 
 
 def tiny(config: ConfigDict) -> None:

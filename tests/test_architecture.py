@@ -36,10 +36,10 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_930,
-    ("training",): 2_993,
-    ("corpus",): 2_172,
+    ("training",): 3_087,
+    ("corpus",): 2_491,
     ("generation",): 2_006,
-    ("interop",): 2_110,
+    ("interop",): 2_130,
     ("qa", "finetuning"): 6_134,
     ("planning",): 1_096,
     ("cli", "commands"): 1_337,

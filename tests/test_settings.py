@@ -88,6 +88,7 @@ def read_all(settings_class: type, config: ConfigDict) -> None:
     ("file", "settings_class"),
     [
         ("pretrain.py:tiny", PretrainSettings),
+        ("meditron_7b.py:", PretrainSettings),
         ("finetune.py:medqa", QuestionSettings),
         ("finetune.py:meqsum", TextSettings),
     ],

@@ -3,12 +3,15 @@
     biomedlm pretrain --config=configs/pretrain.py:gpt_cpu --config.data.path=TOKENS --workdir=RUN
     biomedlm pretrain --config=configs/pretrain.py:continued --init=DIR --config.data.path=TOKENS \\
         --workdir=RUN
+    biomedlm pretrain --config=configs/pretrain.py:continued --init=DIR --workdir=RUN \\
+        --config.data.mixture=domain=TOKENS:99,general=OTHER_TOKENS:1
 
-TOKENS is what `biomedlm build-tokens` wrote. Every value of the config file can be set on the
-command line, as in --config.training.steps=200; --extend lengthens a run. --init starts from
-the weights of a run or Hugging Face directory. On a TPU pod or under Slurm, start it on every host
-with --distributed; elsewhere once per process, with --coordinator and --process_id from 0 to
---process_count - 1. All processes write into one --workdir.
+TOKENS is what `biomedlm build-tokens` wrote; the last command reads 99 rows of it to each row of
+OTHER_TOKENS. Every value of the config file can be set on the command line, as in
+--config.training.steps=200; --extend lengthens a run. --init starts from the weights of a run or
+Hugging Face directory. On a TPU pod or under Slurm, start it on every host with --distributed;
+elsewhere once per process, with --coordinator and --process_id from 0 to --process_count - 1. All
+processes write into one --workdir.
 """
 
 import contextlib

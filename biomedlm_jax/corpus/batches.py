@@ -1,23 +1,25 @@
 """Batches: token rows as global arrays [batch, length] over the devices, in one fixed order.
 
-Row i of step s is row s * batch_size + i of the split's order on any number of devices and
-processes: a process reads only the rows of a batch that its own devices hold. A position is
-therefore one number, and a run resumes on other hosts than those that saved it.
+Row i of step s is row s * batch_size + i of the order of the split, or of a mixture of several
+sources (mixtures.py), on any number of devices and processes: a process reads only the rows of a
+batch that its own devices hold. A position is therefore one number, and a run resumes on other
+hosts than those that saved it.
 
 Grain shuffles by index, differently in every pass. Its threads read, lay out and transfer a few
 batches ahead, so that devices do not wait for data.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from biomedlm_jax.corpus.mixtures import MixedRows, Source
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.errors import InputError
 
@@ -28,11 +30,13 @@ class Batches:
     """An endless (or `passes` long) iterator of int32 arrays [batch_size, length].
 
     Args:
-      path: a directory of token rows.
+      path: a directory of token rows, or the sources of a mixture, whose rows are numbered through
+        in their order.
       sharding: the layout of a batch; None puts it on this process's first device.
       shuffle: visit the rows in an order that depends on `seed` and the pass, else in the order
         of the file. A batch may span two passes.
-      passes: stop after this many passes over the split, with the last full batch.
+      passes: stop after this many passes over the split, with the last full batch; a mixture has
+        no end.
 
     Raises InputError for a batch size that does not divide over the sharding or exceeds the rows of
     the split, and what `Rows` raises, then and from `next`: an error of a reading thread comes with
@@ -41,7 +45,7 @@ class Batches:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[Source],
         *,
         split: str = "train",
         batch_size: int,
@@ -50,22 +54,36 @@ class Batches:
         seed: int = 0,
         passes: int | None = None,
     ):
-        self._rows = Rows(path, split)
+        if isinstance(path, str | Path):
+            self._rows: Rows | MixedRows = Rows(path, split)
+        else:
+            self._rows = MixedRows(path, split)
         manifest = self._rows.manifest
         self._layout = _Layout(sharding, batch_size, manifest["length"])
-        if batch_size > len(self._rows):
-            raise InputError(
-                f"got batch_size={batch_size}, but {path} has {len(self._rows)} {split} rows; "
-                "give more text or a smaller batch"
-            )
-        order = grain.MapDataset.range(len(self._rows))
-        if shuffle:
-            # Grain shuffles pass p with seed + p: without a hash, seeds would share their orders.
-            digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
-            order = order.shuffle(int.from_bytes(digest, "big"))
-        self._order = order.repeat(passes)
+
+        def order_of(rows: int, passes: int | None = None) -> Any:
+            order = grain.MapDataset.range(rows)
+            if shuffle:
+                # Grain shuffles pass p with seed + p: without a hash, seeds would share orders.
+                digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+                order = order.shuffle(int.from_bytes(digest, "big"))
+            return order.repeat(passes)
+
+        if isinstance(self._rows, MixedRows):
+            if passes is not None:
+                raise InputError(f"got passes={passes} over a mixture, which has no end")
+            self._rows.check_batch(batch_size)
+            self._order, dataset = self._rows.order(order_of), self._rows.fingerprint()
+        else:
+            if batch_size > len(self._rows):
+                raise InputError(
+                    f"got batch_size={batch_size}, but {path} has {len(self._rows)} {split} rows; "
+                    "give more text or a smaller batch"
+                )
+            self._order = order_of(len(self._rows), passes)
+            dataset = manifest["fingerprint"]
         self._identity = {
-            "dataset": manifest["fingerprint"],
+            "dataset": dataset,
             "tokenizer": manifest["tokenizer_hash"],
             "split": split,
             "batch_size": batch_size,

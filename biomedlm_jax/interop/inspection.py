@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.buckets import as_path
+from biomedlm_jax.corpus.mixtures import describe_source, read_sources
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 from biomedlm_jax.integrity import SUMS, has_sums
@@ -58,6 +59,9 @@ def inspect_run(run: str | Path, *, verify: bool = False) -> dict[str, Any]:
             "rows": saved[-1] * batch,
             "passes": saved[-1] * batch / max(1, there["rows"]),
         }
+        if sources := read_sources(run, record, rows=saved[-1] * batch):
+            del facts["position"]["passes"]  # over the first source alone
+            facts["position"]["sources"] = sources
     left = [step for step, path in folders if not is_committed(path)]
     facts["checkpoints"] |= dict.fromkeys(map(str, left), "never finished")
     aside = sorted(path.name for path in folders[0][1].parent.iterdir()) if folders else []
@@ -91,8 +95,10 @@ def describe(facts: dict[str, Any]) -> list[str]:
     if position := facts.get("position"):
         lines.append(
             f"saved at step {position['step']:,}: {position['tokens']:,} tokens, "
-            f"{position['rows']:,} rows, {position['passes']:.2f} passes over the data"
+            f"{position['rows']:,} rows"
+            + (f", {position['passes']:.2f} passes over the data" if "passes" in position else "")
         )
+        lines += map(describe_source, position.get("sources", ()))
     states = (f"{step} ({state})" for step, state in facts["checkpoints"].items())
     lines.append(f"checkpoints: {', '.join(states) or 'none'}")
     lines += [f"set aside: checkpoints/{name}" for name in facts["set_aside"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.buckets import as_path, is_bucket
+from biomedlm_jax.corpus.mixtures import describe_source, read_sources
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.interop import directories
@@ -98,9 +99,18 @@ def training_facts(path: str | Path, *, step: int | None = None) -> dict[str, di
             "tokens trained on": tokens,
             "passes over the data": round(tokens / rows["tokens"], 2) if rows else None,
         }
+        sources = read_sources(as_path(path), record, rows=step * numbers[0])
+        if sources:  # the manifest is of the first one
+            for name in ("training tokens", "rows", "fingerprint"):
+                del sections["Data"][name]
+            del sections["Steps"]["passes over the data"]
+        sections["Data"] |= {
+            f"source {number}": f"{describe_source(source)}, fingerprint {source['fingerprint']}"
+            for number, source in enumerate(sources, start=1)
+        }
     sections["Validation"] = _validation(path / "metrics.jsonl", step)
     known = {
-        section: {k: v for k, v in rows.items() if v is not None and not isinstance(v, dict)}
+        section: {k: v for k, v in rows.items() if v not in (None, "") and not isinstance(v, dict)}
         for section, rows in sections.items()
     }
     return {section: rows for section, rows in known.items() if rows}

@@ -185,12 +185,12 @@ def _read(config: ConfigDict, change: dict) -> tuple[PretrainSettings, ModelConf
     config.update_from_flattened_dict(change)
     settings = read_settings(PretrainSettings, config.to_dict())
     unset = [k for k in ("vocab_size", "context_length") if settings.model.get(k) is None]
-    if unset and not settings.data.path:
+    if unset and not (settings.data.path or settings.data.mixture):
         flags = " and ".join(f"--config.model.{name}" for name in unset)
         raise InputError(f"expected {flags}, or --config.data.path=DIR of token rows; got none")
     if unset:
         return settings, fill_config_from_manifest(
-            settings.model, read_manifest(settings.data.path)
+            settings.model, read_manifest(settings.data.sources[0].path)
         )
     return settings, make_config(settings.model)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,12 @@ class OptimizerSettings(Settings):
                 f"got optimizer.final_lr_fraction={self.final_lr_fraction} with schedule=constant, "
                 "which does not decay; set --config.optimizer.final_lr_fraction=1.0"
             )
+
+    def warmup_of(self, steps: int) -> int:
+        """Return the steps of the warmup of a run of `steps` steps."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil((self.warmup_ratio or 0.0) * steps)
 
     @property
     def schedule_depends_on_total_steps(self) -> bool:

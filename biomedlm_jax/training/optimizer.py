@@ -1,7 +1,6 @@
 """The optimizers: AdamW; schedules of pre-training (cosine, constant) and fine-tuning (linear)."""
 
 import functools
-import math
 
 import jax.numpy as jnp
 import optax
@@ -20,9 +19,7 @@ def make_optimizer(
     Raises InputError if the warmup is longer than the run (a run of constant rate can be
     lengthened), or of a cosine as long.
     """
-    warmup = settings.warmup_steps
-    if warmup is None:
-        warmup = math.ceil((settings.warmup_ratio or 0.0) * steps)
+    warmup = settings.warmup_of(steps)
     peak, final = settings.learning_rate, settings.final_lr_fraction
     if settings.schedule != "constant" and warmup > steps - (settings.schedule == "cosine"):
         raise InputError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,23 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.batches import Batches, validation_batches
-from biomedlm_jax.corpus.manifest import check_tokens, read_manifest
+from biomedlm_jax.corpus.manifest import Manifest, check_tokens
+from biomedlm_jax.corpus.mixtures import (
+    SOURCES,
+    Source,
+    describe_source,
+    parse_mixture,
+    read_manifests,
+    source_figures,
+    sources_record,
+)
 from biomedlm_jax.corpus.packer import token_byte_counts
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
-from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.model.language_model import LanguageModel, axis_names, named_parameters
 from biomedlm_jax.settings import Settings, check_object, read_settings, setting
 from biomedlm_jax.training.config import RunSettings, StepSettings
 from biomedlm_jax.training.description import describe_run
@@ -41,11 +50,32 @@ CONFIG = "config.json"  # what the model is
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSettings(Settings):
-    """The token rows."""
+    """The token rows: `path`, a directory that `biomedlm build-tokens` wrote, or a mixture."""
 
     group = "data"
-    path: str = setting(free=True)  # a directory that `biomedlm build-tokens` wrote
+    path: str = setting("", free=True)
+    # DIR:WEIGHT,DIR:WEIGHT in place of path; NAME=DIR:WEIGHT names a source. A run keeps rows and
+    # weights; directories may move.
+    mixture: str = setting("", free=True)
     seed: int = setting(least=0)  # of the order of the rows
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The directories of the rows, a single one with weight 1; InputError without any."""
+        if self.path and self.mixture:
+            raise InputError(
+                f"got config.data.path={self.path} and config.data.mixture={self.mixture}; set one "
+                "of them"
+            )
+        if self.mixture:
+            return parse_mixture(self.mixture)
+        if not self.path:
+            raise InputError(
+                "got an empty config.data.path; set --config.data.path=DIR to a directory that "
+                "`biomedlm build-tokens` wrote, or --config.data.mixture=DIR:99,DIR:1 to several "
+                "with weights"
+            )
+        return (Source(name="rows", path=self.path, weight=1),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +85,9 @@ class PretrainSteps(StepSettings):
     steps: int = setting(least=1)
     evaluate_every: int = setting(least=0, free=True)  # steps; 0: never
     evaluate_batches: int = setting(-1, free=True)  # spread over the validation split; -1: all
+    evaluate_sources: str = setting("first", choices=("first", "all"), free=True)  # of a mixture
+    # Never begin with random parameters: the learning rate, say, is one for trained weights.
+    from_weights: bool = setting(False, free=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,7 +133,8 @@ def pretrain(
     checkpoints hold the factors and the merged model. A run gets more steps than it had if its
     learning rate does not depend on their number, or with `extend`.
 
-    Writes `config.json`, the tokenizer, the rows' `manifest.json` and what `fit` writes. Returns
+    Writes `config.json`, the tokenizer, the rows' `manifest.json` (of a mixture the first source's,
+    and all of them in `sources.json`) and what `fit` writes. Returns
     the step and, if this call evaluated, the last validation metrics. `fallback`, `replay` and the
     errors are those of `fit`. Raises InputError, before anything is written, if the config, the
     data or the directory do not fit together.
@@ -108,12 +142,9 @@ def pretrain(
     workdir = as_path(workdir).absolute()
     settings = read_settings(PretrainSettings, config)
     training = settings.training
-    if not settings.data.path:
-        raise InputError(
-            "got an empty config.data.path; set --config.data.path=DIR to a directory that "
-            "`biomedlm build-tokens` wrote"
-        )
-    manifest = read_manifest(settings.data.path)
+    sources = settings.data.sources
+    manifests = read_manifests(sources)
+    manifest, path = manifests[0], sources[0].path
     before = from_first_process(lambda: read_run(workdir))
     latest = from_first_process(lambda: latest_step(workdir))
     started_from = _initial_facts(
@@ -130,17 +161,23 @@ def pretrain(
         raise InputError(
             "got no model.layers; set --config.model.layers, or start from weights with --init=DIR"
         )
+    elif training.from_weights and not before:
+        raise InputError(
+            "got a config that continues from weights (training.from_weights=True) without "
+            "--init=DIR; add it, or set --config.training.from_weights=False to train from "
+            "random parameters"
+        )
     model_config = fill_config_from_manifest(fields, manifest)
     # A run keeps its tokenizer; before the first checkpoint, its files may not be complete.
     known = latest is not None and from_first_process((workdir / "tokenizer.json").exists)
-    tokenizer = load_tokenizer(workdir if known else settings.data.path)
+    tokenizer = load_tokenizer(workdir if known else path)
     if init is not None:
-        _check_tokenizer(init, manifest["tokenizer_hash"], rows=settings.data.path)
+        _check_tokenizer(init, manifest["tokenizer_hash"], rows=path)
     smaller = source is not None and manifest["vocab_size"] <= source.vocab_size
     check_tokens(
         manifest,
         vocab_size=None if smaller else model_config.vocab_size,
-        length=model_config.context_length,
+        length=_row_length(model_config, manifest["length"]),
         eos_id=model_config.eos_token_id,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
@@ -149,20 +186,21 @@ def pretrain(
             f"got training.loss_chunks={training.loss_chunks}; expected a divisor of the row "
             f"length {manifest['length']}"
         )
-    split = manifest["splits"]["validation"]
-    if training.evaluate_every and not split["rows"]:
-        raise InputError(
-            f"{settings.data.path} has no validation rows; build it with --validation_fraction, "
-            "or set --config.training.evaluate_every=0"
-        )
+    evaluated = sources if training.evaluate_sources == "all" else sources[:1]
+    for one, of_one in zip(evaluated, manifests, strict=False):
+        if training.evaluate_every and not of_one["splits"]["validation"]["rows"]:
+            raise InputError(
+                f"{one.path} has no validation rows; build it with --validation_fraction, "
+                "or set --config.training.evaluate_every=0"
+            )
     lengthening = _lengthening(before, settings, workdir, extend=extend, step=latest or 0)
     mesh = settings.mesh.make()
     abstract = abstract_model(model_config)
-    batch_size, path = training.batch_size, settings.data.path
+    batch_size, length = training.batch_size, manifest["length"]
     meshes.check_fits(
         mesh, batch_size=batch_size, accumulation=training.accumulation, model=abstract
     )
-    description = describe_run(abstract, mesh)
+    description = describe_run(abstract, mesh, length=length)
     sharding = meshes.sharding(mesh, "batch", "length")
     layout: dict[str, Any] = {"batch_size": batch_size, "sharding": sharding}
     base: list[Any] = []
@@ -170,32 +208,47 @@ def pretrain(
         with jax.set_mesh(mesh):
             base = [init.read(abstract_model(model_config, mesh))]
             started_from["weights"] = weights_hash(base[0])
-    batches = Batches(path, split="train", **layout, seed=settings.data.seed)
+    mixture = sources if len(sources) > 1 else ()
+    batches = Batches(mixture or path, split="train", **layout, seed=settings.data.seed)
     loss_sums = jax.jit(interned(functools.partial(summed_loss, chunks=training.loss_chunks)))
     lengths_V = jnp.asarray(token_byte_counts(tokenizer))
     limit = training.evaluate_batches if training.evaluate_batches > 0 else None
 
-    def evaluate(model, step: int, check_stop: Callable[[], None]) -> dict[str, float]:
+    def evaluate_source(model, source: Source, check_stop: Callable[[], None]) -> dict[str, float]:
         total, count, text_bytes = 0.0, 0.0, 0
-        for tokens, weights in validation_batches(path, **layout, limit=limit):
+        for tokens, weights in validation_batches(source.path, **layout, limit=limit):
             check_stop()
             sums = loss_sums(model, tokens, weights_B=weights)
             total, count = total + float(sums[0]), count + float(sums[1])
             text_bytes += int(_byte_sum(lengths_V, tokens, weights))
         return validation_metrics(total / count, tokens=round(count), text_bytes=text_bytes)
 
+    def evaluate(model, step: int, check_stop: Callable[[], None]) -> dict[str, float]:
+        figures = [evaluate_source(model, source, check_stop) for source in evaluated]
+        losses = {
+            f"validation_loss/{source.name}": of_source["validation_loss"]
+            for source, of_source in zip(evaluated, figures, strict=True)
+        }
+        return figures[0] | (losses if len(evaluated) > 1 else {})
+
     def write() -> None:
         facts = {"started_from": started_from} if started_from else {}
         write_json(workdir / CONFIG, {"model": model_config.to_json(), **facts})
         if not known:
             write_json(workdir / "manifest.json", manifest)
+            if mixture:
+                write_json(workdir / SOURCES, kept_sources)
             kept = tokenizer if init is None else init.tokenizer
             save_tokenizer(kept, workdir, overwrite=True)  # of a start that was killed
         for name, value in (init.files if init else {}).items():
             write_json(workdir / name, value)
 
-    tokens = batch_size * manifest["length"]
-    seen, there = training.steps * tokens, manifest["splits"]["train"]["tokens"]
+    kept_sources = sources_record(sources, manifests)
+    facts_of_sources = {
+        f"{number}": source.facts(of_source)
+        for number, (source, of_source) in enumerate(zip(mixture, manifests, strict=False), start=1)
+    }
+    tokens = batch_size * length
     recipe = Recipe(
         name="pretrain",
         settings=settings,
@@ -208,12 +261,13 @@ def pretrain(
         evaluate=evaluate if training.evaluate_every else None,
         evaluate_every=training.evaluate_every,
         tokens_per_step=tokens,
-        flops_per_token=flops_per_token(abstract, manifest["length"]),
+        flops_per_token=flops_per_token(abstract, length),
         started_from={
             "model": model_config.architecture(),
             "initialisation": _initialisation(model_config),
             "tokenizer": manifest["tokenizer_hash"],
             "rows": manifest["fingerprint"],
+            **({"sources": facts_of_sources} if mixture else {}),
             **started_from,
         },
         may_change=["training.steps"] if lengthening else [],
@@ -221,9 +275,8 @@ def pretrain(
         write=write,
         introduction=(
             description,
-            *([f"starting from the weights of {init.path}"] if init and latest is None else []),
-            f"{training.steps:,} steps of {batch_size} x {manifest['length']} tokens: "
-            f"{seen / there:.2f} passes over {there:,} tokens",
+            *([_described_start(init, settings)] if init and latest is None else []),
+            *_described_rows(sources, manifests, training),
             *([lengthening["learning_rate"]] if lengthening else []),
         ),
     )
@@ -247,6 +300,44 @@ def fill_config_from_manifest(fields: dict, manifest: Mapping[str, Any]) -> Mode
     names = {"vocab_size": "vocab_size", "eos_token_id": "eos_id", "context_length": "length"}
     unset = {ours: manifest[its] for ours, its in names.items() if fields.get(ours) is None}
     return make_config({**fields, **unset})
+
+
+def _row_length(config: ModelConfig, length: int) -> int:
+    """Return the length that rows must have: theirs, if the model may be trained on shorter ones.
+
+    A model with parameters of each position is not: those of the last would not be trained.
+    """
+    parameters = named_parameters(abstract_model(config)).values()
+    if any("length" in axis_names(parameter) for parameter in parameters):
+        return config.context_length
+    return min(length, config.context_length)
+
+
+def _described_start(init: InitialWeights, settings: PretrainSettings) -> str:
+    """Return a line about the weights, and the learning rate's way from there."""
+    _, schedule = make_optimizer(settings.optimizer, steps=settings.training.steps)
+    warmup = settings.optimizer.warmup_of(settings.training.steps)
+    peak = f"{settings.optimizer.learning_rate:.3g}"
+    rise = f"starts at {peak} without a warmup"
+    if warmup:
+        rise = f"warms up again, to {peak} after {warmup:,} steps"
+    last = f"{float(np.asarray(schedule(settings.training.steps - 1))):.3g}"
+    way = f"{rise}, and ends at {last} ({settings.optimizer.schedule})"
+    return f"starting from the weights of {init.path}; the learning rate {way}"
+
+
+def _described_rows(
+    sources: Sequence[Source], manifests: Sequence[Manifest], training: PretrainSteps
+) -> list[str]:
+    """Return a line about the steps and, of a mixture, one about each source."""
+    length, split = manifests[0]["length"], manifests[0]["splits"]["train"]
+    line = f"{training.steps:,} steps of {training.batch_size} x {length} tokens"
+    if len(sources) == 1:
+        passes = training.steps * training.batch_size * length / split["tokens"]
+        return [f"{line}: {passes:.2f} passes over {split['tokens']:,} tokens"]
+    record, rows = sources_record(sources, manifests), training.steps * training.batch_size
+    figures = source_figures(record, rows, where="the mixture")
+    return [f"{line} from {len(sources)} sources", *map(describe_source, figures)]
 
 
 def _fill_config_from_source(fields: dict, source: ModelConfig, *, where: str) -> dict:

@@ -18,6 +18,7 @@ from processes import Process, run_process
 from biomedlm_jax.corpus.batches import Batches, validation_batches
 from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.manifest import END_BYTES
+from biomedlm_jax.corpus.mixtures import Source, parse_mixture
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
@@ -211,6 +212,55 @@ def test_the_rows_of_a_step_and_its_batch_again(make, data):
             two.at(step)
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, data, tokenizer) -> tuple[Source, ...]:
+    """The data and another directory, 3 to 1."""
+    texts = [f"A letter of {i} words came to house {i * i}." for i in range(4)]
+    other = build(tmp_path_factory.mktemp("batches") / "other", tokenizer, texts)
+    return parse_mixture(f"first={data}:3,second={other}:1")
+
+
+def test_a_mixture_reads_each_source_in_its_own_order(make, data, sources):
+    one, eight = make(sources, seed=3), make(sources, seed=3, sharding=layout(("data", "fsdp")))
+    counts = [len(Rows(source.path, "train")) for source in sources]
+    steps = 4 * counts[0] // BATCH
+    stream = take(one, steps).reshape(-1, LENGTH)
+    assert np.array_equal(take(eight, steps).reshape(-1, LENGTH), stream)
+    numbers = np.concatenate([one.rows_of(step) for step in range(steps)])
+    of_second = numbers >= counts[0]
+    assert of_second.reshape(-1, 4).sum(axis=1).tolist() == [1] * (len(numbers) // 4)
+    for source, mask, rows in zip(sources, (~of_second, of_second), counts, strict=True):
+        alone = make(source.path, seed=3, batch_size=4)
+        expected = take(alone, mask.sum() // 4).reshape(-1, LENGTH)
+        assert np.array_equal(stream[mask], expected)
+        assert mask.sum() > 2.5 * rows  # repeated, shuffled anew in each pass
+    assert np.array_equal(one.at(1), stream[BATCH : 2 * BATCH])
+
+
+def test_a_mixture_resumes_exactly(make, data, sources):
+    everything = take(make(sources, seed=5), 40)
+    batches, resumed = make(sources, seed=5), make(sources, seed=5, sharding=layout("data"))
+    for step in range(0, 36, 5):
+        position = json.loads(json.dumps(batches.position()))
+        resumed.restore(position)
+        assert np.array_equal(take(resumed, 2), everything[step : step + 2])
+        take(batches, 5)
+    first, second = sources
+    heavier = Source(name="first", path=first.path, weight=4)
+    for other in ((heavier, second), (second, first), data):
+        with pytest.raises(InputError, match="the position was saved with another dataset"):
+            make(other, seed=5).restore(batches.position())
+
+
+def test_a_mixture_that_cannot_fill_a_batch(make, sources):
+    second, rows = sources[1], len(Rows(sources[1].path, "train"))
+    with pytest.raises(InputError, match=f"of which up to {rows + 1} rows are of {second.path}, b"):
+        make(sources, batch_size=4 * rows + 4)
+    make(sources, batch_size=4 * rows)
+    with pytest.raises(InputError, match="got passes=2 over a mixture"):
+        make(sources, passes=2)
+
+
 def damage_middle(shard: Path) -> None:
     flip(shard, shard.stat().st_size // 2)
 
@@ -321,9 +371,10 @@ import jax, numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from biomedlm_jax.corpus.batches import Batches, validation_batches
+from biomedlm_jax.corpus.mixtures import parse_mixture
 from biomedlm_jax.corpus.rows import Rows
 
-address, process, path, batch_size = sys.argv[1], *map(json.loads, sys.argv[2:])
+address, process, path, mixture, batch_size = sys.argv[1], *map(json.loads, sys.argv[2:])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(address, 2, process)
 orders = {"blocks": [0, 1, 2, 3], "alternating": [0, 2, 1, 3]}
@@ -348,16 +399,21 @@ for name, order in orders.items():
             "validation": [[gather(x), gather(w)] for x, w in validation],
             "position": position,
         }
+halves = NamedSharding(mesh, PartitionSpec("data"))
+mixed = Batches(parse_mixture(mixture), batch_size=batch_size, sharding=halves, seed=3)
+result["mixture"] = [gather(next(mixed)) for _ in range(5)]
+mixed.close()
 print(json.dumps(result))
 """
 
 
-def test_two_processes_read_their_halves_of_the_same_batches(make, data):
+def test_two_processes_read_their_halves_of_the_same_batches(make, data, sources):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    arguments = [json.dumps(str(data)), BATCH]
+    mixture = ",".join(f"{one.name}={one.path}:{one.weight}" for one in sources)
+    arguments = [json.dumps(str(data)), json.dumps(mixture), BATCH]
     processes = [
         Process(["-c", PROCESS, address, i, *arguments], env=environment) for i in range(2)
     ]
@@ -366,10 +422,12 @@ def test_two_processes_read_their_halves_of_the_same_batches(make, data):
     first, second = (json.loads(output.splitlines()[-1]) for output, _ in results)
     alone = make(seed=3)
     expected = take(alone, 5).tolist()
+    mixed = take(make(sources, seed=3), 5).tolist()
     validation = [
         [np.asarray(tokens).tolist(), np.asarray(weights).tolist()]
         for tokens, weights in validation_batches(data, batch_size=BATCH)
     ]
+    assert first.pop("mixture") == second.pop("mixture") == mixed
     for name in first:
         for result in (first[name], second[name]):
             assert result["batches"] == expected

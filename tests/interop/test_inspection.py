@@ -90,6 +90,33 @@ def test_the_lines(run):
     assert "of 160 s in 2 starts (start 20 s, step 60 s, " in lines[-1]
 
 
+def test_the_sources_of_a_mixture_have_passes_of_their_own(run):
+    start = {"sources": {"1": {"rows": "a", "weight": 3}, "2": {"rows": "b", "weight": 1}}}
+    training = {"steps": 20, "batch_size": 4}
+    write_json(
+        run / "run.json", {"recipe": "pretrain", "training": training, "started_from": start}
+    )
+    manifests = ({"rows": 16, "tokens": 512}, {"rows": 4, "tokens": 128})
+    sources = [
+        {
+            "name": name,
+            "weight": weight,
+            "manifest": {"fingerprint": name, "splits": {"train": split}},
+        }
+        for name, weight, split in zip(("domain", "general"), (3, 1), manifests, strict=True)
+    ]
+    write_json(run / "sources.json", {"sources": sources})
+    lines = describe(inspect_run(run))
+    first = lines.index("saved at step 8: 1,024 tokens, 32 rows")
+    assert lines[first + 1 : first + 3] == [
+        "domain: 75 % of the rows, 24 rows, 1.50 passes over 16 rows (512 tokens)",
+        "general: 25 % of the rows, 8 rows, 2.00 passes over 4 rows (128 tokens)",
+    ]
+    (run / "sources.json").unlink()
+    with pytest.raises(InputError, match=r"sources.json of a run on a mixture is missing"):
+        inspect_run(run)
+
+
 def test_damage_is_a_line_of_a_verified_run(run):
     (run / "checkpoints" / "4" / "model" / "weights").write_bytes(b"Weights")
     before = inspect_run(run)["checkpoints"]

@@ -61,6 +61,18 @@ def test_facts_of_a_run_come_from_its_files(tmp_path):
     assert "| tokens trained on | 9,600 |" in text
     assert "| learning_rate | 0.00016 |" in text
     assert "| path | tokens |" in text
+    # A mixture of 99 to 1: nothing is said of the first source alone.
+    record["started_from"] = {"sources": {"1": {}, "2": {}}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    kept = [{"name": name, "weight": w, "manifest": manifest} for name, w in (("a", 99), ("b", 1))]
+    (tmp_path / "sources.json").write_text(json.dumps({"sources": kept}))
+    facts = training_facts(tmp_path, step=50)
+    assert facts["Steps"]["tokens trained on"] == 50 * 8 * 24
+    assert "passes over the data" not in facts["Steps"]
+    assert not {"training tokens", "fingerprint"} & {*facts["Data"]}
+    assert "| source 2 | b: 1 % of the rows, 4 rows, 0.04 passes over 100 rows (2,400" in card(
+        facts=facts
+    )
     (tmp_path / "manifest.json").unlink()
     assert "passes over the data" not in training_facts(tmp_path, step=50)["Steps"]
 

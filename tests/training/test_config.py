@@ -14,6 +14,12 @@ def test_the_published_optimizer_is_the_default_of_fine_tuning():
     assert (settings.epsilon, settings.weight_decay, settings.clip_norm) == (1e-8, 0.0, 1.0)
 
 
+def test_the_steps_of_the_warmup():
+    for steps, ratio, expected in ((1_000, 0.03, 30), (1_001, 0.03, 31), (9, 0.0, 0)):
+        assert OptimizerSettings(learning_rate=1, warmup_ratio=ratio).warmup_of(steps) == expected
+    assert OptimizerSettings(learning_rate=1, warmup_steps=7).warmup_of(3) == 7
+
+
 @pytest.mark.parametrize("name", ["fsdp", "data"])
 def test_what_is_free_makes_no_difference(config, name):
     settings = read_settings(PretrainSettings, config)

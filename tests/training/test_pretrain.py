@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import runpy
@@ -20,13 +21,16 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import export_directory, load
 from biomedlm_jax.interop.initial import initial_weights
-from biomedlm_jax.model.families import make_model
+from biomedlm_jax.model.families import abstract_model, make_config, make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
-from biomedlm_jax.model.language_model import map_parameters, named_leaves
+from biomedlm_jax.model.language_model import map_parameters, named_leaves, parameter_count
+from biomedlm_jax.model.llama import LlamaConfig
 from biomedlm_jax.model.lora import Adapter
+from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.metrics import read_metrics
-from biomedlm_jax.training.pretrain import pretrain
+from biomedlm_jax.training.optimizer import make_optimizer
+from biomedlm_jax.training.pretrain import PretrainSettings, pretrain
 from biomedlm_jax.training.provenance import weights_hash
 from biomedlm_jax.training.saved_steps import steps
 from biomedlm_jax.training.state import init_state, jit_step, train_step
@@ -131,6 +135,7 @@ def continued(config):
     for group in ("data", "training", "checkpoint", "logging"):
         result[group].update(config[group])
     result.optimizer.update(learning_rate=3e-3, warmup_steps=0)
+    result.checkpoint.keep = 5  # a thread deletes steps, while tests copy the run
     return result
 
 
@@ -365,3 +370,148 @@ def test_a_model_with_more_vocabulary_than_its_tokenizer_is_continued(
     continued.training.update(steps=1, evaluate_every=0)
     pretrain(continued, tmp_path / "run", init=initial_weights(source))
     assert load(tmp_path / "run")[0].config.architecture() == config.architecture()
+
+
+@pytest.fixture(scope="session")
+def general(tmp_path_factory, tokenizer) -> Path:
+    """Token rows of other sentences than the dataset's."""
+    path = tmp_path_factory.mktemp("data") / "general"
+    texts = [f"the house by the river had {i * 7919} windows and a garden." for i in range(40)]
+    documents = (Document(text, text) for text in texts)
+    build_tokens(documents, tokenizer, path, length=32, validation_fraction=0.3)
+    return path
+
+
+@pytest.fixture
+def mixed(config, dataset, general):
+    """The tiny run on both, 3 to 1."""
+    config.data.update(path="", mixture=f"domain={dataset}:3,general={general}:1")
+    config.training.evaluate_sources = "all"
+    config.checkpoint.keep = 5  # a thread deletes steps, while tests copy the run
+    return config
+
+
+def test_a_run_on_a_mixture_resumes_to_the_same_bits(mixed, general, tmp_path, capsys):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    metrics = pretrain(mixed, whole)
+    lines = capsys.readouterr().err.splitlines()
+    assert "12 steps of 8 x 32 tokens from 2 sources" in lines
+    size = len(Rows(general, "train"))
+    line = f"general: 25 % of the rows, 24 rows, {24 / size:.2f} passes over {size} rows ("
+    assert [one for one in lines if one.startswith(line)]
+    shutil.copytree(whole, part)
+    for step in (8, 12):
+        shutil.rmtree(part / "checkpoints" / str(step))
+    shutil.copytree(general, tmp_path / "moved")
+    mixed.data.mixture = mixed.data.mixture.replace(str(general), str(tmp_path / "moved"))
+    assert pretrain(mixed, part) == metrics
+    for a, b in zip(leaves(whole), leaves(part), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # One loss for each source, of its own validation rows; the run's is the first's.
+    model = load(whole)[0]
+    domain = mixed.data.mixture.removeprefix("domain=").partition(":")[0]
+    for name, path in {"domain": domain, "general": general}.items():
+        rows = np.stack(list(Rows(path, "validation")))
+        loss = float(next_token_loss(model, rows))
+        assert metrics[f"validation_loss/{name}"] == pytest.approx(loss, 1e-5)
+    assert metrics["validation_loss"] == metrics["validation_loss/domain"]
+
+    started_from = json.loads((whole / "run.json").read_text())["started_from"]
+    manifests = [json.loads((Path(p) / "manifest.json").read_text()) for p in (domain, general)]
+    expected = {
+        f"{number}": {"rows": manifest["fingerprint"], "weight": weight}
+        for number, manifest, weight in zip((1, 2), manifests, (3, 1), strict=True)
+    }
+    assert started_from["sources"] == expected
+    kept = json.loads((whole / "sources.json").read_text())["sources"]
+    assert [source["manifest"] for source in kept] == manifests
+    mixed.data.mixture = mixed.data.mixture.replace(":3,", ":2,")
+    with pytest.raises(InputError, match=r"holds a run with sources.1.weight=3 \(now 2\); resume"):
+        pretrain(mixed, whole)
+
+
+def test_a_mixture_that_cannot_be_trained_on_is_refused(
+    mixed, dataset, general, tokenizer, tmp_path
+):
+    run = tmp_path / "run"
+    mixed.data.path = str(dataset)
+    with pytest.raises(
+        InputError, match=r"got config.data.path=.* and config.data.mixture=.*; set"
+    ):
+        pretrain(mixed, run)
+    documents = [Document(f"a garden of {i} roses", f"{i}") for i in range(40)]
+    build_tokens(documents, tokenizer, tmp_path / "all", length=32, validation_fraction=0)
+    mixed.data.update(path="", mixture=f"domain={dataset}:3,general={tmp_path}/all:1")
+    with pytest.raises(InputError, match=r"/all has no validation rows; build it with --validat"):
+        pretrain(mixed, run)
+    mixed.training.evaluate_sources = "some"
+    with pytest.raises(InputError, match="evaluate_sources='some'; expected one of first, all"):
+        pretrain(mixed, run)
+    assert not run.exists()
+
+
+def test_a_rotary_model_continues_on_shorter_rows_and_warms_up_again(
+    continued, tokenizer, tmp_path, capsys
+):
+    sizes = {"vocab_size": 300, "eos_token_id": 299, "layers": 1, "width": 32, "heads": 2}
+    shape = {"key_value_heads": 1, "mlp_width": 64, "context_length": 64}
+    config = LlamaConfig(**sizes, **shape)
+    model = make_model(config, key=jax.random.key(0))
+    source = save_finetuned(tmp_path / "source", model, tokenizer)
+    continued.training.update(steps=4, evaluate_every=0, from_weights=True)
+    continued.optimizer.update(learning_rate=4e-3, warmup_steps=2)
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=r"from_weights=True\) without --init=DIR; add it, or set"):
+        pretrain(set_model(continued, config), run)
+    pretrain(continued, run, init=initial_weights(source))
+    line = f"starting from the weights of {source}; the learning rate warms up again, to 0.004 "
+    assert f"{line}after 2 steps, and ends at 0.004 (constant)" in capsys.readouterr().err
+    rates = [line["learning_rate"] for line in read_metrics(run) if "loss" in line]
+    assert rates == pytest.approx([0, 2e-3, 4e-3, 4e-3])
+    assert load(run)[0].config.architecture() == config.architecture()
+    short = save_finetuned(tmp_path / "short", *reshaped(config, tokenizer, context_length=16))
+    with pytest.raises(InputError, match="have length=32, but the model has length=16"):
+        pretrain(continued, tmp_path / "other", init=initial_weights(short))
+
+
+def set_model(config, model):
+    """A copy of a run's config with an explicit model."""
+    config = config.copy_and_resolve_references().unlock()
+    config.model = {"model_type": "llama", **model.architecture()}
+    return config
+
+
+def reshaped(config, tokenizer, **changes):
+    config = dataclasses.replace(config, **changes)
+    return make_model(config, key=jax.random.key(0)), tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "rows", "warmup", "peak", "last", "tokens"),
+    [
+        ("biomedgpt_lm_7b", 6_738_415_616, 192, 9_919, 2e-5, 0.0, 5 * 26.0e9),
+        ("pmc_llama_13b", 13_015_864_320, 128, 5_661, 2e-5, 0.0, 5 * 4.83e6 * 512),
+        ("mmed_llama_3_8b", 8_030_261_248, 512, 730, 2e-5, 0.0, 3 * 25.5e9),
+        ("meditron_7b", 6_738_415_616, 1_600, 2_000, 3e-4, 1e-6, 48.1e9),
+    ],
+)
+def test_the_recipes_have_the_published_figures(name, parameters, rows, warmup, peak, last, tokens):
+    path = Path(__file__).parents[2] / "configs" / f"{name}.py"
+    settings = read_settings(PretrainSettings, runpy.run_path(str(path))["get_config"]())
+    model = make_config({k: value for k, value in settings.model.items() if value is not None})
+    assert parameter_count(abstract_model(model)) == parameters
+    steps, batch_size = settings.training.steps, settings.training.batch_size
+    assert (batch_size, settings.training.from_weights) == (rows, True)
+    length = 512 if name == "pmc_llama_13b" else 2_048
+    assert steps * batch_size * length == pytest.approx(tokens, rel=1e-4)
+    _, schedule = make_optimizer(settings.optimizer, steps=steps)
+    assert float(schedule(0)) == 0.0
+    assert float(schedule(warmup)) == pytest.approx(peak)
+    assert float(schedule(warmup - 1)) < peak
+    assert float(schedule(steps)) == pytest.approx(last, abs=1e-9)
+    if name == "meditron_7b":
+        shares = {source.name: source.weight for source in settings.data.sources}
+        assert shares == {"medical": 99, "general": 1}
+    with pytest.raises(ValueError, match="got the variant 'x'; this config has none"):
+        runpy.run_path(str(path))["get_config"]("x")
