@@ -17,6 +17,7 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 
 FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+SPECIAL = "special_tokens_map.json"
 TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 TOKENS += ("mask_token",)
 
@@ -78,7 +79,9 @@ def read_chat_template(directory: str | Path) -> ChatTemplate | None:
         return None
     if not isinstance(text, str):
         raise InputError(f"{folder / CONFIG} has a chat_template of another kind; expected a text")
-    tokens = {name: config[name] for name in TOKENS if config.get(name) is not None}
+    special = read_json(folder / SPECIAL) if (folder / SPECIAL).exists() else {}
+    both = {**special, **config}
+    tokens = {name: both[name] for name in TOKENS if both.get(name) is not None}
     tokens = {k: v.get("content", "") if isinstance(v, dict) else v for k, v in tokens.items()}
     return ChatTemplate(text, tokens, where=str(folder))
 

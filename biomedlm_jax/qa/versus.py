@@ -59,7 +59,7 @@ class Setting(NamedTuple):
         return f"{self.way}, chat template" if self.chat else self.way
 
 
-class Asked(NamedTuple):
+class QuestionSets(NamedTuple):
     """The questions, and how both models are asked them."""
 
     task: Task
@@ -147,11 +147,11 @@ def versus(
     dev = read_dev(chosen_task, path, dev_path, scored=split, skipped=skipped_dev, **read)
     dev_whole, dev_split, why = ([], "", dev) if isinstance(dev, str) else (*dev, "")
     left_out = {*overlap(dev_whole, [*whole, *examples])}
-    asked_dev = [one for one in dev_whole if one.id not in left_out]
-    if dev_whole and not asked_dev:
+    dev_questions = [one for one in dev_whole if one.id not in left_out]
+    if dev_whole and not dev_questions:
         got = f"all {counted(len(dev_whole), 'dev question')} are also scored or shots"
         raise InputError(f"{got}; fix: --dev_path of other questions")
-    asked_dev = first_questions(asked_dev, limit)
+    dev_questions = first_questions(dev_questions, limit)
     if writes:
         if is_bucket(out):
             raise InputError(f"got out={out}; reports are written to a local directory")
@@ -160,18 +160,20 @@ def versus(
         notify(f"{name}: {counted(len(questions), 'question')}{more}; skipped: {skipped}")
         line = f"settings are not chosen: {why}"
         if dev_whole:
-            line = f"settings are chosen on {counted(len(asked_dev), 'question')} of {dev_split}"
+            line = (
+                f"settings are chosen on {counted(len(dev_questions), 'question')} of {dev_split}"
+            )
             line += f", {len(left_out):,} that are also scored or shots left out"
             line += f"; skipped: {skipped_dev}"
         notify(line)
-    asked = Asked(chosen_task, questions, asked_dev, examples, batch_tokens, all_settings)
+    sets = QuestionSets(chosen_task, questions, dev_questions, examples, batch_tokens, all_settings)
     partial = f"{Path(out)}.partial" if writes else None
     journal, load = {"folder": partial, "notify": progress}, {"mesh": mesh, **execution}
     weights = _weights(model, heads[MODEL], **load)
     answers: dict[str, Answered] = {}
     for role, other in ((BASE, weights), (MODEL, "")):
         place = paths[role], heads[role], modes[role]
-        answers[role] = _answer(*place, asked, unlike=other, journal=journal, load=load)
+        answers[role] = _answer(*place, sets, unlike=other, journal=journal, load=load)
         remark = f"spelling a special token of the {role}, encoded as text, in a chat with a space"
         skipped.note(remark, answers[role].spelling)
     provenance = {
@@ -191,8 +193,8 @@ def versus(
     chosen_on = {
         "split": dev_split,
         "path": str(dev_path or path or chosen_task.path),
-        "n": len(asked_dev),
-        "hash": questions_hash(asked_dev),
+        "n": len(dev_questions),
+        "hash": questions_hash(dev_questions),
         "left_out": sorted(left_out),
         "skipped": skipped_dev.tables(),
     }
@@ -256,7 +258,7 @@ def _answer(
     path: str | Path,
     head: Head | None,
     modes: Sequence[str],
-    asked: Asked,
+    sets: QuestionSets,
     *,
     unlike: str,
     journal: Mapping[str, Any],
@@ -275,25 +277,26 @@ def _answer(
     wrap = None if head else read_chat_prompt(path)
     settings = list_settings(modes, has_template=wrap is not None)
     start = [described["weights"], described["dtype"], repr(model.config)]
+    kept = Journal(start=start, **journal)
 
     def answer(questions: Sequence[Question], of: Sequence[Setting]) -> dict[Setting, list[Item]]:
         answers: dict[Setting, list[Item]] = {}
-        options: dict[str, Any] = {"shots": asked.shots, "batch_tokens": asked.batch_tokens, **rows}
+        options: dict[str, Any] = {"shots": sets.shots, "batch_tokens": sets.batch_tokens, **rows}
+        options["journal"] = kept
         for mode in modes:
             for chat in (False, True):
                 wanted = [one for one in of if one.chat == chat and one.way in WAYS[mode]]
                 if not wanted:
                     continue
-                options["journal"] = Journal(start=start, **journal)
                 options["wrap"] = wrap if chat else None
-                scored = score(model, tokenizer, questions, asked.task, mode=mode, **options)
+                scored = score(model, tokenizer, questions, sets.task, mode=mode, **options)
                 answers |= {one: scored[one.way] for one in wanted}
         return {one: answers[one] for one in of}
 
-    dev = answer(asked.dev, settings) if asked.dev else {}
+    dev = answer(sets.dev, settings) if sets.dev else {}
     chosen = choose_setting(dev) if dev else settings[0]
-    items = answer(asked.questions, settings if asked.all_settings else [chosen])
-    spelling = prompts.spells_special(tokenizer, asked.questions)
+    items = answer(sets.questions, settings if sets.all_settings else [chosen])
+    spelling = prompts.spells_special(tokenizer, sets.questions)
     return Answered(described, chosen, settings, dev, items, spelling)
 
 

@@ -68,11 +68,13 @@ def _conclusions(result: Mapping, split: str) -> list[str]:
     n, groups, bootstrap = result["n"], result["groups"], result["bootstrap"]
     lines = []
     if on:
-        how = "Each model has the setting of its highest accuracy on"
-        lines += [
-            f"{how} {on['split']} (of equals the first listed), and was scored on {split} "
-            "once, with that."
-        ]
+        line = (
+            f"Each model has the setting of its highest accuracy on {on['split']} (of equals the "
+        )
+        line += f"first listed), and its result is the one answer to {split} with that."
+        if any(one["not_chosen"] for one in models.values()):
+            line += f" The other settings were scored on {split} after the choice."
+        lines += [line]
         for role, one in models.items():
             if one["tied"]:
                 lines += [f"As accurate for the {role} on {on['split']}: {'; '.join(one['tied'])}."]
@@ -104,7 +106,7 @@ def _conclusions(result: Mapping, split: str) -> list[str]:
         lines += [f"Only the first {n:,} of {questions['in_split']:,} were scored."]
     for role, one in models.items():
         if one["truncated"]:
-            lines += [f"{counted(one['truncated'], 'question')} of the {role} were cut to fit."]
+            lines += [f"Cut to fit the {role}: {counted(one['truncated'], 'question')}."]
         if one["trained_on"]:
             lines += [f"The {role} was trained on {split}: its accuracy is none of new questions."]
         if one["chose_checkpoint"]:
