@@ -290,7 +290,8 @@ def _answer(
                     continue
                 options["wrap"] = wrap if chat else None
                 scored = score(model, tokenizer, questions, sets.task, mode=mode, **options)
-                answers |= {one: scored[one.way] for one in wanted}
+                for one in wanted:
+                    answers[one] = [*scored[one.way]]
         return {one: answers[one] for one in of}
 
     dev = answer(sets.dev, settings) if sets.dev else {}
