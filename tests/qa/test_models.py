@@ -2,6 +2,7 @@
 
 import pytest
 
+from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import KEEP_END, Head
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
@@ -63,6 +64,7 @@ def test_a_chat_prompt_ends_where_the_template_puts_an_answer(tmp_path, header, 
     tests = f"{{% if message.role == 'user' %}}{{{{ message.content }}}}{header}{{% else %}}"
     whole = f"{between}{{{{ message.content }}}}</s>{{% endif %}}"
     text = f"{{% for message in messages %}}{tests}{whole}{{% endfor %}}"
+    save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
     (tmp_path / "chat_template.jinja").write_text(text)
     wrap = read_chat_prompt(tmp_path)
     assert wrap is not None
@@ -70,6 +72,7 @@ def test_a_chat_prompt_ends_where_the_template_puts_an_answer(tmp_path, header, 
 
 
 def test_a_template_whose_header_its_answers_lack_is_used_as_it_is(tmp_path):
+    save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
     assert read_chat_prompt(tmp_path) is None
     text = "{{ messages[-1].content }}{% if add_generation_prompt %}<|think|>{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(text)
