@@ -1,20 +1,26 @@
 """Score a model on biomedical questions and write a report with intervals.
 
     biomedlm evaluate --model=RUN --task=medqa --path=DIR --split=dev --out=REPORT
+    biomedlm evaluate --model=RUN --versus=BASE --task=medqa --path=DIR --out=REPORT
     biomedlm evaluate --model=RUN --harness_tasks=sciq --num_fewshot=5 --limit=100 --out=RESULTS
 
 A language model is scored by option letters and by option texts; a fine-tuned model by its head.
 REPORT gets items.jsonl, report.json, report.md and a plot for each way of scoring; after an
-interruption the same command resumes from REPORT.partial. The second form
-runs tasks of lm-evaluation-harness (extra `harness`), its own or those of --harness_directory, and
+interruption the same command resumes from REPORT.partial. The second form compares a model with
+the base it came from. For each, the dev split chooses the way of scoring, with or without its chat
+template; then the scored split is answered once. Its report has both accuracies with intervals, a
+paired test, and the figures of all settings on dev. The third form runs tasks of
+lm-evaluation-harness (extra `harness`), its own or those of --harness_directory, and
 writes its results_*.json. Offline, its data sets come from the `datasets` cache. All devices work;
 several processes are started as for `biomedlm pretrain`.
 """
 
+from typing import Any
+
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.errors import InputError
 
-FLAGS = Flags("models", "out")
+FLAGS = Flags("models", "out", "json")
 FLAGS.define("task", None, "medqa, medmcqa, pubmedqa, bioasq, mmlu, mmlu:SUBJECT or jsonl:PATH.")
 FLAGS.define("path", None, "File of the task, or directory of its files.")
 FLAGS.define("format", "", "Format of the files; default: the one that their names decide.")
@@ -29,6 +35,15 @@ BASES = ("auto", "0", "1")
 FLAGS.define("label_base", "auto", "Number of the first option in the file.", choices=BASES)
 FLAGS.define("twins", "keep", "Questions with two equal options.", choices=("keep", "skip"))
 FLAGS.define("baseline", None, "Report of another model on the same questions, for a paired test.")
+BASE = "Run or Hugging Face directory of what the model was trained from, to compare it with."
+FLAGS.define("versus", None, BASE)
+ON_DEV = "With --versus: file or directory of questions to choose the settings on; default: --path."
+FLAGS.define("dev_path", None, ON_DEV)
+EVERY = (
+    "With --versus: also score the split with every other setting, listed as not chosen; the best "
+    "of several settings on the same questions looks better than it is on new ones."
+)
+FLAGS.define("all_settings", False, EVERY)
 DEV = "This model's report on dev, to fit a temperature and a threshold to abstain."
 FLAGS.define("calibrate", None, DEV)
 RISK = "Share of wrong dev answers that the threshold of --calibrate allows (default 0.2)."
@@ -47,7 +62,9 @@ FLAGS.define("samples", None, SAMPLES)
 QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "baseline")
 UNSAFE = "confirm_run_unsafe_code"
 FLAGS.define(UNSAFE, False, "Run the code that the model writes for harness tasks of programs.")
-QUESTIONS += ("calibrate", "risk", "orders", "label_base", "twins")
+QUESTIONS += ("calibrate", "risk", "orders", "label_base", "twins", "versus", "json")
+WITH_VERSUS = ("dev_path", "all_settings")
+WITHOUT_VERSUS = ("baseline", "calibrate", "risk", "orders")
 HARNESS = ("harness_directory", "num_fewshot", "samples", UNSAFE)
 FLAGS.add("mesh", "dtype", "processes")
 
@@ -59,10 +76,19 @@ def run(options: Flags) -> None:
     used, others = ("harness_tasks", QUESTIONS) if options.harness_tasks else ("task", HARNESS)
     if given := [name for name in others if options[name].present]:
         raise InputError(f"got --{given[0]} with --{used}, where it has no effect; leave it out")
+    others = WITHOUT_VERSUS if options.versus else WITH_VERSUS
+    if given := [name for name in others if options[name].present]:
+        how = "with --versus, where it" if options.versus else "without --versus, where it"
+        raise InputError(f"got --{given[0]} {how} has no effect; leave it out")
+    if options.versus and len(options.model) > 1:
+        got = f"got {len(options.model)} --model with --versus"
+        raise InputError(f"{got}; expected one model to compare with its base")
     import jax
 
     from biomedlm_jax.qa.evaluation import evaluate
     from biomedlm_jax.qa.presentation import markdown, table
+    from biomedlm_jax.qa.versus import versus
+    from biomedlm_jax.qa.versus_table import versus_markdown
 
     with options.multiprocess_run():
         common = {**options.pick("batch_tokens", "overwrite"), **options.loading()}
@@ -75,9 +101,17 @@ def run(options: Flags) -> None:
             text = ""
         else:
             given = options.pick("task", "path", "format", "split", "mode", "shots", "fold")
-            given |= options.pick("on_error", "label_base", "twins", "baseline", "limit")
-            given |= options.pick("calibrate", "risk", "orders")
-            summaries = evaluate(options.model, options.out, **given, **common)
-            text = markdown(*summaries) if len(summaries) == 1 else table(summaries)
+            given |= options.pick("on_error", "label_base", "twins", "limit")
+            if options.versus:
+                given |= options.pick(*WITH_VERSUS)
+                (model,), base = options.model, options.versus
+                figures: Any = versus(model, base, options.out, **given, **common)
+                text = versus_markdown(figures)
+            else:
+                given |= options.pick(*WITHOUT_VERSUS)
+                figures = evaluate(options.model, options.out, **given, **common)
+                text = markdown(*figures) if len(figures) == 1 else table(figures)
+            if jax.process_index() == 0:
+                options.write_json(figures)
         if jax.process_index() == 0:
             print(f"{text}\nwrote {options.out}".lstrip())

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from biomedlm_jax.qa.models import (
     refuse_equal,
 )
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, reorder_options
-from biomedlm_jax.qa.questions import Question, Skipped, check_limit, counted, questions_hash
+from biomedlm_jax.qa.questions import Question, Skipped, counted, first_questions, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
 from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots
 from biomedlm_jax.qa.summary import summarise
@@ -101,7 +100,7 @@ def evaluate(
     progress = progress if jax.process_index() == 0 else lambda line: None
     note_shared_questions(chosen, path, questions, split=split, progress=progress, **read)
     whole, in_split = questions, len(questions)
-    questions = _first(questions, limit)
+    questions = first_questions(questions, limit)
     counts = {len(question.options) for question in questions}
     complete = chosen.sizes.get(split) == in_split == len(questions)
     complete = complete and (not chosen.options or counts == {chosen.options})
@@ -243,11 +242,3 @@ def _dev_reports(
         described = of_report.get("models") or [{}]
         reports[way] = items, str(described[0].get("weights"))
     return reports
-
-
-def _first(questions: list[Question], limit: float | None) -> list[Question]:
-    """Return the first questions: `limit` of them, or below 1 this fraction."""
-    limit = check_limit(limit)
-    if limit is None:
-        return questions
-    return questions[: math.ceil(len(questions) * limit) if limit < 1 else int(limit)]

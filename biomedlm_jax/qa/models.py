@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.interop.directories import model_config, read_tokenizer
+from biomedlm_jax.interop.directories import model_config, model_directory, read_tokenizer
 from biomedlm_jax.interop.finetuned import Head, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.mesh import check_fits
@@ -15,10 +15,12 @@ from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.qa import identity
+from biomedlm_jax.qa.prompts import Wrap
 from biomedlm_jax.qa.scoring import CLASSIFIER, LETTER, OPTION, WAYS
 from biomedlm_jax.qa.tasks import Task
 
 AUTO = "auto"
+PROBE, PROBE_ANSWER = "Question", "Answer"  # texts to learn from what a template puts around them
 
 
 def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None:
@@ -39,6 +41,28 @@ def load_model(
     model, tokenizer, *_ = loader(path, mesh=mesh, **execution)
     assert tokenizer is not None  # by check_model
     return model, tokenizer
+
+
+def read_chat_prompt(path: str | Path) -> Wrap | None:
+    """Return a function that puts a user's text into the chat template of a directory.
+
+    Its text ends where the template puts the assistant's answer. None without a template.
+    """
+    from biomedlm_jax.corpus.chat_template import read_chat_template  # imports Jinja
+
+    template = read_chat_template(model_directory(path))
+    if template is None:
+        return None
+
+    def begin(text: str) -> str:
+        return template.render([{"role": "user", "content": text}], add_generation_prompt=True)
+
+    # What the template puts between its header and an answer, as a space or an empty thought.
+    turns = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": PROBE_ANSWER}]
+    header, chat = begin(PROBE), template.render(turns, add_generation_prompt=False)
+    rest = chat.removeprefix(header) if chat.startswith(header) else PROBE_ANSWER
+    between = rest[: max(0, rest.find(PROBE_ANSWER))]
+    return lambda text: begin(text) + between
 
 
 def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:

@@ -20,12 +20,12 @@ def markdown(summary: Mapping) -> str:
     rows = [("questions", questions)]
     seeds, baseline, score = summary["seeds"], summary["baseline"], summary["accuracy"]
     if score:
-        rows += [("accuracy", _score(score))]
+        rows += [("accuracy", interval_text(score))]
     if seeds:
         mean, deviation = _percent(seeds["mean"]), _percent(seeds["deviation"])
         rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", f"{mean} ± {deviation}")]
     if summary["macro_f1"]:
-        rows += [("macro-F1", _score(summary["macro_f1"]))]
+        rows += [("macro-F1", interval_text(summary["macro_f1"]))]
     rows += [("chance", _percent(summary["chance"]))]
     if score:
         rows += [("always the most common class", _percent(summary["majority_class"]))]
@@ -54,20 +54,20 @@ def markdown(summary: Mapping) -> str:
         who, one = baseline["name"], baseline["difference"]
         counts = f"{baseline['only_first']:,} / {baseline['only_second']:,}"
         rows += [(f"accuracy of {who}", _percent(score["value"] - one["value"]))]
-        rows += [(f"difference to {who}, in points", _points(one))]
+        rows += [(f"difference to {who}, in points", points_text(one))]
         rows += [(f"right only here / only in {who}", counts)]
         rows += [(f"{baseline['test']}, two-sided", p_text(baseline["p_value"]))]
     rows += [(f"published: {k}", f"{v:.1f} %") for k, v in summary["published_percent"].items()]
     lines = [
         f"# {summary['task']}: {summary['what']}",
         "",
-        *_rows(rows),
+        *labelled_rows(rows),
         *_conclusions(summary),
         "",
     ]
     if summary["subjects"]:
-        subjects = [(k, f"{v['n']:,}: {_score(v)}") for k, v in summary["subjects"].items()]
-        lines += ["## By subject", "", *_rows(subjects)]
+        subjects = [(k, f"{v['n']:,}: {interval_text(v)}") for k, v in summary["subjects"].items()]
+        lines += ["## By subject", "", *labelled_rows(subjects)]
     if curve := summary["risk_coverage"]:
         first = " of the first seed" if seeds else ""
         points = [
@@ -77,11 +77,11 @@ def markdown(summary: Mapping) -> str:
             )
             for one in curve
         ]
-        lines += [f"## Risk and coverage{first}", "", *_rows(points)]
+        lines += [f"## Risk and coverage{first}", "", *labelled_rows(points)]
     if account := _account(summary):
-        lines += ["## Left out, cut or indistinct", "", *_rows(account)]
+        lines += ["## Left out, cut or indistinct", "", *labelled_rows(account)]
     if provenance := summary["provenance"]:
-        lines += ["## What this is of", "", *_rows(_flat(provenance))]
+        lines += ["## What this is of", "", *labelled_rows(_flat(provenance))]
     return "\n".join(lines)
 
 
@@ -97,16 +97,23 @@ def table(summaries: Sequence[Mapping]) -> str:
     lines = [head, [":--", *["--:"] * (len(head) - 1)]]
     for one in summaries:
         what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
-        f1 = _score(one["macro_f1"]) if one["macro_f1"] else "-"
-        score = _score(one["accuracy"]) if one["accuracy"] else "-"
+        f1 = interval_text(one["macro_f1"]) if one["macro_f1"] else "-"
+        score = interval_text(one["accuracy"]) if one["accuracy"] else "-"
         figures = ["-" if one[name] is None else f"{one[name]:.3f}" for name in ("ece", "brier")]
         if compared:
             versus = one["baseline"]
             figures += (
-                [_points(versus["difference"]), p_text(versus["p_value"])] if versus else ["-", "-"]
+                [points_text(versus["difference"]), p_text(versus["p_value"])]
+                if versus
+                else ["-", "-"]
             )
-        lines.append([_cell(what), _count(one), score, f1, *figures])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        lines.append([cell_text(what), _count(one), score, f1, *figures])
+    return joined(lines) + "\n"
+
+
+def joined(lines: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown of the cells of its lines; the second line has the alignment."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plot(summary: Mapping, path: str | Path) -> None:
@@ -125,7 +132,7 @@ def plot(summary: Mapping, path: str | Path) -> None:
     upper.scatter(*points, areas, color=BLUE, label="mean of a bin", clip_on=False)
     ends = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
     overall = np.average(points[0], weights=counts), score["value"]
-    label = f"all: accuracy {_score(score)}"
+    label = f"all: accuracy {interval_text(score)}"
     upper.errorbar(*overall, ends, fmt="D", color=ORANGE, capsize=5, linewidth=2, label=label)
     chance = summary["chance"]
     upper.axhline(chance, color=GREY, linestyle=":", label=f"chance {_percent(chance)}")
@@ -225,8 +232,9 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     return [(name, str(value))]
 
 
-def _rows(rows: Iterable[tuple[str, str]]) -> list[str]:
-    body = [f"| {_cell(label)} | {_cell(value)} |" for label, value in rows]
+def labelled_rows(rows: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the lines of a table of labels and values, in Markdown."""
+    body = [f"| {cell_text(label)} | {cell_text(value)} |" for label, value in rows]
     return ["| | |", "|:--|--:|", *body, ""]
 
 
@@ -235,12 +243,14 @@ def _count(summary: Mapping) -> str:
     return f"{summary['n']:,}{groups or ''}"
 
 
-def _score(interval: Mapping) -> str:
+def interval_text(interval: Mapping) -> str:
+    """Return "50.0 % [40.0, 60.0]" for a share with its interval."""
     low, high = (100 * interval[end] for end in ("low", "high"))
     return f"{_percent(interval['value'])} [{low:.1f}, {high:.1f}]"
 
 
-def _points(interval: Mapping) -> str:
+def points_text(interval: Mapping) -> str:
+    """Return "+5.0 [-1.0, +11.0]" for a difference of two shares, in points."""
     value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
@@ -249,5 +259,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _cell(text: str) -> str:
+def cell_text(text: str) -> str:
+    """Return a text for one cell of a table in Markdown."""
     return " ".join(text.replace("|", "\\|").split())

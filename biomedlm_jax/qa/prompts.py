@@ -1,6 +1,6 @@
 """Questions -> prompts of token ids: BioMedLM's rows for fine-tuning, and lm-eval's prompts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -19,6 +19,7 @@ ADDED_TOKENS = {
     CHOICE: ("[PAD]", "[CLS]", "[SEP]"),
     CLASSIFICATION: ("[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"),
 }
+Wrap = Callable[[str], str]  # a user's text -> the chat up to where the assistant's answer begins
 LEAST_LENGTH = 8  # tokens of a row: the added tokens, part of the question, part of an option
 
 
@@ -138,11 +139,13 @@ def letter_prompts(
     *,
     shots: Sequence[Question] = (),
     max_length: int,
+    wrap: Wrap | None = None,
 ) -> Prompts:
     """Return lm-evaluation-harness's prompt of the task, with letters (or classes) as branches.
 
     Of MMLU, a question has the shots of its own subject. A shot that equals a question is left out
-    of its prompt.
+    of its prompt. With `wrap` the prompt, shots included, is one user's turn, and a branch begins
+    the assistant's answer.
     """
     answers = _options if task.kind == CLASSIFICATION else _letters
     mmlu = task.name.startswith("mmlu")
@@ -166,7 +169,7 @@ def letter_prompts(
             if content != here and (of_subject == subject or not mmlu)
         ]
         texts.append("\n\n".join([*[description] * mmlu, *shown, _letter_text(one, task)]))
-    return _continued(tokenizer, questions, texts, map(answers, questions), max_length)
+    return _continued(tokenizer, questions, texts, map(answers, questions), max_length, wrap)
 
 
 def option_prompts(
@@ -175,12 +178,16 @@ def option_prompts(
     *,
     max_length: int,
     unconditional: bool = False,
+    wrap: Wrap | None = None,
 ) -> Prompts:
-    """Return `Question: ...` and `Answer:` (or that alone), with the option texts as branches."""
+    """Return `Question: ...` and `Answer:` (or that alone), with the option texts as branches.
+
+    With `wrap` they are a user's turn and the assistant's answers.
+    """
     texts = [f"{_abstract(one)}Question: {one.question}\nAnswer:" for one in questions]
     if unconditional:
         texts = ["Answer:"] * len(texts)
-    return _continued(tokenizer, questions, texts, map(_options, questions), max_length)
+    return _continued(tokenizer, questions, texts, map(_options, questions), max_length, wrap)
 
 
 def continuation_prompts(
@@ -220,14 +227,45 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (room - short, short) if first > second else (short, room - short)
 
 
-def _continued(tokenizer: Tokenizer, questions, texts, answers, max_length: int) -> Prompts:
-    entries, before = [], prefix_ids(tokenizer)
+def _continued(
+    tokenizer: Tokenizer, questions, texts, answers, max_length: int, wrap: Wrap | None
+) -> Prompts:
+    entries, before, specials = [], prefix_ids(tokenizer), special_texts(tokenizer)
     for question, text, options in zip(questions, texts, answers, strict=True):
-        ids = encode_plain(tokenizer, text)
-        # lm-eval encodes an option together with the text before it, and splits the tokens.
-        branches = [encode_plain(tokenizer, text + option)[len(ids) :] for option in options]
-        entries.append((f"question {question.id!r}", before + ids, branches))
+        if wrap:
+            # The template spells special tokens, and a user's text may not.
+            text, *options = (_broken(one, specials) for one in (text, *options))
+            prefix, branches = _in_chat(tokenizer, wrap(text), options)
+        else:
+            ids = encode_plain(tokenizer, text)
+            # lm-eval encodes an option together with the text before it, and splits the tokens.
+            branches = [encode_plain(tokenizer, text + option)[len(ids) :] for option in options]
+            prefix = before + ids
+        entries.append((f"question {question.id!r}", prefix, branches))
     return continuation_prompts(entries, max_length=max_length)
+
+
+def _in_chat(
+    tokenizer: Tokenizer, text: str, options: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Return the ids of a rendered chat and of the answers that continue it, without a space.
+
+    A token across the boundary, as of a header that ends in a space, belongs to the answers.
+    """
+    texts = [text, *(text + option.removeprefix(" ") for option in options)]
+    ids, *whole = (tokenizer.encode(one, add_special_tokens=False).ids for one in texts)
+    shared = min(len(ids), *(len(one) - 1 for one in whole))
+    for one in whole:
+        pairs = zip(ids[:shared], one, strict=False)
+        shared = next((at for at, (a, b) in enumerate(pairs) if a != b), shared)
+    return ids[:shared], [one[shared:] for one in whole]
+
+
+def _broken(text: str, specials: Iterable[str]) -> str:
+    """Return the text with a space after the first character of each special token it spells."""
+    for name in specials:
+        text = text.replace(name, f"{name[0]} {name[1:]}")
+    return text
 
 
 def _added_ids(tokenizer: Tokenizer, kind: str, max_length: int) -> list[int]:

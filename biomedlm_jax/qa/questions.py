@@ -108,6 +108,14 @@ def check_limit(limit: float | None) -> float | None:
     return int(limit)
 
 
+def first_questions(questions: list[Question], limit: float | None) -> list[Question]:
+    """Return the first questions: `limit` of them, or below 1 this fraction."""
+    limit = check_limit(limit)
+    if limit is None:
+        return questions
+    return questions[: math.ceil(len(questions) * limit) if limit < 1 else int(limit)]
+
+
 def counted(n: int, noun: str) -> str:
     """Return the number with its noun: "1 question", "1,273 questions"."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")

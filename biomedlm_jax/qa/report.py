@@ -83,11 +83,13 @@ def write_reports(
     directory: str | Path,
     reports: Mapping[str, Sequence],
     *,
+    whole: tuple[Mapping, str] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write reports, each (summary, items of every seed) into a folder of its name, or none.
 
-    The name "" is `directory` itself. Scores that are no probabilities get no plot.
+    The name "" is `directory` itself. Scores that are no probabilities get no plot. `whole` is a
+    summary of all reports, and its Markdown, for `directory` itself.
     """
     with atomic_directory(directory, replaceable=is_report, overwrite=overwrite) as new:
         for name, (summary, *seeds) in reports.items():
@@ -99,6 +101,9 @@ def write_reports(
             write_text(folder / MARKDOWN, markdown(summary))
             if summary["reliability"]:
                 plot(summary, folder / PLOT)
+        if whole:
+            write_json(new / JSON, whole[0])
+            write_text(new / MARKDOWN, whole[1])
 
 
 def is_report(path: Path) -> bool:

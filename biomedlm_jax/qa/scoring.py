@@ -48,6 +48,7 @@ def score(
     batch_tokens: int = BATCH_TOKENS,
     journal: Journal | None = None,
     check_stop: Callable[[], None] = lambda: None,
+    wrap: prompts.Wrap | None = None,
 ) -> dict[str, list[dict]]:
     """Answer the questions; return a list of items, one per question, for each way in WAYS[mode].
 
@@ -91,11 +92,13 @@ def score(
     elif mode == CLASSIFIER:
         raise InputError("mode=classifier needs a fine-tuned head, and this is a language model")
     elif mode == LETTER:
-        made = prompts.letter_prompts(tokenizer, questions, task, shots=shots, max_length=limit)
+        shown: dict[str, Any] = {"shots": shots, "max_length": limit, "wrap": wrap}
+        made = prompts.letter_prompts(tokenizer, questions, task, **shown)
         scores = [sums(made)]
     else:
-        made = prompts.option_prompts(tokenizer, questions, max_length=limit)
-        alone = prompts.option_prompts(tokenizer, questions, max_length=limit, unconditional=True)
+        make = functools.partial(prompts.option_prompts, max_length=limit, wrap=wrap)
+        made = make(tokenizer, questions)
+        alone = make(tokenizer, questions, unconditional=True)
         lengths = (
             (prompt.question, option, len(branch))
             for prompt in made.prompts

@@ -12,7 +12,7 @@ from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_number
 from biomedlm_jax.qa.journal import print_progress
 from biomedlm_jax.qa.question_rows import Row, plain_name
 from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap
-from biomedlm_jax.qa.tasks import Task, default_split, split_files, split_in_name
+from biomedlm_jax.qa.tasks import Task, default_split, find_task, split_files, split_in_name
 
 ON_ERROR = ("raise", "skip")
 TWINS = ("keep", "skip")  # questions with two equal options
@@ -146,6 +146,52 @@ def note_shared_questions(
             slow.cancel()
         refuse_copy(others, questions, names=(other, f"{split} of {path}"))
         skipped.note(f"also in {other}", overlap(questions, others))
+
+
+def read_dev(
+    task: Task, path: str | Path | None, dev_path: str | Path | None, *, scored: str, **read
+) -> tuple[list[Question], str] | str:
+    """Return questions to choose a setting on, and their split; or in words why there are none.
+
+    They are of the dev split of `path` (val, if the task has one), or of `dev_path`, a file or
+    directory; `scored` is the split that is reported. `read` are arguments of `read_questions`.
+    Raises InputError for a missing dev file, questions of the test split, or another kind.
+    """
+    name = "val" if "val" in task.splits else "dev"
+    if dev_path:
+        format = next(iter(task.files.values()))
+        own = find_task(f"jsonl:{dev_path}", format=format) if task.path else task
+        if (own.kind, own.classes) != (task.kind, task.classes):
+            got = f"{dev_path} has {own.kind} {list(own.classes) or ''}".strip()
+            needed = f"{task.name} {task.kind} {list(task.classes) or ''}".strip()
+            raise InputError(f"{got}, and {needed}; fix: --dev_path of the same task")
+        file = Path(dev_path)
+        split = name if file.is_dir() else default_split(own, file)
+        if not file.is_dir() and split_files(own, file, split=split, fold=0)[1] in WHOLE_SETS:
+            split = name
+        if split == "test":
+            got = f"got --dev_path={dev_path}, of the test split by its name"
+            raise InputError(f"{got}; fix: choose on other questions")
+        where = None if own.path else dev_path
+        return read_questions(own, where, split=split, labelled=True, **read), split
+    if scored == name:
+        return f"the {name} split is scored, so it cannot choose (--dev_path would)"
+    place = Path(path or task.path or "")
+    if task.path and (name not in task.splits or not place.is_dir()):
+        return f"{task.name} has no {name} split to choose on (--dev_path would)"
+    fix = f"--dev_path=FILE of {name} questions"
+    if not place.is_dir():
+        format = split_files(task, place, split=scored, fold=read.get("fold", 0))[1]
+        if format not in WHOLE_SETS:  # of which one file has every split
+            got = f"{place} is one file, without a {name} split to choose the settings on"
+            raise InputError(f"{got}; fix: {fix}")
+    try:
+        split_files(task, place, split=name, fold=read.get("fold", 0))
+    except InputError as error:
+        got = str(error).split("; fix")[0]
+        raise InputError(f"{got}; fix: {fix}, to choose the settings on") from None
+    where = None if task.path else path
+    return read_questions(task, where, split=name, labelled=True, **read), name
 
 
 def refuse_copy(

@@ -92,6 +92,11 @@ def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys
         (["--model=nowhere", "--out=o", "--task=medqa", "--path=nowhere"], "nowhere"),
         (["--model=nowhere", "--out=o", "--task=medqa", "--tensor=3"], "tensor=3"),
         (["--model=nowhere", "--out=o", "--task=mmlu:a/b"], "got 'mmlu:a/b'"),
+        (["--model=m", "--versus=m", "--out=o", "--task=medqa", "--path=."], "as its base"),
+        (["--model=m", "--versus=b", "--out=o", "--task=medqa", "--orders=2"], "--orders with --v"),
+        (["--model=m", "--out=o", "--task=medqa", "--dev_path=d"], "--dev_path without --versus"),
+        (["--model=m", "--model=n", "--versus=b", "--out=o", "--task=medqa"], "got 2 --model"),
+        (["--model=m", "--versus=b", "--out=o", "--harness_tasks=t"], "--versus with --harness"),
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys):
@@ -101,6 +106,22 @@ def test_errors_are_one_line(arguments, message, capsys):
     assert captured.err.startswith("biomedlm evaluate: error: ")
     assert message in captured.err
     assert captured.out == ""
+
+
+def test_versus_prints_and_writes_one_table(tmp_path, model, questions, capsys):
+    other, out, figures = (tmp_path / name for name in ("other", "out", "figures.json"))
+    export_hf(GPT2(CONFIG, key=jax.random.key(1)), load_tokenizer(model), other)
+    test = tmp_path / "test.jsonl"
+    test.write_text(questions.read_text().replace("Which?", "What?"))
+    where = ["--task=medqa", f"--path={test}", f"--dev_path={questions}", "--format=questions"]
+    where += [f"--model={other}", "--mode=option", "--limit=3", f"--json={figures}"]
+    assert run(*where, f"--versus={model}", f"--out={out}") == 0
+    assert (out / "report.md").read_text().strip() in capsys.readouterr().out
+    written = json.loads(figures.read_text())
+    assert written == json.loads((out / "report.json").read_text())
+    assert [*written["models"]] == ["base", "model"]
+    assert written["n"] == written["chosen_on"]["n"] == 3
+    assert len(read_items(out / "model")) == 3
 
 
 INTERRUPTED = """

@@ -2,10 +2,11 @@
 
 import pytest
 
+from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.finetuned import KEEP_END, Head
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION
-from biomedlm_jax.qa.models import check_head, check_model, choose_modes
+from biomedlm_jax.qa.models import check_head, check_model, choose_modes, read_chat_prompt
 from biomedlm_jax.qa.tasks import find_task
 
 MEDQA = find_task("medqa")
@@ -53,3 +54,28 @@ def test_a_head_has_the_classes_of_the_task():
 def test_a_directory_of_no_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         check_model(tmp_path / "none", None)
+
+
+@pytest.mark.parametrize(
+    ("header", "between"),
+    [("<|assistant|>\n", ""), ("[/INST]", " "), ("<|assistant|>\n", "<think>\n\n</think>\n\n")],
+)
+def test_a_chat_prompt_ends_where_the_template_puts_an_answer(tmp_path, header, between):
+    tests = f"{{% if message.role == 'user' %}}{{{{ message.content }}}}{header}{{% else %}}"
+    whole = f"{between}{{{{ message.content }}}}</s>{{% endif %}}"
+    text = f"{{% for message in messages %}}{tests}{whole}{{% endfor %}}"
+    save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(text)
+    wrap = read_chat_prompt(tmp_path)
+    assert wrap is not None
+    assert wrap("Which?") == f"Which?{header}{between}"
+
+
+def test_a_template_whose_header_its_answers_lack_is_used_as_it_is(tmp_path):
+    save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
+    assert read_chat_prompt(tmp_path) is None
+    text = "{{ messages[-1].content }}{% if add_generation_prompt %}<|think|>{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(text)
+    wrap = read_chat_prompt(tmp_path)
+    assert wrap is not None
+    assert wrap("Which?") == "Which?<|think|>"

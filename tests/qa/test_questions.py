@@ -9,6 +9,7 @@ from biomedlm_jax.qa.questions import (
     Skipped,
     check_limit,
     counted,
+    first_questions,
     overlap,
     questions_hash,
     repeated,
@@ -40,6 +41,8 @@ def test_a_limit_is_a_number_of_questions_or_a_fraction():
     for bad in (0, -1, 1.5, 2.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"got limit={bad}; expected a number of questions"):
             check_limit(bad)
+    for limit, n in ((None, 5), (3, 3), (9, 5), (0.5, 3)):
+        assert first_questions([ONE] * 5, limit) == [ONE] * n
 
 
 def test_counted():
