@@ -150,6 +150,7 @@ def transformers_model(model_type: str, *, seed: int = 0, **changes: Any):
     import torch
     import transformers
 
+    transformers.logging.disable_progress_bar()
     settings = {**SIZES, **OF_TYPE[model_type], **changes}
     config = transformers.AutoConfig.for_model(model_type, **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
@@ -165,7 +166,7 @@ def directory_of(model_type: str, directory: Path, **changes: Any) -> Path:
     """Save a random model with a tokenizer of its kind."""
     transformers_model(model_type, **changes).save_pretrained(directory)
     if model_type in ("llama", "mistral"):
-        sentencepiece(directory)
+        sentencepiece(directory, form="first")  # that every version reads alike
     else:
         byte_pairs(directory, qwen=True)
     return directory

@@ -13,6 +13,8 @@ FLAGS = Flags("model", "out")
 FLAGS.define("step", None, "Step of the checkpoint; default: the newest.", kind=int, least=0)
 FOLD = "Fold the inverse-layer attention scale into the weights, for vLLM and SGLang."
 FLAGS.define("fold_attention_scale", False, FOLD)
+DTYPE = "Dtype of the tensors; source: that of each tensor in the files that were imported."
+FLAGS.define("dtype", "float32", DTYPE, choices=("float32", "bfloat16", "float16", "source"))
 FLAGS.define("max_shard_size", "5GB", "Maximum size of a file of weights, such as 500MB.")
 FLAGS.add("mesh")
 
@@ -21,6 +23,7 @@ def run(options: Flags) -> None:
     """Export the directory and print where it is."""
     from biomedlm_jax.interop.huggingface import export_directory
 
-    export = options.pick("step", "overwrite", "fold_attention_scale", "max_shard_size")
-    out = export_directory(options.model, options.out, **export, **options.loading())
+    export = options.pick("step", "overwrite", "fold_attention_scale", "max_shard_size", "dtype")
+    mesh = options.loading()["mesh"]
+    out = export_directory(options.model, options.out, **export, mesh=mesh)
     print(f"wrote {out}; compare it with transformers: biomedlm verify-hf --model={out}")

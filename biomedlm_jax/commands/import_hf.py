@@ -15,6 +15,8 @@ SOURCE = "Directory with config.json, weights and tokenizer, or hf://OWNER/NAME 
 FLAGS.define("source", None, SOURCE, required=True)
 FLAGS.define("eos_token_id", None, "End of text in place of config.json's.", kind=int, least=0)
 FLAGS.define("bos_token_id", None, "Begin of text in place of config.json's.", kind=int, least=0)
+RESIZE = "Add rows for the tokenizer's ids after the vocabulary: the mean of the others."
+FLAGS.define("resize_embeddings", False, RESIZE)
 
 
 def run(options: Flags) -> None:
@@ -23,4 +25,5 @@ def run(options: Flags) -> None:
 
     ids = options.pick("eos_token_id", "bos_token_id")
     given = {name: value for name, value in ids.items() if value is not None}
-    print(f"wrote {import_hf(options.source, options.out, overwrite=options.overwrite, **given)}")
+    given |= options.pick("overwrite", "resize_embeddings")
+    print(f"wrote {import_hf(options.source, options.out, **given)}")

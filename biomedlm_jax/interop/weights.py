@@ -102,6 +102,24 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: s
             raise InputError(f"{where} {problem} {tensors}; the file is incomplete, or {cause}")
 
 
+def with_more_rows(
+    model: Any, count: int, read: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """Return a `read` with `count` more rows in each vocabulary matrix of `model`: their mean."""
+    parameters = named_parameters(model)
+
+    def grown(name: str) -> np.ndarray:
+        tensor = read(name)
+        (leaf, *_), *_ = where[name]
+        if not count or "vocab" not in axis_names(parameters[leaf]):
+            return tensor
+        mean = tensor.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        return np.concatenate([tensor, np.repeat(mean, count, axis=0)])
+
+    where = hf_tensor_map(model)
+    return grown
+
+
 def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
     """Build the model `abstract` from `read(name)`, whose tensors passed `check_tensors`."""
     specs, arrays = named_leaves(abstract), {}

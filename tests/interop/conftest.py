@@ -1,9 +1,11 @@
+import functools
 import json
 import types
 
 import jax
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -116,6 +118,31 @@ def make_finetuned(tokenizer):
         return finetuned, grown, head
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory):
+    """A function: model type -> what transformers saves of a tiny model; not to be changed."""
+    pytest.importorskip("transformers", reason="makes the tiny models")
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @functools.cache
+    def make(model_type: str):
+        return tiny.directory_of(model_type, folder / model_type)
+
+    return make
+
+
+@pytest.fixture(params=tiny.TYPES)
+def source(request, tiny_source):
+    """That of each type."""
+    return tiny_source(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama_source(tiny_source):
+    """That of a Llama."""
+    return tiny_source("llama")
 
 
 @pytest.fixture
