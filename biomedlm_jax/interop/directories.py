@@ -72,6 +72,9 @@ def read_config(path: str | Path) -> dict:
         raise InputError(f"no such directory: {path}{advice}")
     file = model_directory(path) / CONFIG
     if not file.exists():
+        if (as_path(path) / ADAPTER).exists():
+            fix = f"merge it first: biomedlm import-hf --source={path} --base=DIR --out=RUN"
+            raise InputError(f"{path} is an adapter, without the model that it changes; {fix}")
         raise InputError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
     return read_json(file)
 

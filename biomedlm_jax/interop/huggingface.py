@@ -17,6 +17,7 @@ from biomedlm_jax.files import read_json, write_json, write_text
 from biomedlm_jax.interop import directories, finetuned, hub, modelcard, weights
 from biomedlm_jax.interop.directories import check_tokenizer, is_hugging_face, is_run
 from biomedlm_jax.interop.finetuned import Head
+from biomedlm_jax.interop.lora_files import import_adapter, is_adapter
 from biomedlm_jax.interop.modelcard import Facts, model_card, source_facts
 from biomedlm_jax.interop.rounding import SOURCE, Rounding, most_frequent, source_dtypes
 from biomedlm_jax.interop.shards import WRITTEN, parse_size, write_tensors
@@ -52,6 +53,7 @@ def import_hf(
     source: str | Path,
     path: str | Path,
     *,
+    base: str | Path | None = None,
     overwrite: bool = False,
     resize_embeddings: bool = False,
     notify: Callable[[str], None] = print,
@@ -65,13 +67,20 @@ def import_hf(
     about anything converted or left out. The tokenizer's files stay as they are. `ids` are
     `eos_token_id` and `bos_token_id` in place of those of config.json; without them, those of the
     tokenizer are, in families where they contradict it at times. `resize_embeddings` adds rows for
-    ids of the tokenizer after the vocabulary, the mean of the others. Raises InputError if `path`
-    may not be overwritten, or `source` does not hold exactly a model of its config; `path` is
-    unchanged then.
+    ids of the tokenizer after the vocabulary, the mean of the others. A `source` of LoRA factors in
+    PEFT's format is merged into the run or Hugging Face directory `base`. Raises InputError if
+    `path` may not be overwritten, or `source` does not hold exactly a model of its config; `path`
+    is unchanged then.
     """
     source = hub.download(source)
     with local_copy(source) as local:
         given: dict[str, Any] = {"overwrite": overwrite, "notify": notify, **ids}
+        if is_adapter(local) and not resize_embeddings:
+            return import_adapter(local, base, path, **given)
+        if base is not None or is_adapter(local):
+            got = "--base" if base is not None else "--resize_embeddings"
+            other = "an adapter" if base is not None else "a model"
+            raise InputError(f"got {got}, which is for {other} only; leave it out")
         given["resize_embeddings"] = resize_embeddings
         return _import_hf(local, path, place=str(source.absolute()), **given)
 
@@ -93,7 +102,7 @@ def _import_hf(
     if head is None:
         directories.refuse_heads(source)
     all_ids, lines, more = directories.tokenizer_ids(source, ids)
-    size = directories.read_config(source).get("vocab_size")
+    size: Any = directories.read_config(source).get("vocab_size")
     sized = {"vocab_size": size + more} if more and resize_embeddings else {}
     # An id after the vocabulary is that of a tokenizer that does not fit: see read_tokenizer.
     inside = {name: i for name, i in all_ids.items() if name in ids or not more or i < size}

@@ -91,10 +91,10 @@ def source_dtypes(directory: Path, model: Any) -> dict[str, str]:
         usual, others = None, {name: entry.dtype for name, entry in entries.items()}
     else:
         facts = directories.read_config(directory).get("facts") or {}
-        source = check_object(facts.get("source"), f"{directory} has facts.source") or {}
+        source = check_object(facts.get("source"), f"{directory} has facts.source")
         stated = source.get("dtypes") or []
         usual = source.get("usual_dtype", stated[0] if len(stated) == 1 else None)
-        others = check_object(source.get("other_dtypes"), f"{directory} has other_dtypes") or {}
+        others = check_object(source.get("other_dtypes"), f"{directory} has other_dtypes")
         if usual is None:
             got = f"{directory} was not imported, so that no dtype of a source is known"
             raise InputError(f"{got}; choose a dtype from {', '.join(WRITTEN)}")
