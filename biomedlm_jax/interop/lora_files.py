@@ -21,7 +21,7 @@ from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.tokenizer import save_tokenizer
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json, write_text
-from biomedlm_jax.interop import directories, finetuned, weights
+from biomedlm_jax.interop import directories, finetuned, hub, weights
 from biomedlm_jax.interop.directories import ADAPTER, is_hugging_face, is_run
 from biomedlm_jax.interop.modelcard import source_facts
 from biomedlm_jax.interop.shards import write_safetensors
@@ -50,8 +50,7 @@ INERT |= {"init_lora_weights", "megatron_core", "qalora_group_size", "ensure_wei
 # Initialisations that leave the base's weights as they are.
 INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 CARD = """---
-library_name: peft
-base_model: {base}
+library_name: peft{front}
 ---
 
 # {name}
@@ -275,7 +274,7 @@ def import_adapter(
     """
     check_output(path, replaceable=is_run, overwrite=overwrite)
     named = read_settings(source).get("base_model_name_or_path")
-    base = named if base is None else base
+    base = named if base is None else hub.download(base)
     if base is None or not as_path(base).is_dir():
         got = f"{source} is an adapter of {named!r}"
         raise InputError(f"{got}, which is no directory here; pass --base=DIR")
@@ -322,7 +321,7 @@ def export_adapter(
     step, and OSError if the directory does not read back as it was written.
     """
     check_output(path, replaceable=is_adapter, overwrite=overwrite)
-    run = as_path(run)
+    run = as_path(run).absolute()
     config, lora, started = _record(run)
     base = str(started.get("path") or "") if base is None else base
     if not base:
@@ -341,7 +340,13 @@ def export_adapter(
         if tokenizer is not None:
             save_tokenizer(tokenizer, new, model_max_length=config.context_length)
         rows = RESIZED if settings["trainable_token_indices"] else ""
-        about = {"base": base, "name": as_path(path).name, "model_type": config.model_type}
+        here = as_path(base).is_dir()
+        about = {
+            "front": "" if here else f"\nbase_model: {base}",
+            "base": as_path(base).name if here else base,
+            "name": as_path(path).name,
+            "model_type": config.model_type,
+        }
         write_text(new / "README.md", CARD.format(rank=lora["rank"], rows=rows, **about))
         _check_written(new, tensors, settings)
     if is_run(base):

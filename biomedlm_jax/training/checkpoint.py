@@ -41,7 +41,7 @@ from biomedlm_jax.training.state import TrainState
 MODEL, TRAINED = "model", "trained"  # items
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
-CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
+CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**27
 
 
 class _HashingHandler(ocp.CompositeCheckpointHandler):

@@ -10,11 +10,9 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.corpus.tokenizer import copy_tokenizer
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.interop.finetuned import Head, load_finetuned, save_finetuned, with_head
+from biomedlm_jax.interop.finetuned import load_finetuned, save_finetuned
 from biomedlm_jax.interop.huggingface import export_directory, export_hf, import_hf, load
-from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.training.checkpoint import save_model
 
 
@@ -594,27 +592,13 @@ def test_unknown_and_old_types(llama_source, tmp_path, edit_config):
         quietly(path, tmp_path / "other")
 
 
-def test_classifiers_of_the_second_family_score_alike(source, tmp_path):
+def test_classifiers_of_the_second_family_score_alike(source, make_finetuned, tmp_path):
     """transformers reads the last token that is not padding, on either side."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
-    model, tokenizer = load(source)
-    grown = copy_tokenizer(tokenizer)
-    grown.add_special_tokens(
-        ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"]
-    )
-    base = grow_vocabulary(model, 5, key=jax.random.key(1))
-    head = Head(
-        kind="classification",
-        task="pubmedqa",
-        row_format="keep_end",
-        max_length=40,
-        classes=("maybe", "no", "yes"),
-    )
-    finetuned = with_head(base, head, key=jax.random.key(3))
-    finetuned.score.kernel[...] *= 20
+    finetuned, grown, head = make_finetuned("classification", source=source)
     out = export_hf(finetuned, grown, tmp_path / "out", head=head)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
-    name = transformers.CONFIG_MAPPING[model.config.model_type].__name__.removesuffix("Config")
+    name = transformers.CONFIG_MAPPING[finetuned.config.model_type].__name__.removesuffix("Config")
     assert type(theirs).__name__ == f"{name}ForSequenceClassification"
     words = transformers.AutoTokenizer.from_pretrained(out)
     texts = ["cardiology", "neurosis and hyperase", "the itisgen of the cardiitis"]
