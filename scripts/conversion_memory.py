@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
@@ -74,21 +75,23 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     """Print and return the multiple of each conversion."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=300, help="float32 weights of the model")
     parser.add_argument("--shards", type=int, default=4, help="files of weights")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     options = parser.parse_args(arguments)
-    tiny = {"vocab_size": 512, "width": 64, "layers": 2, "heads": 4, "context_length": 64}
-    # A layer has 12.6 million parameters, the two vocabulary matrices 8.2 each.
-    width = {"vocab_size": 8_000, "width": 1_024, "heads": 16, "mlp_width": 2_816}
+    tiny = LlamaConfig(vocab_size=512, width=64, layers=2, heads=4, context_length=64)
+    # A layer has 12.85 million parameters, the two vocabulary matrices 8.2 each.
     layers = max(1, round((options.megabytes / 4 - 16.4) / 12.85))
-    large = LlamaConfig(**width, layers=layers, context_length=64)
+    shape: dict[str, Any] = {"vocab_size": 8_000, "width": 1_024, "heads": 16, "mlp_width": 2_816}
+    large = LlamaConfig(**shape, layers=layers, context_length=64)
     given = {"shards": options.shards, "dtype": options.dtype}
     with tempfile.TemporaryDirectory() as folder:
         for name in ("tiny", "large"):
             (Path(folder) / name).mkdir()
-        _, constant = measure(Path(folder) / "tiny", LlamaConfig(**tiny), **given)
+        _, constant = measure(Path(folder) / "tiny", tiny, **given)
         size, peaks = measure(Path(folder) / "large", large, **given)
     print(f"{size / 1e6:,.0f} MB of float32 weights, from {options.dtype}, {options.shards} shards")
     result = {}

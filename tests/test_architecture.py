@@ -36,13 +36,13 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 1_399,
-    ("training",): 2_993,
-    ("corpus",): 2_172,
+    ("training",): 2_997,
+    ("corpus",): 2_284,
     ("generation",): 2_006,
-    ("interop",): 2_110,
+    ("interop",): 2_845,
     ("qa", "finetuning"): 5_183,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_174,
+    ("cli", "commands"): 1_197,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

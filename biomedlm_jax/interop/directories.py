@@ -184,7 +184,9 @@ def tokenizer_ids(
         theirs = config.get(name, of_type.absent_ids.get(name))
         here = special_id(tokenizer, name.removesuffix("_id"))
         stated = theirs if isinstance(theirs, list) else [theirs]
-        if name not in given and None not in (here, theirs) and here not in stated:
+        if here is None or theirs is None or name in given:
+            continue
+        if here not in stated:
             token = tokenizer.id_to_token(here)
             lines.append(f"{name} is {here}, the tokenizer's {token}; {CONFIG} has {theirs}")
             ids[name] = here
