@@ -39,7 +39,7 @@ LINES = {
     ("training",): 3_087,
     ("corpus",): 2_491,
     ("generation",): 2_006,
-    ("interop",): 2_130,
+    ("interop",): 2_845,
     ("qa", "finetuning"): 6_134,
     ("planning",): 1_096,
     ("cli", "commands"): 1_337,

@@ -1,10 +1,11 @@
 """Build the tokenizer that transformers' AutoTokenizer (version 5) builds from a directory.
 
-For a GPT-2 it does not read tokenizer.json as it is: the class GPT2Tokenizer takes vocabulary,
-merges and post-processor from it and makes the rest anew, as from vocab.json and merges.txt. The
-class PreTrainedTokenizerFast takes the whole file. Then both add the tokens that the other files
-name. The rules are those of transformers 5.23: `AutoTokenizer.from_pretrained`,
-`PreTrainedTokenizerBase._from_pretrained`, `TokenizersBackend.__init__` and `GPT2Tokenizer`.
+Some classes do not read tokenizer.json as it is: GPT2Tokenizer, LlamaTokenizer and Qwen2Tokenizer
+take vocabulary, merges and post-processor from it and make the rest anew, as from vocab.json and
+merges.txt. The class PreTrainedTokenizerFast takes the whole file. Then all add the tokens that the
+other files name. Which class it is depends on the files and on the type of the model. The rules are
+those of transformers 5.23 without mistral-common: `AutoTokenizer.from_pretrained`,
+`PreTrainedTokenizerBase._from_pretrained`, `TokenizersBackend.__init__` and the three classes.
 """
 
 import json
@@ -13,18 +14,43 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json
 
 # transformers' class of byte-level BPE tables: a format of tokenizers, whatever their model is.
 GPT2 = "GPT2Tokenizer"
-OF_MODELS = {"gpt2": GPT2}  # the class of a tokenizer.json by model_type, without a stated class
-# Classes that take tokenizer.json as it is; None: neither the files nor a config name a class.
+LLAMA, QWEN2 = "LlamaTokenizer", "Qwen2Tokenizer"  # SentencePiece's BPE; byte-level with NFC
+# Classes of which transformers takes vocabulary and merges only, and their own special tokens.
+DEFAULT = "<|endoftext|>"
+REBUILT: dict[str, dict[str, str | None]] = {
+    GPT2: dict.fromkeys(("unk_token", "bos_token", "eos_token"), DEFAULT),
+    LLAMA: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    QWEN2: dict.fromkeys(("unk_token", "eos_token", "pad_token"), DEFAULT),
+}
+# Classes that take tokenizer.json as it is; None: neither the files nor a config name a class. The
+# last is the name that Llama had before its release in transformers, which knows it no more.
 WHOLE = (None, "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")
+WHOLE += ("LLaMATokenizer",)
+BACKEND = "TokenizersBackend"
+# The class by model_type, without a stated class; of the second kind whatever the files state.
+OF_MODELS = {"gpt2": GPT2, "qwen2": QWEN2, "qwen3": QWEN2}
+ALWAYS = {"mistral": BACKEND, "qwen2": QWEN2}
+WORDS_OF_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-DEFAULT = "<|endoftext|>"  # of a GPT2Tokenizer: bos, eos and unk
 ADDS = ("add_bos_token", "add_eos_token")  # of a directory without tokenizer.json
 CLEAN = "clean_up_tokenization_spaces"  # of decoded text; ignored for BPE without the second
 CLEAN_BPE = f"{CLEAN}_for_bpe_even_though_it_will_corrupt_output"
@@ -53,16 +79,19 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
             raise InputError(f"{got}, which is not supported; {fix}")
     special, extra, declared = _special_tokens(directory, settings, whole)
     padding = whole.get("padding") or {}
-    if padding.get("pad_token") and name != GPT2:  # that class is built without it
+    if padding.get("pad_token") and name not in REBUILT:  # those are built without it
         special.setdefault("pad_token", padding["pad_token"])
-    if name == GPT2:
-        special = {**dict.fromkeys(("unk_token", "bos_token", "eos_token"), DEFAULT), **special}
-        tokenizer = _gpt2(directory, settings, whole)
+    if name in REBUILT:
+        special = {**REBUILT[name], **special}
+        tokenizer = _rebuilt(name, directory, settings, whole)
     else:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     order = (*NAMED, *special)
     special = {key: special[key] for key in order if special.get(key) is not None}
     _add(tokenizer, special, extra, declared)
+    if name == QWEN2:  # once more, without the flags that a file gives them
+        again = [_content(token) for token in (*special.values(), *extra)]
+        tokenizer.add_tokens([AddedToken(text, special=True) for text in dict.fromkeys(again)])
     _check_ids(directory, tokenizer, declared)
     contents = {key: _content(token) for key, token in special.items()}
     adds = {} if whole else {key: settings[key] for key in ADDS if key in settings}
@@ -70,12 +99,12 @@ def build_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
         tokenizer.post_processor = _template(tokenizer, contents, adds)
     if settings.get(CLEAN) and (settings.get(CLEAN_BPE) or not _is_bpe(tokenizer)):
         tokenizer.decoder = _cleaning(tokenizer.decoder)
-    if whole and name != GPT2 and whole["model"].get("dropout"):
+    if whole and name not in REBUILT and whole["model"].get("dropout"):
         got = f"{directory / 'tokenizer.json'} has model.dropout={whole['model']['dropout']}"
         fix = "set it to null for the same ids each time"
         warnings.warn(f"{got}: ids are random; {fix}", RuntimeWarning, stacklevel=3)
-    if name == GPT2 and whole:
-        _warn_of_differences(directory, tokenizer, whole)
+    if name in REBUILT and whole:
+        _warn_of_differences(directory, name, tokenizer, whole)
     return tokenizer, contents
 
 
@@ -110,18 +139,21 @@ def _class_name(directory: Path, settings: Mapping, whole: Mapping) -> str | Non
     config = _read(directory / "config.json")
     model = config.get("model")
     of_model = model.get("model_type") if isinstance(model, dict) else config.get("model_type")
-    implied = OF_MODELS.get(str(of_model)) if whole else GPT2
-    name = settings.get("tokenizer_class") or config.get("tokenizer_class") or implied
-    short = name and str(name).removesuffix("Fast")
-    if short == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(whole):
-        short = None
-    if short == GPT2 and whole and whole.get("model", {}).get("type", "BPE") != "BPE":
+    stated = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    short = stated and str(stated).removesuffix("Fast")
+    if short == LLAMA and of_model not in ALWAYS and '"ByteLevel"' in json.dumps(whole):
+        short = BACKEND
+    if of_model in ALWAYS:
+        short = ALWAYS[of_model]
+    elif not stated:
+        short = OF_MODELS.get(str(of_model), None if whole else GPT2)
+    if short in REBUILT and whole and whole.get("model", {}).get("type", "BPE") != "BPE":
         got = f"{directory / 'tokenizer.json'} has a model of type {whole['model']['type']}"
-        raise InputError(f"{got}, and {GPT2} needs BPE; set tokenizer_class in its config")
-    if short == GPT2 or (short in WHOLE and whole):
+        raise InputError(f"{got}, and {short} needs BPE; set tokenizer_class in its config")
+    if short in (GPT2, QWEN2) or (short in (*WHOLE, LLAMA) and whole):
         return short
-    got = f"{directory} has tokenizer_class {name}"
-    if short in WHOLE:
+    got = f"{directory} has tokenizer_class {stated or short}"
+    if short in (*WHOLE, LLAMA):
         raise InputError(f"{got}, which needs tokenizer.json; add it, or set {GPT2}")
     fix = "set tokenizer_class=PreTrainedTokenizerFast there to have tokenizer.json as it is"
     raise InputError(f"{got}, which transformers builds by rules not known here; {fix}")
@@ -183,48 +215,88 @@ def _maybe_added(value: Any) -> Any:
     return _added(value) if isinstance(value, dict) else value
 
 
-def _gpt2(directory: Path, settings: Mapping, whole: Mapping) -> Tokenizer:
-    """Return what GPT2Tokenizer makes of the files, without added tokens."""
-    options: dict[str, Any] = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+def _rebuilt(name: str, directory: Path, settings: Mapping, whole: Mapping) -> Tokenizer:
+    """Return what one of the classes REBUILT makes of the files, without added tokens."""
+    flags: dict[str, Any] = {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    if name == LLAMA:
+        flags = {"fuse_unk": True, "byte_fallback": True}
     if whole:
         listed = whole["model"].get("merges", ())
         merges: Any = [tuple(m.split(" ") if isinstance(m, str) else m) for m in listed]
-        model = models.BPE(vocab=whole["model"]["vocab"], merges=merges, **options)
+        model = models.BPE(vocab=whole["model"]["vocab"], merges=merges, **flags)
     else:
         files = (str(directory / name) for name in ("vocab.json", "merges.txt"))
-        model = models.BPE.from_file(*files, **options)
-    prefix = bool(settings.get("add_prefix_space", False))
-    tokenizer = byte_level(model, add_prefix_space=prefix)
+        model = models.BPE.from_file(*files, **flags)
+    prefix = settings.get("add_prefix_space")
+    if name == LLAMA:
+        prefix = True if prefix is None else bool(prefix)
+        tokenizer = _sentencepiece(model, prefix=prefix, legacy=bool(settings.get("legacy")))
+    else:
+        tokenizer = byte_level(model, add_prefix_space=bool(prefix))
+    if name == QWEN2:
+        tokenizer.normalizer = normalizers.NFC()
+        words = pre_tokenizers.Split(Regex(WORDS_OF_QWEN2), "isolated")
+        rest = pre_tokenizers.ByteLevel(add_prefix_space=bool(prefix), use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, rest])
     if whole:
         rest = Tokenizer.from_str(json.dumps({**whole, "model": _EMPTY, "added_tokens": []}))
         tokenizer.post_processor = rest.post_processor
+    elif name != GPT2:
+        tokenizer.post_processor = None
     return tokenizer
 
 
-def _warn_of_differences(directory: Path, tokenizer: Tokenizer, whole: Mapping) -> None:
-    """Warn of the parts of tokenizer.json that GPT2Tokenizer leaves out."""
-    words = tokenizer.pre_tokenizer
-    used = {"normalizer": None, "pre_tokenizer": words and json.loads(words.__getstate__())}
+def _sentencepiece(model: models.BPE, *, prefix: bool, legacy: bool) -> Tokenizer:
+    """Return a tokenizer of pieces that begin with "▁" for a space, and of bytes."""
+    tokenizer = Tokenizer(model)
+    # `legacy` puts the space also after each added token, otherwise only before a text.
+    scheme = ("always" if legacy else "first") if prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, *[decoders.Strip(" ", 1, 0)] * prefix])
+    return tokenizer
+
+
+def _warn_of_differences(directory: Path, name: str, tokenizer: Tokenizer, whole: Mapping) -> None:
+    """Warn of the parts of tokenizer.json that the class `name` replaces."""
+    used = json.loads(tokenizer.to_str())
+    parts = ("normalizer", "pre_tokenizer")
+    if name == LLAMA and _spaced(whole) == _spaced(used):
+        parts = ()
     left_out = [
         f"{part} {_kind(whole.get(part))}"
-        for part in used
-        if _kind(whole.get(part)) != _kind(used[part])
+        for part in parts
+        if _effect(whole.get(part)) != _effect(used[part])
     ]
-    left_out += [f"model.{key}" for key in _MODEL_FLAGS if whole["model"].get(key)]
+    model, other = used["model"], whole["model"]
+    left_out += [f"model.{key}" for key in MODEL_FLAGS if other.get(key) and not model[key]]
     added = {token["content"] for token in whole.get("added_tokens", ())}
     present = tokenizer.get_added_tokens_decoder().values()
     missing = sorted(added - {token.content for token in present})
     left_out += [f"added token {content!r}" for content in missing]
     if left_out:
         file = directory / "tokenizer.json"
-        rule = f"transformers 5 leaves out of a {GPT2} (version 4 does not)"
+        rule = f"transformers 5 leaves out of a {name} (version 4 does not)"
         fix = "set tokenizer_class=PreTrainedTokenizerFast to have it in every version"
         warnings.warn(
             f"{file} has {', '.join(left_out)}, which {rule}; {fix}", RuntimeWarning, stacklevel=4
         )
 
 
-_MODEL_FLAGS = ("dropout", "byte_fallback", "ignore_merges")
+def _spaced(state: Mapping) -> tuple | None:
+    """Return where spaces are put and replaced, in either form of SentencePiece's conversion."""
+    normalizer, words = state.get("normalizer"), state.get("pre_tokenizer")
+    if normalizer is None and words and words["type"] == "Metaspace":
+        plain = words.get("replacement") == "▁" and not words.get("split", True)
+        return (words.get("prepend_scheme", "always"),) if plain else None
+    steps = normalizer.get("normalizers", ()) if normalizer and words is None else ()
+    replaced = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    if [*steps] == [{"type": "Prepend", "prepend": "▁"}, replaced]:
+        return ("always",)
+    return ("never",) if [*steps] == [replaced] else None
+
+
+MODEL_FLAGS = ("dropout", "byte_fallback", "ignore_merges")  # that change the ids
 _EMPTY = {"type": "BPE", "vocab": {}, "merges": []}
 
 
@@ -251,10 +323,26 @@ def _cleaning(decoder: Any) -> decoders.Decoder:
     return decoders.Sequence([*joined, *steps])
 
 
+def _effect(part: Any) -> tuple[str, list]:
+    """Return what a normalizer or a pre-tokenizer does to the ids."""
+    return _kind(part), [step for step in _steps(part) if step["type"] in ("Split", "Replace")]
+
+
+def _steps(part: Any) -> list[dict]:
+    if part is None or part["type"] != "Sequence":
+        return [] if part is None else [part]
+    return next((value for value in part.values() if isinstance(value, list)), [])
+
+
 def _kind(part: Any) -> str:
-    """Describe a normalizer or a pre-tokenizer by what it does to the ids."""
+    """Describe a normalizer or a pre-tokenizer by what it does to the ids, but for patterns."""
     if part is None:
         return "none"
+    if part["type"] == "Sequence":
+        return " + ".join(map(_kind, _steps(part)))
+    if part["type"] == "Metaspace":
+        names = ("replacement", "prepend_scheme", "split")
+        return f"Metaspace({', '.join(f'{name}={part.get(name)}' for name in names)})"
     if part["type"] != "ByteLevel":
         return part["type"]
     prefix, words = part.get("add_prefix_space", True), part.get("use_regex", True)

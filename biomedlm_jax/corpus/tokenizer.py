@@ -17,7 +17,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from biomedlm_jax.buckets import as_path
-from biomedlm_jax.corpus.huggingface_tokenizer import GPT2, build_tokenizer, byte_level
+from biomedlm_jax.corpus.huggingface_tokenizer import (
+    GPT2,
+    MODEL_FLAGS,
+    REBUILT,
+    build_tokenizer,
+    byte_level,
+)
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 from biomedlm_jax.integrity import SUMS
@@ -31,6 +37,8 @@ _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # Huggin
 FILES = ("tokenizer.json", *_PAIRS[0], "tokenizer_config.json", "special_tokens_map.json")
 # What transformers reads; `Source` keeps all of them.
 SOURCE_FILES = (*FILES, "added_tokens.json", "chat_template.jinja", "chat_template.json")
+# SentencePiece's, which llama.cpp converts; kept beside tokenizer.json until tokens are added.
+PIECES = "tokenizer.model"
 TEMPLATES = "additional_chat_templates"  # a folder of *.jinja
 
 
@@ -96,7 +104,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _is_read(name: str) -> bool:
-    return name in (*SOURCE_FILES, *_PAIRS[1], "config.json") or name.startswith(f"{TEMPLATES}/")
+    return name in (*SOURCE_FILES, *_PAIRS[1], "config.json", PIECES) or name.startswith(
+        f"{TEMPLATES}/"
+    )
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
@@ -206,28 +216,39 @@ def save_tokenizer(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     config = _json(contents.get("tokenizer_config.json"))
-    if source is None or (contents == source.files and "tokenizer_class" in config):
+    if source is None and not (directory / "config.json").exists():
         return paths
-    # Without a class transformers takes that of the model's config.json, which may not be here.
+    # The class may be that of the model's config.json, which may not be here, or another one.
     file = directory / "tokenizer_config.json"
-    for name in (None, GPT2, "PreTrainedTokenizerFast"):
+    for name in (None, *REBUILT, "PreTrainedTokenizerFast"):
         if name:
             write_json(file, {**config, "tokenizer_class": name})
         if _reads_as(directory, tokenizer):
             return paths
-    problem = "transformers would read another tokenizer from its files"
-    raise InputError(f"{problem}; save it with transformers, and load that directory")
+    problem = f"transformers would read another tokenizer from {directory}"
+    raise InputError(
+        f"{problem}: its model_type has a class of its own; use that model's tokenizer"
+    )
 
 
 def _reads_as(directory: str | Path, tokenizer: Tokenizer) -> bool:
     with warnings.catch_warnings(), contextlib.suppress(ValueError):
         warnings.simplefilter("ignore")  # that of the source was enough
-        return _canonical_json(load_tokenizer(directory)) == _canonical_json(tokenizer)
+        return _behaviour(load_tokenizer(directory)) == _behaviour(tokenizer)
     return False
+
+
+def _behaviour(tokenizer: Tokenizer) -> tuple:
+    """Return what decides ids and texts."""
+    state = json.loads(tokenizer.to_str())
+    words = state["post_processor"]
+    around = None if words is None or words["type"] == "ByteLevel" else words
+    return _canonical_json(tokenizer), around, state["decoder"]
 
 
 def _source_files(directory: Path) -> dict[str, bytes]:
     paths = [directory / name for name in SOURCE_FILES]
+    paths += [directory / PIECES] if (directory / "tokenizer.json").exists() else []
     paths += sorted((directory / TEMPLATES).glob("*.jinja"))
     for path in paths:
         _check_link(path, directory)
@@ -242,7 +263,7 @@ def _check_link(path: Path, directory: Path) -> None:
     """
     target, root = path.resolve(), directory.resolve()
     blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
-    unread = path.suffix == ".jinja" or path.name == "chat_template.json"
+    unread = path.suffix == ".jinja" or path.name in ("chat_template.json", PIECES)
     if unread and not (target.is_relative_to(root) or target.is_relative_to(blobs)):
         got = f"{path} is a link to {target}, outside of {directory}"
         raise InputError(f"{got}; replace it with a copy")
@@ -266,10 +287,10 @@ def _changed_files(source: Source, tokenizer: Tokenizer) -> dict[str, bytes]:
         files["tokenizer.json"] = _dump({**json.loads(tokenizer.to_str()), **kept})
     if not changed:
         return files
+    files.pop(PIECES, None)
     tokens = json.loads(tokenizer.to_str())["added_tokens"]
     config = _json(files.get("tokenizer_config.json"))
-    rebuilt = str(config.get("tokenizer_class", GPT2)).startswith(GPT2)
-    if "added_tokens_decoder" in config and rebuilt:  # other classes read tokenizer.json
+    if "added_tokens_decoder" in config:
         listed = {str(t.pop("id")): t for t in map(dict, tokens)}
         config["added_tokens_decoder"] = {**config["added_tokens_decoder"], **listed}
         files["tokenizer_config.json"] = _dump(config)
@@ -335,6 +356,9 @@ def _canonical_json(tokenizer: Tokenizer) -> bytes:
         parts.append([state["normalizer"], state["pre_tokenizer"]])
     stripping = [(i, t.lstrip, t.rstrip, t.single_word) for i, t in tokens]
     parts += [stripping] if any(any(flags[1:]) for flags in stripping) else []
+    model = json.loads(tokenizer.to_str())["model"]
+    flags = {name: model[name] for name in MODEL_FLAGS if model.get(name)}
+    parts += [flags] if flags else []
     return json.dumps(parts).encode("ascii")
 
 

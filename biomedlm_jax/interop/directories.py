@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ MODEL_FOLDER = "model"  # of a fine-tuning run
 IDS = ("bos_token_id", "eos_token_id")
 ADAPTER = "adapter_config.json"  # of peft
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-OTHER_TOKENIZERS = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")
+OTHER_TOKENIZERS = (
+    "tekken.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+)
 
 
 def model_directory(path: str | Path) -> Path:
@@ -65,6 +72,9 @@ def read_config(path: str | Path) -> dict:
         raise InputError(f"no such directory: {path}{advice}")
     file = model_directory(path) / CONFIG
     if not file.exists():
+        if (as_path(path) / ADAPTER).exists():
+            fix = f"merge it first: biomedlm import-hf --source={path} --base=DIR --out=RUN"
+            raise InputError(f"{path} is an adapter, without the model that it changes; {fix}")
         raise InputError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
     return read_json(file)
 
@@ -94,8 +104,8 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     """Return the model config of a run or Hugging Face directory.
 
     `execution` sets kernel, dtype and dropout rates: those of the run suit its own machine. It may
-    also set `eos_token_id` and `bos_token_id` in place of a Hugging Face directory's. Raises
-    InputError for any other name.
+    also set `eos_token_id`, `bos_token_id` and `vocab_size` in place of a Hugging Face directory's.
+    Raises InputError for any other name.
     """
     config, run = read_config(path), kind_of(path) == RUN
     fields = config["model"] if run else config
@@ -105,7 +115,9 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
         raise InputError(f"{Path(path) / CONFIG}: {error}") from None
     names = [field.name for field in dataclasses.fields(cls)]
     allowed = [name for name in names if name in cls.free_names() or "dropout" in name]
-    allowed += [] if run else IDS
+    allowed += [] if run else [*IDS, "vocab_size"]
+    if "vocab_size" in execution:
+        fields = config = {**config, "vocab_size": execution["vocab_size"]}
     if not run and (as_path(path) / ADAPTER).exists():
         fix = "merge the adapter with peft's merge_and_unload, or remove the file"
         raise InputError(f"{path} has {ADAPTER}, which transformers applies to the weights; {fix}")
@@ -115,6 +127,8 @@ def model_config(path: str | Path, **execution) -> ModelConfig:
     try:
         if not run:
             given = {name: execution[name] for name in IDS if name in execution}
+            if family(fields["model_type"]).ids_of_tokenizer and not _has_pad(config):
+                config = {**config, "pad_token_id": None}
             return config_from_hf(config | given, **{**_ids(path, config, given), **execution})
         kept = {name: v for name, v in fields.items() if name not in cls.free_names()}
         return make_config(kept, **execution)
@@ -149,6 +163,43 @@ def _ids(path: str | Path, config: dict, given: dict) -> dict[str, Any]:
         got = f"{as_path(path) / CONFIG} has {name}={bad[name]!r} and vocab_size={size}"
         raise InputError(f"{got}; {fix}")
     return result | ({"eos_token_id": end} if end is not None and end < size else {})
+
+
+def tokenizer_ids(
+    path: str | Path, given: Mapping[str, int]
+) -> tuple[dict[str, int], list[str], int]:
+    """Return what the tokenizer of a Hugging Face directory states where config.json contradicts.
+
+    That is: bos and eos by their names in config.json, without those `given`; one line about each,
+    and about a pad id that is none; and how many ids of the tokenizer are after the vocabulary.
+    Only a family whose ids are those of the tokenizer has the first two.
+    """
+    config, ids, lines = read_config(path), dict(given), []
+    of_type, tokenizer, size = family(config["model_type"]), _tokenizer(path), config["vocab_size"]
+    if tokenizer is None or type(size) is not int:
+        return ids, lines, 0
+    entries = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    names = IDS if of_type.ids_of_tokenizer else ()
+    for name in names:
+        theirs = config.get(name, of_type.absent_ids.get(name))
+        here = special_id(tokenizer, name.removesuffix("_id"))
+        stated = theirs if isinstance(theirs, list) else [theirs]
+        if here is None or theirs is None or name in given:
+            continue
+        if here not in stated:
+            token = tokenizer.id_to_token(here)
+            lines.append(f"{name} is {here}, the tokenizer's {token}; {CONFIG} has {theirs}")
+            ids[name] = here
+    more = max(0, entries - size)
+    if names and not _has_pad({**config, "vocab_size": size + more}):
+        lines.append(f"pad_token_id is none; {CONFIG} has {config['pad_token_id']!r}")
+    return ids, lines, more
+
+
+def _has_pad(config: dict) -> bool:
+    """Return whether the pad id of config.json is one, or absent; some have -1."""
+    size = config.get("vocab_size")
+    return type(size) is not int or _in_range(config.get("pad_token_id"), size)
 
 
 def _in_range(ids: Any, size: int) -> bool:
@@ -253,17 +304,26 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
 
     Two differences are as in transformers, for a tokenizer that was read from a directory. Special
     tokens but the end of text may have ids after the vocabulary: texts that spell them are refused
-    later. The end of text may be another than the model's, which ends answers: a warning.
+    later; not in a family whose ids are the tokenizer's. The end of text may be another than the
+    model's, which ends answers: a warning.
     """
     source, end = vars(tokenizer).get("source"), special_id(tokenizer, "eos_token")
-    special = {tokenizer.token_to_id(token) for token in source.special.values()} if source else ()
+    of_type = family(config.model_type)
+    exempt = source.special.values() if source and not of_type.ids_of_tokenizer else ()
+    special = {tokenizer.token_to_id(token) for token in exempt}
     largest = max(
         (i for i in tokenizer.get_vocab().values() if i == end or i not in special), default=0
     )
     fix = "use the tokenizer that the model was trained with"
     if largest >= config.vocab_size:
         limit = f"the model's vocabulary ends at {config.vocab_size - 1}"
-        raise InputError(f"the tokenizer has id {largest}, and {limit}; {fix}")
+        more = ", or import it with --resize_embeddings" if source else ""
+        raise InputError(f"the tokenizer has id {largest}, and {limit}; {fix}{more}")
+    begin = special_id(tokenizer, "bos_token")
+    if source and of_type.ids_of_tokenizer and begin not in (None, config.bos_token_id):
+        name = f"the tokenizer has {tokenizer.id_to_token(begin)} as id {begin}"
+        got = f"{name}, and the model's bos_token_id is {config.bos_token_id}"
+        warnings.warn(f"{got}: import it to have the tokenizer's", RuntimeWarning, stacklevel=2)
     if end in (None, *config.end_ids):
         return
     name = tokenizer.id_to_token(end)

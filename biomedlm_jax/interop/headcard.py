@@ -61,7 +61,8 @@ CONTEXT, QUESTION, ANSWER = (
 """
 ROWS = {
     ("choice", "keep_end"): """\
-    sep, plain = [tokenizer.convert_tokens_to_ids("[SEP]")], {"split_special_tokens": True}
+    sep = [tokenizer.convert_tokens_to_ids("[SEP]")]
+    plain = {"split_special_tokens": True, "add_special_tokens": False}
     options = [tokenizer.encode(" " + option, **plain) + sep for option in options]
     longest, question = max(map(len, options)), tokenizer.encode(question, **plain) + sep
     if len(question) + longest > LENGTH:  # the question loses its start, a long option its end
@@ -70,19 +71,19 @@ ROWS = {
         options = [option[:-1][:room] + option[-1:] for option in options]
     rows = [question + option for option in options]""",
     ("choice", "released"): """\
-    cut = {"truncation": True, "max_length": LENGTH}
+    cut = {"truncation": True, "max_length": LENGTH, "add_special_tokens": False}
     rows = [
         tokenizer(question + "[SEP]", " " + option + "[SEP]", **cut)["input_ids"]
         for option in options
     ]""",
     ("classification", "keep_end"): """\
-    q, c = tokenizer.encode(question), tokenizer.encode(context)
+    q, c = (tokenizer.encode(t, add_special_tokens=False) for t in (question, context))
     q = q[max(0, len(q) - LENGTH + 3) :]
     c = c[max(0, len(q) + len(c) - LENGTH + 3) :]  # a long context loses its start
     row = CONTEXT + c + QUESTION + q + ANSWER""",
     ("classification", "released"): """\
-    context = context.replace("\\n", " ")
-    row = tokenizer(context, question, truncation=True, max_length=LENGTH)["input_ids"]""",
+    cut = {"truncation": True, "max_length": LENGTH, "add_special_tokens": False}
+    row = tokenizer(context.replace("\\n", " "), question, **cut)["input_ids"]""",
 }
 
 

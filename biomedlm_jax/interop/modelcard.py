@@ -3,7 +3,7 @@
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from biomedlm_jax.files import parse_object, read_json
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop.finetuned import CHOICE, Head
 from biomedlm_jax.interop.headcard import scoring_section
+from biomedlm_jax.interop.rounding import recorded
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, family
@@ -124,6 +125,7 @@ def model_card(
     folded: bool = False,
     has_tokenizer: bool = True,
     head: Head | None = None,
+    dtypes: Sequence[str] = ("float32",),
 ) -> str:
     """Return the README.md of an exported model: what it is, how to load it, how it was trained."""
     facts, of_family = facts or {}, family(config.model_type)
@@ -152,7 +154,7 @@ def model_card(
     rows = {
         "layers / width / heads / MLP width": f"{c.layers} / {c.width} / {c.heads} / {c.mlp_width}",
         "vocabulary / positions": f"{config.vocab_size:,} / {config.context_length:,}",
-        "tensors": "float32, safetensors",
+        "tensors": f"{', '.join(dtypes)}, safetensors",
     }
     sections = [f"### {section}\n\n{table(of)}" for section, of in facts.items()]
     return CARD.format(
@@ -188,7 +190,7 @@ def source_facts(files: TensorFiles, config: ModelConfig, notify: Callable[[str]
     if files.dtypes != ["float32"]:
         notify(f"converted to float32 from {', '.join(files.dtypes)}")
     names = [file.name for file in files.files]
-    facts = {"path": str(files.directory.absolute()), "files": names, "dtypes": files.dtypes}
+    facts = {"path": str(files.directory.absolute()), "files": names, **recorded(files)}
     return facts | ({"licence": licence} if licence else {})
 
 

@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +49,7 @@ class TensorFiles:
         self.heads: list[str] = []
         self._legacy: dict[Path, dict[str, Any]] = {}  # torch files that cannot be mapped
         self.files, index = _find(self.directory)
-        names = {file.name for file in self.files}
-        hashed = has_sums(self.directory)
-        if hashed and (of := damage(self.directory, of=names.__contains__, complete=False)):
-            fix = f"copy it again (if the change is intended, remove its line from {SUMS})"
-            raise InputError(f"{self.directory}: {of[0]}; {fix}")
+        check_sums(self.directory, {file.name for file in self.files})
         keys = {}
         for file in self.files:
             for key, (shape, dtype) in self._headers(file).items():
@@ -150,6 +146,13 @@ class TensorFiles:
         if zipfile.is_zipfile(file):
             return _torch_load(file, mmap=True)
         return self._legacy.setdefault(file, _torch_load(file, mmap=False))
+
+
+def check_sums(directory: Path, names: Collection[str]) -> None:
+    """Raise InputError if files of a directory differ from its SHA256SUMS, if that is there."""
+    if has_sums(directory) and (of := damage(directory, of=names.__contains__, complete=False)):
+        fix = f"copy it again (if the change is intended, remove its line from {SUMS})"
+        raise InputError(f"{directory}: {of[0]}; {fix}")
 
 
 def _torch_load(file: Path, *, mmap: bool) -> dict[str, Any]:

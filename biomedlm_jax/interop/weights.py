@@ -102,6 +102,29 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], model: Any, *, where: s
             raise InputError(f"{where} {problem} {tensors}; the file is incomplete, or {cause}")
 
 
+def vocabulary_tensors(model: Any) -> set[str]:
+    """Return the names of the tensors with a row for each token."""
+    parameters = named_parameters(model)
+    where = hf_tensor_map(model)
+    return {n for n in where if "vocab" in axis_names(parameters[where[n].leaves[0]])}
+
+
+def with_more_rows(
+    model: Any, count: int, read: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """Return a `read` with `count` more rows in each vocabulary tensor of `model`: their mean."""
+    names = vocabulary_tensors(model)
+
+    def grown(name: str) -> np.ndarray:
+        tensor = read(name)
+        if name not in names:
+            return tensor
+        mean = tensor.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+        return np.concatenate([tensor, np.repeat(mean, count, axis=0)])
+
+    return grown
+
+
 def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
     """Build the model `abstract` from `read(name)`, whose tensors passed `check_tensors`."""
     specs, arrays = named_leaves(abstract), {}

@@ -50,6 +50,7 @@ class Family:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # their other names
     repeated: tuple[str, ...] = ()  # entries that `read_more` reads and `write_more` writes
     absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # by our names
+    ids_of_tokenizer: bool = False  # bos and eos are the tokenizer's where config.json differs
     absent_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)  # if in the vocabulary
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of which we have one value
     equivalent: Mapping[str, tuple] = dataclasses.field(default_factory=dict)  # of `fixed`

@@ -449,6 +449,7 @@ def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
             "classification": f"{name}ForSequenceClassification",
         },
         prefix="model.",
+        ids_of_tokenizer=True,
         unprefixed=("lm_head.weight",),
         fields=FIELDS | more,
         required=(*names, "intermediate_size"),
@@ -465,7 +466,7 @@ def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
         tensors=TENSORS,
         tied={"lm_head.weight": "embed_tokens.weight"},
         buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq",
-        other_heads=r"(v_head|score|qa_outputs)\..+",
+        other_heads=r"(v_head|qa_outputs)\..+",
         **{"repeated": ("rope_theta", "rope_scaling", "rope_parameters"), **settings},
     )
 
@@ -480,6 +481,7 @@ FAMILIES = (
         LlamaConfig,
         "Llama",
         fields={"head_dim": "head_dim", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
+        aliases={"max_sequence_length": "max_position_embeddings"},  # of the first conversions
         absent={"context_length": 2_048, "key_value_heads": None},
         absent_ids={"bos_token_id": 1, "eos_token_id": 2},
         published={"Llama 2 7B": (LlamaConfig(), "llama2")},

@@ -41,7 +41,7 @@ from biomedlm_jax.training.state import TrainState
 MODEL, TRAINED = "model", "trained"  # items
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
-CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**30
+CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**27
 
 
 class _HashingHandler(ocp.CompositeCheckpointHandler):
@@ -177,9 +177,7 @@ class Checkpointer:
 
 def check_shapes(item: Path, model: Any) -> None:
     """Raise InputError unless the saved item has exactly this model's tensors and dtypes."""
-    with storage_errors(item):
-        saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(_orbax_path(item)).tree)
-    wanted = _shapes(model)
+    saved, wanted = saved_shapes(item), _shapes(model)
     if saved == wanted:
         return
     name = next(n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n))
@@ -187,6 +185,12 @@ def check_shapes(item: Path, model: Any) -> None:
         f"the checkpoint {item.parent} is of another model: {name} is {saved.get(name, 'absent')} "
         f"there and {wanted.get(name, 'absent')} in this config; use the run's own config"
     )
+
+
+def saved_shapes(item: Path) -> dict[str, str]:
+    """Return dtype and shape of each tensor in a saved item, such as "float32[3, 4]"."""
+    with storage_errors(item):
+        return _shapes(ocp.PyTreeCheckpointHandler().metadata(_orbax_path(item)).tree)
 
 
 @contextlib.contextmanager
@@ -222,8 +226,8 @@ def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
         checkpointer.save(_orbax_path(folder / str(step)), args=_Items(model=args))
 
 
-def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
-    """Read a saved model, the newest by default, sharded as `abstract` is.
+def load_tree(run_directory: str | Path, abstract, *, step: int | None = None, item: str = MODEL):
+    """Read a saved model, the newest by default, or another item, sharded as `abstract` is.
 
     Raises InputError if there is no such checkpoint, its files are damaged, or it is of another
     config.
@@ -237,17 +241,17 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None):
             f"{'' if step is None else f' of step {step}'}; finished: {there or 'none'}"
         )
     share = {"share": (jax.process_index(), jax.process_count())}
-    model_files = problems_of(folder / str(step), of=lambda name: name.startswith(MODEL), **share)
+    model_files = problems_of(folder / str(step), of=lambda name: name.startswith(item), **share)
     if problems := [one for some in all_gather(model_files) for one in some]:
         others = [one for one in there if one != step]
         advice = advice_on(problems[0], others, run_directory)
         raise InputError(f"the checkpoint {folder / str(step)}: {problems[0]}; {advice}")
-    item = folder / str(step) / MODEL
-    check_shapes(item, abstract)
+    saved = folder / str(step) / item
+    check_shapes(saved, abstract)
     leaves, structure = jax.tree.flatten(abstract)
-    restored, where = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(item)
+    restored, where = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(saved)
     how = structure.unflatten([ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves])
-    with storage_errors(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with storage_errors(saved), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for part in _parts(leaves):
             wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
             args = ocp.args.PyTreeRestore(structure.unflatten(wanted), restore_args=how)

@@ -62,7 +62,8 @@ def test_commands_that_load_a_model_have_the_same_flags(name):
     loading = parsed("mesh" if name.endswith("_hf") else "mesh dtype")  # those are in float32
     for flag in {*loading} - {"flagfile", "undefok"}:
         assert command.FLAGS[flag].help == loading[flag].help
-    assert ("dtype" in command.FLAGS) == ("dtype" in loading)
+    if name != "export_hf":  # whose dtype is that of the files
+        assert ("dtype" in command.FLAGS) == ("dtype" in loading)
 
 
 def test_sizes_are_whole_numbers_above_0():

@@ -1,9 +1,13 @@
 """huggingface_tokenizer.py: the token ids of transformers' AutoTokenizer, layout by layout."""
 
+import functools
 import json
 import random
+import re
+import warnings
 
 import pytest
+import tiny
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -21,8 +25,10 @@ from biomedlm_jax.corpus.tokenizer import (
     load_tokenizer,
     save_tokenizer,
     special_id,
+    tokenizer_hash,
     train_tokenizer,
 )
+from biomedlm_jax.interop.verify import PROBE
 
 transformers = pytest.importorskip("transformers", reason="parity is with transformers")
 
@@ -240,10 +246,10 @@ def padding() -> dict:
     return {**side, "pad_id": SIZE, "pad_type_id": 0, "pad_token": "[PAD]"}
 
 
-def assert_alike(ours: Tokenizer, directory) -> None:
+def assert_alike(ours: Tokenizer, directory, texts=TEXTS) -> None:
     """The ids of AutoTokenizer, with special tokens and without, and its special tokens."""
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    for text in TEXTS:
+    for text in texts:
         for special in (True, False):
             expected = theirs(text, add_special_tokens=special)["input_ids"]
             assert ours.encode(text, add_special_tokens=special).ids == expected, text
@@ -479,3 +485,105 @@ def test_random_ids_are_told(trained, tmp_path):
         tokenizer = load_tokenizer(tmp_path)
     text = TEXTS[1]
     assert len({tuple(tokenizer.encode(text).ids) for _ in range(50)}) > 1  # as transformers has it
+
+
+# model_type, tokenizer, settings of tokenizer_config.json, and what transformers leaves out.
+PIECES, PAIRS = tiny.sentencepiece, tiny.byte_pairs
+SPACES = r"normalizer Prepend \+ Replace, pre_tokenizer none"
+SECOND_FAMILY = [
+    ("llama", PIECES, {}, SPACES),
+    ("llama", PIECES, {"legacy": True}, ""),
+    ("llama", PIECES, {"legacy": ...}, SPACES),
+    ("llama", PIECES, {"add_prefix_space": False}, SPACES),
+    ("llama", PIECES, {"form": "first", "add_eos_token": True, "add_bos_token": False}, ""),
+    ("llama", PIECES, {"form": "always", "tokenizer_class": "LlamaTokenizerFast"}, "Metaspace"),
+    ("llama", PIECES, {"tokenizer_class": "LLaMATokenizer"}, ""),
+    ("llama", PIECES, {"tokenizer_class": ...}, ""),
+    ("llama", PIECES, {"pad_token": "[PAD]", "extra_special_tokens": ["<|x|>"]}, SPACES),
+    ("llama", PAIRS, {"qwen": False}, ""),
+    ("llama", PAIRS, {"qwen": False, "tokenizer_class": "LlamaTokenizer"}, ""),
+    ("llama", PAIRS, {"qwen": True}, ""),
+    ("mistral", PIECES, {}, ""),
+    ("mistral", PIECES, {"tokenizer_class": ..., "legacy": True}, ""),
+    ("mistral", PAIRS, {"qwen": True}, ""),
+    ("qwen2", PAIRS, {"qwen": True}, ""),
+    ("qwen2", PAIRS, {"qwen": True, "tokenizer_class": "PreTrainedTokenizerFast"}, ""),
+    ("qwen2", PAIRS, {"qwen": False, "added_tokens_decoder": ...}, r"pre_tokenizer Split \+ Byte"),
+    ("qwen2", PIECES, {}, r"model\.byte_fallback, which"),
+    ("qwen3", PAIRS, {"qwen": True, "pad_token": "[PAD]", "bos_token": "<s>"}, ""),
+    ("qwen3", PAIRS, {"qwen": True, "tokenizer_class": ..., "add_prefix_space": True}, "prefix"),
+    ("qwen3", PAIRS, {"qwen": False}, ""),
+    ("qwen3", PIECES, {}, SPACES),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out of a")
+@pytest.mark.parametrize(("model_type", "make", "settings", "left_out"), SECOND_FAMILY)
+def test_tokenizers_of_llama_and_its_kin(model_type, make, settings, left_out, tmp_path):
+    source, copy, rows = (tmp_path / name for name in ("source", "copy", "rows"))
+    config = {"model_type": model_type}
+    for directory in (source, copy):
+        directory.mkdir()
+        write(directory, config=config)
+    make(source, **settings)
+    (source / "tokenizer.model").write_bytes(b"pieces")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        tokenizer = load_tokenizer(source)
+    messages = [str(one.message) for one in caught if "leaves out of a" in str(one.message)]
+    assert bool(left_out) == bool(messages)
+    assert re.search(left_out, "".join(messages))
+    texts = [*TEXTS, *PROBE, *tiny.sentences()[:3], "a</s>b </s> c", "<|eot_id|>a<|im_end|> b"]
+    assert_alike(tokenizer, source, texts)
+    # Kept as they are, also where no config.json tells the class.
+    save_tokenizer(tokenizer, copy)
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == files
+    save_tokenizer(tokenizer, rows)
+    again = load_tokenizer(rows)
+    for text in texts:
+        assert again.encode(text).ids == tokenizer.encode(text).ids
+    assert tokenizer_hash(again) == tokenizer_hash(tokenizer)
+    # Tokens that are added are added to the files; the pieces would lack them.
+    grown = copy_tokenizer(tokenizer)
+    grown.add_special_tokens(["[CLS]", "<|ANSWER|>"])
+    save_tokenizer(grown, copy, overwrite=True)
+    assert_alike(load_tokenizer(copy), copy, [*texts, "a<|ANSWER|> b [CLS]"])
+    assert load_tokenizer(copy).get_vocab() == grown.get_vocab()
+
+
+@pytest.mark.filterwarnings("ignore:.*leaves out of a")
+@pytest.mark.parametrize("seed", range(24))
+def test_contradicting_files_of_the_second_family(tmp_path, seed):
+    rng, model_type = random.Random(seed), tiny.TYPES[seed % 4]
+    make = PIECES if rng.random() < 0.4 else functools.partial(PAIRS, qwen=rng.random() < 0.6)
+    files = random_files(rng)
+    names = [*tiny.CLASSES, "PreTrainedTokenizerFast", ...]
+    settings = {"tokenizer_class": rng.choice(names), "legacy": rng.random() < 0.5}
+    settings |= {k: v for k, v in files.get("tokenizer_config", {}).items() if k != "add_bos_token"}
+    settings.pop("added_tokens_decoder", None)
+    settings |= {"added_tokens_decoder": ...} if seed % 2 else {}
+    make(tmp_path, **settings)
+    write(tmp_path, config={"model_type": model_type})
+    if "special_tokens_map" in files:
+        write(tmp_path, special_tokens_map=files["special_tokens_map"])
+    assert_alike(load_tokenizer(tmp_path), tmp_path, [*TEXTS, *PROBE])
+
+
+def test_only_sentencepiece_is_refused(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    write(tmp_path, config={"model_type": "llama"})
+    with pytest.raises(ValueError, match=r"expected one of tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_qwen2_would_rebuild_is_refused(trained, tmp_path):
+    """transformers has one class for all tokenizers of a qwen2, so the ids would be others."""
+    for model_type in ("llama", "mistral", "qwen3"):
+        (tmp_path / model_type).mkdir()
+        write(tmp_path / model_type, config={"model_type": model_type})
+        save_tokenizer(trained, tmp_path / model_type)
+        assert_alike(load_tokenizer(tmp_path / model_type), tmp_path / model_type)
+    write(tmp_path, config={"model_type": "qwen2"})
+    with pytest.raises(ValueError, match="its model_type has a class of its own"):
+        save_tokenizer(trained, tmp_path)

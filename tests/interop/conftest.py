@@ -1,19 +1,22 @@
+import functools
 import json
 import types
 
 import jax
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from biomedlm_jax import cli
-from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.tokenizer import copy_tokenizer, train_tokenizer
 from biomedlm_jax.interop.finetuned import Head, with_head
-from biomedlm_jax.interop.huggingface import export_hf
+from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.language_model import named_leaves
+from biomedlm_jax.model.vocabulary import grow_vocabulary
 
 TINY = {"vocab_size": 300, "context_length": 24, "layers": 3, "width": 32, "heads": 4}
 
@@ -102,11 +105,18 @@ def make_finetuned(tokenizer):
         "classification": ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"],
     }
 
-    def make(kind, row_format="keep_end", **fields):
-        grown = Tokenizer.from_str(tokenizer.to_str())
+    def make(kind, row_format="keep_end", source=None, **fields):
+        if source is None:
+            base, grown = None, Tokenizer.from_str(tokenizer.to_str())
+        else:  # a Hugging Face directory, whose vocabulary grows
+            base, of_base = load(source)
+            grown = copy_tokenizer(of_base)
         grown.add_special_tokens([AddedToken(name, normalized=False) for name in added[kind]])
         size = {"vocab_size": grown.get_vocab_size(), "eos_token_id": 299, "context_length": 64}
-        model = make_model(**{**size, **fields})
+        if base is None:
+            model = make_model(**{**size, **fields})
+        else:
+            model = grow_vocabulary(base, len(added[kind]), key=jax.random.key(2))
         classes = ("maybe", "no", "yes") if kind == "classification" else ()
         head = Head(kind=kind, task="medqa", row_format=row_format, max_length=40, classes=classes)
         finetuned = with_head(model, head, key=jax.random.key(3))
@@ -116,6 +126,31 @@ def make_finetuned(tokenizer):
         return finetuned, grown, head
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory):
+    """A function: model type -> what transformers saves of a tiny model; not to be changed."""
+    pytest.importorskip("transformers", reason="makes the tiny models")
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @functools.cache
+    def make(model_type: str):
+        return tiny.directory_of(model_type, folder / model_type)
+
+    return make
+
+
+@pytest.fixture(params=tiny.TYPES)
+def source(request, tiny_source):
+    """That of each type."""
+    return tiny_source(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama_source(tiny_source):
+    """That of a Llama."""
+    return tiny_source("llama")
 
 
 @pytest.fixture

@@ -101,3 +101,14 @@ def test_folded_and_sharded_the_scores_stay(kind, make_finetuned, tmp_path, monk
     assert_close(scores_of_the_card(path, monkeypatch, head), expected)
     folded, *_ = load_finetuned(path)
     assert_close(scores_here(folded, tokenizer, head), expected)
+
+
+@pytest.mark.parametrize("row_format", ["keep_end", "released"])
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2"])
+def test_the_second_family_scores_alike(
+    model_type, kind, row_format, tiny_source, make_finetuned, tmp_path, monkeypatch
+):
+    model, tokenizer, head = make_finetuned(kind, row_format, tiny_source(model_type))
+    path = export_hf(model, tokenizer, tmp_path / "DIR", head=head)
+    assert_close(scores_of_the_card(path, monkeypatch, head), scores_here(model, tokenizer, head))

@@ -1,11 +1,13 @@
 import dataclasses
 import json
 import shutil
+import warnings
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+import tiny
+from safetensors.numpy import load_file, save_file
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.errors import InputError
@@ -356,3 +358,260 @@ def test_a_flipped_bit_in_an_export_is_refused(release, tmp_path):
     lines = [line for line in sums.read_text().splitlines() if "safetensors" not in line]
     sums.write_text("\n".join(lines) + "\n")
     load(copy)  # the change is intended
+
+
+def same_tensors(one, other) -> bool:
+    """Whether two directories have the same names, dtypes and bits."""
+    pairs = []
+    for directory in (one, other):
+        tensors = {}
+        for file in directory.glob("*.safetensors"):
+            tensors |= load_file(file)
+        pairs.append({name: (t.dtype.name, t.shape, t.tobytes()) for name, t in tensors.items()})
+    return pairs[0] == pairs[1]
+
+
+def quietly(source, path, **options):
+    return import_hf(source, path, notify=lambda line: None, **options)
+
+
+def test_the_second_family_comes_back_bit_for_bit(source, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    copy = shutil.copytree(source, tmp_path / "copy")
+    generation = {"do_sample": True, "eos_token_id": [2, 7], "temperature": 0.5}
+    (copy / "generation_config.json").write_text(json.dumps(generation))
+    lines: list[str] = []
+    run = import_hf(copy, tmp_path / "run", notify=lines.append)
+    assert [line for line in lines if not line.startswith("licence")] == []
+    out = export_directory(run, tmp_path / "out", notify=lines.append, max_shard_size="90KB")
+    assert len([*out.glob("*.safetensors")]) > 1
+    assert same_tensors(copy, out)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # the chat template is in it
+        assert files_of(out)[name] == files_of(copy)[name]
+    assert json.loads((out / "generation_config.json").read_text()) == generation
+    theirs, ours = (transformers.AutoConfig.from_pretrained(path) for path in (copy, out))
+    # The last has no meaning without a window.
+    changed = ("_name_or_path", "transformers_version", "max_window_layers")
+    theirs, ours = ({**config.to_dict(), **dict.fromkeys(changed)} for config in (theirs, ours))
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def bfloat16_source(llama_source, tmp_path_factory):
+    path = shutil.copytree(llama_source, tmp_path_factory.mktemp("bfloat16") / "source")
+    tensors = load_file(path / "model.safetensors")
+    halved = {name: tensor.astype("bfloat16") for name, tensor in tensors.items()}
+    save_file(halved, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def test_a_bfloat16_source_stays_bfloat16_when_asked(bfloat16_source, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run = quietly(bfloat16_source, tmp_path / "run")
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(load(run)[0]))
+    for origin, dtype in ((run, "source"), (run, "bfloat16"), (bfloat16_source, "source")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # nothing is rounded
+            out = export_directory(origin, tmp_path / "out", dtype=dtype, overwrite=True)
+        assert same_tensors(out, bfloat16_source)
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+        assert "| tensors | bfloat16, safetensors |" in (out / "README.md").read_text()
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert str(model.dtype) == "torch.bfloat16"
+    plain = export_directory(run, tmp_path / "plain", notify=lambda line: None)
+    for one, other in zip(*(jax.tree.leaves(load(path)[0]) for path in (plain, out)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_mixed_shards_of_torch_files_keep_each_dtype(llama_source, tmp_path):
+    torch = pytest.importorskip("torch")
+    path = shutil.copytree(llama_source, tmp_path / "source")
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    kinds = {"norm": torch.float32, "mlp": torch.float16}
+    halved = {
+        name: torch.from_numpy(tensor).to(
+            next((kind for part, kind in kinds.items() if part in name), torch.bfloat16)
+        )
+        for name, tensor in tensors.items()
+    }
+    for layer in range(2):
+        halved[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(6)
+    names, weight_map = sorted(halved), {}
+    for number in range(3):
+        file = f"pytorch_model-{number + 1:05}-of-00003.bin"
+        torch.save({name: halved[name] for name in names[number::3]}, path / file)
+        weight_map |= dict.fromkeys(names[number::3], file)
+    (path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    lines: list[str] = []
+    run = import_hf(path, tmp_path / "run", notify=lines.append)
+    unused = "left out 2 unused tensors, such as layers.0.self_attn.rotary_emb.inv_freq"
+    assert unused in lines
+    assert "converted to float32 from bfloat16, float16, float32" in lines
+    for origin in (run, path):
+        out = export_directory(origin, tmp_path / "out", dtype="source", overwrite=True)
+        back = {}
+        for file in out.glob("*.safetensors"):
+            back |= pytest.importorskip("safetensors.torch").load_file(file)
+        assert {*back} == {*tensors}
+        for name, tensor in back.items():
+            assert tensor.dtype == halved[name].dtype
+            assert torch.equal(tensor, halved[name])
+    again = quietly(out, tmp_path / "again")  # from safetensors, with float32 and bfloat16 mixed
+    for one, other in zip(*(jax.tree.leaves(load(run)[0]) for run in (run, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_dtype_that_loses_bits_is_told(llama_source, tmp_path, command):
+    run = quietly(llama_source, tmp_path / "run")
+    with pytest.warns(RuntimeWarning, match=r"bfloat16 rounds [\d,]+ of [\d,]+ numbers, by 0\.00"):
+        out = export_directory(run, tmp_path / "out", dtype="bfloat16", notify=print)
+    theirs, ours = (load_file(path / "model.safetensors") for path in (llama_source, out))
+    assert all(np.array_equal(ours[name], theirs[name].astype("bfloat16")) for name in theirs)
+    with pytest.warns(RuntimeWarning, match="float16 rounds"):
+        done = command("export-hf", f"--model={run}", f"--out={tmp_path / 'f'}", "--dtype=float16")
+    assert done.code == 0
+    made = save_finetuned(tmp_path / "made", load(run)[0], None)
+    done = command("export-hf", f"--model={made}", f"--out={tmp_path / 'no'}", "--dtype=source")
+    assert (done.code, "was not imported" in done.error) == (2, True)
+
+
+def test_numbers_beyond_float16_are_refused(llama_source, tmp_path):
+    model, _ = load(llama_source)
+    model.norm.scale[...] = model.norm.scale[...].at[3].set(70_000)
+    with pytest.raises(InputError, match=r"norm.weight has 70000, more than float16 can hold"):
+        export_hf(model, None, tmp_path / "out", dtype="float16")
+    with pytest.raises(InputError, match="got dtype='int8'; expected one of float32"):
+        export_hf(model, None, tmp_path / "out", dtype="int8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_of_the_tokenizer_win_over_the_config(llama_source, tmp_path, edit_config, command):
+    """PMC-LLaMA has 0, 1 and -1 in its config, and a tokenizer with 1 and 2."""
+    path, run, out = (tmp_path / name for name in ("source", "run", "out"))
+    shutil.copytree(llama_source, path)
+    edit_config(path, bos_token_id=0, eos_token_id=1, pad_token_id=-1)
+    lines: list[str] = []
+    import_hf(path, run, notify=lines.append)
+    config = load(run)[0].config
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, None)
+    assert "bos_token_id is 1, the tokenizer's <s>; config.json has 0" in lines
+    assert "eos_token_id is 2, the tokenizer's </s>; config.json has 1" in lines
+    assert "pad_token_id is none; config.json has -1" in lines
+    export_directory(run, out, notify=lines.append)
+    fields = json.loads((out / "config.json").read_text())
+    assert [fields[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, None]
+    # Without an import both contradictions are warnings; given ids are taken.
+    with pytest.warns(RuntimeWarning) as caught:
+        assert load(path)[0].config.pad_token_id is None
+    texts = [str(one.message) for one in caught]
+    for part in ("</s> as id 2", "<s> as id 1, and the model's bos_token_id is 0: import it"):
+        assert [text for text in texts if part in text]
+    edit_config(path, eos_token_id=400)
+    flags = ("import-hf", f"--source={path}", f"--out={run}", "--overwrite")
+    assert command(*flags, "--eos_token_id=5").code == 0
+    with pytest.warns(RuntimeWarning, match="answers end at that"):
+        assert load(run)[0].config.eos_token_id == 5
+    assert command(*flags).code == 0  # an id out of range, too
+    assert load(run)[0].config.eos_token_id == 2
+
+
+def test_a_list_of_ends_with_that_of_the_tokenizer_stays(llama_source, tmp_path, edit_config):
+    path = shutil.copytree(llama_source, tmp_path / "source")
+    edit_config(path, eos_token_id=[7, 2])
+    lines: list[str] = []
+    run = import_hf(path, tmp_path / "run", notify=lines.append)
+    assert load(run)[0].config.end_ids == (7, 2)
+    assert not [line for line in lines if "eos_token_id" in line]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2"])  # a head of its own, and a tied one
+def test_a_tokenizer_larger_than_the_embedding(model_type, tmp_path, edit_config, command):
+    tokenizers = pytest.importorskip("tokenizers")
+    source, run, out = (tmp_path / name for name in ("source", "run", "out"))
+    tiny.directory_of(model_type, source)
+    file = source / "tokenizer.json"
+    larger = tokenizers.Tokenizer.from_file(str(file))
+    larger.add_special_tokens(["[PAD]", "<|end|>"])
+    larger.save(str(file))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    names = {str(400 + i): tiny.flags(name) for i, name in enumerate(("[PAD]", "<|end|>"))}
+    config["added_tokens_decoder"] |= names
+    tiny.write(source, tokenizer_config={**config, "pad_token": "[PAD]", "eos_token": "<|end|>"})
+    edit_config(source, pad_token_id=400)
+    flags = ("import-hf", f"--source={source}", f"--out={run}")
+    for arguments in (flags, ("export-hf", f"--model={source}", f"--out={out}")):
+        done = command(*arguments)
+        assert (done.code, done.error.count("\n")) == (2, 1)
+        assert "--resize_embeddings" in done.error or "has id 401" in done.error
+    done = command(*flags, "--resize_embeddings")
+    assert done.code == 0, done.error
+    assert "added 2 vocabulary rows for the tokenizer's ids, each the mean" in done.out
+    model, _ = load(run)
+    config = model.config
+    assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (402, 401, 400)
+    before = load_file(source / "model.safetensors")
+    for rows, name in (
+        (model.embed_tokens, "model.embed_tokens.weight"),
+        (model.lm_head, "lm_head.weight"),
+    ):
+        if rows is not None:
+            np.testing.assert_array_equal(rows[:400], before[name])
+            mean = before[name].astype(np.float64).mean(0)
+            np.testing.assert_allclose(rows[400:402], [mean, mean], rtol=0, atol=1e-8)
+            assert not np.any(rows[402:])
+    assert command("export-hf", f"--model={run}", f"--out={out}").code == 0
+    assert load(out)[0].config == config
+    assert command(*flags, "--resize_embeddings", "--overwrite").code == 0
+
+
+def test_unknown_and_old_types(llama_source, tmp_path, edit_config):
+    path = shutil.copytree(llama_source, tmp_path / "source")
+    fields = json.loads((path / "config.json").read_text())
+    edit_config(path, model_type="mixtral", architectures=["MixtralForCausalLM"])
+    known = "'mixtral'; the known model families are gpt2, llama, mistral, qwen2, qwen3"
+    with pytest.raises(InputError, match=known):
+        quietly(path, tmp_path / "run")
+    # The first conversions: other names, no grouped heads, nothing about RoPE.
+    model = tiny.transformers_model("llama", num_key_value_heads=4, head_dim=12)
+    model.save_pretrained(path)
+    later = ("rope_parameters", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias")
+    later += ("max_position_embeddings", "tie_word_embeddings", "attention_dropout", "dtype")
+    old = {name: value for name, value in fields.items() if name not in later}
+    old |= {"max_sequence_length": 64, "architectures": ["LLaMAForCausalLM"]}
+    old |= {"model_type": "llama", "torch_dtype": "float16", "transformers_version": "4.27.0.dev0"}
+    tiny.write(path, config=old)
+    run = quietly(path, tmp_path / "run")
+    config = load(run)[0].config
+    assert (config.context_length, config.key_value_heads, config.rope_theta) == (64, 4, 10_000)
+    out = export_directory(run, tmp_path / "out", notify=lambda line: None)
+    assert same_tensors(path, out)
+    assert json.loads((out / "config.json").read_text())["max_position_embeddings"] == 64
+    edit_config(path, max_position_embeddings=32)
+    with pytest.raises(InputError, match="names of one setting"):
+        quietly(path, tmp_path / "other")
+
+
+def test_classifiers_of_the_second_family_score_alike(source, make_finetuned, tmp_path):
+    """transformers reads the last token that is not padding, on either side."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    finetuned, grown, head = make_finetuned("classification", source=source)
+    out = export_hf(finetuned, grown, tmp_path / "out", head=head)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    name = transformers.CONFIG_MAPPING[finetuned.config.model_type].__name__.removesuffix("Config")
+    assert type(theirs).__name__ == f"{name}ForSequenceClassification"
+    words = transformers.AutoTokenizer.from_pretrained(out)
+    texts = ["cardiology", "neurosis and hyperase", "the itisgen of the cardiitis"]
+    with torch.no_grad():
+        ours = []
+        for text in texts:
+            ids = np.array([grown.encode(text).ids])
+            ours.append(np.asarray(finetuned(finetuned.trunk.hidden(ids)[:, -1]))[0])
+        for side in ("right", "left"):
+            batch = words(texts, return_tensors="pt", padding=True, padding_side=side)
+            scores = theirs(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            np.testing.assert_allclose(scores.numpy(), ours, rtol=0, atol=1e-4)
+    back, _, record = load_finetuned(out)
+    assert record == head
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(finetuned), strict=True):
+        np.testing.assert_array_equal(one, other)

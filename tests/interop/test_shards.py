@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.shards import parse_size, plan_shards, write_safetensors, write_tensors
 
 
@@ -32,7 +33,7 @@ def test_arrays_that_are_not_contiguous_are_written_right(tmp_path):
 
 
 def test_shards_keep_the_order_and_the_limit():
-    shapes = {"a": (10,), "b": (10,), "c": (100,), "d": (5,), "e": (5,)}
+    shapes = {"a": 40, "b": 40, "c": 400, "d": 20, "e": 20}
     assert plan_shards(shapes, 80) == [["a", "b"], ["c"], ["d", "e"]]
     assert plan_shards(shapes, 10**9) == [list(shapes)]
 
@@ -70,3 +71,23 @@ def test_sizes(size, value):
 def test_bad_sizes(size):
     with pytest.raises(ValueError, match="such as 5GB"):
         parse_size(size)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_read_by_torch(dtype, tmp_path):
+    safetensors_torch = pytest.importorskip("safetensors.torch", reason="reads bfloat16")
+    tensor = np.linspace(-3, 3, 35, dtype=np.float32).reshape(5, 7).T.astype(dtype)
+    plain = np.ones((3,), np.float32)
+    tensors, shapes = {"a": tensor, "b": plain}, {"a": (7, 5), "b": (3,)}
+    dtypes = {"a": dtype, "b": "float32"}
+    options = {"max_shard_size": 72, "dtypes": dtypes}
+    write_tensors(tmp_path, shapes, tensors.__getitem__, **options)
+    assert [path.name for path in sorted(tmp_path.iterdir())][-1] == "model.safetensors.index.json"
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == 2
+    back = safetensors_torch.load_file(files[0])["a"]
+    assert str(back.dtype) == f"torch.{dtype}"
+    np.testing.assert_array_equal(back.float().numpy(), tensor.astype(np.float32))
+    wrong = {"a": tensor.astype(np.float32), "b": plain}
+    with pytest.raises(InputError, match="got a of dtype and shape"):
+        write_tensors(tmp_path, shapes, wrong.__getitem__, **options)

@@ -10,12 +10,12 @@ from biomedlm_jax.interop.weights import (
 )
 from biomedlm_jax.mesh import one_device
 from biomedlm_jax.model.families import abstract_model
-from biomedlm_jax.model.gpt2 import TENSORS, GPT2Config
+from biomedlm_jax.model.gpt2 import FAMILY, GPT2Config
 from biomedlm_jax.model.language_model import named_leaves
 
 
 def test_table_names_every_leaf_once(model):
-    leaves = [leaf for tensor in TENSORS.values() for leaf in tensor.leaves]
+    leaves = [leaf for tensor in FAMILY.tensors.values() for leaf in tensor.leaves]
     assert sorted(leaves) == sorted(named_leaves(model))
 
 
