@@ -1,5 +1,6 @@
 """Agreement of the processes of one run: the first decides, all compare what they were given."""
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -73,6 +74,7 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
             )
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run's numbers."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}

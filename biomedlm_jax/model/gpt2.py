@@ -221,7 +221,7 @@ class GPT2(LanguageModel):
 
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
         """Return the tokens' embeddings plus those of their positions."""
-        x_BxLxD = layers.lookup(self.config.dtype, self.wte[...], tokens_BxL)
+        x_BxLxD = layers.lookup(self.config.dtype, True, self.wte[...], tokens_BxL)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         positions = slice(tokens_BxL.shape[1]) if positions_BxL is None else positions_BxL
         wpe_xLxD = constrain(self.wpe[...], "length", None)[positions]

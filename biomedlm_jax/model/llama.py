@@ -319,7 +319,9 @@ class Llama(LanguageModel):
 
     def embed(self, tokens_BxL: jax.Array, positions_BxL, *, dropout_key=None) -> jax.Array:
         """Return the tokens' embeddings; positions rotate queries and keys instead."""
-        x_BxLxD = layers.lookup(self.config.dtype, self.embed_tokens[...], tokens_BxL)
+        config = self.config
+        arguments = config.dtype, config.tie_word_embeddings, self.embed_tokens[...], tokens_BxL
+        x_BxLxD = layers.lookup(*arguments)
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         return layers.dropout(x_BxLxD, self.config.embedding_dropout, dropout_key)
 
