@@ -35,14 +35,14 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_930,
+    ("model",): 2_068,
     ("training",): 2_993,
     ("corpus",): 2_172,
-    ("generation",): 2_006,
-    ("interop",): 2_110,
+    ("generation",): 2_016,
+    ("interop",): 2_275,
     ("qa", "finetuning"): 5_183,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_174,
+    ("cli", "commands"): 1_181,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
