@@ -468,7 +468,7 @@ def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
         tensors=TENSORS,
         tied={"lm_head.weight": "embed_tokens.weight"},
         buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq",
-        other_heads=r"(v_head|score|qa_outputs)\..+",
+        other_heads=r"(v_head|qa_outputs)\..+",
         **{"repeated": ("rope_theta", "rope_scaling", "rope_parameters"), **settings},
     )
 

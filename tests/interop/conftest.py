@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import types
 
 import jax
 import numpy as np
 import pytest
+from peers import random_model
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -96,17 +98,21 @@ def release(model, tokenizer, tmp_path):
 
 @pytest.fixture(scope="session")
 def make_finetuned(tokenizer):
-    """A function: kind and row format -> a model with its head, its tokenizer and its Head."""
+    """A function: kind and row format -> a model with its head, its tokenizer and its Head.
+
+    The model is a GPT-2, or of the `config`.
+    """
     added = {
         "choice": ["[PAD]", "[CLS]", "[SEP]"],
         "classification": ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"],
     }
 
-    def make(kind, row_format="keep_end", **fields):
+    def make(kind, row_format="keep_end", config=None, **fields):
         grown = Tokenizer.from_str(tokenizer.to_str())
         grown.add_special_tokens([AddedToken(name, normalized=False) for name in added[kind]])
         size = {"vocab_size": grown.get_vocab_size(), "eos_token_id": 299, "context_length": 64}
-        model = make_model(**{**size, **fields})
+        model = make_model(**{**size, **fields}) if config is None else None
+        model = model or random_model(dataclasses.replace(config, **size, bos_token_id=299))
         classes = ("maybe", "no", "yes") if kind == "classification" else ()
         head = Head(kind=kind, task="medqa", row_format=row_format, max_length=40, classes=classes)
         finetuned = with_head(model, head, key=jax.random.key(3))

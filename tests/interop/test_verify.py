@@ -150,20 +150,28 @@ def test_command(release, tmp_path, capsys, old_transformers):
     assert "mesh.tensor=8, which does not divide the model's heads of 4" in capsys.readouterr().err
 
 
+WINDOW = {"layers": 2, "width": 32, "heads": 4, "key_value_heads": 2, "mlp_width": 40}
+WINDOW |= {"sliding_window": 7}
+
+
+@pytest.mark.parametrize("config", [None, MistralConfig(**WINDOW)], ids=["gpt2", "mistral"])
 @pytest.mark.parametrize("kind", ["choice", "classification"])
-def test_scores_of_a_head_are_those_of_transformers(kind, make_finetuned, tmp_path, rewrite):
-    model, tokenizer, head = make_finetuned(kind)
+def test_scores_of_a_head_are_those_of_transformers(
+    kind, config, make_finetuned, tmp_path, rewrite
+):
+    model, tokenizer, head = make_finetuned(kind, config=config)
     save_finetuned(tmp_path / "run" / "model", model, tokenizer, head)
     (tmp_path / "run" / "run.json").write_text("{}")
     path = export_hf(model, tokenizer, tmp_path / "out", head=head)
     report = verify_hf(path, run=tmp_path / "run")
     assert report["eager"]["max"] <= 1e-4
     assert report["run"]["max"] == 0
-    assert report["rows"] == {"short": 3, "left-padded": 3}
+    window = {} if config is None else {"longer than the window": 1}
+    assert report["rows"] == {"short": 3, **window, "left-padded": 3}
     assert report["largest_output"] > 0.5
     assert "mean_per_position" not in report["eager"]
     rewrite(path, lambda t: t["score.weight"].__iadd__(0.01))
-    with pytest.raises(ValueError, match=r"expected at most 0\.0001"):
+    with pytest.raises(ValueError, match=r"expected at most 0\.0001; .* the output head differs"):
         verify_hf(path, run=tmp_path / "run")
 
 
