@@ -35,10 +35,10 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 1_930,
+    ("model",): 2_068,
     ("training",): 3_087,
     ("corpus",): 2_491,
-    ("generation",): 2_006,
+    ("generation",): 2_016,
     ("interop",): 2_845,
     ("qa", "finetuning"): 6_134,
     ("planning",): 1_096,

@@ -2,9 +2,11 @@
 
     biomedlm verify-hf --model=release/ --run=run/ --json=verify.json
 
-Outputs are logits, or the scores of a fine-tuned model, in float32. Fails (exit code 2) above
---tolerance, and warns if the installed transformers computes another function by default. Needs
-torch and transformers: pip install 'biomedlm-jax[hf]'.
+Outputs are logits, or the scores of a fine-tuned model, in float32, of short rows, of rows padded
+on the left, and of one longer than the model's sliding window, if it has one. Hidden states are
+compared layer by layer, too. Fails (exit code 2) above --tolerance and names the first layer that
+differs, and warns if the installed transformers computes another function by default. Needs torch
+and transformers: pip install 'biomedlm-jax[hf]'.
 """
 
 import sys
@@ -41,6 +43,11 @@ def run(options: Flags) -> None:
         if name in report:
             other = f"the run {options.run}" if name == "run" else f"transformers, {name} attention"
             print(f"{other:30} max |difference| {report[name]['max']:.2e}")
+            for kind, most in report[name].get("max_per_kind", {}).items():
+                print(f"  {kind + ' rows':28} max |difference| {most:.2e}")
+            for layer in report[name].get("layers", ()):
+                after = f"hidden states after {layer['after']}"
+                print(f"  {after} differ by {layer['relative']:.1e} of their size")
     messages = [str(one.message) for one in warned if one.category is RuntimeWarning]
     for message in dict.fromkeys(messages):
         print(f"WARNING: {message}", file=sys.stderr)

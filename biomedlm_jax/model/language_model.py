@@ -111,6 +111,13 @@ class LanguageModel(nnx.Module):
         Position ids are 0..L-1 by default; `mask` is an `attention.Mask` of packed rows. Raises
         InputError for more tokens than positions.
         """
+        return self._run(tokens_BxL, positions_BxL, mask, dropout_key)[0]
+
+    def hidden_with_streams(self, tokens_BxL: jax.Array, *, positions_BxL=None, mask=None):
+        """Return what `hidden` does, and the residual stream before each block: [N, B, L, D]."""
+        return self._run(tokens_BxL, positions_BxL, mask, None, streams=True)
+
+    def _run(self, tokens_BxL: jax.Array, positions_BxL, mask, dropout_key, *, streams=False):
         config, L = self.config, tokens_BxL.shape[1]
         if positions_BxL is None and L > config.context_length:
             raise InputError(
@@ -128,15 +135,17 @@ class LanguageModel(nnx.Module):
             block, layer, factors = sliced
             block = block if factors is None else factors.merged(block)
             key = None if block_key is None else jax.random.fold_in(block_key, layer)
-            return block(x_BxLxD, positions_BxL, layer, full, dropout_key=key), None
+            y_BxLxD = block(x_BxLxD, positions_BxL, layer, full, dropout_key=key)
+            return y_BxLxD, x_BxLxD if streams else None
 
-        x_BxLxD, _ = jax.lax.scan(
+        x_BxLxD, streams_NxBxLxD = jax.lax.scan(
             rematerialise(step, config.remat),
             self.embed(tokens_BxL, positions_BxL, dropout_key=embed_key),
             (self.blocks, jnp.arange(config.layers), self.lora),
             unroll=config.unroll,
         )
-        return getattr(self, self.NORM)(constrain(x_BxLxD, "batch", "length", None))
+        x_BxLxD = getattr(self, self.NORM)(constrain(x_BxLxD, "batch", "length", None))
+        return x_BxLxD, streams_NxBxLxD
 
     def hidden_with_attention(
         self, tokens_BxL: jax.Array, positions_BxL, attend_of: Callable[[int], Callable]

@@ -167,17 +167,20 @@ def _rope_settings(config: LlamaConfig) -> dict[str, Any]:
 @functools.lru_cache(maxsize=32)
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
     """Return the angle of each pair of a head's elements at position 1: [K / 2] in float32."""
-    # In float32, as transformers: at position 10,000 another rounding would be another angle.
+    # Steps and roundings are those of transformers: at position 10,000 another last bit is another
+    # angle. torch's power is nearly always the nearest number, numpy's of float32 often is not.
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    plain = np.float32(1) / np.float32(config.rope_theta) ** exponents
+    powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
+    plain = np.float32(1) / powers.astype(np.float32)
     if config.rope_type == "default":
         return plain
     # A wave that turns at least `high` times in the original context keeps its frequency, one that
     # turns at most `low` times is slowed down by the factor, and those between are interpolated.
-    factor, low, high, original = _rope_settings(config).values()
-    turns = original * plain / np.float32(2 * math.pi)
+    factor, low, high, original = map(np.float32, _rope_settings(config).values())
+    wave_lengths = np.float32(2 * math.pi) * (1 / plain)
+    turns = original * (1 / wave_lengths)
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    return (plain * (kept + (1 - kept) / factor)).astype(np.float32)
+    return (1 - kept) * plain / factor + kept * plain
 
 
 def _linear(config: LlamaConfig, axis_names, sizes, *, bias: bool, rngs: nnx.Rngs):

@@ -3,49 +3,45 @@
 import jax
 import numpy as np
 import optax
+import peers
 import pytest
 
 from biomedlm_jax.generation.decoder import make_decoder
-from biomedlm_jax.interop.weights import file_name, hf_tensor_map, tensor_reader
-from biomedlm_jax.model.families import abstract_model, config_to_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.llama import LlamaConfig, MistralConfig
 from biomedlm_jax.training.loss import next_token_loss
 
 SMALL = {"vocab_size": 61, "context_length": 96, "layers": 2, "width": 32, "heads": 4}
+# Rotary positions and grouped heads; a window shorter than most prompts, and one that most answers
+# exceed.
+GROUPED = {**SMALL, "key_value_heads": 2, "mlp_width": 48, "rope_theta": 500.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_factor": 4.0,
+    "rope_low_freq_factor": 1.0,
+    "rope_high_freq_factor": 4.0,
+    "rope_original_context_length": 24,
+}
+PAIRS = {
+    "scaled": (0, GPT2Config(**SMALL)),
+    "plain": (1, GPT2Config(**SMALL | {"heads": 2}, scale_attn_by_inverse_layer_idx=False)),
+    "rotary": (2, LlamaConfig(**GROUPED, **LLAMA3, attention_bias=True, tie_word_embeddings=True)),
+    "window": (3, MistralConfig(**GROUPED, sliding_window=7)),
+    "late window": (4, MistralConfig(**GROUPED, sliding_window=20)),
+}
 
 
 def random_model(*, seed: int = 0, deviation: float = 0.3, **fields) -> GPT2:
     """A GPT-2 of large random weights, whose best and second-best tokens lie far apart."""
     config = GPT2Config(**{**SMALL, **fields})
-    random = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        values = deviation * random.standard_normal(leaf.shape, np.float32)
-        return jax.numpy.asarray(values + (path[-2].name == "scale"))
-
-    model = jax.tree_util.tree_map_with_path(fill, abstract_model(config))
-    model.wte[...] = model.wte[...].at[config.vocab_size :].set(0)
-    return model
+    return peers.random_model(config, seed=seed, deviation=deviation)
 
 
 class Peer:
     """transformers' model of the same weights, and its `generate` on prompts of token ids."""
 
-    def __init__(self, model: GPT2):
-        import torch
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        config = GPT2Config(**config_to_hf(model.config), attn_implementation="eager")
-        self.model = GPT2LMHeadModel(config).eval()
-        read = tensor_reader(model)
-        tensors = {
-            file_name(name, model.config): torch.from_numpy(np.array(read(name)))
-            for name in hf_tensor_map(model)
-        }
-        loaded = self.model.load_state_dict(tensors, strict=False)
-        assert loaded.missing_keys == ["lm_head.weight"]
-        assert not loaded.unexpected_keys
-        self.end = model.config.eos_token_id
+    def __init__(self, model, folder):
+        self.model, self.end = peers.make_peer(model, folder), model.config.eos_token_id
 
     def generate(self, prompts, *, pad: int = 0, **options):
         """New tokens of each row up to the first end, and the scores of its beams or None."""
@@ -110,21 +106,28 @@ def _random_model():
     return random_model
 
 
-@pytest.fixture(scope="session")
-def pairs():
-    """Decoders by name, each with its peer: the inverse-layer scale on and off."""
-    models = {}
-    for name, fields in {
-        "scaled": {"seed": 0},
-        "plain": {"seed": 1, "scale_attn_by_inverse_layer_idx": False, "heads": 2},
-    }.items():
-        model = random_model(**fields)
-        models[name] = model, make_decoder(model), Peer(model)
-    return models
+class Pairs(dict):
+    """Of each of PAIRS the model, its decoder and its peer, made when they are first needed."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def __missing__(self, name):
+        seed, config = PAIRS[name]
+        model = peers.random_model(config, seed=seed)
+        self[name] = model, make_decoder(model), Peer(model, self.place / name)
+        return self[name]
 
 
 @pytest.fixture(scope="session")
-def trained():
+def pairs(tmp_path_factory):
+    """Decoders by name, each with its peer."""
+    return Pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
     """A model that was trained to count, with its decoder and its peer."""
     model = train(random_model(deviation=0.1), steps=150)
-    return model, make_decoder(model), Peer(model)
+    return model, make_decoder(model), Peer(model, tmp_path_factory.mktemp("trained"))

@@ -56,7 +56,11 @@ def both(pair, prompts, *, new: int, returned: int = 1, **options):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("scaled", options) for options in GRID] + [("plain", options) for options in GRID[2:4]],
+    [("scaled", options) for options in GRID]
+    + [("plain", options) for options in GRID[2:4]]
+    + [("rotary", options) for options in GRID[4:8:3]]
+    + [("window", options) for options in (GRID[0], *GRID[2:4], GRID[7], GRID[9])]
+    + [("late window", GRID[0])],
     ids=str,
 )
 def test_tokens_and_scores_are_those_of_transformers(pairs, prompts_of, name, options):
@@ -87,8 +91,9 @@ def test_all_hypotheses_are_returned_with_their_scores(pairs, prompts_of):
     np.testing.assert_allclose(np.ravel(ours.scores), scores, rtol=2e-5, atol=2e-5)
 
 
-def test_a_search_does_not_depend_on_its_batch(pairs, prompts_of):
-    _, decoder, _ = pairs["scaled"]
+@pytest.mark.parametrize("name", ["scaled", "window"])
+def test_a_search_does_not_depend_on_its_batch(pairs, prompts_of, name):
+    _, decoder, _ = pairs[name]
     prompts = prompts_of(9, 23, 14)
     options = {"beams": Beams(beams=4, length_penalty=-0.5), "max_new_tokens": 19}
     together = search(decoder, prompts, **options).tokens

@@ -42,32 +42,41 @@ def test_a_call_flattens_arrays_and_no_modules(pairs):
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"data": 8}, {"fsdp": 8}, {"tensor": 4, "data": 2}, {"fsdp": 2, "tensor": 2}]
+    ("name", "sizes"),
+    [
+        ("scaled", {"data": 8}),
+        ("scaled", {"fsdp": 8}),
+        ("scaled", {"tensor": 4, "data": 2}),
+        ("scaled", {"fsdp": 2, "tensor": 2}),
+        ("window", {"data": 2, "fsdp": 2, "tensor": 2}),
+    ],
+    ids=str,
 )
-def test_sharded_is_unsharded(random_model, prompts_of, sizes):
+def test_sharded_is_unsharded(pairs, prompts_of, name, sizes):
     sizes = {"data": 1, "fsdp": 1, **sizes}
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     mesh = meshes.make_mesh(**sizes, devices=devices)
-    model = random_model()
+    model, decoder, _ = pairs[name]
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))
     sharded = make_decoder(jax.device_put(model, layout))
     prompts = prompts_of(9, 23, 14)
-    expected = decode(make_decoder(model), prompts, max_new_tokens=12).rows
+    expected = decode(decoder, prompts, max_new_tokens=12).rows
     assert decode(sharded, prompts, max_new_tokens=12).rows == expected
-    kernel = sharded.model.blocks[0].mlp.c_fc.kernel[...]
+    kernel = jax.tree.leaves(sharded.model.blocks[0].mlp)[-1]
     assert len(kernel.sharding.device_set) == mesh.size
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_the_cache_has_exactly_its_size_and_is_updated_in_place(pairs, prompts_of, rows):
-    _, decoder, _ = pairs["scaled"]
+@pytest.mark.parametrize(("name", "rows"), [("scaled", 1), ("scaled", 2), ("window", 2)])
+def test_the_cache_has_exactly_its_size_and_is_updated_in_place(pairs, prompts_of, name, rows):
+    _, decoder, _ = pairs[name]
     config = decoder.config
     tokens, lengths = decoding.align(prompts_of(*(9, 12)[:rows]), rows=rows)
     keys = decoding.row_keys(0, np.arange(rows), 1)
     state = decoding._begin(decoder, tokens, lengths, np.zeros(rows, bool), keys, None, 32)
     buffers = jax.tree.leaves(state.cache)
     assert sum(b.nbytes for b in buffers) == rows * cache_bytes(config, 16 + 32)
-    assert cache_bytes(config, 48) == 2 * config.layers * 48 * config.width * 4
+    width = config.width if name == "scaled" else config.width // 2  # of two heads of four
+    assert cache_bytes(config, 48) == 2 * config.layers * 48 * width * 4
     where = [b.unsafe_buffer_pointer() for b in buffers]
     after = decoding._loop(decoder, state, 30, Strategy().rules(), None)
     assert all(b.is_deleted() for b in buffers), "the loop did not take the cache's buffers"

@@ -27,7 +27,10 @@ GRID = [
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("scaled", options) for options in GRID] + [("plain", options) for options in GRID[:2]],
+    [("scaled", options) for options in GRID]
+    + [("plain", options) for options in GRID[:2]]
+    + [(name, GRID[i]) for name in ("rotary", "window") for i in (0, -2, -1)]
+    + [("late window", GRID[0])],
     ids=str,
 )
 def test_greedy_tokens_are_those_of_transformers(pairs, prompts_of, name, options):
@@ -52,8 +55,9 @@ def test_padding_never_counts_as_text(pairs, prompts_of, options):
     assert ours == [peer.generate([prompt], **options)[0][0] for prompt in prompts]
 
 
-def test_an_answer_does_not_depend_on_its_batch(pairs, prompts_of):
-    _, decoder, _ = pairs["scaled"]
+@pytest.mark.parametrize("name", ["scaled", "window"])
+def test_an_answer_does_not_depend_on_its_batch(pairs, prompts_of, name):
+    _, decoder, _ = pairs[name]
     prompts = prompts_of(9, 40, 3)
     for strategy in (Strategy(ends=(60,)), Strategy(temperature=1.5, top_p=0.95, ends=(60,))):
         options = {"max_new_tokens": 20, "strategy": strategy, "seed": 4}
@@ -151,8 +155,9 @@ def test_invalid_prompts_are_refused(pairs, prompts, new, message):
         decode(pairs["scaled"][1], prompts, max_new_tokens=new)
 
 
-def test_a_prompt_may_fill_the_positions(pairs, prompts_of):
-    _, decoder, peer = pairs["scaled"]
+@pytest.mark.parametrize("name", ["scaled", "window"])
+def test_a_prompt_may_fill_the_positions(pairs, prompts_of, name):
+    _, decoder, peer = pairs[name]
     prompts = prompts_of(90)
     ours = decode(decoder, prompts, max_new_tokens=6).rows
     assert ours == peer.generate(prompts, max_new_tokens=6)[0]

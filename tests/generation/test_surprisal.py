@@ -3,6 +3,7 @@ import math
 
 import jax
 import numpy as np
+import peers
 import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
@@ -11,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation import surprisal
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.model.llama import MistralConfig
 
 TEXT = "the kinase binds <b>a</b> β-receptor"
 
@@ -37,6 +39,20 @@ def test_logprobs_are_those_of_the_model(model, tokenizer):
     np.testing.assert_allclose(scored.log_probabilities, expected, atol=1e-5)
     assert scored.perplexity == pytest.approx(math.exp(-np.mean(expected)), rel=1e-4)
     assert scored.bits[0] == pytest.approx(-expected[0] / math.log(2), abs=1e-4)
+
+
+def test_a_model_with_a_window_scores_as_in_transformers(tokenizer, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is in the extra `dev`")
+    shape = {"vocab_size": 280, "context_length": 48, "layers": 2, "width": 32, "heads": 4}
+    config = MistralConfig(**shape, key_value_heads=2, mlp_width=48, sliding_window=6)
+    model = peers.random_model(config)
+    scored = surprisal.score_text(model, tokenizer, TEXT)
+    ids = torch.tensor([[279, *tokenizer.encode(TEXT).ids]])
+    assert ids.shape[1] > 2 * config.sliding_window
+    with torch.no_grad():
+        logits = peers.make_peer(model, tmp_path)(ids).logits
+    expected = logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+    np.testing.assert_allclose(scored.log_probabilities, expected, atol=1e-5)
 
 
 def test_a_text_is_scored_after_all_that_the_tokenizer_puts_before_it(model, tokenizer):

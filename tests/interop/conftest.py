@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import types
@@ -6,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from peers import random_model
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
@@ -99,13 +101,16 @@ def release(model, tokenizer, tmp_path):
 
 @pytest.fixture(scope="session")
 def make_finetuned(tokenizer):
-    """A function: kind and row format -> a model with its head, its tokenizer and its Head."""
+    """A function: kind and row format -> a model with its head, its tokenizer and its Head.
+
+    The model is a GPT-2, or of the `config`.
+    """
     added = {
         "choice": ["[PAD]", "[CLS]", "[SEP]"],
         "classification": ["[PAD]", "<|CONTEXT|>", "<|QUESTION1|>", "<|QUESTION2|>", "<|ANSWER|>"],
     }
 
-    def make(kind, row_format="keep_end", source=None, **fields):
+    def make(kind, row_format="keep_end", source=None, config=None, **fields):
         if source is None:
             base, grown = None, Tokenizer.from_str(tokenizer.to_str())
         else:  # a Hugging Face directory, whose vocabulary grows
@@ -113,10 +118,12 @@ def make_finetuned(tokenizer):
             grown = copy_tokenizer(of_base)
         grown.add_special_tokens([AddedToken(name, normalized=False) for name in added[kind]])
         size = {"vocab_size": grown.get_vocab_size(), "eos_token_id": 299, "context_length": 64}
-        if base is None:
-            model = make_model(**{**size, **fields})
-        else:
+        if base is not None:
             model = grow_vocabulary(base, len(added[kind]), key=jax.random.key(2))
+        elif config is not None:
+            model = random_model(dataclasses.replace(config, **size, bos_token_id=299))
+        else:
+            model = make_model(**{**size, **fields})
         classes = ("maybe", "no", "yes") if kind == "classification" else ()
         head = Head(kind=kind, task="medqa", row_format=row_format, max_length=40, classes=classes)
         finetuned = with_head(model, head, key=jax.random.key(3))

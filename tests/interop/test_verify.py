@@ -1,16 +1,22 @@
+import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from peers import random_model
 from safetensors.torch import load_file, save_file
 
 from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
+from biomedlm_jax.interop import directories
+from biomedlm_jax.interop import verify as verify_module
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import export_hf, import_hf, load
 from biomedlm_jax.interop.verify import verify_hf
+from biomedlm_jax.model.llama import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 REASON = "parity is with torch and transformers; pip install -e '.[dev]'"
 torch = pytest.importorskip("torch", reason=REASON)
@@ -88,7 +94,7 @@ def test_run_and_folded_export_agree(model, tokenizer, release, tmp_path):
     export_hf(model, tokenizer, tmp_path / "folded", fold_attention_scale=True)
     report = verify_hf(tmp_path / "folded", run=run)
     assert report["foldable_settings"] == {}
-    assert report["rows"] == 3  # two random ones, one of text
+    assert report["rows"] == {"short": 3, "left-padded": 3}  # two random ones, one of text
     assert 0 < report["run"]["max"] <= 1e-4
     assert verify_hf(release, run=run)["run"]["max"] == 0
 
@@ -144,20 +150,28 @@ def test_command(release, tmp_path, capsys, old_transformers):
     assert "mesh.tensor=8, which does not divide the model's heads of 4" in capsys.readouterr().err
 
 
+WINDOW = {"layers": 2, "width": 32, "heads": 4, "key_value_heads": 2, "mlp_width": 40}
+WINDOW |= {"sliding_window": 7}
+
+
+@pytest.mark.parametrize("config", [None, MistralConfig(**WINDOW)], ids=["gpt2", "mistral"])
 @pytest.mark.parametrize("kind", ["choice", "classification"])
-def test_scores_of_a_head_are_those_of_transformers(kind, make_finetuned, tmp_path, rewrite):
-    model, tokenizer, head = make_finetuned(kind)
+def test_scores_of_a_head_are_those_of_transformers(
+    kind, config, make_finetuned, tmp_path, rewrite
+):
+    model, tokenizer, head = make_finetuned(kind, config=config)
     save_finetuned(tmp_path / "run" / "model", model, tokenizer, head)
     (tmp_path / "run" / "run.json").write_text("{}")
     path = export_hf(model, tokenizer, tmp_path / "out", head=head)
     report = verify_hf(path, run=tmp_path / "run")
     assert report["eager"]["max"] <= 1e-4
     assert report["run"]["max"] == 0
-    assert report["rows"] == 3
+    window = {} if config is None else {"longer than the window": 1}
+    assert report["rows"] == {"short": 3, **window, "left-padded": 3}
     assert report["largest_output"] > 0.5
     assert "mean_per_position" not in report["eager"]
     rewrite(path, lambda t: t["score.weight"].__iadd__(0.01))
-    with pytest.raises(ValueError, match=r"expected at most 0\.0001"):
+    with pytest.raises(ValueError, match=r"expected at most 0\.0001; .* the output head differs"):
         verify_hf(path, run=tmp_path / "run")
 
 
@@ -474,3 +488,284 @@ def test_a_token_that_only_transformers_has_is_an_error(release, monkeypatch):
     monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: own)
     with pytest.raises(ValueError, match=r"<\|x\|>.* is \[.*\] here and \[.*\] in transformers"):
         verify_hf(release)
+
+
+TINY = {"vocab_size": 131, "context_length": 64, "layers": 3, "width": 32, "heads": 4}
+TINY |= {"mlp_width": 40, "key_value_heads": 2}
+ROPE = {
+    "rope_type": "llama3",
+    "rope_factor": 8.0,
+    "rope_low_freq_factor": 1.0,
+    "rope_high_freq_factor": 4.0,
+    "rope_original_context_length": 8,
+}
+# Two models have all switches.
+SWITCHES = {
+    "qwen3": Qwen3Config(
+        **TINY,
+        **ROPE,
+        head_dim=8,
+        attention_bias=True,
+        sliding_window=9,
+        tie_word_embeddings=True,
+        rms_norm_epsilon=1e-5,
+    ),
+    "mistral": MistralConfig(**TINY, sliding_window=7, rope_theta=5e5, pad_token_id=0),
+}
+FEW = {"batch": 1, "length": 16}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """Of each model, an exported directory and the run that it was imported to."""
+    place = tmp_path_factory.mktemp("switches")
+    pairs = {}
+    for name, config in SWITCHES.items():
+        release = export_hf(random_model(config), None, place / name)
+        pairs[name] = release, import_hf(release, place / f"{name} run", notify=lambda line: None)
+    return pairs
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_every_kind_of_rows_and_every_layer_is_compared(name, exports):
+    (release, run), window = exports[name], SWITCHES[name].sliding_window
+    report = verify_hf(release, run=run, **FEW)
+    assert report["rows"] == {"short": 1, "longer than the window": 1, "left-padded": 1}
+    assert report["lengths"]["longer than the window"] == window + 16
+    assert report["run"]["max"] == 0
+    after = ["embedding", "layer 0", "layer 1", "layer 2 and the final norm"]
+    for whose in ("eager", "run"):
+        assert report[whose]["max_per_kind"].keys() == report["rows"].keys()
+        assert [layer["after"] for layer in report[whose]["layers"]] == after
+        assert report[whose]["layers"][0]["max"] == 0
+        assert max(layer["relative"] for layer in report[whose]["layers"]) < 1e-5
+    assert 0 < report["eager"]["layers"][1]["max"] < 1e-4
+    assert report["default"]["max"] <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LlamaConfig(**TINY, mlp_bias=True), Qwen2Config(**TINY, tie_word_embeddings=True)],
+    ids=["llama", "qwen2"],
+)
+def test_other_model_types_are_verified(config, tmp_path):
+    release = export_hf(random_model(config), None, tmp_path / "release")
+    report = verify_hf(release, **FEW)
+    assert report["rows"] == {"short": 1, "left-padded": 1}
+    assert report["eager"]["max"] <= 1e-4
+    assert report["largest_output"] > 1
+
+
+def test_the_command_prints_and_writes_every_layer(exports, tmp_path, command):
+    release, run = exports["mistral"]
+    figures = tmp_path / "figures.json"
+    done = command("verify-hf", f"--model={release}", f"--run={run}", "--data=4", "--fsdp=2")
+    assert done.code == 0, done.error
+    assert "  longer than the window rows  max |difference| " in done.out
+    assert "  hidden states after layer 2 and the final norm differ by " in done.out
+    done = command("verify-hf", f"--model={release}", "--length=9", f"--json={figures}")
+    assert len(json.loads(figures.read_text())["eager"]["layers"]) == 4
+
+
+def in_config(**changes):
+    return lambda folder: change_config(folder, lambda config: config.update(changes))
+
+
+def in_tensors(change):
+    return lambda folder: change_tensors(folder, change)
+
+
+def swap_key_value_heads(tensors):
+    for part in ("k_proj", "v_proj"):
+        for kind in ("weight", "bias"):
+            name = f"model.layers.1.self_attn.{part}.{kind}"
+            tensors[name] = tensors[name].roll(len(tensors[name]) // 2, 0)
+
+
+def without_biases(folder):
+    in_config(attention_bias=False)(folder)
+    in_tensors(lambda t: [t.pop(n) for n in [*t] if n.endswith(".bias")])(folder)
+
+
+def with_another_head(folder):
+    in_config(tie_word_embeddings=False)(folder)
+    rows = "model.embed_tokens.weight"
+    in_tensors(lambda t: t.update({"lm_head.weight": t[rows].flip(0)}))(folder)
+
+
+def without_head_norms(folder):
+    in_config(model_type="llama", mlp_bias=False)(folder)
+    in_tensors(lambda t: [t.pop(n) for n in [*t] if n[-13:] in ("q_norm.weight", "k_norm.weight")])(
+        folder
+    )
+
+
+THETA = {"rope_theta": 2e4, "rope_parameters": {"rope_type": "default", "rope_theta": 2e4}}
+FULL = {"use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"] * 3}
+# What is wrong in an exported directory -> the model, the change, and what is reported.
+MUTANTS = {
+    "eps": ("qwen3", in_config(rms_norm_eps=1e-6), "rms_norm_epsilon=1e-06 here and 1e-05 in it"),
+    "theta": ("mistral", in_config(**THETA), "after layer 0; .* rope_theta=20000.0 here and 50000"),
+    "scaling": (
+        "qwen3",
+        in_config(rope_scaling=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        "after layer 0; settings that differ: rope_type='default' here and 'llama3' in it",
+    ),
+    "a window longer by one": (
+        "qwen3",
+        in_config(sliding_window=10),
+        "after layer 0; settings that differ: sliding_window=10 here and 9 in it",
+    ),
+    "no window": ("qwen3", in_config(**FULL), "sliding_window=None here and 9 in it"),
+    "no window of Mistral": (
+        "mistral",
+        in_config(sliding_window=None),
+        "sliding_window=None here and 7 in it",
+    ),
+    "order of key/value heads": ("qwen3", in_tensors(swap_key_value_heads), "after layer 1$"),
+    "a bias that is zero": (
+        "qwen3",
+        in_tensors(lambda t: t["model.layers.1.self_attn.v_proj.bias"].zero_()),
+        "after layer 1$",
+    ),
+    "no biases": ("qwen3", without_biases, "after layer 0; .* attention_bias=False here and True"),
+    "a norm of keys that is lost": (
+        "qwen3",
+        in_tensors(lambda t: t["model.layers.2.self_attn.k_norm.weight"].fill_(1)),
+        "after layer 2 and the final norm$",
+    ),
+    "no norms of queries and keys": (
+        "qwen3",
+        without_head_norms,
+        "after layer 0; .* model_type='llama' here and 'qwen3' in it",
+    ),
+    "a head of its own": (
+        "qwen3",
+        with_another_head,
+        "the output head differs; .* tie_word_embeddings=False here and True in it",
+    ),
+    "a tied head": (
+        "mistral",
+        lambda d: (
+            in_config(tie_word_embeddings=True)(d),
+            in_tensors(lambda t: t.pop("lm_head.weight"))(d),
+        ),
+        "the output head differs; .* tie_word_embeddings=True here and False in it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_switch_in_a_directory_is_reported(name, exports, tmp_path):
+    of_model, change, reported = MUTANTS[name]
+    release, run = exports[of_model]
+    changed = shutil.copytree(release, tmp_path / "changed")
+    (changed / "SHA256SUMS").unlink(missing_ok=True)
+    change(changed)
+    with pytest.raises(ValueError, match=f"from those of {run};.*{reported}") as caught:
+        verify_hf(changed, run=run, **FEW)
+    assert "\n" not in str(caught.value)
+
+
+# What this library would read wrongly of a right directory.
+READINGS = {
+    "eps": ("qwen3", {"rms_norm_epsilon": 1e-6}),
+    "theta": ("mistral", {"rope_theta": 1e4}),
+    "scaling": ("qwen3", dict.fromkeys(ROPE) | {"rope_type": "default"}),
+    "window": ("mistral", {"sliding_window": 8}),
+    "no window": ("mistral", {"sliding_window": None}),
+}
+
+
+def read_wrongly(monkeypatch, changes):
+    read = directories.config_from_hf
+    wrong = lambda *args, **options: dataclasses.replace(read(*args, **options), **changes)  # noqa: E731
+    monkeypatch.setattr(directories, "config_from_hf", wrong)
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_setting_that_is_read_wrongly_is_reported(name, exports, monkeypatch):
+    of_model, changes = READINGS[name]
+    read_wrongly(monkeypatch, changes)
+    setting = next(iter(changes))
+    reported = f"that transformers computes; .* after layer 0; settings that differ: .*{setting}="
+    with pytest.raises(ValueError, match=reported):
+        verify_hf(exports[of_model][0], **FEW)
+
+
+@pytest.mark.parametrize(
+    ("scale", "reported"),
+    [
+        (
+            0.01,
+            "the outputs of .* after layer 0; settings that differ: rms_norm_epsilon=1e-06 here",
+        ),
+        (1e3, "has rms_norm_epsilon=1e-06 here and 1e-05 in transformers; outputs on .* agree"),
+    ],
+)
+def test_an_epsilon_is_compared_where_it_changes_no_output(scale, reported, tmp_path, monkeypatch):
+    model = random_model(SWITCHES["mistral"])
+    model.embed_tokens[...] *= scale
+    release = export_hf(model, None, tmp_path / "release")
+    assert verify_hf(release, **FEW)["eager"]["max"] <= 1e-4
+    read_wrongly(monkeypatch, {"rms_norm_epsilon": 1e-6})
+    with pytest.raises(ValueError, match=reported):
+        verify_hf(release, **FEW)
+
+
+def in_layer_1(name, change):
+    def changed(model):
+        layers = model.layers
+        for part in name.split("."):
+            layers = getattr(layers, part)
+        layers[...] = layers[...].at[1].set(change(layers[1]))
+
+    return changed
+
+
+def flip_head(model):
+    model.lm_head[...] = model.lm_head[...].at[:131].set(model.lm_head[130::-1])
+
+
+# What would be wrong in this library's model of a right directory.
+PARTS = {
+    "order of key/value heads": (
+        "qwen3",
+        in_layer_1("self_attn.k_proj.kernel", lambda k_DxE: jax.numpy.roll(k_DxE, 8, 1)),
+        "after layer 1",
+    ),
+    "bias": ("qwen3", in_layer_1("self_attn.o_proj.bias", jax.numpy.zeros_like), "after layer 1"),
+    "norm of queries": (
+        "qwen3",
+        in_layer_1("self_attn.q_norm.scale", jax.numpy.ones_like),
+        "after layer 1",
+    ),
+    "head": ("mistral", flip_head, "so the output head differs"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_that_is_wrong_here_is_reported(name, exports, monkeypatch):
+    of_model, change, reported = PARTS[name]
+    load_right = verify_module._load
+
+    def load_wrong(*args, **options):
+        model, tokenizer = load_right(*args, **options)
+        change(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(verify_module, "_load", load_wrong)
+    with pytest.raises(ValueError, match=f"that transformers computes; .*{reported}$"):
+        verify_hf(exports[of_model][0], **FEW)
+
+
+def test_states_are_compared_where_the_head_hides_a_difference(tmp_path):
+    model = random_model(SWITCHES["mistral"])
+    model.lm_head[...] *= 1e-6
+    release = export_hf(model, None, tmp_path / "release")
+    run = import_hf(release, tmp_path / "run", notify=lambda line: None)
+    (release / "SHA256SUMS").unlink(missing_ok=True)
+    change_tensors(release, lambda t: t["model.layers.1.self_attn.v_proj.weight"].mul_(0.9))
+    reported = "the hidden states of .* of their size from those of .*; .* after layer 1$"
+    with pytest.raises(ValueError, match=reported):
+        verify_hf(release, run=run, **FEW)

@@ -132,6 +132,111 @@ def test_attention_equals_torchs(groups):
     np.testing.assert_allclose(last, theirs.numpy()[:, :, -3:], atol=1e-5)
 
 
+def looked_at(query, key, value, sees):
+    """Attention query by query in float64; `sees(b, i, j)`: does query i attend to key j?"""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    B, H, L, K = query.shape
+    group, result = H // key.shape[1], np.zeros((B, H, L, K))
+    for b, h, i in np.ndindex(B, H, L):
+        keys = [j for j in range(key.shape[2]) if sees(b, i, j)]
+        logits = key[b, h // group, keys] @ query[b, h, i] / np.sqrt(K)
+        weights = np.exp(logits - logits.max())
+        result[b, h, i] = weights @ value[b, h // group, keys] / weights.sum()
+    return result
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_a_window_is_of_so_many_positions_the_own_included(groups):
+    query = heads(0, count=4, length=12, dim=8)
+    key, value = (heads(n, count=groups, length=12, dim=8) for n in (1, 2))
+    for window in (1, 3, 12, 50):
+        ours = attention.attend(query, key, value, window=window)
+        expected = looked_at(query, key, value, lambda b, i, j, w=window: i - w < j <= i)
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+        # The last queries alone, against all keys, are the same rows.
+        last = attention.attend(query[:, :, -3:], key, value, window=window)
+        np.testing.assert_allclose(last, expected[:, :, -3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("branched", [False, True])
+def test_a_window_counts_positions_of_the_own_branch(branched):
+    # A prefix of 4, branches of 3, 2 and 3 that continue it; another text of 3, with a branch; and
+    # padding. The second row has other lengths.
+    segment = np.array([[0] * 12 + [1] * 5 + [-1], [0] * 3 + [1] * 13 + [-1] * 2])
+    branch = np.array([[0] * 4 + [1] * 3 + [2] * 2 + [3] * 3 + [0] * 3 + [1] * 2 + [0]] * 2)
+    branch[1] = [0, 0, 1] + [0] * 5 + [1] * 4 + [2] * 4 + [0] * 2
+    if not branched:
+        branch[:] = 0
+    position = np.zeros_like(segment)
+    for b, i in np.ndindex(segment.shape):
+        if segment[b, i] >= 0:
+            same = (segment[b, :i] == segment[b, i]) & (
+                (branch[b, :i] == 0) | (branch[b, :i] == branch[b, i])
+            )
+            position[b, i] = same.sum()
+    query, key, value = (
+        heads(n, count=count, length=18, dim=8) for n, count in enumerate((4, 2, 2))
+    )
+    mask = attention.Mask(
+        jnp.asarray(segment), jnp.asarray(branch) if branched else None, jnp.asarray(position)
+    )
+    for window in (1, 3, 5, 99):
+
+        def sees(b, i, j, window=window):
+            own = segment[b, i] == segment[b, j] and branch[b, j] in (0, branch[b, i])
+            return own and j <= i and position[b, i] - position[b, j] < window
+
+        ours = attention.attend(query, key, value, mask=mask, window=window)
+        real = segment >= 0
+        expected = looked_at(query, key, value, sees)
+        for got, wanted in zip(
+            np.asarray(ours).swapaxes(1, 2)[real], expected.swapaxes(1, 2)[real], strict=True
+        ):
+            np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["causal", "segments"])
+@pytest.mark.parametrize(("groups", "window"), [(2, None), (1, 40), (2, 130), (4, 256)])
+def test_splash_has_grouped_heads_and_a_window_with_gradients(groups, window, packed):
+    query, key, value = (
+        heads(n, batch=1, count=count, length=256) for n, count in enumerate((4, groups, groups))
+    )
+    cotangent = heads(3, batch=1, count=4, length=256)
+    segment_BxL = jnp.asarray(np.repeat([[0, 1, 2]], [100, 130, 26], axis=1)) if packed else None
+    positions = np.concatenate([np.arange(n) for n in (100, 130, 26)])[None]
+    mask = attention.Mask(segment_BxL, None, jnp.asarray(positions)) if packed else None
+
+    def both(kernel):
+        def loss(*qkv):
+            return (kernel(*qkv) * cotangent).sum()
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(query, key, value)
+
+    options = {"segment_BxL": segment_BxL, "window": window, "interpret": True}
+    ours = both(functools.partial(attention._splash, scale=0.1, **options))
+    theirs = both(functools.partial(attention.attend, scale=0.1, mask=mask, window=window))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+def test_splash_with_grouped_heads_on_devices_is_that_on_one():
+    arrays = [heads(n, batch=4, count=count) for n, count in enumerate((4, 2, 2))]
+    splash = functools.partial(attention._splash, scale=0.1, window=40, interpret=True)
+    one = jax.jit(splash)(*arrays)
+    with jax.set_mesh(meshes.make_mesh(data=2, fsdp=2, tensor=2)):
+        eight = jax.jit(splash)(*arrays)
+    np.testing.assert_allclose(eight, one, atol=1e-6)
+    np.testing.assert_allclose(one, attention.attend(*arrays, scale=0.1, window=40), atol=2e-5)
+
+
+def test_key_value_heads_that_do_not_divide_over_the_devices():
+    query, key = heads(0, batch=4, count=4, dtype=jnp.bfloat16), heads(1, batch=4, count=1)
+    with jax.sharding.use_abstract_mesh(absent("tpu", (2, 1, 2))):
+        assert attention.choose_kernel("auto", query, key) == "xla"
+        with pytest.raises(ValueError, match="4 rows and 1 heads do not divide over 2 x 2"):
+            attention.choose_kernel("splash", query, key)
+
+
 def test_a_prefix_tree_shows_each_branch_its_prefix_and_itself():
     segment = jnp.array([[0, 0, 0, 0, 0, 1, 1, -1]])
     branch = jnp.array([[0, 0, 1, 2, 2, 0, 1, 0]])
@@ -159,12 +264,24 @@ def test_cudnn_gets_causal_attention_without_a_mask(monkeypatch):
     query = heads(0, dtype=jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(absent("gpu")):
         assert attention.attend(query, query, query, kernel="cudnn").shape == query.shape
-    assert options == {
-        "scale": 0.125,
-        "is_causal": True,
-        "implementation": "cudnn",
-        "shape": (2, 128, 2, 64),
-    }
+        expected = {
+            "scale": 0.125,
+            "is_causal": True,
+            "implementation": "cudnn",
+            "local_window_size": None,
+            "shape": (2, 128, 2, 64),
+        }
+        assert options == expected
+        attention.attend(query, query, query, kernel="cudnn", window=5)
+    assert options == {**expected, "local_window_size": (4, 0)}
+
+
+def test_the_window_of_jaxs_attention_is_ours():
+    query, key, value = (heads(n, count=count, length=16) for n, count in enumerate((4, 2, 2)))
+    ours = attention.attend(query, key, value, window=5)
+    swapped = (x.swapaxes(1, 2) for x in (query, key, value))
+    theirs = jax.nn.dot_product_attention(*swapped, is_causal=True, local_window_size=(4, 0))
+    np.testing.assert_allclose(ours, theirs.swapaxes(1, 2), atol=1e-5)
 
 
 @pytest.mark.parametrize(

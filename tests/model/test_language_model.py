@@ -46,6 +46,21 @@ def test_padding_is_never_visible(tiny):
     assert visible.dtype == jnp.float32
 
 
+def test_streams_are_those_before_each_block(tiny):
+    model = tiny()
+    x_BxLxD, streams_NxBxLxD = jax.jit(GPT2.hidden_with_streams)(model, tokens())
+    np.testing.assert_allclose(x_BxLxD, jax.jit(GPT2.hidden)(model, tokens()), atol=1e-6)
+    stream_BxLxD = model.embed(tokens(), None)
+    for layer in range(TINY.layers):
+        np.testing.assert_allclose(streams_NxBxLxD[layer], stream_BxLxD, atol=1e-5)
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.h)
+        full = functools.partial(attend, scale=1.0)
+        stream_BxLxD = jax.jit(type(block).__call__, static_argnums=4)(
+            block, stream_BxLxD, None, layer, full
+        )
+    np.testing.assert_allclose(model.ln_f(stream_BxLxD), x_BxLxD, atol=1e-5)
+
+
 def test_no_position_sees_the_future_by_gradient(tiny):
     model = tiny()
 

@@ -8,7 +8,15 @@ import pytest
 from flax import nnx
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.model.layers import LayerNorm, apply_linear, lookup, product
+from biomedlm_jax.model.layers import (
+    LayerNorm,
+    RMSNorm,
+    apply_linear,
+    lookup,
+    product,
+    rms_norm,
+    rotate,
+)
 
 SHAPES = {  # of x, kernel and result
     "BLD,DHK->BHLK": ((2, 5, 12), (12, 3, 4)),
@@ -108,8 +116,68 @@ def test_it_computes_what_flax_does_with_gradients(dtype, tolerance):
         )
 
 
-def test_saved_statistics_are_not_computed_again():
-    module, x = made(LayerNorm, jnp.float32), jnp.ones((2, 48))
+def plain_rms_norm(epsilon, dtype, x_xD, scale_D):
+    x_xD = x_xD.astype(jnp.float32)
+    root_x1 = jnp.sqrt((x_xD**2).mean(-1, keepdims=True) + epsilon)
+    return (x_xD / root_x1 * scale_D[None, None]).astype(dtype)
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-5, 0.5])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
+)
+def test_rms_norm_is_its_formula_with_gradients(epsilon, dtype, tolerance):
+    # Of rows of many sizes: at the smallest epsilon counts.
+    sizes = jnp.array([1e-3, 0.1, 1, 30]).reshape(1, 4, 1)
+    x = (sizes * jax.random.normal(jax.random.key(2), (3, 4, 48))).astype(dtype)
+    weights = jax.random.normal(jax.random.key(3), x.shape)
+    scale = jax.random.normal(jax.random.key(4), 48)
+
+    def both(norm):
+        def loss(x, scale):
+            return (norm(epsilon, dtype, x, scale).astype(jnp.float32) * weights).sum()
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(x, scale)
+
+    loss, (dx, dscale) = both(rms_norm)
+    expected, (their_dx, their_dscale) = both(plain_rms_norm)
+    np.testing.assert_allclose(loss, expected, rtol=tolerance, atol=tolerance)
+    assert dx.dtype == dtype
+    for ours, theirs in ((dscale, their_dscale), *((dx[:, i], their_dx[:, i]) for i in range(4))):
+        ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_rotation_is_a_product_of_complex_numbers_with_gradients(batched):
+    F = 5
+    frequencies = np.float32(1) / np.float32(100) ** (np.arange(F, dtype=np.float32) / F)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 7, 2 * F))
+    weights = np.asarray(jax.random.normal(jax.random.key(1), x.shape), np.float64)
+    positions = np.arange(7) + (np.array([[3], [40]]) if batched else 0)
+
+    def turned(x, sign):
+        x = np.asarray(x, np.float64)
+        phase = sign * positions[..., None] * np.asarray(frequencies, np.float64)
+        phase = phase[:, None] if batched else phase
+        pairs = (x[..., :F] + 1j * x[..., F:]) * np.exp(1j * phase)
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    def loss(x):
+        y = rotate(x, jnp.asarray(positions), frequencies)
+        return (y * jnp.asarray(weights, jnp.float32)).sum(), y
+
+    gradient, y = jax.grad(loss, has_aux=True)(x)
+    np.testing.assert_allclose(y, turned(x, 1), atol=1e-5)
+    np.testing.assert_allclose(gradient, turned(weights, -1), atol=1e-5)
+    half = rotate(x.astype(jnp.bfloat16), jnp.asarray(positions), frequencies)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(half, np.float32), y, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", [LayerNorm, RMSNorm])
+def test_saved_statistics_are_not_computed_again(kind):
+    module, x = kind(48, epsilon=1e-5, dtype=jnp.float32), jnp.ones((2, 48))
 
     def square_roots(policy):
         def loss(x):

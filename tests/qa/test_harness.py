@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 import numpy as np
+import peers
 import pytest
 from lm_eval.api.instance import Instance
 from processes import run_process
@@ -13,7 +14,8 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation import generator as generator_module
-from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.interop.huggingface import export_hf, load
+from biomedlm_jax.model.llama import LlamaConfig, MistralConfig
 from biomedlm_jax.qa.harness import Harness, shared_prefixes
 
 
@@ -48,6 +50,30 @@ def test_texts_of_all_lengths_have_the_same_log_probabilities(
         np.testing.assert_allclose(mixed[place][0], got[i][0], atol=1e-5)
     one = ours.loglikelihood(sent[3:4], disable_tqdm=True)
     np.testing.assert_allclose(one[0][0], got[3][0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("config", "window"), [(LlamaConfig, None), (MistralConfig, 9)])
+def test_rotary_models_have_the_answers_of_the_hf_backend(
+    config, window, tokenizer, tmp_path, text, hf_backend, assert_equal_answers
+):
+    shape = {"context_length": 48, "layers": 2, "width": 32, "heads": 4}
+    shape["vocab_size"] = tokenizer.get_vocab_size()
+    grouped = {"key_value_heads": 2, "mlp_width": 48, "sliding_window": window}
+    model = peers.random_model(config(**shape, **grouped), deviation=0.2)
+    theirs = hf_backend(export_hf(model, tokenizer, tmp_path / "model"))
+    ours = Harness(model, tokenizer, batch_tokens=256)
+    rng = np.random.default_rng(7)
+    shared = text(rng, 9, 12)
+    pairs = [(text(rng, 1, 60), " " + text(rng, 1, 8)) for _ in range(6)]
+    pairs += [(shared, " " + text(rng, 1, 5)) for _ in range(6)] + [("", text(rng, 1, 5))]
+    sent = requests("loglikelihood", pairs)
+    assert_equal_answers(ours.loglikelihood(sent), theirs.loglikelihood(sent))
+    sent = requests("loglikelihood_rolling", [(text(rng, 1, n),) for n in (3, 40, 90)])
+    rolling = ours.loglikelihood_rolling(sent), theirs.loglikelihood_rolling(sent)
+    np.testing.assert_allclose(*rolling, atol=1e-3)
+    limits = {"until": ["\n"], "do_sample": False, "max_gen_toks": 8}
+    sent = requests("generate_until", [(text(rng, 2, n), limits) for n in (3, 20, 60)])
+    assert ours.generate_until(sent) == theirs.generate_until(sent)
 
 
 def test_a_greedy_continuation_is_reported_as_greedy(ours):

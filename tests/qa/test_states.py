@@ -7,6 +7,7 @@ import pytest
 
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
+from biomedlm_jax.model.llama import LlamaConfig, MistralConfig
 from biomedlm_jax.qa.packing import (
     LAST,
     TOKENS,
@@ -17,14 +18,20 @@ from biomedlm_jax.qa.packing import (
 )
 from biomedlm_jax.qa.states import scored_states, token_log_probabilities
 
-CONFIG = GPT2Config(
-    vocab_size=300, context_length=64, layers=3, width=64, heads=4, initializer_range=0.2
-)
+SHAPE = {"vocab_size": 300, "context_length": 64, "layers": 3, "width": 64, "heads": 4}
+CONFIG = GPT2Config(**SHAPE, initializer_range=0.2)
+GROUPED = {**SHAPE, "key_value_heads": 2, "mlp_width": 96, "initializer_range": 0.2}
+# Rotary positions, and a window that ends within most prefixes and branches.
+CONFIGS = [
+    CONFIG,
+    LlamaConfig(**GROUPED, rope_theta=500.0, tie_word_embeddings=True),
+    MistralConfig(**GROUPED, sliding_window=6),
+]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model(CONFIG, key=jax.random.key(0))
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda config: config.model_type)
+def model(request):
+    return make_model(request.param, key=jax.random.key(0))
 
 
 def some_prompts(count=9, seed=0, branches=None):
