@@ -37,12 +37,12 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 LINES = {
     ("model",): 1_930,
     ("training",): 2_993,
-    ("corpus",): 2_172,
-    ("generation",): 2_006,
+    ("corpus",): 2_490,
+    ("generation",): 2_200,
     ("interop",): 2_110,
-    ("qa", "finetuning"): 5_183,
+    ("qa", "finetuning"): 6_200,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_174,
+    ("cli", "commands"): 1_210,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.cli import main
+from biomedlm_jax.corpus.chat_template import chat_template
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.generator import NOTICE, generate
 from biomedlm_jax.generation.surprisal import score_text
@@ -242,6 +243,21 @@ def test_a_tokenizer_that_does_not_fit(world, tmp_path, capsys):
     save_tokenizer(larger, tmp_path / "hf")
     assert call(tmp_path / "hf", "--prompt=a") == 2
     assert "id 299" in capsys.readouterr().err
+
+
+def test_a_chat_answers_each_line_with_its_history(world, release, capsys, monkeypatch):
+    lines = iter([f"{TEXTS[0]}\n", f"{TEXTS[1]}\n", ""])
+    monkeypatch.setattr(sys.stdin, "readline", lambda: next(lines), raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    flags = ("--chat", "--template=human", "--max_new_tokens=2", "--nonotice", "--truncate=left")
+    assert call(release, *flags) == 0
+    spoken = capsys.readouterr().out
+    model, tokenizer = world
+    template = chat_template(tokenizer, "human")
+    first = template.render([{"role": "user", "content": TEXTS[0]}])
+    assert spoken.startswith(generate(model, tokenizer, [first], max_new_tokens=2)[0] + "\n")
+    assert call(release, "--chat", "--nonotice") == 2
+    assert "has no chat template; fix: set template to one of alpaca" in capsys.readouterr().err
 
 
 def test_nan_logits(world, tmp_path, capsys):
