@@ -40,7 +40,7 @@ LINES = {
     ("corpus",): 2_490,
     ("generation",): 2_200,
     ("interop",): 2_110,
-    ("qa", "finetuning"): 6_200,
+    ("qa", "finetuning"): 6_150,
     ("planning",): 1_096,
     ("cli", "commands"): 1_210,
 }

@@ -173,8 +173,8 @@ def _group(row: Row, messages: list[dict[str, str]], name: str) -> str:
         raise InputError(f"got the field {unread[0]!r}, which is not read; fix: remove it")
     if name and name not in row.fields:
         raise InputError(f"expected the field {name!r} (data.group_field)")
-    asked = (one["content"] for one in messages if one["role"] == USER)
-    return str(row.fields[name]) if name else next(asked, "")
+    questions = (one["content"] for one in messages if one["role"] == USER)
+    return str(row.fields[name]) if name else next(questions, "")
 
 
 def _check_text(messages: list[dict[str, str]]) -> None:

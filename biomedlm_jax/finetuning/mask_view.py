@@ -64,13 +64,14 @@ def example(data: TextData, number: int) -> tuple[list[int], list[bool]]:
 
 
 def coloured(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> Text:
-    """Return the text of the tokens, learned ones coloured; of unprintable bytes the token."""
+    """Return the text of the tokens, learned ones coloured; what is not printable is escaped."""
     text, place = Text(), 0
     while place < len(ids):
         end = place + 1
         while end < len(ids) and mask[end] == mask[place]:
             end += 1
         piece = tokenizer.decode(ids[place:end], skip_special_tokens=False)
+        piece = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in piece)
         text.append(piece, LEARNED if mask[place] else OTHER)
         place = end
     return text

@@ -30,7 +30,7 @@ class TextData:
     prompts: list[Prompt]
     dev_prompts: list[Prompt]
     dev: list[Pair]  # source and target of each dev prompt, for the report
-    asked: list[list[int]]  # the ids that a dev answer continues
+    prefixes: list[list[int]]  # the ids that a dev answer continues
     description: str
     tokenizer: Tokenizer  # to save with the model
     masks: list[list[bool]] | None = None  # which tokens of a branch are learned; None: all
@@ -144,12 +144,12 @@ def chat_data(
     caps = data.caps or (0,) * len(sources)
     shares = [Share(len(s), w, c) for s, w, c in zip(sources, weights, caps, strict=True)]
     ends = tuple(dict.fromkeys((*config.end_ids, masker.stop_id)))
-    asked = [_asked(masker, one.conversation) for one in dev]
+    prefixes = [_prefix(masker, one.conversation) for one in dev]
     return TextData(
         prompts,
         dev_prompts,
         [_pair(one.conversation) for one in dev],
-        asked,
+        prefixes,
         _description(data, shares, train, dev, shortened, masker),
         with_template(tokenizer, masker.template.text),
         masks,
@@ -203,7 +203,7 @@ def _prompts(fitted: Sequence[Fitted]) -> tuple[list[Prompt], list[list[bool]]]:
     return [prompt for prompt, _ in pairs], [mask for _, mask in pairs]
 
 
-def _asked(masker: Masker, conversation: Conversation) -> list[int]:
+def _prefix(masker: Masker, conversation: Conversation) -> list[int]:
     """Return the ids that the last answer continues, as decoding begins."""
     before = conversation.messages[: conversation.answered]
     return encode_chat(masker.tokenizer, masker.template.render(before, True))

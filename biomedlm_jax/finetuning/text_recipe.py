@@ -61,7 +61,7 @@ def finetune_text(
         settings.check_positions(new, positions)
     texts = text_data(settings, read, start.tokenizer, start.config, left_out)
     if isinstance(settings, ChatSettings):
-        settings.check_positions(max(map(len, texts.asked)) + new, positions)
+        settings.check_positions(max(map(len, texts.prefixes)) + new, positions)
         decoding = dataclasses.replace(decoding, ends=decoding.ends or texts.ends)
     dev, prompts, tokenizer = texts.dev, texts.prompts, texts.tokenizer
     rows: dict[str, Any] = {
@@ -98,11 +98,11 @@ def finetune_text(
         finetuned: LanguageModel, count: int, check_stop: Callable = lambda: None
     ) -> tuple[list[str], dict]:
         """Return the answers to the first dev sources, and the report on them."""
-        asked = texts.asked[:count]
-        answers = [""] * len(asked)
+        prefixes = texts.prefixes[:count]
+        answers = [""] * len(prefixes)
         batches = answer_batches(
             Generator(finetuned, tokenizer),
-            asked,
+            prefixes,
             decoding,
             batch_size=evaluation.batch_size,
         )

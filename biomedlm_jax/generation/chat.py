@@ -16,6 +16,7 @@ from biomedlm_jax.generation.generator import TRUNCATE, Generator
 from biomedlm_jax.generation.options import NO_END, Options
 
 ROLES = ("system", "user", "assistant")
+TEXTS = ("content", "name", "instruction", "input")  # of a message; the last two are Alpaca's
 PROBE = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 
 
@@ -119,8 +120,10 @@ def read_chats(path: str | Path) -> list[tuple[list[dict[str, str]], dict[str, A
                 got = f"message {number} has role {fields.get('role')!r}"
                 expected = f"expected one of {', '.join(ROLES)}, and the text content"
                 raise InputError(f"{where}: {got}; {expected}")
-            if unknown := sorted({*fields} - {"role", "content", "name"}):
+            if unknown := sorted({*fields} - {*TEXTS, "role"}):
                 raise InputError(f"{where}: message {number} has {unknown[0]!r}, which is not read")
+            if bad := [n for n in TEXTS if not isinstance(fields.get(n, ""), str)]:
+                raise InputError(f"{where}: message {number} has a {bad[0]} that is no text")
         if messages[-1]["role"] != "user":
             raise InputError(f"{where}: the last message is not a user's, so nothing is to answer")
         identity = {"id": record["id"]} if "id" in record else {}

@@ -10,8 +10,8 @@ NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_
 
 
 def test_all_sides_learn_the_same(capsys):
-    sizes = {"vocab_size": 99, "context_length": 256, "layers": 1, "width": 32, "heads": 2}
-    options = {"examples": 40, "batch_size": 4, "length": 256, "steps": 2, "rounds": 1}
+    sizes = {"vocab_size": 99, "context_length": 128, "layers": 1, "width": 32, "heads": 2}
+    options = {"examples": 40, "batch_size": 4, "length": 128, "steps": 2, "rounds": 1}
     result = bench_packing.measure(GPT2Config(**sizes, **NO_DROPOUT), **options)
     (sides,) = result["tables"].values()
     assert list(sides) == ["packed rows", "one padded row each", "padded to the longest"]
@@ -23,9 +23,9 @@ def test_all_sides_learn_the_same(capsys):
 
 
 def test_mixed_conversations_fill_the_rows():
-    masked = bench_packing.conversations(5_000, length=512, vocab_size=50)
+    masked = bench_packing.conversations(1_000, length=512, vocab_size=50)
     assert bench_packing.fullness(*masked, length=512) > 0.95
-    again = bench_packing.conversations(5_000, length=512, vocab_size=50)
+    again = bench_packing.conversations(1_000, length=512, vocab_size=50)
     assert masked == again
 
 

@@ -44,11 +44,11 @@ def test_the_loss_is_on_the_answers_and_their_stop_token(tokenizer, directory, n
     options = {"chat_template": one.template.text, "return_dict": False}
     assert masked.ids == theirs.apply_chat_template(CHAT, **options)
     # What decoding begins with is what stands before the answer.
-    asked = theirs.apply_chat_template(CHAT[:4], add_generation_prompt=True, **options)
+    prefix = theirs.apply_chat_template(CHAT[:4], add_generation_prompt=True, **options)
     prompt, mask = masked.prompt(7)
-    assert [*prompt.prefix, *prompt.branches[0]][: len(asked)] == asked
-    assert masked.trained[len(asked)]
-    assert not any(masked.trained[len(asked) - 3 : len(asked)])
+    assert [*prompt.prefix, *prompt.branches[0]][: len(prefix)] == prefix
+    assert masked.trained[len(prefix)]
+    assert not any(masked.trained[len(prefix) - 3 : len(prefix)])
     assert (prompt.question, mask[0], mask[-1]) == (7, True, True)
     assert prompt.branches[0][-1] == one.stop_id
 
@@ -125,8 +125,8 @@ def test_spans_between_markers_are_not_learned(tokenizer):
     assert "".join(pieces) == "It is <paragraph></paragraph> so. <paragraph></paragraph><|im_end|>"
     assert len(pieces) == 3
     # Markers of a question are text.
-    asked = [{"role": "user", "content": "<paragraph>"}, *CHAT[2:3]]
-    assert learned(tokenizer, *one.mask(conversation(asked))) == ["The kinase.<|im_end|>"]
+    question = [{"role": "user", "content": "<paragraph>"}, *CHAT[2:3]]
+    assert learned(tokenizer, *one.mask(conversation(question))) == ["The kinase.<|im_end|>"]
     open_span = [*CHAT[:2], {"role": "assistant", "content": "<paragraph> it"}]
     with pytest.raises(InputError, match="has <paragraph> without </paragraph> behind it"):
         one.mask(conversation(open_span))

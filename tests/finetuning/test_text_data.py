@@ -39,10 +39,10 @@ def test_sources_are_mixed_and_split(world, chat_config, known):
         in data.description
     )
     assert data.ends == (known[1].eos_token_id,)
-    for prompt, asked in zip(data.dev_prompts, data.asked, strict=True):
+    for prompt, prefix in zip(data.dev_prompts, data.prefixes, strict=True):
         whole = [*prompt.prefix, *prompt.branches[0]]
-        assert whole[: len(asked)] == asked
-        assert len(whole) > len(asked)
+        assert whole[: len(prefix)] == prefix
+        assert len(whole) > len(prefix)
 
 
 def test_what_has_no_room_is_counted(world, chat_config, known, tmp_path):
@@ -50,8 +50,8 @@ def test_what_has_no_room_is_counted(world, chat_config, known, tmp_path):
     rows = [json.loads(line) for line in (world / "chats.jsonl").read_text().splitlines()]
     long = {"role": "assistant", "content": "it is aspirin. " * 40}
     rows += [{"messages": [rows[0]["messages"][0], long]}]
-    asked = {"role": "user", "content": "what about aspirin? " * 40}
-    rows += [{"messages": [asked, rows[0]["messages"][1]]}]
+    question = {"role": "user", "content": "what about aspirin? " * 40}
+    rows += [{"messages": [question, rows[0]["messages"][1]]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {"data__train": (str(file),), "data__dev": (str(world / "chats.jsonl"),)}
     data, left_out = make(chat_config(**changes), known)

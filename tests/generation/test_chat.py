@@ -48,10 +48,10 @@ def test_a_conversation_is_streamed_with_its_history(generator, monkeypatch):
     chat = make(generator, system="Be brief.")
     stop = generator.tokenizer.token_to_id("<|im_end|>")
     assert chat.options.ends == (284, stop)
-    real, asked = generator.stream, []
+    real, given = generator.stream, []
 
     def stream(ids, options):
-        asked.append(ids)
+        given.append(ids)
         assert options is chat.options
         yield from real(ids, options)
 
@@ -66,8 +66,8 @@ def test_a_conversation_is_streamed_with_its_history(generator, monkeypatch):
         {"role": "assistant", "content": second.strip()},
     ]
     assert chat.messages == expected
-    assert asked == [chat.encode(expected[:2]), chat.encode(expected[:4])]
-    answers = generator.answers([asked[1]], chat.options)
+    assert given == [chat.encode(expected[:2]), chat.encode(expected[:4])]
+    answers = generator.answers([given[1]], chat.options)
     assert answers[0][0].text == second
     # An answer that is not read to its end, or a message that is refused, changes nothing.
     next(chat.say("More?"))

@@ -43,12 +43,12 @@ def test_a_chat_has_one_answer():
 
 
 def test_a_message_that_is_refused_does_not_end_the_chat(monkeypatch, capsys):
-    said = []
+    texts = []
 
     def say(text, *, truncate):
         if text == "long":
             raise ValueError("the model has 8 positions")
-        said.append(text)
+        texts.append(text)
         yield from ("<", text, ">")
 
     flags, errors = SimpleNamespace(truncate="error"), io.StringIO()
@@ -57,7 +57,7 @@ def test_a_message_that_is_refused_does_not_end_the_chat(monkeypatch, capsys):
         terminal._converse(SimpleNamespace(say=say), flags, Console(file=errors, soft_wrap=True))
     assert capsys.readouterr().out == "<a>\n<b>\n"
     assert "the model has 8 positions" in errors.getvalue()
-    assert said == ["a", "b"]
+    assert texts == ["a", "b"]
 
 
 def test_an_invalid_prompt_does_not_end_the_session(monkeypatch, capsys):
