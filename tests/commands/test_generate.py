@@ -245,17 +245,19 @@ def test_a_tokenizer_that_does_not_fit(world, tmp_path, capsys):
     assert "id 299" in capsys.readouterr().err
 
 
-def test_a_chat_answers_each_line_with_its_history(world, release, capsys, monkeypatch):
-    lines = iter([f"{TEXTS[0]}\n", f"{TEXTS[1]}\n", ""])
+def test_a_chat_answers_each_line_with_its_history(world, release, tmp_path, capsys, monkeypatch):
+    (model, tokenizer), file = world, tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    lines = iter(["the kinase\n", "a trial\n", ""])
     monkeypatch.setattr(sys.stdin, "readline", lambda: next(lines), raising=False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    flags = ("--chat", "--template=human", "--max_new_tokens=2", "--nonotice", "--truncate=left")
-    assert call(release, *flags) == 0
-    spoken = capsys.readouterr().out
-    model, tokenizer = world
-    template = chat_template(tokenizer, "human")
-    first = template.render([{"role": "user", "content": TEXTS[0]}])
-    assert spoken.startswith(generate(model, tokenizer, [first], max_new_tokens=2)[0] + "\n")
+    assert call(release, "--chat", f"--template={file}", "--max_new_tokens=4", "--nonotice") == 0
+    template, messages, answers = chat_template(tokenizer, str(file)), [], []
+    for text in ("the kinase", "a trial"):
+        messages.append({"role": "user", "content": text})
+        answers += generate(model, tokenizer, [template.render(messages)], max_new_tokens=4)
+        messages.append({"role": "assistant", "content": answers[-1].strip()})
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
     assert call(release, "--chat", "--nonotice") == 2
     assert "has no chat template; fix: set template to one of alpaca" in capsys.readouterr().err
 
