@@ -19,10 +19,25 @@ Text (answers and summaries):
 Format and decoding are the published ones; learning rate, epochs and batch size are not published.
 They are for 1,024 positions; a smaller model needs smaller data.*_tokens.
 
+Chats and instructions:
+    instruct       every parameter; learning rate 2e-5, 3 epochs (PMC-LLaMA's), batches of 128,
+                   warmup 3 %, linear decay to 0, no weight decay (Self-BioRAG's; its rows were not
+                   packed: a batch here has several times as many conversations)
+    instruct_lora  the same with low-rank factors: rank 16, alpha 32, learning rate 2e-4
+data.format is messages, alpaca or pairs, and is never guessed. data.template is that of the
+tokenizer, or one of alpaca, chatml, human, llama2, llama3, zephyr, or a .jinja file. The loss is on
+the assistant's tokens and the stop token. Several files: data.train, data.weights (how often an
+epoch has an example) and data.caps (examples of an epoch). `--show_mask` prints what is learned.
+Published scores of such models depend on their data, which is not here: no figure is reproduced.
+Every parameter of a 7B model is 81 GB of state in float32; its factors need the weights alone.
+
     biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
         --workdir=FINETUNED
     biomedlm finetune --config=configs/finetune.py:meqsum --config.data.train=meqsum.jsonl \\
         --model=RUN --workdir=FINETUNED
+    biomedlm finetune --config=configs/finetune.py:instruct --config.data.train=chats.jsonl \\
+        --config.data.format=messages --config.data.template=zephyr --model=RUN \\
+        --workdir=FINETUNED
 """
 
 from ml_collections import ConfigDict
@@ -38,6 +53,8 @@ def get_config(variant: str = "medqa") -> ConfigDict:
         "small_world": small_world,
         "meqsum": meqsum,
         "medquad": medquad,
+        "instruct": instruct,
+        "instruct_lora": instruct_lora,
     }
     if variant not in variants:
         raise ValueError(f"got the variant {variant!r}; choose one of {', '.join(variants)}")
@@ -49,7 +66,7 @@ def get_config(variant: str = "medqa") -> ConfigDict:
 def shared() -> ConfigDict:
     return ConfigDict(
         {
-            "recipe": "questions",  # or text
+            "recipe": "questions",  # or text, chat
             "model": {
                 "compute_dtype": "auto",  # bfloat16 on TPU and GPU, float32 on CPU
                 "reduce_dtype": "float32",
@@ -189,3 +206,43 @@ def medquad(config: ConfigDict) -> None:
     config.data.dev_fraction = 0.02
     config.training.epochs = 3
     config.evaluation.update(examples=16, final_examples=200)
+
+
+def instruct(config: ConfigDict) -> None:
+    config.recipe = "chat"
+    config.data = ConfigDict(
+        {
+            "train": (),  # JSON lines, a JSON array or parquet
+            "format": (),  # messages, alpaca or pairs: of all files, or of each of train
+            "weights": (),  # of each of train: how often an epoch has an example; empty: once
+            "caps": (),  # of each of train: examples of an epoch, before the weight; 0: all
+            "dev": (),  # empty: a part of each of train
+            "dev_fraction": 0.02,
+            "source_field": "source",  # of format pairs
+            "target_field": "target",
+            "group_field": "",  # empty: equal first messages stay together
+            "on_error": "raise",  # "skip" leaves bad lines out and counts them
+            "template": "",  # empty: the tokenizer's own
+            "date": "",  # YYYY-MM-DD, for a template that prints the date
+            "added_tokens": (),  # of the template, that the tokenizer lacks
+            "masked_spans": (),  # markers, begin and end: what is between them is not learned
+            "row_tokens": 1_024,
+        }
+    )
+    config.model.update(embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
+    config.optimizer.update(learning_rate=2e-5, warmup_ratio=0.03)
+    config.training.update(epochs=3, batch_size=128, seed=17)
+    config.evaluation = ConfigDict(
+        {
+            "examples": 16,  # decoded after each epoch but the last
+            "final_examples": 100,  # decoded at the end; 0: all
+            "batch_size": 8,
+        }
+    )
+    config.generation = ConfigDict({"max_new_tokens": 256})
+
+
+def instruct_lora(config: ConfigDict) -> None:
+    instruct(config)
+    config.lora.update(rank=16, alpha=32.0)
+    config.optimizer.learning_rate = 2e-4

@@ -4,11 +4,13 @@
     biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
+    biomedlm bench packing --length=512 --batch_size=16
 
 `train` times a training step against transformers with torch's AdamW, on a GPU with new processes
 for each side; `decode` times generation against transformers' generate; `tokens` the building of
 token rows against the tokenizer alone; `questions` scoring against lm-evaluation-harness and
-fine-tuning against torch. The peers need the extras `hf` and `harness`, and accelerate.
+fine-tuning against torch; `packing` instruction tuning in packed rows against one padded row for
+each conversation. The peers need the extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
@@ -18,24 +20,25 @@ from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("json", "dtype")
 BY_POSITION = "what"
-KINDS = ["train", "decode", "tokens", "questions"]
+KINDS = ["train", "decode", "tokens", "questions", "packing"]
 FLAGS.define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
 FLAGS.define("rounds", 5, "Alternating rounds.", least=1)
 for name, default, meaning in (
-    ("layers", 6, "train, decode: layers of the model."),
-    ("width", 384, "train, decode: width of the model."),
-    ("heads", 6, "train, decode: attention heads."),
-    ("vocab_size", 28_896, "train, decode: vocabulary size."),
-    ("length", 256, "train: tokens of a row."),
-    ("batch_size", 8, "train: rows of a batch."),
+    ("layers", 6, "train, decode, packing: layers of the model."),
+    ("width", 384, "train, decode, packing: width of the model."),
+    ("heads", 6, "train, decode, packing: attention heads."),
+    ("vocab_size", 28_896, "train, decode, packing: vocabulary size."),
+    ("length", 256, "train, packing: tokens of a row."),
+    ("batch_size", 8, "train: rows of a batch; packing: conversations."),
     ("loss_chunks", 1, "train: parts of a row whose logits are computed at once."),
     ("unroll", 1, "train: layers per iteration of the scan over layers."),
     ("blocks", None, "train: blocks with new processes; default 2 on a GPU, else none."),
-    ("steps", 4, "train, questions: training steps of each side in a round."),
+    ("steps", 4, "train, questions, packing: training steps of each side in a round."),
     ("beams", 5, "decode: beams of beam search at batch size 1; 1: no beam search."),
     ("prompt", 32, "decode: tokens of a prompt."),
     ("new_tokens", 128, "decode: tokens to generate."),
     ("questions", 100, "questions: questions scored in a round."),
+    ("examples", 5_000, "packing: conversations that are packed, to state how full the rows are."),
 ):
     FLAGS.define(name, default, meaning, kind=int, least=1)
 PEERS = ["torch sdpa", "torch sdpa fused"]
@@ -55,6 +58,7 @@ ARGUMENTS = {
     "train": "peers batch_size loss_chunks rounds steps blocks profile",
     "decode": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers",
     "tokens": "tokenizer text_field rounds",
+    "packing": "examples batch_size length steps rounds",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
 CONFIG = ("layers", "width", "heads", "vocab_size", "dtype")
@@ -63,6 +67,7 @@ MORE = {
     "decode": CONFIG,
     "tokens": ("input",),
     "questions": (),
+    "packing": (*CONFIG, "length"),
 }
 REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",)}
 
@@ -78,7 +83,7 @@ def run(options: Flags) -> None:
         raise InputError(f"got --{unused[0]}, which bench {what} does not use; leave it out")
     benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
     arguments = {argument or name: options[name].value for name, _, argument in pairs}
-    if what in ("train", "decode"):
+    if what in ("train", "decode", "packing"):
         arguments["config"] = _config(options)
     if what == "tokens":
         arguments["paths"] = options.input_paths()

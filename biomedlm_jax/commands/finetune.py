@@ -1,9 +1,11 @@
-"""Fine-tune a model on questions or on texts; the same command resumes a run.
+"""Fine-tune a model on questions, texts or chats; the same command resumes a run.
 
     biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
         --workdir=FINETUNED
     biomedlm finetune --config=configs/finetune.py:meqsum --config.data.train=FILE --model=RUN \\
         --workdir=FINETUNED
+    biomedlm finetune --config=configs/finetune.py:instruct --config.data.train=FILE \\
+        --config.data.format=messages --model=RUN --workdir=FINETUNED
 
 --model is a run or a Hugging Face directory; the head of a fine-tuned model is trained further.
 The finished model is FINETUNED/model. Every command accepts FINETUNED as --model. With
@@ -16,10 +18,19 @@ import contextlib
 from biomedlm_jax.commands.shared_flags import Flags
 
 FLAGS = Flags("config", "model", "workdir", "processes", "faults")
+MASK = "Print the tokens of the first examples, those in the loss coloured, and end."
+FLAGS.define("show_mask", False, MASK)
 
 
 def run(options: Flags) -> None:
     """Fine-tune until the last epoch, or until Ctrl-C, which saves first."""
+    if options.show_mask:
+        from rich.console import Console
+
+        from biomedlm_jax.finetuning.mask_view import show_masks
+
+        show_masks(options.config, options.model, Console(highlight=False, soft_wrap=True))
+        return
     import jax
 
     from biomedlm_jax.finetuning.finetune import finetune_all

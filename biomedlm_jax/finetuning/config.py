@@ -1,8 +1,10 @@
-"""The typed groups of a fine-tuning config, for questions and for text."""
+"""The typed groups of a fine-tuning config, for questions, for texts and for chats."""
 
 import dataclasses
 
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.finetuning.conversations import FORMATS
+from biomedlm_jax.finetuning.conversations import ON_ERROR as ON_BAD_LINE
 from biomedlm_jax.interop.finetuned import RELEASED, ROW_FORMATS
 from biomedlm_jax.qa.prompts import LEAST_LENGTH
 from biomedlm_jax.qa.splits import LABEL_BASES, ON_ERROR, TWINS
@@ -134,3 +136,70 @@ class TextSettings(RunSettings):
                 f"max_new_tokens={new_tokens}; expected at most the model's {positions} positions; "
                 f"set --config.data.row_tokens={positions}, and a source and an answer that fit"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversationSettings(Settings):
+    """Files of instructions and chats. A run is compared by their tokens."""
+
+    group = "data"
+    train: tuple[str, ...] = setting(free=True)  # JSON lines, a JSON array or parquet
+    format: tuple[str, ...] = setting(free=True)  # of all of train and dev, or of each of train
+    weights: tuple[float, ...] = setting(())  # of each of train: how often an epoch has an example
+    caps: tuple[int, ...] = setting(())  # of each of train: examples of an epoch, before the weight
+    dev: tuple[str, ...] = setting(free=True)  # empty: a part of each of train
+    dev_fraction: float = setting(least=0, most=1, free=True)
+    source_field: str = setting(free=True)  # of format pairs
+    target_field: str = setting(free=True)
+    group_field: str = setting(free=True)  # empty: equal first messages stay together
+    on_error: str = setting(choices=ON_BAD_LINE, free=True)
+    template: str = setting(free=True)  # empty: the tokenizer's own
+    date: str = setting(free=True)  # that a template prints, YYYY-MM-DD
+    added_tokens: tuple[str, ...] = setting()  # of the template, that the tokenizer lacks
+    masked_spans: tuple[str, ...] = setting()  # pairs of markers inside an answer
+    row_tokens: int = setting(least=8)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.train or not all(self.train):
+            raise InputError(
+                "got an empty data.train; set --config.data.train to a file or several"
+            )
+        number = len(self.train)
+        if len(self.format) not in (1, number) or not {*self.format} <= {*FORMATS}:
+            known = ", ".join(FORMATS)
+            expected = f"expected one of {known} for all files, or one for each of data.train"
+            raise InputError(f"got data.format={self.format}; {expected}; it is never guessed")
+        for name, values in (("weights", self.weights), ("caps", self.caps)):
+            if values and len(values) != number:
+                expected = f"expected one for each of the {number} files of data.train, or none"
+                raise InputError(f"got data.{name}={values}; {expected}")
+        if not (all(weight > 0 for weight in self.weights) and all(cap >= 0 for cap in self.caps)):
+            got = f"got data.weights={self.weights} and data.caps={self.caps}"
+            raise InputError(f"{got}; expected weights above 0, and caps of at least 0 (0: none)")
+        if len({*self.format}) > 1 and self.dev:
+            raise InputError("got several data.format with data.dev; expected one format for all")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatSettings(RunSettings):
+    """A config of recipe=chat."""
+
+    recipe: str = setting(choices=("chat",))
+    data: ConversationSettings
+    training: EpochSteps
+    evaluation: DecodingSettings
+    generation: dict  # fields of generation.options.Options
+    sweep: SweepSettings
+
+    def check_positions(self, tokens: int, positions: int) -> None:
+        """Raise InputError unless rows, and `tokens` of a dev prompt and its answer, fit."""
+        row = self.data.row_tokens
+        if max(row, tokens) > positions:
+            got = (
+                f"got data.row_tokens={row}, and dev prompts with answers of up to {tokens} tokens"
+            )
+            fix = (
+                f"fix: set --config.data.row_tokens={positions}, generation.max_new_tokens to less"
+            )
+            raise InputError(f"{got}; expected at most the model's {positions} positions; {fix}")

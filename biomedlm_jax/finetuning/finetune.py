@@ -1,4 +1,4 @@
-"""finetune(): teach a model to answer questions or to write texts; finetune_all(): a sweep."""
+"""finetune(): teach a model questions, texts or chats; finetune_all(): a sweep."""
 
 import copy
 import itertools
@@ -11,7 +11,12 @@ from ml_collections import ConfigDict
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
-from biomedlm_jax.finetuning.config import QuestionSettings, SweepSettings, TextSettings
+from biomedlm_jax.finetuning.config import (
+    ChatSettings,
+    QuestionSettings,
+    SweepSettings,
+    TextSettings,
+)
 from biomedlm_jax.finetuning.question_recipe import finetune_questions
 from biomedlm_jax.finetuning.text_recipe import finetune_text
 from biomedlm_jax.qa.statistics import mean_and_deviation
@@ -20,6 +25,7 @@ from biomedlm_jax.settings import read_settings
 RECIPES = {
     "questions": (QuestionSettings, finetune_questions),
     "text": (TextSettings, finetune_text),
+    "chat": (ChatSettings, finetune_text),
 }
 
 

@@ -1,5 +1,6 @@
 """The batches of a fine-tuning run, each a function of its step; every epoch is shuffled anew."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -8,7 +9,19 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.losses import Batch
 from biomedlm_jax.model.heads import CHOICE
 from biomedlm_jax.qa import packing
-from biomedlm_jax.qa.packing import LAST, TOKENS, Bucket, Prompt, build_rows, make_buckets, size
+from biomedlm_jax.qa.packing import (
+    LAST,
+    TOKENS,
+    Bucket,
+    Prompt,
+    Rows,
+    build_rows,
+    make_buckets,
+    size,
+)
+
+# The arrays of entries and what padding has in them.
+ENTRIES = {"slot_BxE": 0, "target_BxE": 0, "question_BxE": -1, "option_BxE": 0}
 
 
 class ShuffledQuestions:
@@ -88,36 +101,94 @@ class ShuffledTexts:
         batch_size: int,
         parts: int = 1,
         seed: int = 0,
+        masks: Sequence[Sequence[bool]] | None = None,
+        epochs: Sequence[Sequence[int]] | None = None,
+        apart: bool = False,
     ):
+        """`masks` state which tokens of a prompt's branch are targets, by default all.
+
+        `epochs` are the numbers of each epoch's prompts, by default all in every one; each
+        selection is packed by itself. `apart`: every prompt has a row of its own.
+        """
         self._prompts, self._parts, self._seed = prompts, parts, seed
-        self._batch_size, self.row_length = batch_size, row_length
-        (self._bucket,) = make_buckets(prompts, read=TOKENS, lengths=[row_length])
-        self.rows = len(self._bucket.rows)
-        self.steps_per_epoch = -(-self.rows // batch_size)
-        self.tokens = sum(size(prompt, TOKENS) for prompt in prompts)
-        self.tokens_per_step = self.tokens / self.steps_per_epoch
-        self.targets = sum(len(branch) for prompt in prompts for branch in prompt.branches)
+        self._batch_size, self.row_length, self._apart = batch_size, row_length, apart
+        selections = [range(len(prompts))] if epochs is None else epochs
+        packed = {tuple(chosen): self._pack(chosen) for chosen in {*map(tuple, selections)}}
+        self._epochs = [packed[tuple(chosen)] for chosen in selections]
+        buckets = packed.values()
+        sources = max(bucket.sources for bucket in buckets)
+        self._shape = Bucket(row_length, [], sources, max(b.entries for b in buckets), False)
+        self._masks = None if masks is None else [np.array(mask, bool) for mask in masks]
+        targets = [self._trained(i) for i in range(len(prompts))]
+        rows = [row for bucket in buckets for row in bucket.rows]
+        self._entries = packing.round_up(max(sum(targets[i] for i in row) for row in rows))
+        self.rows = len(self._epochs[0].rows)
+        self.steps_per_epoch = max(-(-len(b.rows) // batch_size) for b in buckets)
+        sizes = [size(prompt, TOKENS) for prompt in prompts]
+        tokens = [sum(sizes[i] for i in chosen) for chosen in selections]
+        self.tokens, self.targets = tokens[0], sum(targets)  # of the first epoch; of all prompts
+        self.tokens_per_step = sum(tokens) / len(tokens) / self.steps_per_epoch
 
     def chosen(self, step: int) -> np.ndarray:
         """Return the numbers of the packed rows of a step, counted from 0 over all epochs."""
-        return _chosen(step, self.steps_per_epoch, self._batch_size, self.rows, self._seed)
+        epoch, index = divmod(step, self.steps_per_epoch)
+        count, per_step = len(self._of_epoch(epoch).rows), self._batch_size
+        if count > (self.steps_per_epoch - 1) * per_step:
+            return _chosen(step, self.steps_per_epoch, per_step, count, self._seed)
+        # An epoch of fewer rows than another: no step may be without any.
+        order = np.random.default_rng([self._seed, epoch]).permutation(count)
+        return np.array_split(order, self.steps_per_epoch)[index]
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step as numpy arrays."""
-        batch = self._of_rows(self.chosen(step))
+        batch = self._of_rows(self.chosen(step), step // self.steps_per_epoch)
         scale = self._parts / max(1, batch.weight_BxE.sum())
         return batch._replace(weight_BxE=(batch.weight_BxE * scale).astype(np.float32))
 
     def in_order(self, index: int) -> Batch:
-        """Return batch `index` of the rows as packed; targets weigh 1."""
+        """Return batch `index` of the first epoch's rows as packed; targets weigh 1."""
         first = index * self._batch_size
         return self._of_rows(range(first, min(first + self._batch_size, self.rows)))
 
-    def _of_rows(self, numbers: Iterable[int]) -> Batch:
-        packed = [self._bucket.rows[i] for i in numbers]
+    def _pack(self, chosen: Sequence[int]) -> Bucket:
+        """Return a bucket whose rows have the numbers of the prompts that are chosen."""
+        prompts = [self._prompts[i] for i in chosen]
+        if self._apart:
+            most = packing.round_up(max(len(prompt.branches[0]) for prompt in prompts))
+            return Bucket(self.row_length, [[i] for i in chosen], most, most, False)
+        (bucket,) = make_buckets(prompts, read=TOKENS, lengths=[self.row_length])
+        rows = [[chosen[i] for i in row] for row in bucket.rows]
+        return dataclasses.replace(bucket, rows=rows)
+
+    def _trained(self, number: int) -> int:
+        if self._masks is not None:
+            return int(self._masks[number].sum())
+        return sum(map(len, self._prompts[number].branches))
+
+    def _of_epoch(self, epoch: int) -> Bucket:
+        return self._epochs[epoch % len(self._epochs)]
+
+    def _of_rows(self, numbers: Iterable[int], epoch: int = 0) -> Batch:
+        bucket = self._of_epoch(epoch)
+        packed = [bucket.rows[i] for i in numbers]
         shape = {"batch_size": self._batch_size, "read": TOKENS}
-        rows = build_rows(self._prompts, self._bucket, packed, **shape)
+        rows = build_rows(self._prompts, self._shape, packed, **shape)
+        if self._masks is not None:
+            rows = self._without_others(rows, packed)
         return Batch(rows, (rows.question_BxE >= 0).astype(np.float32))
+
+    def _without_others(self, rows: Rows, packed: Sequence[Sequence[int]]) -> Rows:
+        """Return the rows with the entries of targets only: no logits are made of the others."""
+        assert self._masks is not None
+        kept = {
+            name: np.full((len(rows.tokens_BxL), self._entries), filler, np.int32)
+            for name, filler in ENTRIES.items()
+        }
+        for b, row in enumerate(packed):
+            places = np.flatnonzero(np.concatenate([self._masks[i] for i in row]))
+            for name, array in kept.items():
+                array[b, : len(places)] = getattr(rows, name)[b, places]
+        return rows._replace(**kept)
 
 
 def _chosen(step: int, steps_per_epoch: int, batch_size: int, count: int, seed: int) -> np.ndarray:

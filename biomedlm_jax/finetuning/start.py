@@ -15,7 +15,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.tokenizer import copy_tokenizer, tokenizer_hash
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
+from biomedlm_jax.finetuning.config import ChatSettings, QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.finetuned import Head
@@ -45,7 +45,7 @@ class Start:
 
 def load_base_model(
     path: str | Path,
-    settings: QuestionSettings | TextSettings,
+    settings: QuestionSettings | TextSettings | ChatSettings,
     mesh: Mesh,
     *,
     added_tokens: Sequence[str],
@@ -78,7 +78,7 @@ def load_base_model(
 
 def make_recipe(
     start: Start,
-    settings: QuestionSettings | TextSettings,
+    settings: QuestionSettings | TextSettings | ChatSettings,
     mesh: Mesh,
     data: ShuffledQuestions | ShuffledTexts,
     *,

@@ -1,4 +1,4 @@
-"""finetune_text(): the recipe of long answers and summaries, and the report on them."""
+"""finetune_text(): the recipe of long answers, summaries and chats, and the report on them."""
 
 import dataclasses
 import functools
@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.files import content_hash, read_json, write_json, write_jsonl
-from biomedlm_jax.finetuning.config import TextSettings
+from biomedlm_jax.finetuning.config import ChatSettings, TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
-from biomedlm_jax.finetuning.pairs import ADDED_TOKENS, remarks, text_prompts, train_and_dev
+from biomedlm_jax.finetuning.pairs import ADDED_TOKENS
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import load_base_model, make_recipe
+from biomedlm_jax.finetuning.text_data import read_data, text_data
 from biomedlm_jax.finetuning.text_report import KINDS, text_report
 from biomedlm_jax.generation.generator import Generator, answer_batches
 from biomedlm_jax.generation.options import make_options
@@ -35,9 +36,13 @@ PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 
 
 def finetune_text(
-    settings: TextSettings, mesh: Mesh, model: str | Path, workdir: Path, **options: Any
+    settings: TextSettings | ChatSettings,
+    mesh: Mesh,
+    model: str | Path,
+    workdir: Path,
+    **options: Any,
 ) -> dict:
-    """Fine-tune `model` on the settings' pairs of texts; resumes if `workdir` has the run.
+    """Fine-tune `model` on the settings' texts or chats; resumes if `workdir` has the run.
 
     Every epoch ends with the dev loss, ROUGE of some dev answers, and the model in
     `workdir/model`. At the end writes `predictions.jsonl` and `report.json`, which is returned: the
@@ -48,21 +53,29 @@ def finetune_text(
     decoding = make_options(**settings.generation)
     meshes.check_fits(mesh, batch_size=training.batch_size, accumulation=training.accumulation)
     left_out: Counter[str] = Counter()
-    train, dev = train_and_dev(settings.data, left_out)
-    start = load_base_model(model, settings, mesh, added_tokens=ADDED_TOKENS, heads=False)
-    settings.check_positions(decoding.max_new_tokens, start.config.context_length)
-    encode = functools.partial(
-        text_prompts, start.tokenizer, settings=settings.data, end_id=start.config.eos_token_id
-    )
-    (prompts, cut), (dev_prompts, _) = encode(train), encode(dev)
-    rows = {"row_length": settings.data.row_tokens, "batch_size": training.batch_size}
-    data = ShuffledTexts(prompts, **rows, parts=training.accumulation, seed=training.seed)
-    dev_data, layout = ShuffledTexts(dev_prompts, **rows), meshes.sharding(mesh, "batch", None)
-    content = [prompts, dev_prompts, [dataclasses.astuple(pair) for pair in dev]]
-    started_from = {**start.started_from, "texts": content_hash(content)}
+    read = read_data(settings, left_out)
+    added = ADDED_TOKENS if isinstance(settings, TextSettings) else settings.data.added_tokens
+    start = load_base_model(model, settings, mesh, added_tokens=added, heads=False)
+    positions, new = start.config.context_length, decoding.max_new_tokens
+    if isinstance(settings, TextSettings):
+        settings.check_positions(new, positions)
+    texts = text_data(settings, read, start.tokenizer, start.config, left_out)
+    if isinstance(settings, ChatSettings):
+        settings.check_positions(max(map(len, texts.prefixes)) + new, positions)
+        decoding = dataclasses.replace(decoding, ends=decoding.ends or texts.ends)
+    dev, prompts, tokenizer = texts.dev, texts.prompts, texts.tokenizer
+    rows: dict[str, Any] = {
+        "row_length": settings.data.row_tokens,
+        "batch_size": training.batch_size,
+    }
+    chosen: dict[str, Any] = {"masks": texts.masks, "epochs": texts.epochs, "seed": training.seed}
+    data = ShuffledTexts(prompts, **rows, parts=training.accumulation, **chosen)
+    dev_data = ShuffledTexts(texts.dev_prompts, **rows, masks=texts.dev_masks)
+    layout = meshes.sharding(mesh, "batch", None)
+    started_from = {**start.started_from, "texts": content_hash(texts.content)}
     started_from |= {"left_out": dict(left_out)} if left_out else {}
     started_from |= {f"generation.{name}": v for name, v in settings.generation.items()}
-    resuming = check_run(workdir, "text", settings, started_from)
+    resuming = check_run(workdir, settings.recipe, settings, started_from)
     if resuming and from_first_process((workdir / REPORT).exists) and not options.get("replay"):
         if jax.process_index() == 0:
             print(f"finished already: {workdir / REPORT}", file=sys.stderr)
@@ -85,19 +98,19 @@ def finetune_text(
         finetuned: LanguageModel, count: int, check_stop: Callable = lambda: None
     ) -> tuple[list[str], dict]:
         """Return the answers to the first dev sources, and the report on them."""
-        prefixes = [prompt.prefix for prompt in dev_prompts[:count]]
-        texts = [""] * len(prefixes)
+        prefixes = texts.prefixes[:count]
+        answers = [""] * len(prefixes)
         batches = answer_batches(
-            Generator(finetuned, start.tokenizer),
+            Generator(finetuned, tokenizer),
             prefixes,
             decoding,
             batch_size=evaluation.batch_size,
         )
         for number, (best, *_) in batches:
-            texts[number] = best.text.strip()
+            answers[number] = best.text.strip()
             check_stop()
         sources, targets, groups = zip(*map(dataclasses.astuple, dev[:count]), strict=True)
-        return texts, text_report(sources, targets, texts, groups=groups)
+        return answers, text_report(sources, targets, answers, groups=groups)
 
     def evaluate(finetuned: LanguageModel, step: int, check_stop: Callable) -> dict[str, float]:
         epoch = step // data.steps_per_epoch
@@ -107,8 +120,8 @@ def finetune_text(
             figures |= {kind: report[kind]["mean"] for kind in KINDS}
         figures = {"epoch": epoch, **figures}
         facts = {**figures, "started_from": started_from}
-        files = {GENERATION_CONFIG: decoding.to_generation_config(start.config, start.tokenizer)}
-        saved = workdir / MODEL_FOLDER, finetuned, start.tokenizer
+        files = {GENERATION_CONFIG: decoding.to_generation_config(start.config, tokenizer)}
+        saved = workdir / MODEL_FOLDER, finetuned, tokenizer
         save_finetuned(*saved, step=step, facts=facts, files=files)
         return figures
 
@@ -122,23 +135,21 @@ def finetune_text(
         loss=loss,
         evaluate=evaluate,
         started_from=started_from,
-        line=f"{counted(len(train), 'training text')} in {counted(data.rows, 'row')}, "
-        f"{full:.0%} full ({cut:,} cut to {settings.data.source_tokens} source or "
-        f"{settings.data.target_tokens} target tokens), {counted(len(dev), 'dev text')}"
-        f"{remarks(start.tokenizer, train, dev)}"
+        line=f"{counted(len(prompts), 'training text')} in {counted(data.rows, 'row')}, "
+        f"{full:.0%} full {texts.description}"
         + "".join(f"; {n:,} left out of {reason}" for reason, n in left_out.items()),
     )
     finetuned, last = fit(recipe, workdir, mesh, **options)
     count = min(evaluation.final_examples or len(dev), len(dev))
     if jax.process_index() == 0:
         print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)
-    texts, report = answer(finetuned, count)
+    answers, report = answer(finetuned, count)
     # A run that had finished all but its report evaluates nothing again.
     report = {"dev_loss": last["dev_loss"] if "dev_loss" in last else dev_loss(finetuned), **report}
     if jax.process_index() == 0:
         lines = [
             {"source": pair.source, "target": pair.target, "answer": text}
-            for pair, text in zip(dev, texts, strict=False)
+            for pair, text in zip(dev, answers, strict=False)
         ]
         write_jsonl(workdir / PREDICTIONS, lines, ensure_ascii=False)
         write_json(workdir / REPORT, report)

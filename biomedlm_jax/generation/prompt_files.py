@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash, parse_object, read_jsonl
+from biomedlm_jax.generation.chat import Chat, read_chats
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.streams import COMPRESSIONS, read_lines
@@ -28,9 +29,13 @@ def answer_file(
     field: str = "prompt",
     batch_size: int = 16,
     truncate: str = "error",
+    chat: Chat | None = None,
     notify: Callable[[str], None] = print,
 ) -> dict[str, int]:
     """Answer every prompt of `source` and append the answers to `out`, a line of JSON each.
+
+    With a `chat` a line of `source` has `messages`, which its template renders and whose options
+    decode; so do the lines of `out` in place of a prompt.
 
     A line has `index` (0-based), the prompt, its `id` if it has one, `answers` (texts), `tokens`
     (ids), `scores` of beams, and `settings`, a hash of the options, the model and its dtype. A
@@ -39,13 +44,20 @@ def answer_file(
     Raises InputError, before decoding, if `source` does not exist, a line has
     no prompt or one that does not fit the model, or `out` has other prompts or settings.
     """
-    prompts, out = read_prompts(source, field=field), Path(out)
-    ids = generator.encode([prompt for prompt, _ in prompts], options, truncate=truncate)
+    out, kind = Path(out), "prompt" if chat is None else "messages"
+    prompts: Sequence[tuple[Any, dict[str, Any]]]
+    if chat is None:
+        prompts = read_prompts(source, field=field)
+        ids = generator.encode([prompt for prompt, _ in prompts], options, truncate=truncate)
+    else:
+        prompts, options = read_chats(source), chat.options
+        ids = [chat.encode(messages, truncate=truncate) for messages, _ in prompts]
     # What the answers depend on beside the prompts, by content.
     config, weights = generator.config, weights_hash(generator.decoder.model)
     parts = [config.architecture(), str(config.dtype), str(options), truncate, field]
+    parts += [] if chat is None else [chat.template.text]
     settings = content_hash([weights, *parts])[:12]
-    if kept := _kept_lines(out, [prompt for prompt, _ in prompts], settings):
+    if kept := _kept_lines(out, [prompt for prompt, _ in prompts], settings, kind):
         notify(f"{out} has {kept} of {len(prompts)} answers; resuming after them")
     columns = MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
@@ -56,7 +68,7 @@ def answer_file(
             batch_answers = generator.answers([ids[i] for i in batch], options, numbers=batch)
             for i, answers in zip(batch, batch_answers, strict=True):
                 prompt, identity = prompts[i]
-                line = {"index": i, **identity, "prompt": prompt}
+                line = {"index": i, **identity, kind: prompt}
                 line["answers"] = [answer.text for answer in answers]
                 line["tokens"] = [answer.tokens for answer in answers]
                 if options.beams > 1:
@@ -108,7 +120,7 @@ def _read_text(source: str | Path, *, field: str) -> Iterator[tuple[str, dict[st
             yield f"{source}:{number}", {field: text}
 
 
-def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
+def _kept_lines(out: Path, prompts: Sequence[Any], settings: str, kind: str) -> int:
     """Return the number of lines in `out`, without a cut-off last line, which is removed."""
     if not out.exists():
         return 0
@@ -118,7 +130,7 @@ def _kept_lines(out: Path, prompts: Sequence[str], settings: str) -> int:
         where = f"{out}:{i + 1}"
         try:
             record = parse_object(line, where)
-            index, prompt, made_with = record["index"], record["prompt"], record["settings"]
+            index, prompt, made_with = record["index"], record[kind], record["settings"]
         except (ValueError, KeyError):
             raise InputError(f"{where} is not an answer; choose another --out") from None
         if i >= len(prompts) or (index, prompt) != (i, prompts[i]):

@@ -1,16 +1,18 @@
 """The terminal's side of generation: checks of flags, prompts typed in, and what is printed."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.corpus.chat_template import chat_template
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
+from biomedlm_jax.generation.chat import Chat
 from biomedlm_jax.generation.generator import NOTICE, Generator, require_tokenizer
 from biomedlm_jax.generation.options import Options, model_options
 from biomedlm_jax.generation.prompt_files import answer_file
@@ -23,32 +25,44 @@ def check_flags(flags, settings: Mapping[str, Any]) -> None:
 
     `settings` are the given options of decoding.
     """
-    given = [n for n in ("prompt", "prompts", "score") if getattr(flags, n) is not None]
+    kinds = ("prompt", "prompts", "messages", "score", "chat")
+    given = [name for name in kinds if getattr(flags, name) not in (None, False)]
     if len(given) > 1:
         raise InputError(f"got --{given[0]} and --{given[1]}; expected only one of them")
-    pairs = ("out", "prompts"), ("prompts", "out"), ("html", "score"), ("overwrite", "html")
-    for name, needed in (*pairs, ("field", "prompts"), ("batch_size", "prompts")):
-        if flags[name].present and getattr(flags, needed) is None:
-            raise InputError(f"got --{name} without --{needed}; expected both")
+    pairs = ("out", "prompts messages"), ("prompts", "out"), ("messages", "out"), ("html", "score")
+    pairs += ("overwrite", "html"), ("field", "prompts"), ("batch_size", "prompts messages")
+    for name, others in (*pairs, ("template", "chat messages"), ("system", "chat")):
+        needed = others.split()
+        if flags[name].present and all(getattr(flags, one) in (None, False) for one in needed):
+            raise InputError(f"got --{name} without --{' or --'.join(needed)}; expected both")
     if flags.html is not None and Path(flags.html).is_file() and not flags.overwrite:
         raise InputError(f"{flags.html} exists; name another file, or pass --overwrite")
     if flags.score is not None:
         for name in [*settings, *(n for n in ("stats", "truncate") if flags[n].present)]:
             raise InputError(f"got --{name} with --score, which does not decode; leave it out")
-    if flags.prompts is not None and not Path(flags.prompts).is_file():
-        raise InputError(f"no such file: {flags.prompts}")
+    if flags.chat and {"beams", "samples"} & {*settings}:
+        raise InputError("got --chat with --beams or --samples; only one answer is streamed")
+    for file in (flags.prompts, flags.messages):
+        if file is not None and not Path(file).is_file():
+            raise InputError(f"no such file: {file}")
 
 
 def answer(flags, given: Mapping[str, Any]) -> None:
-    """Answer one prompt, a file of them, or those typed in; `given` are the options by name."""
+    """Answer one prompt, a file of prompts or chats, or typed lines; `given` are the options."""
     options, begin = model_options(model_config(flags.model), flags.model, **given)
     generator = Generator(*_load(flags), begin=begin)  # which has its own copy of the model
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if flags.notice:
         console.print(f"[dim]{NOTICE} (--nonotice omits this line)[/dim]")
-    if flags.prompts is not None:
+    chat = None
+    if flags.chat or flags.messages is not None:
+        template = chat_template(generator.tokenizer, flags.template or "", where=str(flags.model))
+        chat = Chat(generator, template, options, system=flags.system or "")
+    if chat and flags.chat:
+        _converse(chat, flags, console)
+    elif (file := flags.messages or flags.prompts) is not None:
         named = flags.pick("field", "batch_size", "truncate") | {"notify": console.print}
-        counts = answer_file(generator, flags.prompts, flags.out, options, **named)
+        counts = answer_file(generator, file, flags.out, options, chat=chat, **named)
         console.print(f"{flags.out}: {counts['made']} answers made, {counts['kept']} kept")
     elif flags.prompt is not None:
         if flags.stats:
@@ -95,9 +109,27 @@ def _print_answer(generator, prompt: str, options: Options, flags, *, show=True)
 
 
 def _answer_typed(generator, options: Options, flags, console: Console) -> None:
+    def answer_line(line: str) -> None:
+        _print_answer(generator, line, options, flags)
+
+    _each_line(answer_line, console, "One prompt a line; an empty line or Ctrl-D ends.", "prompts")
+
+
+def _converse(chat: Chat, flags, console: Console) -> None:
+    def answer_line(line: str) -> None:
+        for piece in chat.say(line, truncate=flags.truncate):
+            print(piece, end="", flush=True)
+        print(flush=True)
+
+    hint = "One message a line, answered with those before; an empty line or Ctrl-D ends."
+    _each_line(answer_line, console, hint, "messages")
+
+
+def _each_line(answer_line: Callable[[str], None], console: Console, hint: str, unit: str) -> None:
+    """Read lines until the end of input; one that is refused leaves the next ones valid."""
     terminal, failed = sys.stdin.isatty(), 0
     if terminal:
-        console.print("One prompt a line; an empty line or Ctrl-D ends.")
+        console.print(hint)
     while True:
         if terminal:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -107,9 +139,9 @@ def _answer_typed(generator, options: Options, flags, console: Console) -> None:
         if line == "\n":
             continue
         try:
-            _print_answer(generator, line.rstrip("\n"), options, flags)
-        except ValueError as error:  # the next prompt may be valid
+            answer_line(line.rstrip("\n"))
+        except ValueError as error:
             failed += 1
             console.print(f"error: {error}", markup=False)
     if failed and not terminal:
-        raise InputError(f"{failed} prompts were not answered; each error is above")
+        raise InputError(f"{failed} {unit} were not answered; each error is above")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from biomedlm_jax.benchmarks import bench_decode, bench_tokens, bench_train
+from biomedlm_jax.benchmarks import bench_decode, bench_packing, bench_tokens, bench_train
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.bench import ARGUMENTS, KINDS
 
@@ -18,6 +18,7 @@ def calls(monkeypatch) -> dict:
     """What each benchmark was called with; `questions` is not imported: its peers are large."""
     given = {}
     modules = {"train": bench_train, "decode": bench_decode, "tokens": bench_tokens}
+    modules["packing"] = bench_packing
     for what in KINDS:
 
         def measure(what=what, **arguments):
@@ -62,6 +63,9 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
     assert calls["tokens"]["paths"] == files
     assert main(["bench", "questions", "--path=p", "--hf_batch_sizes=2"]) == 0
     assert calls["questions"]["hf_batch_sizes"] == (2,)
+    assert main(["bench", "packing", "--length=64", "--batch_size=4"]) == 0
+    assert set(calls["packing"]) == expected("packing")
+    assert calls["packing"]["config"].context_length == calls["packing"]["length"] == 64
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax
 import pytest
 from processes import Process
 
+from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.finetuning.finetune import finetune
 from biomedlm_jax.interop.finetuned import save_finetuned
@@ -109,6 +110,16 @@ def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
     for a, b in zip(*map(read_metrics, runs), strict=True):
         same = {name: value for name, value in a.items() if name not in SPEED}
         assert {name: b[name] for name in same} == pytest.approx(same, rel=1e-3)
+
+
+def test_the_mask_is_printed_and_nothing_is_trained(world, tmp_path, capsys):
+    words = command("text", world, tmp_path / "run")[2:]
+    assert main([*words, "--show_mask"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("example ") == 3
+    assert "in the loss" in printed
+    assert "<|startoftext|>it is" in printed
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_error_is_one_line(world, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.cli import main
+from biomedlm_jax.corpus.chat_template import chat_template
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.generation.generator import NOTICE, generate
 from biomedlm_jax.generation.surprisal import score_text
@@ -242,6 +243,23 @@ def test_a_tokenizer_that_does_not_fit(world, tmp_path, capsys):
     save_tokenizer(larger, tmp_path / "hf")
     assert call(tmp_path / "hf", "--prompt=a") == 2
     assert "id 299" in capsys.readouterr().err
+
+
+def test_a_chat_answers_each_line_with_its_history(world, release, tmp_path, capsys, monkeypatch):
+    (model, tokenizer), file = world, tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    lines = iter(["the kinase\n", "a trial\n", ""])
+    monkeypatch.setattr(sys.stdin, "readline", lambda: next(lines), raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert call(release, "--chat", f"--template={file}", "--max_new_tokens=4", "--nonotice") == 0
+    template, messages, answers = chat_template(tokenizer, str(file)), [], []
+    for text in ("the kinase", "a trial"):
+        messages.append({"role": "user", "content": text})
+        answers += generate(model, tokenizer, [template.render(messages)], max_new_tokens=4)
+        messages.append({"role": "assistant", "content": answers[-1].strip()})
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
+    assert call(release, "--chat", "--nonotice") == 2
+    assert "has no chat template; fix: set template to one of alpaca" in capsys.readouterr().err
 
 
 def test_nan_logits(world, tmp_path, capsys):

@@ -47,6 +47,7 @@ def world(tmp_path_factory, write_base):
     """A directory with a model (`base`), questions (`choice`, `classes`) and `texts.jsonl`."""
     path = tmp_path_factory.mktemp("world")
     write_base(path / "base")
+    write_base(path / "chat", context_length=128)
     write_set(path / "choice", choices())
     write_set(path / "classes", classes())
     rng = np.random.default_rng(0)
@@ -55,7 +56,29 @@ def world(tmp_path_factory, write_base):
         word = DRUGS[rng.integers(6)]
         pairs.append({"source": f"what about {word}? {i}", "target": f"it is {word}."})
     write_lines(path / "texts.jsonl", pairs)
+    write_lines(path / "chats.jsonl", chats(DRUGS[:6]))
+    rows = [
+        {
+            "instruction": "what about",
+            "input": f"{DRUGS[i % 8]} {i}",
+            "output": f"it is {ORGANS[i % 8]}.",
+        }
+        for i in range(24)
+    ]
+    write_lines(path / "alpaca.jsonl", rows)
     return path
+
+
+def chats(drugs, count=40):
+    """Chats of one and of two turns: every answer names the drug of its question."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        words = [drugs[rng.integers(len(drugs))] for _ in range(1 + i % 2)]
+        messages = []
+        for word in words:
+            messages.append({"role": "user", "content": f"what about {word}?"})
+            messages.append({"role": "assistant", "content": f"it is {word}."})
+        yield {"messages": messages, "number": i}
 
 
 def choices(count=16):
@@ -137,6 +160,26 @@ def text_config(world, get_config):
         config.model.update(embedding_dropout=0.0, attention_dropout=0.0, residual_dropout=0.0)
         config.evaluation.update(examples=2, final_examples=6)
         config.generation.update(beams=2, max_new_tokens=14)
+        config.checkpoint.keep = 99
+        config.logging.update(every=1, tensorboard=False)
+        return changed(config, changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chat_config(world, get_config):
+    """chat_config(group__name=value, ...) is a small config of chats."""
+
+    def make(**changes):
+        config = get_config("instruct")
+        config.data.update(train=(str(world / "chats.jsonl"),), format=("messages",))
+        config.data.update(template="zephyr", row_tokens=96, dev_fraction=0.3, group_field="")
+        config.training.update(epochs=3, batch_size=8)
+        config.mesh.update(fsdp=4, tensor=2)
+        config.optimizer.update(learning_rate=5e-3, warmup_ratio=0.1)
+        config.evaluation.update(examples=2, final_examples=6)
+        config.generation.update(max_new_tokens=12)
         config.checkpoint.keep = 99
         config.logging.update(every=1, tensorboard=False)
         return changed(config, changes)

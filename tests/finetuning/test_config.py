@@ -1,6 +1,6 @@
 import pytest
 
-from biomedlm_jax.finetuning.config import QuestionSettings, TextSettings
+from biomedlm_jax.finetuning.config import ChatSettings, QuestionSettings, TextSettings
 from biomedlm_jax.settings import read_settings
 
 DECODING = {"beams": 5, "no_repeat_ngram_size": 6, "length_penalty": -0.5, "min_length": 5}
@@ -88,3 +88,17 @@ def test_the_small_world_needs_no_other_value(get_config):
     settings = read_settings(QuestionSettings, get_config("small_world"))
     assert settings.model["residual_dropout"] == 0
     assert settings.optimizer.learning_rate == 1e-3
+
+
+def test_the_variants_of_chats_are_complete(get_config):
+    for variant, rank in (("instruct", 0), ("instruct_lora", 16)):
+        config = get_config(variant)
+        with pytest.raises(ValueError, match=r"got an empty data\.train"):
+            read_settings(ChatSettings, config)
+        config.data.update(train=("a.jsonl", "b.jsonl"), format=("alpaca",))
+        settings = read_settings(ChatSettings, config)
+        assert settings.lora.rank == rank
+        assert settings.model["residual_dropout"] == 0
+        settings.check_positions(1_024, 1_024)
+        with pytest.raises(ValueError, match="expected at most the model's 512 positions"):
+            settings.check_positions(100, 512)

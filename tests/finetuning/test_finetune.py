@@ -12,8 +12,8 @@ from biomedlm_jax.training.metrics import read_metrics
 
 def test_the_config_names_the_recipe(question_config, world, tmp_path):
     config = question_config()
-    config.recipe = "chat"
-    with pytest.raises(ValueError, match="recipe='chat'; expected one of questions, text"):
+    config.recipe = "poem"
+    with pytest.raises(ValueError, match="recipe='poem'; expected one of questions, text, chat"):
         finetune(config, world / "base", tmp_path / "run")
     with config.unlocked():
         del config["recipe"]

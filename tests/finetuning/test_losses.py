@@ -11,7 +11,7 @@ from biomedlm_jax.finetuning.losses import choice_loss, question_loss, target_lo
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.interop.weights import hf_tensor_map, tensor_reader
-from biomedlm_jax.model.families import make_model
+from biomedlm_jax.model.families import make_config, make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.heads import HEADS, score_layer
 from biomedlm_jax.model.language_model import leaf_name
@@ -277,4 +277,53 @@ def test_the_loss_of_texts_is_that_of_torch_with_one_row_per_text(tmp_path):
         largest = max(np.abs(theirs).max() for theirs in grads.values())
         for name, theirs in grads.items():
             ours = read(name.removeprefix("transformer."))
+            np.testing.assert_allclose(ours / largest, theirs / largest, atol=1e-5, err_msg=name)
+
+
+def masked_chats(count=10):
+    """Chats of one to three answers, and which tokens behind the first question are learned."""
+    rng = np.random.default_rng(2)
+    prompts, masks = [], []
+    for i in range(count):
+        mask = [True] * int(rng.integers(1, 8))
+        for _ in range(i % 3):
+            mask += [False] * int(rng.integers(1, 6)) + [True] * int(rng.integers(1, 6))
+        branch = rng.integers(0, 300, len(mask)).tolist()
+        prompts.append(Prompt(rng.integers(0, 300, rng.integers(1, 12)).tolist(), [branch], i))
+        masks.append(mask)
+    return prompts, masks
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_packed_chats_are_learned_as_by_torch_with_one_row_per_chat(family, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    sizes = {"vocab_size": 300, "context_length": 64, "layers": 2, "width": 64, "heads": 4}
+    more = {"key_value_heads": 2, "mlp_width": 96} if family == "llama" else {}
+    rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
+    fields = {"model_type": family, "initializer_range": 0.2, **sizes, **more, **rates}
+    model, (prompts, masks) = make_model(make_config(fields), key=jax.random.key(0)), masked_chats()
+    peer = AutoModelForCausalLM.from_pretrained(
+        export_hf(model, None, tmp_path / "hf"), attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    total, count = 0.0, sum(map(sum, masks))
+    for prompt, mask in zip(prompts, masks, strict=True):
+        ids = torch.tensor([[*prompt.prefix, *prompt.branches[0]]])
+        learned = torch.tensor([[False] * len(prompt.prefix) + mask])
+        labels = torch.where(learned, ids, -100)
+        total = total + peer(ids, labels=labels).loss * sum(mask)
+    (total / count).backward()
+    grads = {name: p.grad.numpy() for name, p in peer.named_parameters()}
+    packed = ShuffledTexts(prompts, row_length=64, batch_size=8, masks=masks)
+    alone = ShuffledTexts(prompts, row_length=64, batch_size=10, masks=masks, apart=True)
+    assert packed.rows < 8
+    update = jax.jit(jax.value_and_grad(target_loss))
+    for data in (packed, alone):
+        loss, gradient = update(model, data.batch(0))
+        np.testing.assert_allclose(loss, total.item() / count, rtol=0, atol=1e-5)
+        read = tensor_reader(gradient)
+        largest = max(np.abs(theirs).max() for theirs in grads.values())
+        for name, theirs in grads.items():
+            ours = read(name.removeprefix("transformer.").removeprefix("model."))
             np.testing.assert_allclose(ours / largest, theirs / largest, atol=1e-5, err_msg=name)

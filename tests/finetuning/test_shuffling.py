@@ -184,3 +184,79 @@ def test_targets_weigh_the_same_in_every_part():
     assert used.sum() == 14
     np.testing.assert_allclose(batch.weight_BxE, used * 2 / 14, rtol=1e-6)
     assert data.in_order(0).weight_BxE.sum() == 14
+
+
+def masked_texts(count=9, seed=0):
+    """Chats of one to three answers: (prompts, masks); a token names its chat and its place."""
+    rng = np.random.default_rng(seed)
+    prompts, masks = [], []
+    for i in range(count):
+        mask = [True, True]
+        for _ in range(i % 3):
+            mask += [False] * int(rng.integers(1, 4)) + [True] * int(rng.integers(1, 3))
+        prompts.append(Prompt([100 * i], [[100 * i + 1 + k for k in range(len(mask))]], i))
+        masks.append(mask)
+    return prompts, masks
+
+
+def test_only_masked_tokens_are_targets_and_the_others_have_no_entry():
+    prompts, masks = masked_texts()
+    data = ShuffledTexts(prompts, row_length=20, batch_size=2, masks=masks)
+    expected = sorted(
+        token
+        for prompt, mask in zip(prompts, masks, strict=True)
+        for token, learned in zip(prompt.branches[0], mask, strict=True)
+        if learned
+    )
+    targets = []
+    for step in range(data.steps_per_epoch):
+        batch = data.in_order(step)
+        rows, used = batch.rows, batch.weight_BxE > 0
+        targets += rows.target_BxE[used].tolist()
+        assert rows.target_BxE.shape[1] < len(prompts[0].branches[0]) * 9
+        for b, e in np.argwhere(used):
+            place = rows.source_BxT[b, rows.slot_BxE[b, e]]
+            # Each target is read at the token before it, of the same chat.
+            assert rows.tokens_BxL[b, place] == rows.target_BxE[b, e] - 1
+            assert rows.question_BxE[b, e] == rows.target_BxE[b, e] // 100
+    assert sorted(targets) == expected
+    assert data.targets == len(expected)
+    batch = data.batch(0)
+    np.testing.assert_allclose(batch.weight_BxE.sum(), 1, rtol=1e-6)
+    all_learned = [[True] * len(mask) for mask in masks]
+    plain = ShuffledTexts(prompts, row_length=20, batch_size=2)
+    for a, b in zip(
+        jax.tree.leaves(plain.batch(1)),
+        jax.tree.leaves(
+            ShuffledTexts(prompts, row_length=20, batch_size=2, masks=all_learned).batch(1)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a[a >= 0], b[b >= 0][: (a >= 0).sum()])
+
+
+def test_epochs_have_their_own_prompts_and_no_empty_step():
+    prompts = some_texts(40)
+    epochs = [range(40), [*range(10), *range(10)], [*range(10, 33)]]
+    data = ShuffledTexts(prompts, row_length=6, batch_size=4, epochs=epochs, seed=5)
+    assert data.steps_per_epoch == 5
+    shapes = set()
+    for number, epoch in enumerate(epochs):
+        seen = []
+        for step in range(5 * number, 5 * number + 5):
+            rows = data.batch(step).rows
+            shapes.add(tuple(leaf.shape for leaf in jax.tree.leaves(rows)))
+            assert (rows.question_BxE >= 0).any()
+            seen += rows.question_BxE[(rows.question_BxE >= 0)].tolist()
+            assert len(data.chosen(step)) <= 4
+        assert sorted(seen) == sorted([*epoch, *epoch])  # two targets each
+    assert len(shapes) == 1
+    again = ShuffledTexts(prompts, row_length=6, batch_size=4, epochs=epochs, seed=5)
+    np.testing.assert_array_equal(again.batch(7).rows.tokens_BxL, data.batch(7).rows.tokens_BxL)
+
+
+def test_apart_every_prompt_has_a_row():
+    prompts, masks = masked_texts()
+    data = ShuffledTexts(prompts, row_length=20, batch_size=9, masks=masks, apart=True)
+    assert data.rows == 9
+    assert (data.in_order(0).rows.prompt_BxL <= 0).all()

@@ -12,6 +12,7 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning import text_recipe
 from biomedlm_jax.finetuning.finetune import finetune
+from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training import fit
 from biomedlm_jax.training.metrics import read_metrics
@@ -231,3 +232,87 @@ def test_errors_come_before_anything_is_written(world, text_config, tmp_path, na
 def test_a_model_with_a_head_is_refused(text_config, question_run, tmp_path):
     with pytest.raises(ValueError, match="fine-tuned model with a choice head"):
         finetune(text_config(), question_run[0], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def chat_changes(world):
+    """Changes of a chat's config: two files, one of them in parts."""
+    files = tuple(str(world / name) for name in ("chats.jsonl", "alpaca.jsonl"))
+    changes = {"data__train": files, "data__format": ("messages", "alpaca")}
+    return {**changes, "data__weights": (1.0, 0.5), "training__epochs": 6}
+
+
+@pytest.fixture(scope="module")
+def chat_run(world, chat_config, chat_changes, tmp_path_factory):
+    run = tmp_path_factory.mktemp("chat") / "run"
+    return run, finetune(chat_config(**chat_changes), world / "chat", run)
+
+
+def test_a_chat_is_learned_and_transformers_has_the_same_conversation(chat_run, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run, result = chat_run
+    lines = epochs(run)
+    assert lines[-1]["dev_loss"] < 0.7 * lines[0]["dev_loss"]
+    assert result["dev_loss"] == lines[-1]["dev_loss"]
+    record = json.loads((run / "run.json").read_text())
+    assert record["recipe"] == "chat"
+    hf = tmp_path / "hf"
+    assert main(["export-hf", f"--model={run}", f"--out={hf}"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(hf, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    messages = [{"role": "user", "content": "what about aspirin?"}]
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    tokens = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0]
+    answer = tokenizer.decode(tokens[ids.shape[1] :], skip_special_tokens=True).strip()
+    chats, out = tmp_path / "chats.jsonl", tmp_path / "out.jsonl"
+    chats.write_text(json.dumps({"messages": messages}) + "\n")
+    command = ["generate", f"--model={run}", f"--messages={chats}", "--nonotice"]
+    assert main([*command, f"--out={out}", "--max_new_tokens=12"]) == 0
+    line = json.loads(out.read_text())
+    assert line["tokens"][0] == tokens[ids.shape[1] :].tolist()
+    assert line["answers"][0].strip() == answer
+
+
+def test_an_interrupted_mixture_resumes_bit_for_bit(
+    world, chat_config, chat_changes, chat_run, interrupt, records, trained, assert_same, tmp_path
+):
+    (whole, expected), parts = chat_run, tmp_path / "parts"
+    at = epochs(whole)[0]["step"] + 1
+    interrupt(at)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(chat_config(**chat_changes), world / "chat", parts)
+    with pytest.raises(InputError, match=r"holds a run with data\.weights"):
+        finetune(
+            chat_config(**{**chat_changes, "data__weights": (1.0, 1.0)}), world / "chat", parts
+        )
+    assert finetune(chat_config(**chat_changes), world / "chat", parts) == expected
+    assert records(parts) == records(whole)
+    assert_same(*(trained(run, steps(run)[-1]) for run in (whole, parts)))
+
+
+def test_a_llama_learns_chats_with_new_tokens(world, chat_config, lora, tmp_path):
+    from biomedlm_jax.model.families import make_config, make_model
+
+    _, tokenizer = load(world / "chat")
+    sizes = {"vocab_size": 300, "context_length": 128, "layers": 1, "width": 64, "heads": 4}
+    fields = {"model_type": "llama", "key_value_heads": 2, "mlp_width": 64, **sizes}
+    model = make_model(make_config(fields), key=jax.random.key(0))
+    save_finetuned(tmp_path / "base", model, tokenizer)
+    changes = {**lora, "data__template": "chatml", "training__epochs": 2}
+    changes |= {"data__added_tokens": ("<|im_start|>", "<|im_end|>"), "evaluation__examples": 0}
+    run = tmp_path / "run"
+    result = finetune(chat_config(**changes), tmp_path / "base", run)
+    lines = epochs(run)
+    assert result["dev_loss"] < lines[0]["dev_loss"]
+    tuned, tokenizer = load(run)
+    assert tuned.config.vocab_size == 302
+    settings = json.loads((run / "model" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [299, tokenizer.token_to_id("<|im_end|>")]
+    config = chat_config(**changes)
+    config.generation.max_new_tokens = 120
+    with pytest.raises(InputError, match="expected at most the model's 128 positions"):
+        finetune(config, tmp_path / "base", tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -3,8 +3,11 @@ import json
 
 import jax
 import pytest
+from chats import CHAT, save
 
-from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.chat_template import chat_template
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, train_tokenizer
+from biomedlm_jax.generation.chat import Chat
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.prompt_files import answer_file, read_prompts
@@ -148,3 +151,29 @@ def test_a_prompt_that_does_not_fit_stops_before_anything_is_written(generator, 
         answers(generator, source, out)
     assert not out.exists()
     assert answers(generator, source, out, truncate="left")[0]["made"] == 2
+
+
+def test_chats_are_answered_and_resumed_as_prompts_are(tmp_path):
+    directory = save(tmp_path / "tokenizer", template="zephyr")
+    config = GPT2Config(vocab_size=285, context_length=96, layers=1, width=32, heads=2)
+    tokenizer = load_tokenizer(directory)
+    generator = Generator(GPT2(config, key=jax.random.key(0)), tokenizer)
+    chat = Chat(generator, chat_template(tokenizer), Options(max_new_tokens=4))
+    source, out = tmp_path / "chats.jsonl", tmp_path / "out.jsonl"
+    chats = [{"messages": CHAT[1:2], "id": "a"}, {"messages": CHAT[:2]}, {"messages": CHAT[1:4]}]
+    source.write_text("".join(json.dumps(one) + "\n" for one in chats))
+    counts, _ = answers(generator, source, out, chat=chat)
+    assert counts == {"kept": 0, "made": 3}
+    whole = out.read_bytes()
+    lines = [json.loads(line) for line in whole.splitlines()]
+    assert [line["messages"] for line in lines] == [one["messages"] for one in chats]
+    assert lines[0]["id"] == "a"
+    for line in lines:
+        (alone,) = generator.answers([chat.encode(line["messages"])], chat.options)
+        assert line["answers"] == [alone[0].text]
+    out.write_bytes(whole[: whole.index(b"\n") + 1])
+    assert answers(generator, source, out, chat=chat)[0] == {"kept": 1, "made": 2}
+    assert out.read_bytes() == whole
+    other = Chat(generator, chat_template(tokenizer, "human"), Options(max_new_tokens=4))
+    with pytest.raises(ValueError, match="other options, weights or --dtype"):
+        answers(generator, source, out, chat=other)
