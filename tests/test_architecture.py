@@ -35,14 +35,14 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 2_068,
-    ("training",): 3_087,
-    ("corpus",): 2_491,
+    ("model",): 2_122,
+    ("training",): 3_137,
+    ("corpus",): 2_913,
     ("generation",): 2_200,
-    ("interop",): 2_845,
-    ("qa", "finetuning"): 6_150,
+    ("interop",): 3_014,
+    ("qa", "finetuning"): 7_677,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_337,
+    ("cli", "commands"): 1_430,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
