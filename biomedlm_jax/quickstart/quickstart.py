@@ -43,11 +43,13 @@ CONTENTS = {
 }
 
 
-def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS) -> dict:
+def run_quickstart(
+    out: str | Path, *, steps: int, documents: int, epochs: int = EPOCHS, family: str = "gpt2"
+) -> dict:
     """Run every step in the new directory `out`, print the results, and return the figures.
 
-    `steps` is the number of pre-training steps, `epochs` that of fine-tuning epochs. The figures
-    are also written to summary.json.
+    `steps` is the number of pre-training steps, `epochs` that of fine-tuning epochs, `family` one
+    of `MODELS`. The figures are also written to summary.json.
 
     Raises InputError if `out` is not empty, or a check fails.
     """
@@ -84,7 +86,7 @@ def run_quickstart(out: str | Path, *, steps: int, documents: int, epochs: int =
         tokens = manifest["splits"]["train"]["tokens"]
         console.print(f"   {tokens:,} training tokens in rows of {LENGTH}")
     with stage("pre-train"):
-        config = pretraining_config(str(out / "tokens"), steps=steps)
+        config = pretraining_config(str(out / "tokens"), steps=steps, family=family)
         # Every device needs a row.
         config.training.batch_size = math.lcm(config.training.batch_size, jax.device_count())
         figures["validation"] = pretrain(config, out / "run")
