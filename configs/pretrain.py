@@ -21,6 +21,8 @@ continued      more steps from the weights of --init=DIR, whose family and archi
                that a finished run can get more steps with a larger --config.training.steps. Neither
                value is published.
 tiny           trains in seconds, for tests and a first look; rows of any length and vocabulary.
+llama_cpu, llama_tiny
+               the same sizes with Llama's layers, and two query heads for each key.
 
     biomedlm pretrain --config=configs/pretrain.py:gpt_cpu --config.data.path=TOKENS --workdir=RUN
     biomedlm pretrain --config=configs/pretrain.py:continued --init=DIR \\
@@ -46,6 +48,8 @@ def get_config(variant: str = "gpt_cpu") -> ConfigDict:
         "gpt_cpu": gpt_cpu,
         "continued": continued,
         "tiny": tiny,
+        "llama_cpu": llama_cpu,
+        "llama_tiny": llama_tiny,
     }
     if variant not in variants:
         raise ValueError(f"got the variant {variant!r}; choose one of {', '.join(variants)}")
@@ -185,3 +189,20 @@ def tiny(config: ConfigDict) -> None:
     config.training.update(steps=40, batch_size=8, evaluate_every=20, evaluate_batches=-1)
     config.checkpoint.update(every=10, keep=3)
     config.logging.every = 5
+
+
+def llama_cpu(config: ConfigDict) -> None:
+    gpt_cpu(config)
+    _to_llama(config)
+
+
+def llama_tiny(config: ConfigDict) -> None:
+    tiny(config)
+    _to_llama(config)
+
+
+def _to_llama(config: ConfigDict) -> None:
+    for name in GPT2_ONLY:
+        del config.model[name]
+    config.model.model_type = "llama"
+    config.model.key_value_heads = config.model.heads // 2

@@ -88,6 +88,8 @@ def read_all(settings_class: type, config: ConfigDict) -> None:
     ("file", "settings_class"),
     [
         ("pretrain.py:tiny", PretrainSettings),
+        ("pretrain.py:llama_cpu", PretrainSettings),
+        ("pretrain.py:llama_tiny", PretrainSettings),
         ("meditron_7b.py:", PretrainSettings),
         ("finetune.py:medqa", QuestionSettings),
         ("finetune.py:meqsum", TextSettings),

@@ -3,8 +3,9 @@
     biomedlm quickstart --out=quickstart
 
 Writes abstracts about invented diseases, trains a tokenizer and a small model on them, exports the
-model to a Hugging Face directory, imports that, compares the logits and completes sentences. Then fine-tunes the model and its random initialisation on questions, and compares their
-answers about diseases that no training question mentions.
+model to a Hugging Face directory, imports that, compares the logits and completes sentences. Then
+fine-tunes the model and its random initialisation on questions, and compares their answers about
+diseases that no training question mentions.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags
