@@ -1,4 +1,4 @@
-"""Fine-tune a model on questions, texts or chats; the same command resumes a run.
+"""Fine-tune on questions, texts or chats; the same command resumes a run.
 
     biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
         --workdir=FINETUNED

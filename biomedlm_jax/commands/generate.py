@@ -1,4 +1,4 @@
-"""Complete one prompt, a file of prompts, or prompts typed line by line; or converse.
+"""Complete a prompt, a file of prompts, or prompts typed line by line; or chat.
 
     biomedlm generate --model=run --prompt="Myocardial infarction is" --max_new_tokens=64
     biomedlm generate --model=run --prompts=in.txt --out=out.jsonl --beams=5 --length_penalty=-0.5

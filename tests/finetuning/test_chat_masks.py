@@ -1,6 +1,17 @@
+import json
+
 import pytest
 from chats import CHAT, MARKED, learned, save, with_text
-from transformers import AutoTokenizer
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from biomedlm_jax.corpus.chat_template import BUILT_IN, chat_template
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
@@ -51,6 +62,40 @@ def test_the_loss_is_on_the_answers_and_their_stop_token(tokenizer, directory, n
     assert not any(masked.trained[len(prefix) - 3 : len(prefix)])
     assert (prompt.question, mask[0], mask[-1]) == (7, True, True)
     assert prompt.branches[0][-1] == one.stop_id
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """A tokenizer like Llama 2's: pieces that begin with a space, bytes, bos before a text."""
+    path, texts = tmp_path_factory.mktemp("tokenizer") / "pieces", ["the kinase is a drug", "It is"]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([*texts, "### Human: [INST] ### Assistant:"] * 20, trainer)
+    tokenizer = Tokenizer.from_str(
+        json.dumps({**json.loads(trained.to_str()), "pre_tokenizer": None})
+    )
+    spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(spaces)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    bos = {"single": "<s> $A", "special_tokens": [("<s>", 1)]}
+    tokenizer.post_processor = processors.TemplateProcessing(**bos)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["alpaca", "human", "llama2", "zephyr"])
+def test_pieces_that_begin_with_a_space_have_masks(pieces, name):
+    tokenizer, theirs = load_tokenizer(pieces), AutoTokenizer.from_pretrained(pieces)
+    template = chat_template(tokenizer, name)
+    masked = Masker.of(template, tokenizer, ()).mask(conversation(CHAT))
+    texts = [m["content"] + " " * (name == "llama2") + "</s>" for m in CHAT[2::2]]
+    assert learned(tokenizer, *masked) == texts
+    options = {"chat_template": template.text, "return_dict": False}
+    assert masked.ids == theirs.apply_chat_template(CHAT, **options)
 
 
 def test_generation_blocks_are_taken_as_transformers_does(tokenizer, directory):
