@@ -21,6 +21,8 @@ continued      more steps from the weights of --init=DIR, whose family and archi
                that a finished run can get more steps with a larger --config.training.steps. Neither
                value is published.
 tiny           trains in seconds, for tests and a first look; rows of any length and vocabulary.
+llama_2_7b     Llama 2 7B's shape with 256 rows of 2,048 tokens, for the planner: a comparison with
+               MaxText's compiled step (docs/benchmarks.md). Its optimizer is BioMedLM's.
 llama_cpu, llama_tiny
                the same sizes with Llama's layers, and two query heads for each key.
 
@@ -48,6 +50,7 @@ def get_config(variant: str = "gpt_cpu") -> ConfigDict:
         "gpt_cpu": gpt_cpu,
         "continued": continued,
         "tiny": tiny,
+        "llama_2_7b": llama_2_7b,
         "llama_cpu": llama_cpu,
         "llama_tiny": llama_tiny,
     }
@@ -189,6 +192,17 @@ def tiny(config: ConfigDict) -> None:
     config.training.update(steps=40, batch_size=8, evaluate_every=20, evaluate_batches=-1)
     config.checkpoint.update(every=10, keep=3)
     config.logging.every = 5
+
+
+def llama_2_7b(config: ConfigDict) -> None:
+    config.model.update(vocab_size=32_000, context_length=2_048, eos_token_id=2)
+    config.model.update(layers=32, width=4_096, heads=32, mlp_width=11_008, reduce_dtype="compute")
+    config.model.remat = "query,key,value,attention,residual,norm,mlp_input"
+    _to_llama(config)
+    config.model.key_value_heads = 32
+    config.mesh.update(data=-1, fsdp=32)
+    config.optimizer.update(learning_rate=1.6e-4, weight_decay=1.6e-5)
+    config.training.batch_size = 256
 
 
 def llama_cpu(config: ConfigDict) -> None:

@@ -113,7 +113,8 @@ def read_sources(data: ConversationSettings, left_out: Counter[str]) -> Conversa
     if not dev or not all(train):
         counts = f"{sum(map(len, train))} conversations to train on and {len(dev)} to evaluate"
         got = f"got data.dev_fraction={data.dev_fraction}: {counts}"
-        raise InputError(f"{got}; every file needs one to train on, and all together one of dev")
+        fix = "change data.dev_fraction, or name files in data.dev"
+        raise InputError(f"{got}; every file needs one to train on, all together one of dev: {fix}")
     return Conversations(train, dev)
 
 
