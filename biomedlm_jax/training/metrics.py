@@ -261,17 +261,18 @@ def _drop_later(path: Path, last_step: int) -> int:
 
     A file is cut, which a full disk allows; a bucket's is written anew.
     """
-    lines, size, reached = [], 0, last_step
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
-        lines.append(line)
+    content = path.read_bytes() if path.is_file() else b""
+    end, size, reached = 0, 0, last_step
+    for line in content.splitlines(keepends=True):
+        end += len(line)
         with contextlib.suppress(ValueError, KeyError, TypeError):
             step = json.loads(line)["step"]
             reached = max(reached, step)
             if step > last_step:
                 continue
-            size = sum(map(len, lines))  # what is cut off or damaged goes with the lines after it
+            size = end  # what is cut off or damaged goes with the lines after it
     if is_bucket(path):
-        write_text(path, b"".join(lines)[:size].decode())
+        write_text(path, content[:size].decode())
     elif path.is_file():
         os.truncate(path, size)
     return reached
