@@ -242,7 +242,9 @@ def _behaviour(tokenizer: Tokenizer) -> tuple:
     """Return what decides ids and texts."""
     state = json.loads(tokenizer.to_str())
     words = state["post_processor"]
-    around = None if words is None or words["type"] == "ByteLevel" else words
+    # A template of the text alone is none.
+    trivial = words is None or words["type"] == "ByteLevel" or not words.get("special_tokens", 1)
+    around = None if trivial else words
     return _canonical_json(tokenizer), around, state["decoder"]
 
 

@@ -469,7 +469,7 @@ def read_journal(folder: Path) -> Any:
 
 
 def read_answers(folder: Path) -> Any:
-    return prompt_files._kept_lines(folder / "out.jsonl", TEXTS, "s")
+    return prompt_files._kept_lines(folder / "out.jsonl", TEXTS, "s", "prompt")
 
 
 def read_stream(folder: Path, name: str) -> bytes:

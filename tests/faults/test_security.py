@@ -18,6 +18,7 @@ import pytest
 import zstandard
 from processes import run_process
 
+from biomedlm_jax.corpus.chat_template import read_chat_template
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_jsonl
@@ -109,20 +110,28 @@ def test_remote_code_is_not_run(copy, tmp_path):
 
 
 def test_templates_are_text(copy, tmp_path):
-    """A chat template is kept as it is and never rendered."""
+    """A chat template is kept as it is, and rendered in a sandbox only."""
     call = f"cycler.__init__.__globals__.os.mkdir({str(tmp_path / 'run')!r})"
     template = "{{ " + call + " }}"
     (copy / "chat_template.jinja").write_text(template)
     model, tokenizer = load(copy)
     written = export_hf(model, tokenizer, tmp_path / "again")
     assert (written / "chat_template.jinja").read_text() == template
+    chat_template = read_chat_template(written)
+    assert chat_template is not None
+    with pytest.raises(InputError):
+        chat_template.render([{"role": "user", "content": "Hello"}])
     assert not (tmp_path / "run").exists()
 
 
 def test_nothing_in_the_package_runs_code_of_a_file():
-    """No module of the package renders a template or loads a pickle by itself."""
+    """No module loads a pickle, and chat templates are rendered in the sandbox only."""
     for file in (ROOT / "biomedlm_jax").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
+        if file.name == "chat_template.py":
+            assert "class _Environment(ImmutableSandboxedEnvironment):" in text
+            assert "import Environment" not in text
+            text = text.replace("jinja2", "")
         for word in ("jinja2", "import pickle", "yaml.load", "allow_pickle=True", "tarfile"):
             assert word not in text, f"{file} has {word}"
 
