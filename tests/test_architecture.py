@@ -36,13 +36,13 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 2_122,
-    ("training",): 3_137,
-    ("corpus",): 2_913,
+    ("training",): 3_138,
+    ("corpus",): 2_915,
     ("generation",): 2_200,
-    ("interop",): 3_014,
+    ("interop",): 3_019,
     ("qa", "finetuning"): 7_678,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_431,
+    ("cli", "commands"): 1_441,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

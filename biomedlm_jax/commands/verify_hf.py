@@ -29,6 +29,7 @@ FLAGS.add("mesh", "json")
 def run(options: Flags) -> None:
     """Verify the directory and print the largest differences."""
     from biomedlm_jax import verify_hf
+    from biomedlm_jax.interop.verify import DiffersError
 
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", RuntimeWarning)
@@ -36,7 +37,20 @@ def run(options: Flags) -> None:
         if options.eos_token_id is not None:
             given["eos_token_id"] = options.eos_token_id
         with local_copy(options.model) as model:  # transformers reads local files only
-            report = verify_hf(model, **given, **options.loading())
+            try:
+                report = verify_hf(model, **given, **options.loading())
+            except DiffersError as error:
+                _print_figures(error.report, options)
+                options.write_json(error.report)
+                raise
+    _print_figures(report, options)
+    messages = [str(one.message) for one in warned if one.category is RuntimeWarning]
+    for message in dict.fromkeys(messages):
+        print(f"WARNING: {message}", file=sys.stderr)
+    options.write_json(report)
+
+
+def _print_figures(report: dict, options: Flags) -> None:
     if texts := report.get("texts_with_equal_ids"):
         print(f"{texts} texts have the token ids of transformers")
     for name in ("eager", "default", "run"):
@@ -48,7 +62,3 @@ def run(options: Flags) -> None:
             for layer in report[name].get("layers", ()):
                 after = f"hidden states after {layer['after']}"
                 print(f"  {after} differ by {layer['relative']:.1e} of their size")
-    messages = [str(one.message) for one in warned if one.category is RuntimeWarning]
-    for message in dict.fromkeys(messages):
-        print(f"WARNING: {message}", file=sys.stderr)
-    options.write_json(report)

@@ -45,6 +45,14 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 TEXT = "We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and report every ECG."
 
 
+class DiffersError(InputError):
+    """What is compared differs; `report` has the figures so far."""
+
+    def __init__(self, message: str, report: dict[str, Any]):
+        super().__init__(message)
+        self.report = report
+
+
 class Rows(NamedTuple):
     """Rows of tokens of one kind."""
 
@@ -86,11 +94,11 @@ def verify_hf(
     computes another function), and with those of the run directory `run`; so are the hidden states
     after each layer, and the settings. Before that the ids of `PROBE` and of the special tokens are
     compared with those of AutoTokenizer. Models of this library go onto `mesh`, by default one
-    device. `ids` are those of `import_hf`. Returns figures, ready for JSON. Raises InputError,
+    device. `ids` are those of `import_hf`. Returns figures, ready for JSON. Raises DiffersError,
     which names the first layer that differs, if an absolute difference of outputs (except the
     default attention's) exceeds `tolerance`, if one of hidden states exceeds ten times as large a
-    part of their size, if a setting or a token id differs, or if torch and transformers are not
-    installed.
+    part of their size, or if a setting differs, and InputError if a token id differs, or if torch
+    and transformers are not installed.
     """
     torch, transformers = _peers()
     if kind_of(path) != HUGGING_FACE:
@@ -124,15 +132,17 @@ def verify_hf(
         "length": length,
         "tolerance": tolerance,
         "largest_output": float(np.abs(eager[SHORT].outputs).max()),
-        "eager": _within(tolerance, path, rows, here, eager, whose, settings),
     }
+    compared = rows, here, eager
+    _check(report, "eager", compared, path=path, whose=whose, settings=settings)
     if run is not None:
         model, _ = _load(run, mesh)
         if max(one.tokens_BxL.max() for one in rows.values()) >= model.config.vocab_size:
             raise InputError(f"{run} has a vocabulary of {model.config.vocab_size} only")
         trained, settings = _compute(model, rows), _other_settings(config, model.config, "in it")
         del model
-        report["run"] = _within(tolerance, path, rows, here, trained, f"those of {run}", settings)
+        compared, whose = (rows, here, trained), f"those of {run}"
+        _check(report, "run", compared, path=path, whose=whose, settings=settings)
     default, theirs = _of_transformers(path, rows)
     attention = str(getattr(theirs, "_attn_implementation", "unknown"))
     difference = _difference(rows, here, default)
@@ -335,20 +345,14 @@ def _other_settings(ours: ModelConfig, theirs: ModelConfig, where: str) -> str:
     )
 
 
-def _within(
-    tolerance: float,
-    path: str | Path,
-    rows: Mapping[str, Rows],
-    here: Mapping[str, Computed],
-    other: Mapping[str, Computed],
-    whose: str,
-    settings: str,
-) -> dict[str, Any]:
-    """The differences; InputError for too large ones, or other settings."""
-    difference = _difference(rows, here, other)
-    difference["layers"] = layers = _layers(rows, here, other)
+def _check(
+    report: dict[str, Any], name: str, compared: tuple, *, path: Any, whose: str, settings: str
+) -> None:
+    """Add the differences to the report; DiffersError for too large ones, or other settings."""
+    tolerance = report["tolerance"]
+    report[name] = difference = _difference(*compared)
+    difference["layers"] = layers = _layers(*compared)
     most = float(np.max([layer["relative"] for layer in layers]))
-    problem = None
     if not difference["max"] <= tolerance:  # so that nan is an error too
         got = f"the outputs of {path} differ by {difference['max']:.3g} from {whose}"
         problem = f"{got}; expected at most {tolerance:g}"
@@ -356,16 +360,17 @@ def _within(
         got = f"the hidden states of {path} differ by {most:.3g} of their size from {whose}"
         problem = f"{got}; expected at most {STATES * tolerance:g}"
     elif settings:
-        raise InputError(f"{path} has {settings}; outputs on these rows agree with {whose}")
-    if problem is None:
-        return difference
+        same = f"outputs on these rows agree with {whose}"
+        raise DiffersError(f"{path} has {settings}; {same}", report)
+    else:
+        return
     first = next((layer for layer in layers if not layer["relative"] <= NOISE), None)
     where = "hidden states agree, so the output head differs"
     if first is not None:
         size = f"{first['relative']:.3g} of their size"
         where = f"the first hidden states that differ, by {size}, are those after {first['after']}"
     cause = f"; settings that differ: {settings}" if settings else ""
-    raise InputError(f"{problem}; {where}{cause}")
+    raise DiffersError(f"{problem}; {where}{cause}", report)
 
 
 def _warning(report: dict) -> str:

@@ -58,8 +58,8 @@ def both(pair, prompts, *, new: int, returned: int = 1, **options):
     ("name", "options"),
     [("scaled", options) for options in GRID]
     + [("plain", options) for options in GRID[2:4]]
-    + [("rotary", options) for options in GRID[4:8:3]]
-    + [("window", options) for options in (GRID[0], *GRID[2:4], GRID[7], GRID[9])]
+    + [("rotary", GRID[2])]
+    + [("window", GRID[i]) for i in (0, 3, 7)]
     + [("late window", GRID[0])],
     ids=str,
 )

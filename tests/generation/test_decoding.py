@@ -29,7 +29,7 @@ GRID = [
     ("name", "options"),
     [("scaled", options) for options in GRID]
     + [("plain", options) for options in GRID[:2]]
-    + [(name, GRID[i]) for name in ("rotary", "window") for i in (0, -2, -1)]
+    + [(name, GRID[i]) for name in ("rotary", "window") for i in (0, -1)]
     + [("late window", GRID[0])],
     ids=str,
 )

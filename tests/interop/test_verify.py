@@ -567,6 +567,21 @@ def test_the_command_prints_and_writes_every_layer(exports, tmp_path, command):
     assert len(json.loads(figures.read_text())["eager"]["layers"]) == 4
 
 
+def test_the_command_writes_every_layer_of_what_differs(exports, tmp_path, command):
+    release, run = exports["qwen3"]
+    changed, figures = shutil.copytree(release, tmp_path / "changed"), tmp_path / "figures.json"
+    (changed / "SHA256SUMS").unlink(missing_ok=True)
+    change_tensors(changed, swap_key_value_heads)
+    arguments = ("--batch=1", "--length=16", f"--run={run}", f"--json={figures}")
+    done = command("verify-hf", f"--model={changed}", *arguments)
+    assert done.code == 2
+    assert "are those after layer 1" in done.error.splitlines()[-1]
+    differences = [layer["relative"] for layer in json.loads(figures.read_text())["run"]["layers"]]
+    assert differences[:2] == [0, 0]
+    assert min(differences[2:]) > 0.01
+    assert f"  hidden states after layer 1 differ by {differences[2]:.1e} of their size" in done.out
+
+
 def in_config(**changes):
     return lambda folder: change_config(folder, lambda config: config.update(changes))
 
