@@ -241,7 +241,8 @@ class Soak:
         self.starts += 1
         self._newest_run = run or self.run
         events = self._newest_run / "events.jsonl"
-        self._offset = events.stat().st_size if events.exists() else 0
+        # A torn last line, which a full disk leaves, is replaced: its place is not the end.
+        self._offset = events.read_bytes().rfind(b"\n") + 1 if events.exists() else 0
         flags = [f"--config.{name}={value}" for name, value in self.settings.items()]
         flags += [f"--workdir={run or self.run}", *(["--fallback"] if fallback else [])]
         config = f"--config={ROOT / 'configs' / 'pretrain.py'}:tiny"
