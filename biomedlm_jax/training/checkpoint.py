@@ -38,14 +38,29 @@ from biomedlm_jax.training.saved_steps import (
 )
 from biomedlm_jax.training.state import TrainState
 
-MODEL, TRAINED = "model", "trained"  # items
+MODEL, TRAINED, OPTIMIZER = "model", "trained", "optimizer"  # items
 # Orbax buffers whole chunks and files of up to 2 GiB, which doubles a large model's memory. Much
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**27
+# Of an array that several devices have, each writes a slice. For less than this, making the slices
+# takes longer than writing: five times, for a small model on eight devices.
+SLICE_BYTES = 2**20
+
+
+def _tree_handler() -> ocp.PyTreeCheckpointHandler:
+    """The handler of a tree of arrays."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
+    others = ((np.ndarray, ocp.type_handlers.NumpyHandler()),)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), *others)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 class _HashingHandler(ocp.CompositeCheckpointHandler):
     """The handler of a checkpoint's items, which adds SHA256SUMS before the step is committed."""
+
+    def __init__(self, **options: Any):
+        trees = {item: _tree_handler() for item in (MODEL, TRAINED, OPTIMIZER)}
+        super().__init__(**trees, data=ocp.JsonCheckpointHandler(), **options)
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
@@ -101,8 +116,8 @@ class Checkpointer:
         """
         step = int(state.step)
         models = {MODEL: state.model} if merged is None else {MODEL: merged, TRAINED: state.model}
-        trees = {**models, "optimizer": {"step": state.step, "opt": state.opt_state}}
-        saved = {k: ocp.args.StandardSave(x, save_args=_in_chunks(x)) for k, x in trees.items()}
+        trees = {**models, OPTIMIZER: {"step": state.step, "opt": state.opt_state}}
+        saved = {k: ocp.args.PyTreeSave(x, save_args=_in_chunks(x)) for k, x in trees.items()}
         items = _Items(**saved, data=ocp.args.JsonSave(position))
         self.wait()
         self._saving = step
@@ -119,15 +134,13 @@ class Checkpointer:
         folder = self._folder / str(step)
         check_shapes(folder / item, abstract.model)
         optimizer = {"step": abstract.step, "opt": abstract.opt_state}
-        items = _Items(
-            **{item: ocp.args.StandardRestore(abstract.model)},
-            optimizer=ocp.args.StandardRestore(optimizer),
-            data=ocp.args.JsonRestore(),
-        )
+        wanted = {item: abstract.model, OPTIMIZER: optimizer}
+        trees = {k: ocp.args.PyTreeRestore(x, restore_args=_as(x)) for k, x in wanted.items()}
+        items = _Items(**trees, data=ocp.args.JsonRestore())
         with storage_errors(folder):
             saved = self._orbax.restore(_orbax_path(folder), args=items)
         self._last = step
-        optimizer = saved["optimizer"]
+        optimizer = saved[OPTIMIZER]
         return TrainState(optimizer["step"], saved[item], optimizer["opt"]), saved["data"]
 
     @property
@@ -249,8 +262,7 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None, i
     saved = folder / str(step) / item
     check_shapes(saved, abstract)
     leaves, structure = jax.tree.flatten(abstract)
-    restored, where = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(saved)
-    how = structure.unflatten([ocp.ArrayRestoreArgs(sharding=leaf.sharding) for leaf in leaves])
+    restored, where, how = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(saved), _as(abstract)
     with storage_errors(saved), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for part in _parts(leaves):
             wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
@@ -264,6 +276,17 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None, i
 
 def _in_chunks(model: Any):
     return jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), model)
+
+
+def _as(abstract: Any):
+    """Restore with these dtypes and shardings."""
+
+    def like(leaf):
+        return ocp.ArrayRestoreArgs(
+            dtype=leaf.dtype, sharding=leaf.sharding
+        )
+
+    return jax.tree.map(like, abstract)
 
 
 def _parts(leaves: list) -> list[list[int]]:
