@@ -1,8 +1,9 @@
 """Settings of jax for every test, made before it is imported; the fixture of real data.
 
 Eight simulated CPU devices. Compiled programs are kept on disk, shared by all test processes and by
-later runs. Most tests compile more than they compute: LLVM does not optimise, and jax 0.10 emits
-fusions by the older code, which compiles in half the time (jax 0.11 has no such choice). A test of
+later runs. Most tests compile more than they compute: LLVM does not optimise, a program is
+compiled in one piece, and jax 0.10 emits fusions by the older code, which compiles in half the time
+(jax 0.11 has no such choice). A test of
 compiled code starts a process with its own XLA_FLAGS, others with those of FAST_COMPILATION.
 """
 
@@ -13,7 +14,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FLAGS = "--xla_backend_optimization_level=0"
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 # XLA aborts a process whose simulated devices do not meet within 40 s, on a busy machine, too.
@@ -54,7 +55,7 @@ def few_programs():
     """
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
         gc.collect()
 

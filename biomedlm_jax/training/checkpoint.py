@@ -282,9 +282,7 @@ def _as(abstract: Any):
     """Restore with these dtypes and shardings."""
 
     def like(leaf):
-        return ocp.ArrayRestoreArgs(
-            dtype=leaf.dtype, sharding=leaf.sharding
-        )
+        return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(like, abstract)
 

@@ -234,6 +234,7 @@ def question_config(tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_a_bucket_survives_a_kill_while_it_replaces_its_model(
     question_config, remote, local, storage, tmp_path, monkeypatch
 ):

@@ -180,6 +180,7 @@ def test_a_full_disk(faults, dataset, undisturbed, disk, monkeypatch, capsys):
     assert not [path for path in (run / "checkpoints").iterdir() if not path.name.isdecimal()]
 
 
+@pytest.mark.slow
 def test_a_limit_of_file_sizes(faults, dataset, undisturbed, tmp_path):
     """Arrays, but not directories, cannot be written; the process ends at once and silently."""
     run, records = tmp_path / "run", tmp_path / "records"

@@ -222,6 +222,7 @@ def test_a_replay_names_the_operation(faults, skipped, dataset, tmp_path, poison
     assert {f: f.read_bytes() for f in skipped.rglob("*") if f.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_replay_without_the_weights_that_it_would_begin_with(
     faults, dataset, skipped, tmp_path, poison, capsys
 ):
@@ -286,7 +287,7 @@ def test_a_spike(faults, dataset, calm, tmp_path, poison, monkeypatch, capsys, k
 @pytest.mark.parametrize(
     ("variant", "module", "loss"),
     [
-        ("medqa", question_recipe, "question_loss"),
+        pytest.param("medqa", question_recipe, "question_loss", marks=pytest.mark.slow),
         ("meqsum", text_recipe, "target_loss"),
     ],
 )

@@ -268,7 +268,6 @@ def bombs(size: int) -> dict[str, bytes]:
     return {".zst": b"".join([*frame, stream.flush()]), **several}
 
 
-@pytest.mark.slow
 def test_bombs_stay_within_memory(tmp_path):
     """A file of a few kilobytes that inflates to one line of 128 MiB, read in 64 MiB."""
     size = 2**27
@@ -325,7 +324,6 @@ def test_the_block_works(tmp_path):
     assert "network" in done.stderr + done.stdout
 
 
-@pytest.mark.slow
 def test_no_command_uses_the_network(tmp_path):
     pytest.importorskip("transformers", reason="transformers is in the extra `dev`")
     write_world(tmp_path / "world", families=12, documents=200)

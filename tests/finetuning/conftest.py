@@ -204,6 +204,20 @@ def question_run(world, question_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def short_question_run(world, question_config, tmp_path_factory):
+    """The same, of two epochs: what a run that was interrupted is compared with."""
+    run = tmp_path_factory.mktemp("runs") / "questions"
+    return run, finetune(question_config(training__epochs=2), world / "base", run)
+
+
+@pytest.fixture(scope="session")
+def short_text_run(world, text_config, tmp_path_factory):
+    """A finished run of texts, of two epochs, and its result."""
+    run = tmp_path_factory.mktemp("runs") / "text"
+    return run, finetune(text_config(training__epochs=2), world / "base", run)
+
+
+@pytest.fixture(scope="session")
 def text_run(world, text_config, tmp_path_factory):
     """A finished run of texts and its result; copy it before you write to it."""
     run = tmp_path_factory.mktemp("runs") / "text"

@@ -54,16 +54,17 @@ def test_every_rate_and_seed_runs_once_and_rates_have_means(
 
 
 @pytest.mark.slow
-def test_a_stopped_sweep_resumes(world, question_config, question_run, interrupt, tmp_path):
-    config = question_config(sweep__seeds=(1, 2))
-    shutil.copytree(question_run[0], tmp_path / "lr0.003-seed1")  # the sweep's first run, finished
+def test_a_stopped_sweep_resumes(world, question_config, short_question_run, interrupt, tmp_path):
+    config = question_config(sweep__seeds=(1, 2), training__epochs=2)
+    first = tmp_path / "lr0.003-seed1"  # the sweep's first run, finished
+    shutil.copytree(short_question_run[0], first)
     interrupt(1)  # in the second run's first step
     with pytest.raises(KeyboardInterrupt):
         finetune_all(config, world / "base", tmp_path)
     assert not (tmp_path / "sweep.json").exists()
-    first = (tmp_path / "lr0.003-seed1" / "metrics.jsonl").read_bytes()
+    before = (first / "metrics.jsonl").read_bytes()
     results = finetune_all(config, world / "base", tmp_path)
-    assert (tmp_path / "lr0.003-seed1" / "metrics.jsonl").read_bytes() == first
+    assert (first / "metrics.jsonl").read_bytes() == before
     assert [result["seed"] for result in results] == [1, 2]
     (mean,) = json.loads((tmp_path / "sweep.json").read_text())["learning_rates"]
     assert mean["mean"] == pytest.approx(statistics.mean(r["dev_accuracy"] for r in results))

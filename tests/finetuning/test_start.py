@@ -32,10 +32,10 @@ def test_tokens_are_added_once_after_the_vocabulary(start, world, tmp_path):
     assert load(world / "base")[1].get_vocab_size() == 300  # the base's own is unchanged
 
 
-def test_a_token_that_the_model_has_keeps_its_row(start, world, text_run, tmp_path):
+def test_a_token_that_the_model_has_keeps_its_row(start, world, short_text_run, tmp_path):
     model, tokenizer = load(world / "base")
     assert tokenizer.token_to_id("[SEP]") is None
-    tuned = start(text_run[0])  # it has them, as rows 300 and 301
+    tuned = start(short_text_run[0])  # it has them, as rows 300 and 301
     assert (tuned.new_tokens, tuned.config.vocab_size) == (0, 302)
     assert [tuned.tokenizer.token_to_id(token) for token in ADDED_TOKENS] == [300, 301]
     tokenizer.add_special_tokens(list(ADDED_TOKENS))

@@ -48,9 +48,10 @@ def test_a_tiny_model_learns_to_answer(text_run, tmp_path):
 
 
 def test_a_stop_is_honoured_while_dev_sources_are_answered(
-    world, text_config, text_run, records, tmp_path, monkeypatch
+    world, text_config, short_text_run, records, tmp_path, monkeypatch
 ):
-    (whole, expected), run, original = text_run, tmp_path / "run", text_recipe.answer_batches
+    config = text_config(training__epochs=2)
+    (whole, expected), run, original = short_text_run, tmp_path / "run", text_recipe.answer_batches
 
     def interrupted(*arguments, **options):
         monkeypatch.setattr(text_recipe, "answer_batches", original)
@@ -59,10 +60,10 @@ def test_a_stop_is_honoured_while_dev_sources_are_answered(
 
     monkeypatch.setattr(text_recipe, "answer_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        finetune(text_config(), world / "base", run)
+        finetune(config, world / "base", run)
     assert steps(run) == [epochs(whole)[0]["step"]]
     assert epochs(run) == []
-    assert finetune(text_config(), world / "base", run) == expected
+    assert finetune(config, world / "base", run) == expected
     assert records(run) == records(whole)
 
 
@@ -72,12 +73,15 @@ def lora_run(world, text_config, lora, tmp_path_factory):
     return run, finetune(text_config(**lora, training__epochs=3), world / "base", run)
 
 
-@pytest.mark.parametrize("name", ["text_run", pytest.param("lora_run", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["short_text_run", pytest.param("lora_run", marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_resumes_bit_for_bit(
     name, world, text_config, lora, interrupt, records, trained, assert_same, request, tmp_path
 ):
     (whole, expected), parts = request.getfixturevalue(name), tmp_path / "parts"
-    config = text_config(**({**lora, "training__epochs": 3} if name == "lora_run" else {}))
+    changes = {**lora, "training__epochs": 3} if name == "lora_run" else {"training__epochs": 2}
+    config = text_config(**changes)
     at = epochs(whole)[0]["step"] + 1  # within the second epoch
     interrupt(at)
     with pytest.raises(KeyboardInterrupt):
@@ -276,6 +280,7 @@ def test_a_chat_is_learned_and_transformers_has_the_same_conversation(chat_run, 
     assert line["answers"][0].strip() == answer
 
 
+@pytest.mark.slow
 def test_an_interrupted_mixture_resumes_bit_for_bit(
     world, chat_config, chat_changes, chat_run, interrupt, records, trained, assert_same, tmp_path
 ):

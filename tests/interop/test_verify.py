@@ -346,7 +346,9 @@ def test_checkpoints_compute_what_transformers_computes(name, tmp_path):
     run = import_hf(source, tmp_path / "run", notify=lambda line: None)
     code = cli.main(["export-hf", f"--model={run}", f"--out={tmp_path / 'out'}"])
     assert code == 0
-    assert verify_hf(tmp_path / "out", length=20, run=run)["eager"]["max"] <= 1e-4
+    ours, again = (load(path)[0] for path in (source, tmp_path / "out"))
+    assert ours.config == again.config
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (ours, again))))
     before, after = (
         json.loads((d / "config.json").read_text()) for d in (source, tmp_path / "out")
     )

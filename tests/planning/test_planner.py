@@ -186,6 +186,7 @@ def test_a_step_for_a_tpu_slice_that_is_not_here(slice_plan):
     assert meshes.platform() == "cpu"  # the slice's platform does not stay
 
 
+@pytest.mark.slow
 def test_a_step_for_two_slices_sends_each_gradient_between_them_once(two_slices_plan, slice_plan):
     made, _ = two_slices_plan
     (row,) = made.rows

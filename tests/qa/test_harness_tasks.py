@@ -209,6 +209,7 @@ def codes_without(hidden, calls, *, code="", **environment):
     return re.findall(r"^code (\d+)$", done.stdout, re.MULTILINE), done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_a_task_of_lm_eval_runs_by_name_from_the_offline_cache_without_torch(exported, tmp_path):
     command = ["evaluate", f"--model={exported}", "--limit=3", "--num_fewshot=2"]
     commands = [

@@ -52,7 +52,9 @@ def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, mo
 
 
 @pytest.mark.parametrize("where", ["step", "evaluation"])
-@pytest.mark.parametrize("at", [6, 12], ids=["in between", "at the end"])
+@pytest.mark.parametrize(
+    "at", [pytest.param(6, marks=pytest.mark.slow), 12], ids=["in between", "at the end"]
+)
 def test_a_stop_saves_before_it_evaluates(config, finished, tmp_path, monkeypatch, at, where):
     """A signal comes in a step that is evaluated, or in its evaluation."""
     run, original, signals, evaluations = tmp_path / "run", fit.jit_step, [where], []

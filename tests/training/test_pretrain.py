@@ -143,7 +143,7 @@ def leaves(run: Path) -> list[np.ndarray]:
     return jax.tree.leaves(jax.tree.map(np.asarray, load(run)[0]))
 
 
-@pytest.mark.parametrize("kind", ["run", "hugging_face"])
+@pytest.mark.parametrize("kind", [pytest.param("run", marks=pytest.mark.slow), "hugging_face"])
 def test_the_first_step_from_weights_is_one_made_by_hand(continued, finished, tmp_path, kind):
     source, run = finished, tmp_path / "run"
     if kind == "hugging_face":
@@ -263,6 +263,7 @@ def test_the_model_of_a_run_with_lora_is_the_merged_one(continued, finished, tmp
     assert loss < loss_before
 
 
+@pytest.mark.slow
 def test_the_factors_of_a_run_with_lora_are_those_of_steps_made_by_hand(
     continued, finished, tmp_path
 ):
@@ -306,6 +307,7 @@ def test_the_factors_of_a_run_with_lora_are_those_of_steps_made_by_hand(
             np.testing.assert_allclose(trained, pair[f], rtol=0, atol=rate / 100)
 
 
+@pytest.mark.slow
 def test_a_run_with_lora_resumes_with_the_weights_it_started_from(continued, finished, tmp_path):
     init, whole = initial_weights(finished), tmp_path / "whole"
     continued.lora.rank = 2
@@ -324,6 +326,7 @@ def test_a_run_with_lora_resumes_with_the_weights_it_started_from(continued, fin
         pretrain(continued, part, init=init)
 
 
+@pytest.mark.slow
 def test_a_run_of_constant_rate_gets_more_steps(continued, finished, tmp_path, capsys):
     init, whole, parts = initial_weights(finished), tmp_path / "whole", tmp_path / "parts"
     pretrain(continued, whole, init=init)
