@@ -21,7 +21,8 @@ FLAGS = Flags("model")
 FLAGS.define("prompt", None, "Text to complete; default: read prompts from the terminal.")
 FLAGS.define("prompts", None, "File of prompts: JSON lines, or .txt with one prompt a line.")
 FLAGS.define("chat", False, "Converse: each line is a user's message, answered with its history.")
-FLAGS.define("messages", None, "File of chats: JSON lines with messages, the last a user's.")
+MESSAGES = "File of chats: JSON lines with messages, the last a user's, or with an instruction."
+FLAGS.define("messages", None, MESSAGES)
 TEMPLATE = "Chat template: a name of the tokenizer, or {}, or a .jinja file; default: its own."
 FLAGS.define("template", None, TEMPLATE.format(", ".join(BUILT_IN)))
 FLAGS.define("system", None, "System message that a chat begins with.")

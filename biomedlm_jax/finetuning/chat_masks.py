@@ -120,7 +120,7 @@ class Masker:
             (_part(conversation, [*range(before)], i), "of their oldest turns") for i in starts
         ]
         last = starts[-1] if starts else before
-        if before:
+        if before and conversation.messages[last]["role"] == USER:
             shorter.append((_part(conversation, [], last), "of turns and system message"))
         for one, reason in shorter:
             masked = self.mask(one)
@@ -133,6 +133,8 @@ class Masker:
         """Cut the start of the user's text, by characters, as little as needed."""
         end = conversation.answered
         users = [i for i in range(end) if conversation.messages[i]["role"] == USER]
+        if not users:  # an answer to a system message
+            return None
         at = users[-1]
         message = conversation.messages[at]
         name = "input" if message.get("input") else "content"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.generation.chat import instruction_messages
 from biomedlm_jax.qa.question_rows import Row, first_names, read_rows
 
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
@@ -135,10 +136,8 @@ def _alpaca(fields: Mapping[str, Any], _: Fields) -> Parsed:
         raise InputError(_expected(bad[0], fields))
     if "instruction" not in fields:
         raise InputError(_expected("instruction", fields))
-    content = "\n\n".join(filter(str.strip, (texts["instruction"], texts["input"])))
-    parts = {name: texts[name] for name in ("instruction", "input") if texts[name].strip()}
-    user = {"role": USER, "content": content, **parts}
-    return _turn(user, texts["output"], texts["system"])
+    output = texts.pop("output")
+    return _turn(instruction_messages(**texts), output)
 
 
 def _pairs(fields: Mapping[str, Any], names: Fields) -> Parsed:
@@ -146,12 +145,11 @@ def _pairs(fields: Mapping[str, Any], names: Fields) -> Parsed:
     for name, text in ((names.source, source), (names.target, target)):
         if not isinstance(text, str):
             raise InputError(_expected(name, fields))
-    return _turn({"role": USER, "content": str(source)}, str(target))
+    return _turn([{"role": USER, "content": str(source)}], str(target))
 
 
-def _turn(user: dict[str, str], answer: str, system: str = "") -> Parsed:
-    before = [{"role": SYSTEM, "content": system}] if system.strip() else []
-    messages = [*before, user, {"role": ASSISTANT, "content": answer}]
+def _turn(before: list[dict[str, str]], answer: str) -> Parsed:
+    messages = [*before, {"role": ASSISTANT, "content": answer}]
     return messages, [one["role"] == ASSISTANT for one in messages]
 
 

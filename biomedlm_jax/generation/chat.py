@@ -35,7 +35,7 @@ def stop_token(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int]
         ids.pop()
     added = tokenizer.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
-    special |= {i for i in map(tokenizer.token_to_id, special_tokens(tokenizer).values()) if i}
+    special |= {*map(tokenizer.token_to_id, special_tokens(tokenizer).values())} - {None}
     if ids and ids[-1] in {*special, *ends}:
         return ids[-1]
     last = repr(tokenizer.id_to_token(ids[-1])) if ids else "no token"
@@ -104,16 +104,31 @@ class Chat:
         self.messages = [*messages, answer]
 
 
+def instruction_messages(instruction: str, input: str = "", system: str = "") -> list[dict]:
+    """Return the messages of an instruction: the user's, and before it a system message if given.
+
+    A text of white space is none. The user's message also has its parts, for Alpaca's template.
+    """
+    parts = {"instruction": instruction, "input": input}
+    parts = {name: text for name, text in parts.items() if text.strip()}
+    user = {"role": "user", "content": "\n\n".join(parts.values())}
+    user |= parts if "instruction" in parts else {}  # an input alone is the instruction
+    return [*[{"role": "system", "content": system}] * bool(system.strip()), user]
+
+
 def read_chats(path: str | Path) -> list[tuple[list[dict[str, str]], dict[str, Any]]]:
     """Return the messages of each JSON line, the last a user's, and {"id": ..} if it has one.
 
-    Raises InputError with file and line for any other.
+    A line has messages, or an instruction and perhaps its input and a system message; its output
+    is not read. Raises InputError with file and line for any other.
     """
     chats = []
     for where, record in read_jsonl(path):
         messages = record.get("messages")
+        if messages is None and "instruction" in record:
+            messages = _of_instruction(record, where)
         if not (isinstance(messages, list) and messages):
-            raise InputError(f"{where}: expected messages, a list of objects with role and content")
+            raise InputError(f"{where}: expected messages, a list of objects, or an instruction")
         for number, one in enumerate(messages, 1):
             fields = {**one} if isinstance(one, dict) else {}
             if fields.get("role") not in ROLES or not isinstance(fields.get("content"), str):
@@ -135,3 +150,14 @@ def read_chats(path: str | Path) -> list[tuple[list[dict[str, str]], dict[str, A
     if not chats:
         raise InputError(f"{path} has no chats; expected one a line")
     return chats
+
+
+def _of_instruction(record: dict[str, Any], where: str) -> list[dict[str, str]]:
+    texts = {name: record.get(name) for name in ("instruction", "input", "system")}
+    texts = {name: text for name, text in texts.items() if text is not None}
+    if bad := [name for name, text in texts.items() if not isinstance(text, str)]:
+        raise InputError(f"{where}: expected {bad[0]}, a text")
+    messages = instruction_messages(**{"instruction": "", **texts})
+    if not messages[-1]["content"]:
+        raise InputError(f"{where}: the instruction has no text")
+    return messages

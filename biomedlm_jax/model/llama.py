@@ -499,7 +499,13 @@ FAMILIES = (
         absent_ids={"bos_token_id": 1, "eos_token_id": 2},
         published={"Mistral 7B v0.1": (MistralConfig(), "apache-2.0")},
     ),
-    _family(Qwen2Config, "Qwen2", absent={"context_length": 32_768, "key_value_heads": 32}, **QWEN),
+    _family(
+        Qwen2Config,
+        "Qwen2",
+        fields={"head_dim": "head_dim"},
+        absent={"context_length": 32_768, "key_value_heads": 32},
+        **QWEN,
+    ),
     _family(
         Qwen3Config,
         "Qwen3",

@@ -218,6 +218,13 @@ def test_the_oldest_turns_go_first_and_an_answer_is_never_cut(tokenizer):
     assert trailing.shortened == ""
 
 
+def test_an_answer_to_a_system_message_has_no_text_of_a_user_to_cut(tokenizer):
+    one, text = masker(tokenizer, "chatml"), {"role": "user", "content": "Why?"}
+    whole = conversation([{"role": "system", "content": "the kinase " * 20}, CHAT[2], text])
+    assert one.fit(whole, 40) is None
+    assert one.fit(whole, 400) is not None
+
+
 def test_an_input_of_alpaca_is_cut_at_its_start(tokenizer):
     one = masker(tokenizer, "alpaca")
     user = {"role": "user", "content": "Do.\n\n" + "the drug " * 40}

@@ -29,8 +29,9 @@ def test_the_three_formats_make_the_same_record(tmp_path):
         {"instruction": "Why?", "output": "So."},
         {"instruction": "Why?", "input": "it", "output": "So.", "system": "Be brief.", "id": 1},
         {"instruction": "Why?", "input": " ", "output": "So.", "system": None},
+        {"instruction": "", "input": "Why?", "output": "So."},
     ]
-    (plain, both, empty), _ = read(file, rows, "alpaca")
+    (plain, both, empty, alone), _ = read(file, rows, "alpaca")
     assert plain.messages == ({**USER, "instruction": "Why?"}, ANSWER)
     assert both.messages == (
         {"role": "system", "content": "Be brief."},
@@ -39,6 +40,7 @@ def test_the_three_formats_make_the_same_record(tmp_path):
     )
     assert both.answered == 2
     assert empty.messages == plain.messages
+    assert alone.messages == (USER, ANSWER)
 
 
 def test_weights_decide_what_is_learned(tmp_path):

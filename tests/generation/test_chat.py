@@ -129,6 +129,8 @@ def test_the_stop_token_is_special(generator):
             "the last message is not a user's",
         ),
         ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "fix the messages or the id"),
+        ('{"instruction": 3}', r"c\.jsonl:1: expected instruction, a text"),
+        ('{"instruction": " ", "input": ""}', "the instruction has no text"),
     ],
 )
 def test_files_of_chats(tmp_path, text, message):
@@ -138,3 +140,20 @@ def test_files_of_chats(tmp_path, text, message):
         read_chats(file)
     file.write_text(json.dumps({"messages": CHAT[:2], "id": 3}) + "\n")
     assert read_chats(file) == [(CHAT[:2], {"id": 3})]
+
+
+def test_instructions_are_chats(tmp_path):
+    file = tmp_path / "c.jsonl"
+    rows = [
+        {"instruction": "Do.", "input": "this", "output": "not read", "id": "a:1"},
+        {"instruction": "Do.", "input": None, "system": "Be brief."},
+        {"instruction": "", "input": "this"},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    apart = {"content": "Do.\n\nthis", "instruction": "Do.", "input": "this"}
+    system = {"role": "system", "content": "Be brief."}
+    assert read_chats(file) == [
+        ([{"role": "user", **apart}], {"id": "a:1"}),
+        ([system, {"role": "user", "content": "Do.", "instruction": "Do."}], {}),
+        ([{"role": "user", "content": "this"}], {}),
+    ]

@@ -64,7 +64,7 @@ CONFIGS = {
     "qwen2, window": Qwen2Config(
         **SMALL, key_value_heads=2, sliding_window=5, tie_word_embeddings=True
     ),
-    "qwen2": Qwen2Config(**SMALL, key_value_heads=4),
+    "qwen2": Qwen2Config(**SMALL, key_value_heads=4, head_dim=18),
     "qwen3, window, biases, tied": Qwen3Config(
         **SMALL,
         key_value_heads=2,
