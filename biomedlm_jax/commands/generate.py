@@ -10,7 +10,7 @@
 Defaults come from the model's generation_config.json. The same command resumes a file of prompts
 or chats. A chat is rendered by the model's chat template, and its answers end at the template's
 stop token. Every device answers its share of the prompts with a copy of the model; with
---tensor=N, N devices split a copy. BioMedLM's answers are not medical advice.
+--tensor=N, N devices split a copy. Answers are not medical advice.
 """
 
 from biomedlm_jax.commands.shared_flags import Flags

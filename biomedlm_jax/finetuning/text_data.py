@@ -221,6 +221,8 @@ def _description(data, shares, train, dev, shortened, masker: Masker) -> str:
     """Return what a reader should know of the conversations, as the end of a sentence."""
     stop = masker.tokenizer.id_to_token(masker.stop_id)
     parts = [f"template {masker.template.where}, stop token {stop}"]
+    if missing := masker.template.missing_tokens(masker.tokenizer):
+        parts.append(f"its {', '.join(missing)} encoded as text, as the tokenizer lacks them")
     for path, share in zip(data.train, shares, strict=True) if len(shares) > 1 else ():
         parts.append(f"{share.per_epoch:,} of {share.examples:,} of {path} an epoch")
     parts += [f"{n:,} without some {what}" for what, n in shortened.items()]

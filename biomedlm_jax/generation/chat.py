@@ -41,7 +41,9 @@ def stop_token(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int]
     last = repr(tokenizer.id_to_token(ids[-1])) if ids else "no token"
     got = f"the chat template of {template.where} ends an answer with {last}"
     missing = template.missing_tokens(tokenizer)
-    fix = f"the tokenizer lacks {', '.join(missing)}" if missing else "set another template"
+    fix = "set another template"
+    if missing:
+        fix += f", or fine-tune with data.added_tokens: the tokenizer lacks {', '.join(missing)}"
     raise InputError(f"{got}; expected a special token, which stops decoding; fix: {fix}")
 
 
@@ -87,6 +89,12 @@ class Chat:
         if options.max_length and len(ids) > room:
             got = f"{len(ids)} tokens, and the model's max_length is {options.max_length}"
             raise InputError(f"the chat has {got}; pass --max_new_tokens")
+        if len(ids) > room:
+            got = f"{len(ids)} tokens, and {new} new ones make {len(ids) + new}"
+            limit = f"the model has {config.context_length} positions"
+            fix = "shorten its last message, or lower --max_new_tokens"
+            fix += ", or leave out the oldest turns (--truncate=left)" * (truncate == "error")
+            raise InputError(f"the chat has {got}; {limit}: {fix}")
         decoding.check_prompts(config, [ids], new)
         return ids
 

@@ -23,7 +23,7 @@ from biomedlm_jax.interop.huggingface import check_tokenizer
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.language_model import LanguageModel
 
-NOTICE = "BioMedLM's answers are not medical advice: they may be wrong, numbers above all."
+NOTICE = "A model's answers are not medical advice: they may be wrong, numbers above all."
 TRUNCATE = ("error", "left")
 UNFINISHED = "\ufffd"  # how a byte-level tokenizer shows the first bytes of a character
 

@@ -51,7 +51,12 @@ def answer_file(
         ids = generator.encode([prompt for prompt, _ in prompts], options, truncate=truncate)
     else:
         prompts, options = read_chats(source), chat.options
-        ids = [chat.encode(messages, truncate=truncate) for messages, _ in prompts]
+        ids = []
+        for number, (messages, _) in enumerate(prompts):
+            try:
+                ids.append(chat.encode(messages, truncate=truncate))
+            except InputError as error:
+                raise InputError(f"{source}, index {number}: {error}") from None
     # What the answers depend on beside the prompts, by content.
     config, weights = generator.config, weights_hash(generator.decoder.model)
     parts = [config.architecture(), str(config.dtype), str(options), truncate, field]

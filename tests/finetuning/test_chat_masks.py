@@ -141,7 +141,7 @@ SPACED = TURNS.replace("\n{{ m.content", " {{ m.content") + HEADER.replace(
         ),
         (TURNS + "{% if add_generation_prompt %}Answer:\n{% endif %}", "renders the header of an"),
         (TURNS.replace("<|im_end|>", "") + HEADER, "expected a special token, which stops"),
-        (TURNS.replace("im_end", "end") + HEADER, "fix: the tokenizer lacks <.end.>"),
+        (TURNS.replace("im_end", "end") + HEADER, "added_tokens: the tokenizer lacks <.end.>"),
         (
             MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>"),
             "does not end in the stop token <.im_end.>, so the model would not learn to stop",

@@ -71,7 +71,10 @@ def test_what_has_no_room_is_counted(world, chat_config, known, tmp_path):
         ({"data__weights": (0.0,)}, "expected weights above 0"),
         ({"data__dev_fraction": 1.0}, "every file needs one to train on"),
         ({"data__template": ""}, "no chat template; fix: set template to one of alpaca"),
-        ({"data__template": "chatml"}, "fix: the tokenizer lacks <.im_start.>, <.im_end.>"),
+        (
+            {"data__template": "chatml"},
+            "added_tokens: the tokenizer lacks <.im_start.>, <.im_end.>",
+        ),
         ({"data__date": "today"}, "expected YYYY-MM-DD"),
         ({"data__row_tokens": 8}, "no conversation is left that fits 8 tokens"),
     ],
@@ -100,3 +103,12 @@ def test_a_file_is_named_once(world, chat_config):
     for changes in ({"data__train": (file, file)}, {"data__dev": (file,)}):
         with pytest.raises(InputError, match=r"twice in data\.train and data\.dev; fix"):
             read_data(read_settings(ChatSettings, chat_config(**changes)), Counter())
+
+
+def test_markers_that_are_no_tokens_are_named(world, chat_config, known, tmp_path):
+    file, text = tmp_path / "own.jinja", "{% for m in messages %}{{ '<|user|>' if m.role == 'user' "
+    text += "else '<|bot|>' }}{{ m.content }}{{ eos_token }}{% endfor %}"
+    file.write_text(text + "{% if add_generation_prompt %}<|bot|>{% endif %}")
+    changes = {"data__train": (str(world / "chats.jsonl"),), "data__format": ("messages",)}
+    data, _ = make(chat_config(data__template=str(file), **changes), known)
+    assert "; its <|user|>, <|bot|> encoded as text, as the tokenizer lacks" in data.description

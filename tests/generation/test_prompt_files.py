@@ -7,6 +7,7 @@ from chats import CHAT, save
 
 from biomedlm_jax.corpus.chat_template import chat_template
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, train_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation.chat import Chat
 from biomedlm_jax.generation.generator import Generator
 from biomedlm_jax.generation.options import Options
@@ -174,6 +175,10 @@ def test_chats_are_answered_and_resumed_as_prompts_are(tmp_path):
     out.write_bytes(whole[: whole.index(b"\n") + 1])
     assert answers(generator, source, out, chat=chat)[0] == {"kept": 1, "made": 2}
     assert out.read_bytes() == whole
+    long = {"messages": [{"role": "user", "content": "x " * 999}]}
+    (tmp_path / "long.jsonl").write_text(f"{json.dumps(chats[0])}\n{json.dumps(long)}\n")
+    with pytest.raises(InputError, match=r"long\.jsonl, index 1: the chat has "):
+        answers(generator, tmp_path / "long.jsonl", tmp_path / "other.jsonl", chat=chat)
     other = Chat(generator, chat_template(tokenizer, "human"), Options(max_new_tokens=4))
     with pytest.raises(ValueError, match="other options, weights or --dtype"):
         answers(generator, source, out, chat=other)
