@@ -19,6 +19,15 @@ Text (answers and summaries):
 Format and decoding are the published ones; learning rate, epochs and batch size are not published.
 They are for 1,024 positions; a smaller model needs smaller data.*_tokens.
 
+Instructions as published, with `instruct`'s value where nothing is; the data is not here:
+    pmc_llama        stage 2 of PMC-LLaMA (arXiv 2304.14454), after configs/pmc_llama_13b.py:
+                     learning rate 2e-5, 3 epochs, Alpaca's template, rows of 2,048; 202 M tokens
+    mmedins_llama_3  MMedIns-Llama 3 (arXiv 2408.12547), after configs/mmed_llama_3_8b.py: headers
+                     of Llama 3; 5 M examples of 122 tasks. Learning rate, epochs, batch and length
+                     are not published
+    llama2_medtuned  Llama2-MedTuned (arXiv 2401.00579): 3 epochs, prompts like Alpaca's, 200,252
+                     examples; build-instructions makes such ones. The others are not published
+
 Chats and instructions:
     instruct       every parameter; learning rate 2e-5, 3 epochs (PMC-LLaMA's), batches of 128,
                    warmup 3 %, linear decay to 0, no weight decay (Self-BioRAG's; its rows were not
@@ -53,6 +62,9 @@ def get_config(variant: str = "medqa") -> ConfigDict:
         "small_world": small_world,
         "meqsum": meqsum,
         "medquad": medquad,
+        "pmc_llama": pmc_llama,
+        "mmedins_llama_3": mmedins_llama_3,
+        "llama2_medtuned": llama2_medtuned,
         "instruct": instruct,
         "instruct_lora": instruct_lora,
     }
@@ -206,6 +218,21 @@ def medquad(config: ConfigDict) -> None:
     config.data.dev_fraction = 0.02
     config.training.epochs = 3
     config.evaluation.update(examples=16, final_examples=200)
+
+
+def pmc_llama(config: ConfigDict) -> None:
+    instruct(config)
+    config.data.update(format=("alpaca",), template="alpaca", row_tokens=2_048)
+
+
+def mmedins_llama_3(config: ConfigDict) -> None:
+    instruct(config)
+    config.data.update(template="llama3", row_tokens=2_048)  # length not published: our choice
+
+
+def llama2_medtuned(config: ConfigDict) -> None:
+    instruct(config)
+    config.data.update(format=("alpaca",), template="alpaca")
 
 
 def instruct(config: ConfigDict) -> None:

@@ -2,7 +2,7 @@
 
 Published (training script): AdamW, the learning rate 2e-5 with a cosine, a warmup of 3 % of the
 steps, no decay, bfloat16, 128 rows of 512 tokens; 4.8 M papers and 30,000 books (paper). The shape
-is Llama 13B's. Stage 2, on instructions, is a fine-tuning run.
+is Llama 13B's. Stage 2, on instructions, is configs/finetune.py:pmc_llama.
 
 Different here: the published reader takes one random window of 512 tokens of each text in each
 epoch. Token rows are texts one after the other, cut every 512 tokens, so that a pass over them

@@ -102,3 +102,15 @@ def test_the_variants_of_chats_are_complete(get_config):
         settings.check_positions(1_024, 1_024)
         with pytest.raises(ValueError, match="expected at most the model's 512 positions"):
             settings.check_positions(100, 512)
+
+
+def test_the_published_runs_on_instructions(get_config):
+    for variant, rows in (("pmc_llama", 2_048), ("llama2_medtuned", 1_024)):
+        config = get_config(variant)
+        config.data.train = ("a.jsonl",)
+        settings = read_settings(ChatSettings, config)
+        assert (settings.data.template, settings.data.row_tokens) == ("alpaca", rows)
+        assert (settings.optimizer.learning_rate, settings.training.epochs) == (2e-5, 3)
+    config = get_config("mmedins_llama_3")
+    config.data.update(train=("a.jsonl",), format=("messages",))
+    assert read_settings(ChatSettings, config).data.template == "llama3"
