@@ -37,12 +37,12 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 LINES = {
     ("model",): 2_128,
     ("training",): 3_159,
-    ("corpus",): 2_915,
+    ("corpus",): 2_933,
     ("generation",): 2_240,
     ("interop",): 3_019,
     ("qa", "finetuning"): 7_680,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_442,
+    ("cli", "commands"): 1_443,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -2,7 +2,8 @@
 
     biomedlm build-tokens --input=corpus/ --tokenizer=tokenizer/ --out=tokens/
 
-The documents, with <|endoftext|> after each, are concatenated and cut into rows of --length ids.
+The documents, with the tokenizer's end of text after each, are concatenated and cut into rows of
+--length ids. Llamas are usually trained with --separator=bos_eos.
 --out holds the rows (TFDS, ArrayRecord), the tokenizer, and a manifest of counts and hashes.
 """
 
@@ -17,7 +18,7 @@ FLAGS = Flags("input", "out", "json")
 FLAGS.define("tokenizer", None, "Directory of a tokenizer, or a tokenizer.json.", required=True)
 FLAGS.define("length", 1024, "Token ids in a row: the model's context length.")
 FLAGS.define("validation_fraction", 0.005, "Fraction of the documents for validation.")
-separator = "<|endoftext|> or nothing after each document."
+separator = "The eos token after each document, the bos token before it as well, or nothing."
 FLAGS.define("separator", "eos", separator, choices=tokens.SEPARATORS)
 LINE = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows"
 

@@ -68,6 +68,7 @@ class Packer:
 
     Args:
       separator: the id after each document, or None.
+      begin: the id before each document, or None.
       validation_fraction: probability that a text is in the validation split.
     """
 
@@ -77,6 +78,7 @@ class Packer:
         *,
         length: int,
         separator: int | None,
+        begin: int | None = None,
         dtype: str,
         validation_fraction: float,
     ):
@@ -86,6 +88,7 @@ class Packer:
         self._special = [token.content for token in added if token.special]
         self.special_text: Counter[str] = Counter()
         self._separator = () if separator is None else (separator,)
+        self._begin = () if begin is None else (begin,)
         self._validation_fraction = validation_fraction
         self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
 
@@ -136,7 +139,8 @@ class Packer:
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        size = sum(map(len, encodings)) + len(self._separator) * len(texts)
+        begin, end = self._begin, self._separator
+        size = sum(map(len, encodings)) + len([*begin, *end]) * len(texts)
         # An Encoding returns its ids as a list only; fromiter is the fastest conversion.
-        ids = chain.from_iterable(chain(encoding.ids, self._separator) for encoding in encodings)
+        ids = chain.from_iterable(chain(begin, encoding.ids, end) for encoding in encodings)
         return np.fromiter(ids, self._dtype, count=size)

@@ -45,7 +45,7 @@ from biomedlm_jax.files import write_json
 from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
-SEPARATORS = ("eos", "none")
+SEPARATORS = ("eos", "bos_eos", "none")
 SHARD_BYTES = 1 << 28
 MAX_NAMES = 1000  # of files that were left out, in the manifest
 
@@ -72,7 +72,8 @@ def build_tokens(
 
     Args:
       length: token ids in a row, the model's context length.
-      separator: "eos" puts the tokenizer's end of text after each document, "none" nothing.
+      separator: "eos" puts the tokenizer's end of text after each document, "bos_eos" also its
+        beginning of text before each, "none" nothing.
       validation_fraction: probability that a text is in the validation split.
       inputs: the files of the documents, for the manifest (path, bytes, SHA-256, and `copy_of`
         for a file with the decompressed content of an earlier one, whose documents are in the
@@ -92,14 +93,18 @@ def build_tokens(
         raise InputError(f"got out={out}; expected a path of a file system: {fix}")
     with atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new:
         save_tokenizer(tokenizer, new)
-        if first := prefix_ids(tokenizer):
-            got = f"the tokenizer puts the ids {first} before a text"
-            warnings.warn(f"{got}; rows have documents without them", RuntimeWarning, stacklevel=2)
         recipe = _manifest_header(tokenizer, length, separator, validation_fraction)
+        begin = _begin(tokenizer, recipe["eos_id"]) if separator == "bos_eos" else None
+        first = prefix_ids(tokenizer)
+        if first and first != [begin]:
+            got = f"the tokenizer puts the ids {first} before a text; rows have documents without"
+            fix = "separator=bos_eos has the bos token before each document"
+            warnings.warn(f"{got} them; {fix}", RuntimeWarning, stacklevel=2)
         packer = Packer(
             tokenizer,
             length=length,
-            separator=recipe["eos_id"] if separator == "eos" else None,
+            separator=None if separator == "none" else recipe["eos_id"],
+            begin=begin,
             dtype=recipe["dtype"],
             validation_fraction=validation_fraction,
         )
@@ -160,6 +165,15 @@ def _manifest_header(
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "validation_fraction": validation_fraction,
     }
+
+
+def _begin(tokenizer: Tokenizer, eos_id: int) -> int:
+    """Return the id of the bos token, which must be another one than the end of text."""
+    bos_id = special_id(tokenizer, "bos_token")
+    if bos_id in (None, eos_id):
+        what = "no bos token" if bos_id is None else "one token as bos and eos"
+        raise InputError(f"the tokenizer has {what}; fix: use separator=eos")
+    return bos_id
 
 
 def _write(

@@ -188,7 +188,7 @@ def _fitted(
             left_out[f"{path}: masks without proof"] += 1
             continue
         if fitted is None:
-            left_out[f"{path}: answers longer than a row"] += 1
+            left_out[f"{path}: no room for the answer in a row"] += 1
             continue
         kept.append(fitted)
         if fitted.shortened:

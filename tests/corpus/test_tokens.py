@@ -43,6 +43,29 @@ def test_each_split_is_its_documents_in_order(build, out, documents, small_token
         assert counts["sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
 
 
+def test_documents_can_begin_with_bos(build, out, documents, small_tokenizer, tmp_path):
+    with pytest.raises(InputError, match="has one token as bos and eos; fix: use separator=eos"):
+        build(separator="bos_eos")
+    other = Tokenizer.from_str(small_tokenizer.to_str())
+    other.add_special_tokens(["<s>"])
+    save_tokenizer(other, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "special_tokens_map.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "bos_token": "<s>"}))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    begin, end = map(tokenizer.token_to_id, ("<s>", END_OF_TEXT))
+    manifest = build_tokens(documents, tokenizer, out, length=16, separator="bos_eos")
+    texts = [document.text for document in documents]
+    texts = [t for t in texts if packer.split_of(t.encode(), validation_fraction=0.005) == "train"]
+    stream = [i for text in texts for i in [begin, *tokenizer.encode(text).ids, end]]
+    assert read(out).ravel().tolist() == stream[: len(stream) // 16 * 16]
+    assert manifest["splits"]["train"]["tokens"] == len(stream)
+    config = {**json.loads(file.read_text()), "bos_token": None}
+    file.write_text(json.dumps(config))
+    without = load_tokenizer(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match="has no bos token"):
+        build_tokens(documents, without, out, length=16, separator="bos_eos", overwrite=True)
+
+
 def test_a_build_does_not_depend_on_how_the_work_was_divided(
     build, other_documents, tmp_path, monkeypatch
 ):
@@ -77,7 +100,7 @@ def truncating(tokenizer: Tokenizer) -> Tokenizer:
     ("options", "message"),
     [
         ({"length": 1}, "got length=1; a row needs at least 2"),
-        ({"separator": "dot"}, "got separator='dot'; expected one of eos, none"),
+        ({"separator": "dot"}, "got separator='dot'; expected one of eos, bos_eos, none"),
         ({"validation_fraction": 1.0}, r"got validation_fraction=1.0; expected \[0, 1\)"),
         ({"length": 10**9}, "not enough for one row of 1000000000"),
         ({"tokenizer": truncating}, r"call no_truncation\(\)"),

@@ -55,7 +55,7 @@ def test_what_has_no_room_is_counted(world, chat_config, known, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     changes = {"data__train": (str(file),), "data__dev": (str(world / "chats.jsonl"),)}
     data, left_out = make(chat_config(**changes), known)
-    assert left_out == {f"{file}: answers longer than a row": 1}
+    assert left_out == {f"{file}: no room for the answer in a row": 1}
     assert "1 without some of the start of the user's text" in data.description
     assert f"{len(data.dev)} of dev that are also in train" in data.description
     assert len(data.prompts) == len(rows) - 1
