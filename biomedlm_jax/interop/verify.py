@@ -1,6 +1,7 @@
 """verify_hf(): does transformers compute what this library computes from the same directory?"""
 
 import functools
+import itertools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
+from biomedlm_jax.corpus.chat_template import read_chat_template
 from biomedlm_jax.corpus.tokenizer import special_id
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config, read_tokenizer
@@ -41,6 +43,9 @@ PROBE = (
     "🧬👩‍🔬🇩🇪👍🏽 and \U0010ffff", "\x00\x01\x1b\x7f\x85\xa0\xad\u200b\u2028\ufeff\ufffd",
     "<s> </s> <unk> <pad> [PAD] [SEP] <|endoftext|><|startoftext|> <EOS> Ġ Ċ ▁",
 )  # fmt: skip
+# Chats that the template renders, if there is one.
+TURN = {"role": "user", "content": " Why? "}, {"role": "assistant", "content": "So.\n"}
+CHATS = (TURN[:1], TURN, TURN * 2, ({"role": "system", "content": "Be brief."}, *TURN))
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 TEXT = "We measured the cytotoxicity of nanoparticles in 24 mice (p < 0.05) and report every ECG."
 
@@ -92,8 +97,8 @@ def verify_hf(
     and for a row that is `length` tokens longer than the model's sliding window, if it has one.
     They are compared with transformers' eager attention, with its default one (warning if it
     computes another function), and with those of the run directory `run`; so are the hidden states
-    after each layer, and the settings. Before that the ids of `PROBE` and of the special tokens are
-    compared with those of AutoTokenizer. Models of this library go onto `mesh`, by default one
+    after each layer, and the settings. Before that the ids of `PROBE`, `CHATS` and special tokens
+    are compared with those of AutoTokenizer. Models of this library go onto `mesh`, by default one
     device. `ids` are those of `import_hf`. Returns figures, ready for JSON. Raises DiffersError,
     which names the first layer that differs, if an absolute difference of outputs (except the
     default attention's) exceeds `tolerance`, if one of hidden states exceeds ten times as large a
@@ -160,8 +165,8 @@ def verify_hf(
 def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
     """Return how many texts have the ids of transformers' AutoTokenizer of the directory `path`.
 
-    They are `PROBE` and texts with each added token of either side. Raises InputError for the first
-    that differs.
+    They are `PROBE`, texts with each added token of either side, and `CHATS` as the chat template
+    of the directory renders them. Raises InputError for the first that differs.
     """
     _, transformers = _peers()
     try:
@@ -178,7 +183,28 @@ def compare_ids(tokenizer: Tokenizer, path: str | Path) -> int:
             _check_ids(path, repr(text), got, theirs(text, add_special_tokens=special)["input_ids"])
     for name in SPECIAL:
         _check_ids(path, name, special_id(tokenizer, name), getattr(theirs, f"{name}_id"))
-    return len(texts)
+    return len(texts) + _compare_chats(tokenizer, path, theirs)
+
+
+def _compare_chats(tokenizer: Tokenizer, path: str | Path, theirs: Any) -> int:
+    """Return how many chats have the ids of transformers; one that is refused here is none."""
+    template, count = read_chat_template(path), 0
+    if template is None:
+        return 0
+    for chat, header in itertools.product(CHATS, (False, True)):
+        try:
+            text = template.render(chat, header)
+        except InputError:
+            continue
+        options = {"add_generation_prompt": header, "return_dict": False}
+        try:
+            expected = theirs.apply_chat_template([*chat], **options)
+        except Exception as error:  # of many kinds
+            expected = f"an error ({error})"
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        _check_ids(path, f"the chat {text!r}", ids, expected)
+        count += 1
+    return count
 
 
 def _check_ids(path: str | Path, what: str, got: Any, expected: Any) -> None:

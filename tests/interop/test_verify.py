@@ -10,7 +10,9 @@ from peers import random_model
 from safetensors.torch import load_file, save_file
 
 from biomedlm_jax import cli
+from biomedlm_jax.corpus.chat_template import ChatTemplate
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop import directories
 from biomedlm_jax.interop import verify as verify_module
 from biomedlm_jax.interop.finetuned import save_finetuned
@@ -478,6 +480,23 @@ def test_other_ids_than_transformers_are_an_error(release, monkeypatch):
     monkeypatch.setattr(verify, "read_tokenizer", lambda path, config: changed)
     with pytest.raises(ValueError, match=r"IL-10.* is \[.*\] here and \[.*\] in transformers"):
         verify_hf(release)
+
+
+def test_chats_are_compared(release, monkeypatch):
+    def compared() -> int:
+        return verify_module.compare_ids(load_tokenizer(release), release)
+
+    texts, file = compared(), release / "chat_template.jinja"
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    file.write_text(text)
+    assert compared() == texts + 8
+    refused = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    file.write_text(refused + text)
+    assert compared() == texts + 6
+    render = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda self, *given: render(self, *given) + "\n")
+    with pytest.raises(InputError, match=r"the chat 'user:  Why\? .* here and \[.* in transf"):
+        compared()
 
 
 def test_a_token_that_only_transformers_has_is_an_error(release, monkeypatch):
