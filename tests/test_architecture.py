@@ -36,7 +36,7 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 2_122,
-    ("training",): 3_138,
+    ("training",): 3_160,
     ("corpus",): 2_915,
     ("generation",): 2_200,
     ("interop",): 3_019,

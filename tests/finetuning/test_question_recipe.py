@@ -152,6 +152,7 @@ def test_a_signal_stops_the_evaluation_between_its_batches(
     assert records(run) == records(short_question_run[0])
 
 
+@pytest.mark.slow
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     run, result = lora_run
     assert result["dev_accuracy"] > 70  # chance is a third

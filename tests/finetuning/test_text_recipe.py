@@ -97,6 +97,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         assert (whole / file).read_bytes() == (parts / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     run, result = lora_run
     lines = epochs(run)

@@ -190,6 +190,7 @@ def test_the_first_step_from_weights_is_one_made_by_hand(continued, finished, tm
     assert config["model"]["layers"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_resumes_without_them(continued, finished, tmp_path):
     source, whole = shutil.copytree(finished, tmp_path / "source"), tmp_path / "whole"
     pretrain(continued, whole, init=initial_weights(source))
