@@ -45,5 +45,7 @@ def run(options: Flags) -> None:
             figures = f"best dev accuracy {result['dev_accuracy']:.1f} % after epoch "
             print(f"{result['workdir']}: {figures}{result['epoch']}")
         else:
-            figures = f"dev loss {result['dev_loss']:.3f}, ROUGE-L {result['rougeL']['mean']:.1f}"
+            figures = f"dev loss {result['dev_loss']:.3f}"
+            if "rougeL" in result:
+                figures += f", ROUGE-L {result['rougeL']['mean']:.1f}"
             print(f"{result['workdir']}: {figures}; see report.json and predictions.jsonl")
