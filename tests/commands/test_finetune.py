@@ -113,7 +113,9 @@ def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
 
 
 def test_the_mask_is_printed_and_nothing_is_trained(world, tmp_path, capsys):
-    words = command("text", world, tmp_path / "run")[2:]
+    words = [w for w in command("text", world, tmp_path / "run")[2:] if "--workdir" not in w]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "biomedlm finetune: error: --workdir is required.\n"
     assert main([*words, "--show_mask"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("example ") == 3
