@@ -84,7 +84,9 @@ def finetune_text(
     compiled_loss = jax.jit(loss)
 
     def make_model(base) -> LanguageModel:
-        return grow_vocabulary(base, start.new_tokens, key=jax.random.key(training.seed))
+        # The published code of text tuning started them at random, as transformers did then.
+        at_mean, key = isinstance(settings, ChatSettings), jax.random.key(training.seed)
+        return grow_vocabulary(base, start.new_tokens, key=key, at_mean=at_mean)
 
     def dev_loss(model: LanguageModel, check_stop: Callable = lambda: None) -> float:
         batches = StepData(dev_data.in_order, layout)
