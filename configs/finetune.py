@@ -33,12 +33,19 @@ Chats and instructions:
                    warmup 3 %, linear decay to 0, no weight decay (Self-BioRAG's; its rows were not
                    packed: a batch here has several times as many conversations)
     instruct_lora  the same with low-rank factors: rank 16, alpha 32, learning rate 2e-4
+    instruct_lora_one_chip
+                   for 7B on one v5e chip of 16 GB: frozen weights in bfloat16 (exact for weights
+                   that are published so), 16 rows of 1,024 tokens one by one. The compiled step of
+                   Llama 2 7B needs 14.63 GiB (pretrain.py:llama_2_7b_lora). No dev answers are
+                   decoded: a copy of the weights for decoding has no room. The model is merged in
+                   the host's memory (27 GB)
 data.format is messages, alpaca or pairs, and is never guessed. data.template is that of the
 tokenizer, or one of alpaca, chatml, human, llama2, llama3, zephyr, or a .jinja file. The loss is on
 the assistant's tokens and the stop token. Several files: data.train, data.weights (how often an
 epoch has an example) and data.caps (examples of an epoch). `--show_mask` prints what is learned.
 Published scores of such models depend on their data, which is not here: no figure is reproduced.
-Every parameter of a 7B model is 81 GB of state in float32; its factors need the weights alone.
+Every parameter of a 7B model is 81 GB of state in float32; its factors need the weights alone: 27
+GB in float32, 13.5 GB in bfloat16 (lora.frozen_dtype).
 
     biomedlm finetune --config=configs/finetune.py:medqa --config.task.path=DIR --model=RUN \\
         --workdir=FINETUNED
@@ -67,6 +74,7 @@ def get_config(variant: str = "medqa") -> ConfigDict:
         "llama2_medtuned": llama2_medtuned,
         "instruct": instruct,
         "instruct_lora": instruct_lora,
+        "instruct_lora_one_chip": instruct_lora_one_chip,
     }
     if variant not in variants:
         raise ValueError(f"got the variant {variant!r}; choose one of {', '.join(variants)}")
@@ -110,7 +118,11 @@ def shared() -> ConfigDict:
                 "loss_chunks": 1,
                 "seed": 1,
             },
-            "lora": {"rank": 0, "alpha": 16.0},  # rank 0: every parameter is trained
+            "lora": {
+                "rank": 0,  # 0: every parameter is trained
+                "alpha": 16.0,
+                "frozen_dtype": "float32",  # of the frozen matrices; or bfloat16
+            },
             "checkpoint": {"every": 500, "minutes": 0.0, "keep": 1, "keep_every": 0},
             "logging": {"every": 10, "tensorboard": True},
             "faults": {
@@ -193,7 +205,7 @@ def text(config: ConfigDict) -> None:
     config.evaluation = ConfigDict(
         {
             "examples": 32,  # decoded after each epoch but the last
-            "final_examples": 0,  # decoded at the end; 0: all
+            "final_examples": 0,  # decoded at the end; 0: all, -1: none
             "batch_size": 8,
         }
     )
@@ -262,7 +274,7 @@ def instruct(config: ConfigDict) -> None:
     config.evaluation = ConfigDict(
         {
             "examples": 16,  # decoded after each epoch but the last
-            "final_examples": 100,  # decoded at the end; 0: all
+            "final_examples": 100,  # decoded at the end; 0: all, -1: none
             "batch_size": 8,
         }
     )
@@ -273,3 +285,11 @@ def instruct_lora(config: ConfigDict) -> None:
     instruct(config)
     config.lora.update(rank=16, alpha=32.0)
     config.optimizer.learning_rate = 2e-4
+
+
+def instruct_lora_one_chip(config: ConfigDict) -> None:
+    instruct_lora(config)
+    config.lora.frozen_dtype = "bfloat16"
+    config.model.update(remat="full", reduce_dtype="compute")
+    config.training.update(batch_size=16, accumulation=16, loss_chunks=4)
+    config.evaluation.update(examples=0, final_examples=-1)

@@ -23,6 +23,10 @@ continued      more steps from the weights of --init=DIR, whose family and archi
 tiny           trains in seconds, for tests and a first look; rows of any length and vocabulary.
 llama_2_7b     Llama 2 7B's shape with 256 rows of 2,048 tokens, for the planner: a comparison with
                MaxText's compiled step (docs/benchmarks.md). Its optimizer is BioMedLM's.
+llama_2_7b_lora
+               the same shape with low-rank factors of rank 16 beside frozen bfloat16 weights, and
+               16 rows of 1,024 tokens one by one: 14.63 GiB, planned, of one v5e chip's 15.75.
+               Learning rate and rank are not published. To train one, --init=DIR of a 7B Llama.
 llama_cpu, llama_tiny
                the same sizes with Llama's layers, and two query heads for each key.
 
@@ -51,6 +55,7 @@ def get_config(variant: str = "gpt_cpu") -> ConfigDict:
         "continued": continued,
         "tiny": tiny,
         "llama_2_7b": llama_2_7b,
+        "llama_2_7b_lora": llama_2_7b_lora,
         "llama_cpu": llama_cpu,
         "llama_tiny": llama_tiny,
     }
@@ -117,7 +122,11 @@ def shared() -> ConfigDict:
                 "evaluate_sources": "first",  # of a mixture; all: a validation loss for each
                 "from_weights": False,  # True: refuse to begin without --init
             },
-            "lora": {"rank": 0, "alpha": 16.0},
+            "lora": {
+                "rank": 0,  # 0: every parameter is trained
+                "alpha": 16.0,
+                "frozen_dtype": "float32",  # of the frozen matrices; or bfloat16
+            },
             "checkpoint": {"every": 200, "minutes": 0.0, "keep": 2, "keep_every": 0},
             "logging": {"every": 10, "tensorboard": True},
             "faults": {
@@ -203,6 +212,15 @@ def llama_2_7b(config: ConfigDict) -> None:
     config.mesh.update(data=-1, fsdp=32)
     config.optimizer.update(learning_rate=1.6e-4, weight_decay=1.6e-5)
     config.training.batch_size = 256
+
+
+def llama_2_7b_lora(config: ConfigDict) -> None:
+    llama_2_7b(config)
+    config.model.update(context_length=1_024, remat="full")
+    config.lora.update(rank=16, alpha=32.0, frozen_dtype="bfloat16")
+    config.mesh.update(data=1, fsdp=-1)
+    config.optimizer.update(learning_rate=2e-4, weight_decay=0.0, decoupled=False)
+    config.training.update(batch_size=16, accumulation=16, loss_chunks=4)
 
 
 def llama_cpu(config: ConfigDict) -> None:

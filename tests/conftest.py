@@ -60,6 +60,33 @@ def few_programs():
         gc.collect()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_figures():
+    """Draw the first three figures of runs and of evaluations; the others are copies of the third.
+
+    A figure takes a tenth to a quarter of a second, and hundreds of runs and evaluations make one.
+    """
+    from biomedlm_jax.qa import report
+    from biomedlm_jax.training import fit
+
+    def seldom(draw, file_of):
+        drawn = []
+
+        def draw_or_copy(*arguments):
+            if len(drawn) < 3:
+                draw(*arguments)
+                drawn.append(file_of(*arguments).read_bytes())
+            else:
+                file_of(*arguments).write_bytes(drawn[-1])
+
+        return draw_or_copy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "plot_losses", seldom(fit.plot_losses, lambda run: run / "loss.png"))
+        patch.setattr(report, "plot", seldom(report.plot, lambda summary, file: file))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The directory with real articles and question sets that BIOMEDLM_DATA names."""

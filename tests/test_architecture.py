@@ -35,14 +35,14 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 2_128,
-    ("training",): 3_159,
-    ("corpus",): 2_933,
+    ("model",): 2_230,
+    ("training",): 3_270,
+    ("corpus",): 2_940,
     ("generation",): 2_240,
-    ("interop",): 3_046,
-    ("qa", "finetuning"): 7_680,
-    ("planning",): 1_096,
-    ("cli", "commands"): 1_443,
+    ("interop",): 3_080,
+    ("qa", "finetuning"): 7_700,
+    ("planning",): 1_100,
+    ("cli", "commands"): 1_450,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

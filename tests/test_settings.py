@@ -89,6 +89,7 @@ def read_all(settings_class: type, config: ConfigDict) -> None:
     [
         ("pretrain.py:tiny", PretrainSettings),
         ("pretrain.py:llama_2_7b", PretrainSettings),
+        ("pretrain.py:llama_2_7b_lora", PretrainSettings),
         ("pretrain.py:llama_cpu", PretrainSettings),
         ("pretrain.py:llama_tiny", PretrainSettings),
         ("meditron_7b.py:", PretrainSettings),

@@ -16,8 +16,11 @@ processes are started as for `biomedlm pretrain`.
 import contextlib
 
 from biomedlm_jax.commands.shared_flags import Flags
+from biomedlm_jax.errors import InputError
 
-FLAGS = Flags("config", "model", "workdir", "processes", "faults")
+FLAGS = Flags("config", "model", "processes", "faults")
+WORKDIR = "Directory of the run; resumes the run that it contains. --show_mask needs none."
+FLAGS.define("workdir", None, WORKDIR)
 MASK = "Print the tokens of the first examples, those in the loss coloured, and end."
 FLAGS.define("show_mask", False, MASK)
 
@@ -31,6 +34,8 @@ def run(options: Flags) -> None:
 
         show_masks(options.config, options.model, Console(highlight=False, soft_wrap=True))
         return
+    if not options.workdir:
+        raise InputError("--workdir is required.")
     import jax
 
     from biomedlm_jax.finetuning.finetune import finetune_all
@@ -45,5 +50,7 @@ def run(options: Flags) -> None:
             figures = f"best dev accuracy {result['dev_accuracy']:.1f} % after epoch "
             print(f"{result['workdir']}: {figures}{result['epoch']}")
         else:
-            figures = f"dev loss {result['dev_loss']:.3f}, ROUGE-L {result['rougeL']['mean']:.1f}"
+            figures = f"dev loss {result['dev_loss']:.3f}"
+            if "rougeL" in result:
+                figures += f", ROUGE-L {result['rougeL']['mean']:.1f}"
             print(f"{result['workdir']}: {figures}; see report.json and predictions.jsonl")

@@ -23,7 +23,7 @@ from biomedlm_jax.finetuning.instructions import (
     plain_label,
 )
 from biomedlm_jax.finetuning.spans import entities, scheme_fault, split_tag
-from biomedlm_jax.qa.statistics import Interval, _bootstrap, mean
+from biomedlm_jax.qa.statistics import Interval, bootstrap, mean
 
 RESAMPLE = ("example", "group")
 DEFINITIONS = {
@@ -288,7 +288,7 @@ def _ratio(counts_Nx3: np.ndarray, over: list[int], *, group_N, seed: int) -> In
     def ratio(sums_Rx3: np.ndarray, n_R: np.ndarray) -> np.ndarray:
         return len(over) * sums_Rx3[:, 0] / np.maximum(sums_Rx3[:, over].sum(1), 1)
 
-    return _bootstrap(counts_Nx3, ratio, group_N, seed)
+    return bootstrap(counts_Nx3, ratio, group_N, seed)
 
 
 def _macro(counts_Nx3xC: np.ndarray, *, group_N, seed: int) -> Interval:
@@ -301,7 +301,7 @@ def _macro(counts_Nx3xC: np.ndarray, *, group_N, seed: int) -> Interval:
         return f1_RxC.sum(1) / np.maximum((both_RxC > 0).sum(1), 1)
 
     examples, _, labels = counts_Nx3xC.shape
-    return _bootstrap(counts_Nx3xC.reshape(examples, 3 * labels), macro, group_N, seed)
+    return bootstrap(counts_Nx3xC.reshape(examples, 3 * labels), macro, group_N, seed)
 
 
 def _of_label(right: int, predicted: int, gold: int) -> dict[str, float | int]:

@@ -108,11 +108,11 @@ class PairSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingSettings(Settings):
-    """How many dev sources are answered; 0 final examples are all."""
+    """How many dev sources are answered; 0 final examples are all, -1 none."""
 
     group = "evaluation"
     examples: int = setting(least=0)  # after each epoch but the last
-    final_examples: int = setting(least=0)
+    final_examples: int = setting(least=-1)
     batch_size: int = setting(least=1, free=True)  # sources answered at once
 
 

@@ -91,6 +91,7 @@ def finetune_questions(
         if isinstance(base, Scorer):
             return base
         grow_key, score_key = jax.random.split(jax.random.key(training.seed))
+        # At random, as the published code's: transformers had no other way then.
         trunk = grow_vocabulary(base, start.new_tokens, key=grow_key)
         return with_head(trunk, head, key=score_key)
 

@@ -55,7 +55,8 @@ def load_base_model(
     if jax.process_index() == 0:
         print(f"loading {path}", file=sys.stderr, flush=True)
     head = check_model(path, mesh, **settings.model)
-    base, tokenizer = load_model(path, head if heads else None, mesh, **settings.model)
+    frozen = {"dtype": settings.lora.frozen_dtype}
+    base, tokenizer = load_model(path, head if heads else None, mesh, **frozen, **settings.model)
     config = model_config(path, **settings.model)
     weights, entries = weights_hash(base), 1 + max(tokenizer.get_vocab().values())
     missing = [token for token in added_tokens if tokenizer.token_to_id(token) is None]

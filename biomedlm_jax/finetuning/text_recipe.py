@@ -46,8 +46,8 @@ def finetune_text(
 
     Every epoch ends with the dev loss, ROUGE of some dev answers, and the model in
     `workdir/model`. At the end writes `predictions.jsonl` and `report.json`, which is returned: the
-    figures of `text_report` and the dev loss. A finished run returns it again. `options` are those
-    of `fit`.
+    figures of `text_report`, if dev sources are answered, and the dev loss. A finished run returns
+    it again. `options` are those of `fit`.
     """
     training, evaluation = settings.training, settings.evaluation
     decoding = make_options(**settings.generation)
@@ -84,7 +84,9 @@ def finetune_text(
     compiled_loss = jax.jit(loss)
 
     def make_model(base) -> LanguageModel:
-        return grow_vocabulary(base, start.new_tokens, key=jax.random.key(training.seed))
+        # The published code of text tuning started them at random, as transformers did then.
+        at_mean, key = isinstance(settings, ChatSettings), jax.random.key(training.seed)
+        return grow_vocabulary(base, start.new_tokens, key=key, at_mean=at_mean)
 
     def dev_loss(model: LanguageModel, check_stop: Callable = lambda: None) -> float:
         batches = StepData(dev_data.in_order, layout)
@@ -140,16 +142,18 @@ def finetune_text(
         + "".join(f"; {n:,} left out of {reason}" for reason, n in left_out.items()),
     )
     finetuned, last = fit(recipe, workdir, mesh, **options)
-    count = min(evaluation.final_examples or len(dev), len(dev))
-    if jax.process_index() == 0:
-        print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)
-    answers, report = answer(finetuned, count)
+    count = max(0, min(evaluation.final_examples or len(dev), len(dev)))
+    answers, report = [], {}
+    if count:
+        if jax.process_index() == 0:
+            print(f"answering {counted(count, 'dev source')}", file=sys.stderr, flush=True)
+        answers, report = answer(finetuned, count)
     # A run that had finished all but its report evaluates nothing again.
     report = {"dev_loss": last["dev_loss"] if "dev_loss" in last else dev_loss(finetuned), **report}
     if jax.process_index() == 0:
         lines = [
             {"source": pair.source, "target": pair.target, "answer": text}
-            for pair, text in zip(dev, answers, strict=False)
+            for pair, text in zip(dev[:count], answers, strict=True)
         ]
         write_jsonl(workdir / PREDICTIONS, lines, ensure_ascii=False)
         write_json(workdir / REPORT, report)

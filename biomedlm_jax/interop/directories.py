@@ -73,10 +73,22 @@ def read_config(path: str | Path) -> dict:
     file = model_directory(path) / CONFIG
     if not file.exists():
         if (as_path(path) / ADAPTER).exists():
-            fix = f"merge it first: biomedlm import-hf --source={path} --base=DIR --out=RUN"
-            raise InputError(f"{path} is an adapter, without the model that it changes; {fix}")
+            fix = f"biomedlm import-hf --source={path} --base={_base_of(path)} --out=RUN"
+            got = f"{path} is an adapter, without the model that it changes"
+            raise InputError(f"{got}; merge it first: {fix}, then use RUN")
         raise InputError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
     return read_json(file)
+
+
+def _base_of(adapter: str | Path) -> str:
+    """Return what --base of import-hf must be for an adapter; DIR if it names none."""
+    named = read_json(as_path(adapter) / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return "DIR"
+    on_hub = named.count("/") == 1 and not named.startswith((".", "/"))
+    if as_path(named).is_dir():
+        return named
+    return f"hf://{named}" if on_hub else "DIR"
 
 
 def kind_of(path: str | Path) -> str:

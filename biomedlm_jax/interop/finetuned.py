@@ -28,9 +28,11 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.heads import CHOICE, CLASSIFICATION, HEADS, Scorer, score_layer
 from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.model.lora import matrices_in, without_factors
 from biomedlm_jax.outputs import atomic_directory, local_copy, recover_directory
 from biomedlm_jax.settings import Settings, check_names, setting
 from biomedlm_jax.training.checkpoint import load_tree, save_model
+from biomedlm_jax.training.narrowing import Narrowing
 from biomedlm_jax.training.stopping import wait_for_all
 
 # How a question becomes a row, see qa/prompts.py: "released" is the published code's, which cuts
@@ -113,12 +115,12 @@ def abstract_on(config: ModelConfig, head: Head | None, mesh: Mesh | None) -> An
 
 
 def load_finetuned(
-    path: str | Path, *, mesh: Mesh | None = None, **execution
+    path: str | Path, *, mesh: Mesh | None = None, dtype: str = "float32", **execution
 ) -> tuple[Scorer, Tokenizer, Head]:
     """Load a model with its head, its tokenizer and its Head from a fine-tuned directory.
 
-    `path` is a run of `finetune`, a fine-tuned directory, or what `export_hf` wrote of one. `mesh`
-    and `execution` are those of `load`. Raises InputError if there is no such
+    `path` is a run of `finetune`, a fine-tuned directory, or what `export_hf` wrote of one. `mesh`,
+    `dtype` and `execution` are those of `load`. Raises InputError if there is no such
     model.
     """
     head = read_head(path)
@@ -128,13 +130,15 @@ def load_finetuned(
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config, required=True)
     assert tokenizer is not None
-    return read_weights(path, abstract_on(config, head, mesh)), tokenizer, head
+    abstract = matrices_in(abstract_on(config, head, mesh), dtype)
+    return read_weights(path, abstract), tokenizer, head
 
 
 def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) -> Any:
     """Read the model `abstract` from a run or Hugging Face directory that holds exactly it.
 
-    Raises InputError otherwise.
+    A warning has how many numbers are rounded to the dtypes of `abstract`. Raises InputError
+    otherwise.
     """
     path = directories.model_directory(path)
     if directories.kind_of(path) == directories.RUN:
@@ -147,7 +151,10 @@ def read_weights(path: str | Path, abstract: Any, *, step: int | None = None) ->
         if files.heads:
             left_out = f"{path}: left out {', '.join(files.heads)} of another head"
             warnings.warn(left_out, RuntimeWarning, stacklevel=3)
-        return read_model(abstract, files.read)
+        narrowing = Narrowing(path)
+        model = read_model(abstract, files.read, narrowing=narrowing)
+        narrowing.warn()
+        return model
 
 
 def save_finetuned(
@@ -164,6 +171,7 @@ def save_finetuned(
 ) -> Path:
     """Write a model, with its head if it has one, as the run directory `path` in one step.
 
+    LoRA's factors are merged and what is frozen in bfloat16 is written as float32.
     `facts` are for its model card, `files` more JSON files by name, such as generation_config.json;
     `replaceable` and `overwrite` are those of `outputs.atomic_directory`. Call it in every process.
     """
@@ -176,7 +184,7 @@ def save_finetuned(
                 save_tokenizer(tokenizer, new, model_max_length=model.config.context_length)
             for name, value in (files or {}).items():
                 write_json(new / name, value)
-        save_model(new, model, step=step)
+        save_model(new, without_factors(model), step=step)
     wait_for_all("replaced")
     return as_path(path)
 

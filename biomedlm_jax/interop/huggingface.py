@@ -26,6 +26,7 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import config_to_hf, family
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
+from biomedlm_jax.model.lora import matrices_in
 from biomedlm_jax.outputs import atomic_directory, check_output, local_copy, written_locally
 from biomedlm_jax.training.saved_steps import latest_step
 
@@ -33,19 +34,25 @@ PAD = "[PAD]"  # transformers needs a padding token to classify a batch
 
 
 def load(
-    path: str | Path, *, step: int | None = None, mesh: Mesh | None = None, **execution
+    path: str | Path,
+    *,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    **execution,
 ) -> tuple[LanguageModel, Tokenizer | None]:
     """Load the model and the tokenizer (or None) of a run directory or a Hugging Face directory.
 
     A fine-tuning run is loaded from RUN/model. `step` is a run's checkpoint, the newest by default;
-    without a mesh the model goes onto one device. `execution` sets `compute_dtype`, `attention`,
+    without a mesh the model goes onto one device. `dtype` is that of its matrices: LoRA may freeze
+    them in bfloat16. `execution` sets `compute_dtype`, `attention`,
     `remat`, ... of its config. Raises InputError if the directory does not
     hold exactly a language model of its config, without a head.
     """
     directories.refuse_heads(path)
     config = directories.model_config(path, **execution)
     tokenizer = directories.read_tokenizer(path, config)
-    abstract = finetuned.abstract_on(config, None, mesh)
+    abstract = matrices_in(finetuned.abstract_on(config, None, mesh), dtype)
     return finetuned.read_weights(path, abstract, step=step), tokenizer
 
 

@@ -14,10 +14,10 @@ from biomedlm_jax.interop.shards import WRITTEN
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.interop.weights import tensor_shapes
 from biomedlm_jax.settings import check_object
+from biomedlm_jax.training.narrowing import rounding_changes
 
 SOURCE = "source"
 DTYPES = (*WRITTEN, SOURCE)
-AT_ONCE = 2**22  # numbers of a tensor that are compared
 
 
 class Rounding:
@@ -39,18 +39,14 @@ class Rounding:
             return tensor
         with np.errstate(over="ignore"):
             rounded = tensor.astype(dtype)
-        rows = max(1, AT_ONCE // max(1, tensor[:1].size))
-        for first in range(0, len(tensor), rows):
-            part = slice(first, first + rows)
-            difference = np.abs(rounded[part].astype(np.float32) - tensor[part])
-            if not np.isfinite(difference).all() and np.isfinite(tensor[part]).all():
-                largest = float(np.abs(tensor[part]).max())
-                got = f"tensor {name} has {largest:.6g}, more than {dtype} can hold"
-                raise InputError(f"{got}; choose bfloat16 or float32")
-            if changed := int(np.count_nonzero(difference)):
-                self._lossy.add(dtype)
-                self._changed += changed
-                self._largest = max(self._largest, float(difference.max()))
+        changed, largest = rounding_changes(tensor, rounded)
+        if not np.isfinite(largest):
+            got = f"tensor {name} has {np.abs(tensor).max():.6g}, more than {dtype} can hold"
+            raise InputError(f"{got}; choose bfloat16 or float32")
+        if changed:
+            self._lossy.add(dtype)
+            self._changed += changed
+            self._largest = max(self._largest, largest)
         return rounded
 
     def line(self) -> str:

@@ -22,6 +22,7 @@ from biomedlm_jax.model.language_model import (
     named_leaves,
     named_parameters,
 )
+from biomedlm_jax.training.narrowing import Narrowing
 
 # The score layer of a head, as torch's Linear stores it.
 SCORE = {
@@ -125,15 +126,20 @@ def with_more_rows(
     return grown
 
 
-def read_model(abstract: Any, read: Callable[[str], np.ndarray]) -> Any:
-    """Build the model `abstract` from `read(name)`, whose tensors passed `check_tensors`."""
+def read_model(
+    abstract: Any, read: Callable[[str], np.ndarray], *, narrowing: Narrowing | None = None
+) -> Any:
+    """Build the model `abstract` from `read(name)`, whose tensors passed `check_tensors`.
+
+    `narrowing` casts what has another dtype than float32 there.
+    """
     specs, arrays = named_leaves(abstract), {}
     groups: dict[tuple[str, ...], list[tuple[str, Place]]] = {}
     for name, place in hf_tensor_map(abstract).items():
         groups.setdefault(place.leaves, []).append((name, place))
     # On its way to a device a leaf exists twice, so the largest go while the others do not exist.
     for leaves in sorted(groups, key=lambda leaves: -specs[leaves[0]].size):
-        stacks = _stack(groups[leaves], read, [specs[leaf].shape for leaf in leaves])
+        stacks = _stack(groups[leaves], read, [specs[leaf] for leaf in leaves], narrowing)
         for leaf in leaves:
             arrays[leaf] = _on_devices(stacks.pop(0), specs[leaf].sharding)
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[leaf_name(path)], abstract)
@@ -178,24 +184,25 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _stack(tensors, read, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+def _stack(tensors, read, specs: list, narrowing: Narrowing | None) -> list[np.ndarray]:
     """The host's copies of the leaves that these tensors, with their layers, are parts of."""
-    stacks = [_aligned_zeros(shape) for shape in shapes]
+    stacks = [_aligned_zeros(spec.shape, spec.dtype) for spec in specs]
     for name, place in tensors:
         tensor = read(name)
         parts = np.split(tensor.T if place.transposed else tensor, len(stacks), axis=-1)
         for stack, part in zip(stacks, parts, strict=True):
             target = stack if place.layer is None else stack[place.layer]
+            part = part if narrowing is None else narrowing.cast(part, stack.dtype)
             target[tuple(map(slice, part.shape))] = part  # vocabulary padding stays zero
     return stacks
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+def _aligned_zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
     # On a CPU jax takes an array that begins at a multiple of 64 bytes as it is, and copies others.
-    size = 4 * math.prod(shape)
+    size = np.dtype(dtype).itemsize * math.prod(shape)
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(np.float32).reshape(shape)
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _on_devices(stack: np.ndarray, sharding) -> jax.Array:

@@ -171,22 +171,29 @@ class LanguageModel(nnx.Module):
         return model
 
     def unstacked(self, dtype) -> Self:
-        """Return the model for decoding: one block per layer, matrices in `dtype`."""
+        """Return the model for decoding: one block per layer, matrices in `dtype`.
+
+        LoRA's factors are merged layer by layer.
+        """
 
         def cast(name, variable):
             matrix = len(variable.shape) > 1
             return variable.replace(variable[...].astype(dtype)) if matrix else variable
 
         def block(index):
-            def sliced(name, stacked):
-                return cast(
-                    name, nnx.Param(stacked[index], **axis_metadata(*axis_names(stacked)[1:]))
-                )
+            def sliced(_, stacked):
+                return nnx.Param(stacked[index], **axis_metadata(*axis_names(stacked)[1:]))
 
-            return map_parameters(sliced, self.blocks)
+            layer = map_parameters(sliced, self.blocks)
+            if self.lora is not None:
+                layer = jax.tree.map(lambda leaf: leaf[index], self.lora).merged(layer)
+            return map_parameters(cast, layer)
 
         blocks = tuple(block(index) for index in range(self.config.layers))
-        return map_parameters(cast, self.with_blocks(None)).with_blocks(nnx.data(blocks))
+        rest = self.with_blocks(None)
+        if self.lora is not None:
+            del rest.lora
+        return map_parameters(cast, rest).with_blocks(nnx.data(blocks))
 
 
 def head_logits(x_xD: jax.Array, head_VxD: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -116,8 +117,8 @@ def plan(
     sizes = [dataclasses.asdict(settings.mesh)]
     if search:
         least = 1.0
-        if known and step == "train":  # two thirds of a device for float32 parameters and moments
-            size = 4 if lora.rank else 12
+        if known and step == "train":  # two thirds of a device for parameters and moments
+            size = jnp.dtype(lora.frozen_dtype).itemsize if lora.rank else 12
             least = size * parameter_count(model) / (known.device_memory * 2 / 3)
         rows = batch // accumulation
         options = {"least_shards": least, "tensor": tensor, "slices": slices}

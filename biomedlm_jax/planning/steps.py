@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.model.lora import matrices_in
 from biomedlm_jax.training import state as states
 from biomedlm_jax.training.loss import next_token_loss, summed_loss
 from biomedlm_jax.training.optimizer import make_optimizer
@@ -42,8 +43,9 @@ def _trace_train(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, to
     def make(model) -> states.TrainState:
         return states.init_state(states.adapted(model, lora, seed=training.seed), tx)
 
-    abstract = meshes.abstract_sharded(make, mesh, abstract_model(config))
-    frozen = states.frozen_part(abstract_model(config, mesh), lora)
+    model = matrices_in(abstract_model(config, mesh), lora.frozen_dtype)
+    abstract = meshes.abstract_sharded(make, mesh, model)
+    frozen = states.frozen_part(model, lora)
     loss = functools.partial(next_token_loss, chunks=training.loss_chunks)
     update = states.jit_step(
         states.train_step,

@@ -34,11 +34,14 @@ def check_model(path: str | Path, mesh: Mesh | None, **execution) -> Head | None
 
 
 def load_model(
-    path: str | Path, head: Head | None, mesh: Mesh | None, **execution
+    path: str | Path, head: Head | None, mesh: Mesh | None, *, dtype: str = "float32", **execution
 ) -> tuple[LanguageModel | Scorer, Tokenizer]:
-    """Load a model that `check_model` returned the head of, and its tokenizer."""
+    """Load a model that `check_model` returned the head of, and its tokenizer.
+
+    `dtype` is that of its matrices.
+    """
     loader = load if head is None else load_finetuned
-    model, tokenizer, *_ = loader(path, mesh=mesh, **execution)
+    model, tokenizer, *_ = loader(path, mesh=mesh, dtype=dtype, **execution)
     assert tokenizer is not None  # by check_model
     return model, tokenizer
 

@@ -145,7 +145,7 @@ def accuracy(*seeds: Columns, seed: int = 0) -> Interval:
 def mean(values_N: np.ndarray, *, group_N: np.ndarray | None = None, seed: int = 0) -> Interval:
     """Return the mean of any figure of N answers with its percentile bootstrap interval."""
     column_Nx1 = np.asarray(values_N, np.float64)[:, None]
-    return _bootstrap(column_Nx1, lambda sums_Rx1, n_R: sums_Rx1[:, 0] / n_R, group_N, seed)
+    return bootstrap(column_Nx1, lambda sums_Rx1, n_R: sums_Rx1[:, 0] / n_R, group_N, seed)
 
 
 def macro_f1(*seeds: Columns, seed: int = 0) -> Interval:
@@ -174,7 +174,7 @@ def macro_f1(*seeds: Columns, seed: int = 0) -> Interval:
     features_NxF = np.hstack(
         [part for one in prediction_SxNxC for part in (gold_NxC * one, gold_NxC + one)]
     )
-    interval = _bootstrap(features_NxF, mean_f1, first.group_N, seed)
+    interval = bootstrap(features_NxF, mean_f1, first.group_N, seed)
     return interval._replace(value=float(f1(features_NxF.sum(axis=0, keepdims=True)).mean()))
 
 
@@ -305,12 +305,14 @@ def _over_seeds(values_NxSxT: np.ndarray, group_N, seed: int) -> Interval:
         return np.einsum("rst,rs,rt->r", sums_RxSxT, weights_RxS, weights_RxT) / n_R
 
     features_NxF = values_NxSxT.reshape(len(values_NxSxT), -1).astype(int)
-    interval = _bootstrap(features_NxF, mean, group_N, seed)
+    interval = bootstrap(features_NxF, mean, group_N, seed)
     return interval._replace(value=float(values_NxSxT.mean()))
 
 
-def _bootstrap(features_NxF: np.ndarray, statistic: Statistic, group_N, seed: int) -> Interval:
-    """Percentile interval of `statistic(sums of features [R, F], questions [R])` of R resamples.
+def bootstrap(features_NxF: np.ndarray, statistic: Statistic, group_N, seed: int) -> Interval:
+    """Return `statistic(sums of features [R, F], questions [R])` and its percentile interval.
+
+    The statistic is computed of R resamples at once, and of all N questions for the value.
 
     Units (groups, or single questions) with equal sums are interchangeable: a resample is a
     multinomial sample of the kinds, at a cost that does not grow with the questions.

@@ -21,11 +21,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import all_gather
 from biomedlm_jax.buckets import as_path, is_bucket
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import write_sums
 from biomedlm_jax.model.language_model import named_leaves
+from biomedlm_jax.training.narrowing import Narrowing
 from biomedlm_jax.training.saved_steps import (
     FOLDER,
     advice_on,
@@ -50,7 +52,7 @@ SLICE_BYTES = 2**20
 def _tree_handler() -> ocp.PyTreeCheckpointHandler:
     """The handler of a tree of arrays."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
-    others = ((np.ndarray, ocp.type_handlers.NumpyHandler()),)
+    others = ((np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), *others)
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
@@ -242,8 +244,9 @@ def save_model(run_directory: str | Path, model: Any, *, step: int = 0) -> None:
 def load_tree(run_directory: str | Path, abstract, *, step: int | None = None, item: str = MODEL):
     """Read a saved model, the newest by default, or another item, sharded as `abstract` is.
 
-    Raises InputError if there is no such checkpoint, its files are damaged, or it is of another
-    config.
+    A warning has how many numbers are rounded, if `abstract` has bfloat16 where the checkpoint has
+    float32. Raises InputError if there is no such checkpoint, its files are damaged, or it is of
+    another config.
     """
     folder = as_path(run_directory).absolute() / FOLDER
     there = [number for number, path in step_folders(run_directory) if is_committed(path)]
@@ -260,9 +263,10 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None, i
         advice = advice_on(problems[0], others, run_directory)
         raise InputError(f"the checkpoint {folder / str(step)}: {problems[0]}; {advice}")
     saved = folder / str(step) / item
-    check_shapes(saved, abstract)
+    check_shapes(saved, jax.tree.map(_as_saved, abstract))
     leaves, structure = jax.tree.flatten(abstract)
     restored, where, how = [ocp.PLACEHOLDER] * len(leaves), _orbax_path(saved), _as(abstract)
+    narrowing = Narrowing(run_directory)
     with storage_errors(saved), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for part in _parts(leaves):
             wanted = [leaf if i in part else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)]
@@ -271,6 +275,11 @@ def load_tree(run_directory: str | Path, abstract, *, step: int | None = None, i
             got = jax.block_until_ready(jax.tree.leaves(checkpointer.restore(where, args=args)))
             for i in part:
                 restored[i] = got[i]
+                if isinstance(got[i], np.ndarray):
+                    values = narrowing.cast(got[i], leaves[i].dtype)
+                    restored[i] = jax.block_until_ready(meshes.place(values, leaves[i].sharding))
+            del got
+    narrowing.warn()
     return structure.unflatten(restored)
 
 
@@ -279,12 +288,21 @@ def _in_chunks(model: Any):
 
 
 def _as(abstract: Any):
-    """Restore with these dtypes and shardings."""
+    """Restore with these dtypes and shardings; what is narrower than its file, on the host."""
 
     def like(leaf):
+        if _as_saved(leaf) is not leaf:
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
         return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(like, abstract)
+
+
+def _as_saved(leaf):
+    """Return the leaf as checkpoints have it: parameters are float32."""
+    if leaf.dtype != jax.numpy.bfloat16:
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding)
 
 
 def _parts(leaves: list) -> list[list[int]]:

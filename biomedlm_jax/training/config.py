@@ -12,6 +12,9 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import make_mesh
 from biomedlm_jax.settings import Settings, setting
 
+# What runs did before a setting existed.
+ABSENT = {"lora.frozen_dtype": "float32"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings(Settings):
@@ -87,6 +90,16 @@ class LoRASettings(Settings):
     group = "lora"
     rank: int = setting(0, least=0)
     alpha: float = setting(16.0, above=0)
+    # Of the frozen model's matrices; factors, added rows and score layers are float32.
+    frozen_dtype: str = setting("float32", choices=("float32", "bfloat16"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.rank and self.frozen_dtype != "float32":
+            raise InputError(
+                f"got lora.frozen_dtype={self.frozen_dtype} with lora.rank=0, which freezes "
+                "nothing; set --config.lora.rank=16, or --config.lora.frozen_dtype=float32"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,10 +169,10 @@ def changed_settings(
     for group, new in to_json(settings).items():
         typed, old = getattr(settings, group), before.get(group, {})
         differing += [
-            f"{group}.{name}={old.get(name)!r} (now {value!r})"
+            f"{group}.{name}={old.get(name, ABSENT.get(f'{group}.{name}'))!r} (now {value!r})"
             for name, value in (new.items() if isinstance(typed, Settings) else ())
             if name not in typed.free_names() and f"{group}.{name}" not in may_change
-            if old.get(name) != value
+            if old.get(name, ABSENT.get(f"{group}.{name}")) != value
         ]
     return differing
 

@@ -191,7 +191,9 @@ def fit(
             state,
             past,
             update=functools.partial(_updated, update, frozen),
-            merge=functools.partial(_merged, frozen=frozen),
+            merge=functools.partial(
+                _merged, frozen=frozen, view=settings.lora.frozen_dtype != "float32"
+            ),
             merges=merges,
             rates=np.asarray(jax.vmap(schedule)(np.arange(steps))),
             votes=Votes(mesh),
@@ -236,5 +238,8 @@ def _updated(update: Callable, frozen: tuple, state, batch, **options):
     return update(state, batch, *frozen, **options)
 
 
-def _merged(trained, *, frozen: tuple):
-    return trained.merged(*frozen) if frozen else trained
+def _merged(trained, *, frozen: tuple, view: bool):
+    """Return the model: with `view` its factors stay apart, for float32 kernels may not fit."""
+    if not frozen:
+        return trained
+    return trained.view(*frozen) if view else trained.merged(*frozen)

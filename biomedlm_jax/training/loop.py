@@ -13,6 +13,7 @@ from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import from_first_process
 from biomedlm_jax.allocator import return_freed_memory
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.model.lora import without_factors
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.goodput import Stopwatch
 from biomedlm_jax.training.metrics import NullRecorder, Recorder, StepTimer, was_evaluated
@@ -84,7 +85,7 @@ class Loop:
 
     @property
     def model(self) -> Any:
-        """The model as it is now, LoRA's factors merged."""
+        """The model as it is now, with LoRA's factors: merged, or applied layer by layer."""
         return self._merge(self._state.model)
 
     def run(self) -> dict[str, float]:
@@ -196,7 +197,7 @@ class Loop:
             return
         position = {"data": self._recipe.data.position(), "losses": {**self._losses}}
         position |= {"spikes": self._spikes.losses(), "skips": self._skips.counts()}
-        merged = self.model if self._merges else None
+        merged = without_factors(self.model) if self._merges else None
         self._recorder.flush()  # a resume does not repeat the lines before a checkpoint
         with self._stopwatch.count("save"):
             self._checkpointer.save(self._state, position, merged=merged)

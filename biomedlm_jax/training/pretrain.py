@@ -33,6 +33,7 @@ from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
 from biomedlm_jax.model.language_model import LanguageModel, axis_names, named_parameters
+from biomedlm_jax.model.lora import matrices_in
 from biomedlm_jax.settings import Settings, check_object, read_settings, setting
 from biomedlm_jax.training.config import RunSettings, StepSettings
 from biomedlm_jax.training.description import describe_run
@@ -206,7 +207,8 @@ def pretrain(
     base: list[Any] = []
     if init is not None:
         with jax.set_mesh(mesh):
-            base = [init.read(abstract_model(model_config, mesh))]
+            dtype = settings.lora.frozen_dtype
+            base = [init.read(matrices_in(abstract_model(model_config, mesh), dtype))]
             started_from["weights"] = weights_hash(base[0])
     mixture = sources if len(sources) > 1 else ()
     batches = Batches(mixture or path, split="train", **layout, seed=settings.data.seed)

@@ -28,24 +28,28 @@ NOT_COMPARED = ("path", "left_out")  # of started_from: the same content may lie
 
 
 def weights_hash(model: Any) -> str:
-    """Return the SHA-256 of a model's parameters (names, shapes, values), equal on every mesh."""
+    """Return the SHA-256 of a model's parameters (names, shapes, values), equal on every mesh.
+
+    The values are hashed as float32, so that a model has one hash in each dtype that holds it.
+    """
     digest = hashlib.sha256()
     for name, leaf in sorted(named_leaves(model).items()):
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode("ascii"))
+        digest.update(f"{name} float32 {leaf.shape}".encode("ascii"))
         for part in _host_parts(leaf):
-            digest.update(part.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
+            digest.update(part.astype(np.float32, copy=False).reshape(-1).data)
     return digest.hexdigest()
 
 
 def _host_parts(leaf: jax.Array) -> Iterator[np.ndarray]:
     """Yield the values of a leaf in order; no device gathers more than PART_BYTES or a layer."""
     size = len(leaf)
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 or leaf.dtype != np.float32:
         size = max(1, size * PART_BYTES // leaf.nbytes)
     for start in range(0, len(leaf), size):
         part = leaf
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 or size < len(leaf):
             part = jax.lax.dynamic_slice_in_dim(leaf, start, min(size, len(leaf) - start))
+        if jax.process_count() > 1:
             part = multihost_utils.process_allgather(part, tiled=True)
         yield np.ascontiguousarray(part)
 

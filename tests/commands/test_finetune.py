@@ -7,15 +7,18 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from processes import Process
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.finetuning.finetune import finetune
-from biomedlm_jax.interop.finetuned import save_finetuned
+from biomedlm_jax.interop.finetuned import load_finetuned, save_finetuned
+from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
+from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.metrics import read_metrics
 from biomedlm_jax.training.saved_steps import steps
 
@@ -88,17 +91,25 @@ def test_ctrl_c_saves(world, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["questions", "text"])
-def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("questions", {}),
+        ("text", {}),
+        ("text", {"lora.rank": 2, "lora.frozen_dtype": "bfloat16"}),
+    ],
+)
+def test_two_processes_compute_what_one_does(recipe, more, world, tmp_path):
     runs = [tmp_path / "one", tmp_path / "two"]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    words = command(recipe, world, runs[1])
+    words = command(recipe, world, runs[1], **more)
     words += [f"--coordinator=localhost:{port}", "--process_count=2"]
     flags = f"--xla_force_host_platform_device_count=4 {os.environ['FAST_COMPILATION']}"
     processes = [start([*words, f"--process_id={i}"], XLA_FLAGS=flags) for i in range(2)]
     variant, values = changes(recipe, world)
+    values |= more
     config = runpy.run_path(str(ROOT / "configs" / "finetune.py"))["get_config"](variant)
     config.update_from_flattened_dict(values)
     finetune(config, world / "base", runs[0])
@@ -110,10 +121,15 @@ def test_two_processes_compute_what_one_does(recipe, world, tmp_path):
     for a, b in zip(*map(read_metrics, runs), strict=True):
         same = {name: value for name, value in a.items() if name not in SPEED}
         assert {name: b[name] for name in same} == pytest.approx(same, rel=1e-3)
+    models = [named_leaves((load if recipe == "text" else load_finetuned)(run)[0]) for run in runs]
+    for name, leaf in models[0].items():
+        np.testing.assert_allclose(leaf, models[1][name], rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_the_mask_is_printed_and_nothing_is_trained(world, tmp_path, capsys):
-    words = command("text", world, tmp_path / "run")[2:]
+    words = [w for w in command("text", world, tmp_path / "run")[2:] if "--workdir" not in w]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "biomedlm finetune: error: --workdir is required.\n"
     assert main([*words, "--show_mask"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("example ") == 3

@@ -91,13 +91,15 @@ def test_the_small_world_needs_no_other_value(get_config):
 
 
 def test_the_variants_of_chats_are_complete(get_config):
-    for variant, rank in (("instruct", 0), ("instruct_lora", 16)):
+    ranks = {"instruct": 0, "instruct_lora": 16, "instruct_lora_one_chip": 16}
+    for variant, rank in ranks.items():
         config = get_config(variant)
         with pytest.raises(ValueError, match=r"got an empty data\.train"):
             read_settings(ChatSettings, config)
         config.data.update(train=("a.jsonl", "b.jsonl"), format=("alpaca",))
         settings = read_settings(ChatSettings, config)
         assert settings.lora.rank == rank
+        assert (settings.lora.frozen_dtype == "bfloat16") == ("one_chip" in variant)
         assert settings.model["residual_dropout"] == 0
         settings.check_positions(1_024, 1_024)
         with pytest.raises(ValueError, match="expected at most the model's 512 positions"):

@@ -73,6 +73,8 @@ def test_a_stopped_sweep_resumes(world, question_config, short_question_run, int
     assert losses[0] != losses[1]
 
 
-def test_without_a_sweep_the_directory_is_the_run(world, question_config, question_run, capsys):
-    run, result = question_run
-    assert finetune_all(question_config(), world / "base", run) == [{"workdir": str(run), **result}]
+def test_without_a_sweep_the_directory_is_the_run(
+    world, question_config, short_question_run, capsys
+):
+    (run, result), config = short_question_run, question_config(training__epochs=2)
+    assert finetune_all(config, world / "base", run) == [{"workdir": str(run), **result}]

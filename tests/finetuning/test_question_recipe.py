@@ -152,6 +152,24 @@ def test_a_signal_stops_the_evaluation_between_its_batches(
     assert records(run) == records(short_question_run[0])
 
 
+def test_a_head_learns_beside_frozen_bfloat16_weights(world, question_config, lora, tmp_path):
+    changes = {**lora, "lora__frozen_dtype": "bfloat16", "training__epochs": 1}
+    with pytest.warns(RuntimeWarning, match="bfloat16 rounds"):
+        result = finetune(question_config(**changes), world / "base", tmp_path / "run")
+    tuned, tokenizer, head = load_finetuned(tmp_path / "run")
+    base, size = load(world / "base")[0], load(world / "base")[0].config.vocab_size
+    rounded = np.asarray(base.wte[:size]).astype("bfloat16").astype(np.float32)
+    np.testing.assert_array_equal(tuned.trunk.wte[:size], rounded)
+    kernel = np.asarray(tuned.trunk.h.mlp.c_fc.kernel[...])
+    assert (kernel != kernel.astype("bfloat16").astype(np.float32)).any()  # merged in float32
+    task = find_task(f"jsonl:{world / 'choice'}")
+    dev = read_questions(task, split="dev")
+    items = score(tuned, tokenizer, dev, task, mode=CLASSIFIER, max_length=head.max_length)
+    right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
+    assert result["dev_accuracy"] == pytest.approx(100 * np.mean(right))
+
+
+@pytest.mark.slow
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     run, result = lora_run
     assert result["dev_accuracy"] > 70  # chance is a third

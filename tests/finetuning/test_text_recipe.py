@@ -97,6 +97,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         assert (whole / file).read_bytes() == (parts / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     run, result = lora_run
     lines = epochs(run)
@@ -308,15 +309,23 @@ def test_a_llama_learns_chats_with_new_tokens(world, chat_config, lora, tmp_path
     save_finetuned(tmp_path / "base", model, tokenizer)
     changes = {**lora, "data__template": "chatml", "training__epochs": 2}
     changes |= {"data__added_tokens": ("<|im_start|>", "<|im_end|>"), "evaluation__examples": 0}
+    changes["lora__frozen_dtype"] = "bfloat16"
     run = tmp_path / "run"
     result = finetune(chat_config(**changes), tmp_path / "base", run)
     lines = epochs(run)
     assert result["dev_loss"] < lines[0]["dev_loss"]
     tuned, tokenizer = load(run)
     assert tuned.config.vocab_size == 302
+    rounded = np.asarray(model.embed_tokens[:300]).astype("bfloat16").astype(np.float32)
+    np.testing.assert_array_equal(tuned.embed_tokens[:300], rounded)
+    rows = np.asarray(tuned.lm_head[300:302])
+    assert (rows != rows.astype("bfloat16").astype(np.float32)).any()  # trained in float32
     settings = json.loads((run / "model" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [299, tokenizer.token_to_id("<|im_end|>")]
-    config = chat_config(**changes)
+    config = chat_config(**{**changes, "evaluation__final_examples": -1})
+    report = finetune(config, tmp_path / "base", tmp_path / "without_answers")
+    assert report == {"dev_loss": pytest.approx(result["dev_loss"], rel=1e-6)}
+    assert (tmp_path / "without_answers" / "predictions.jsonl").read_bytes() == b""
     config.generation.max_new_tokens = 120
     with pytest.raises(InputError, match="expected at most the model's 128 positions"):
         finetune(config, tmp_path / "base", tmp_path / "other")

@@ -16,6 +16,7 @@ from biomedlm_jax.interop.finetuned import (
 )
 from biomedlm_jax.interop.huggingface import export_hf, load
 from biomedlm_jax.model.heads import HEADS
+from biomedlm_jax.model.language_model import named_leaves
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -157,3 +158,22 @@ def test_damaged_directories_are_refused(
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         load_finetuned(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_matrices_are_read_as_bfloat16_onto_a_mesh(exported, make_finetuned, tmp_path):
+    model, tokenizer, head = make_finetuned("classification")
+    path = save_finetuned(tmp_path / "run", model, tokenizer, head)
+    if exported:
+        path = tmp_path / "hf"
+        export_hf(model, tokenizer, path, head=head)
+    mesh = meshes.make_mesh(fsdp=4, tensor=2)
+    with pytest.warns(RuntimeWarning, match=rf"bfloat16 rounds [\d,]+ of [\d,]+ numbers of {path}"):
+        loaded, *_ = load_finetuned(path, mesh=mesh, dtype="bfloat16")
+    wide, narrow = named_leaves(model), named_leaves(loaded)
+    assert narrow["score.kernel"].dtype == narrow["trunk.ln_f.scale"].dtype == "float32"
+    for name, leaf in narrow.items():
+        matrix = "trunk" in name and name.endswith(("kernel", "wte", "wpe"))
+        assert leaf.dtype == ("bfloat16" if matrix else "float32")
+        assert leaf.sharding.mesh == mesh
+        np.testing.assert_array_equal(leaf, np.asarray(wide[name]).astype(leaf.dtype))

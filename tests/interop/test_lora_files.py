@@ -273,6 +273,53 @@ def test_runs_without_factors_are_refused(bases, make_finetuned, exported, tmp_p
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("org/llama", "hf://org/llama"), ("{here}", "{here}"), ("/nowhere", "DIR"), (None, "DIR")],
+)
+def test_every_command_refuses_an_adapter_with_the_command_that_merges_it(
+    name, base, exported, bases, tmp_path, command
+):
+    here, adapter = str(bases("llama")), shutil.copytree(exported, tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = name and name.format(here=here)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    chats, out = tmp_path / "chats.jsonl", tmp_path / "out"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    others = [{"role": "user", "content": "c"}, turns[1]]
+    for file, one in ((chats, turns), (tmp_path / "dev.jsonl", others)):
+        file.write_text(json.dumps({"messages": one}) + "\n")
+    tune = ("finetune", "--config=configs/finetune.py:instruct", f"--config.data.train={chats}")
+    tune += ("--config.data.format=messages", f"--workdir={out}")
+    tune += (f"--config.data.dev={tmp_path / 'dev.jsonl'}",)
+    started = ("pretrain", "--config=configs/pretrain.py:continued", f"--workdir={out}")
+    questions = [
+        {"id": f"{split}{n}", "question": f"{split} {n}?", "options": ["a", "b"]}
+        for split in ("dev", "test")
+        for n in range(2)
+    ]
+    for split in ("dev", "test"):
+        lines = [json.dumps(q | {"label": 0}) for q in questions if split in q["id"]]
+        (tmp_path / f"questions/{split}.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / f"questions/{split}.jsonl").write_text("\n".join(lines) + "\n")
+    score = ("evaluate", f"--task=jsonl:{tmp_path / 'questions'}", f"--out={out}")
+    for words in (
+        (*tune, f"--model={adapter}"),
+        (*tune, f"--model={adapter}", "--show_mask"),
+        (*started, "--config.data.path=nowhere", f"--init={adapter}"),
+        ("generate", f"--model={adapter}", "--prompt=hi"),
+        (*score, f"--model={here}", f"--versus={adapter}"),
+        (*score, f"--model={adapter}"),
+        ("verify-hf", f"--model={adapter}"),
+    ):
+        done = command(*words)
+        assert done.code == 2
+        fix = f"biomedlm import-hf --source={adapter} --base={base.format(here=here)} --out=RUN"
+        assert f"{adapter} is an adapter, without the model that it changes" in done.error
+        assert f"merge it first: {fix}, then use RUN" in done.error.splitlines()[-1]
+    assert not out.exists()
+
+
 def test_commands_there_and_back(bases, tmp_path, command):
     base, run, out = bases("llama"), tmp_path / "run", tmp_path / "out"
     make_run(run, base)

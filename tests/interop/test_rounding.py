@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.interop import rounding
 from biomedlm_jax.interop.rounding import Rounding, most_frequent, recorded, source_dtypes
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.families import abstract_model
+from biomedlm_jax.training import narrowing
 
 TENSORS = {
     "a": np.random.default_rng(0).standard_normal((7, 5), np.float32).T,
@@ -19,7 +19,7 @@ TENSORS = {
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_numbers_are_rounded_and_counted_as_torch_does(dtype, at_once, monkeypatch):
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(rounding, "AT_ONCE", at_once)
+    monkeypatch.setattr(narrowing, "AT_ONCE", at_once)
     cast = Rounding(TENSORS.__getitem__, dict.fromkeys(TENSORS, dtype))
     changed, largest = 0, 0.0
     for name, tensor in TENSORS.items():

@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model.families import abstract_model, make_config, make_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.heads import MultipleChoice, score_layer
-from biomedlm_jax.model.language_model import parameter_count
-from biomedlm_jax.model.lora import Adapter, LoRA
+from biomedlm_jax.model.language_model import named_leaves, parameter_count
+from biomedlm_jax.model.lora import Adapter, LoRA, matrices_in, without_factors
 
 CONFIG = GPT2Config(
     vocab_size=303,
@@ -36,14 +38,15 @@ def gpt(make_gpt2):
 
 def adapter(gpt, *, trained: bool) -> Adapter:
     """As at the start of a run, or with factors and rows moved away from it."""
-    score = score_layer(CONFIG, "choice", 1, key=jax.random.key(1))
+    score = score_layer(gpt.config, "choice", 1, key=jax.random.key(1))
     model = MultipleChoice(gpt, score)
     made = Adapter(model, added=ADDED, rank=RANK, alpha=ALPHA, key=jax.random.key(2))
     if trained:
         for i, factors in enumerate(made.lora.factors.values()):
             moved = 0.05 * jax.random.normal(jax.random.key(10 + i), factors["b"].shape)
             factors["b"] = factors["b"].replace(moved)
-        made.rows["wte"] = made.rows["wte"].replace(made.rows["wte"][...] + 0.3)
+        for name, rows in made.rows.items():
+            made.rows[name] = rows.replace(rows[...] + 0.3)
     return made
 
 
@@ -159,3 +162,61 @@ def test_every_layer_and_kernel_has_its_own_factors(gpt):
         bound = np.sqrt(6 / values.shape[0])
         assert 0.9 * bound < np.abs(values).max() <= bound
     assert not any(np.asarray(f["b"][...]).any() for f in lora.factors.values())
+
+
+def in_bfloat16(model):
+    """The model with its matrices in bfloat16, and the same values in float32."""
+    shapes = matrices_in(jax.eval_shape(lambda: model), "bfloat16")
+    narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), model, shapes)
+    return narrow, jax.tree.map(lambda leaf: leaf.astype("float32"), narrow)
+
+
+def test_kernels_and_tables_are_matrices():
+    sizes = {"vocab_size": 64, "context_length": 16, "layers": 2, "width": 32, "heads": 4}
+    fields = {"model_type": "qwen3", "head_dim": 8, "key_value_heads": 2, "mlp_width": 64, **sizes}
+    for config in (CONFIG, make_config(fields)):
+        model = abstract_model(config, meshes.one_device())
+        wide, narrow = named_leaves(model), named_leaves(matrices_in(model, "bfloat16"))
+        assert {name for name in wide if narrow[name].dtype == "bfloat16"} == {
+            name for name in wide if name.endswith(("kernel", "wte", "wpe", "tokens", "lm_head"))
+        }
+        for name, leaf in wide.items():
+            assert (leaf.shape, leaf.sharding) == (narrow[name].shape, narrow[name].sharding)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_frozen_bfloat16_model_is_computed_as_its_float32_values(gpt, family):
+    model = gpt
+    if family == "llama":
+        fields = {"vocab_size": 303, "context_length": 32, "layers": 2, "width": 64, "heads": 4}
+        config = make_config(
+            {"model_type": "llama", "key_value_heads": 2, "mlp_width": 96} | fields
+        )
+        model = make_model(config, key=jax.random.key(0))
+    narrow, wide = in_bfloat16(model)
+    made = adapter(wide, trained=True)
+
+    @jax.jit
+    def step(made, frozen):
+        def loss(made):
+            head = made.view(frozen)
+            states = head.trunk.hidden(tokens())
+            return (head(states) ** 2).mean() + (head.trunk.logits(states) ** 2).mean()
+
+        return jax.value_and_grad(loss)(made)
+
+    ours, theirs = step(made, narrow), step(made, wide)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    plain, expected = without_factors(made.view(narrow)), made.merged(wide)
+    assert jax.tree.structure(plain) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert without_factors(expected).trunk is expected.trunk
+    # For decoding, each layer is merged before it is cast.
+    one, two = (m.trunk.unstacked(jnp.float32) for m in (made.view(narrow), expected))
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model.families import make_config, make_model
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.model.vocabulary import grow_vocabulary, with_added_tokens
@@ -52,6 +53,44 @@ def test_rows_are_initialised_as_a_fresh_models_and_follow_the_key(model, make_g
     one, same, other = (grow_vocabulary(model, 3, key=jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one.wte[...], same.wte[...])
     assert (np.asarray(one.wte[300:303]) != np.asarray(other.wte[300:303])).any()
+
+
+def test_rows_at_the_mean_have_the_mean_and_the_scaled_covariance_of_the_others(model):
+    size, untied = (
+        {"vocab_size": 300, "layers": 1, "width": 16, "heads": 4},
+        ("embed_tokens", "lm_head"),
+    )
+    fields = {"model_type": "llama", "key_value_heads": 2, "mlp_width": 16, "context_length": 8}
+    llama = make_model(make_config(fields | size), key=jax.random.key(3))
+    for name in untied:
+        setattr(llama, name, getattr(llama, name).replace(getattr(llama, name)[...] + 0.5))
+    samples = []
+    for before in (model, llama):
+        after = grow_vocabulary(before, 20_000, key=jax.random.key(1), at_mean=True)
+        for name, leaf in named_leaves(before).items():
+            if name not in ("wte", *untied):
+                assert named_leaves(after)[name] is leaf
+                continue
+            table, grown = (np.asarray(named_leaves(m)[name], np.float64) for m in (before, after))
+            np.testing.assert_array_equal(grown[:300], table[:300])
+            rows, scale = grown[300:20_300], table[:300].std(axis=0).max()
+            np.testing.assert_allclose(
+                rows, np.tile(table[:300].mean(0), (20_000, 1)), atol=scale / 1e3
+            )
+            wanted = 1e-9 * np.cov(table[:300].T, bias=True)
+            np.testing.assert_allclose(np.cov(rows.T), wanted, rtol=0, atol=0.06 * wanted.max())
+            assert len(np.unique(rows[:3, 0])) > 1
+            samples.append(rows - rows.mean(0))
+    assert (samples[1] != samples[2]).any()  # the input's noise is not the output's
+
+
+def test_a_bfloat16_table_grows_as_it_is(model):
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model)
+    for at_mean in (False, True):
+        grown = grow_vocabulary(narrow, 2, key=jax.random.key(1), at_mean=at_mean)
+        assert grown.wte.dtype == jnp.bfloat16
+    mean = np.asarray(model.wte[:300], np.float64).mean(0)
+    np.testing.assert_allclose(grown.wte[300].astype(jnp.float32), mean, atol=2e-4)
 
 
 def test_it_grows_in_its_shards(model):

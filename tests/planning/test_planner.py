@@ -216,6 +216,7 @@ def test_a_step_for_two_slices_sends_each_gradient_between_them_once(two_slices_
     assert "data 2 x fsdp 4: between slices, per device: all-reduce f32 of 0.00" in text
 
 
+@pytest.mark.slow
 def test_without_a_published_bandwidth_between_slices_there_is_no_time(two_slices_plan):
     figures = two_slices_plan[0].rows[0].figures
     v4 = CHIPS["TPU v4"]

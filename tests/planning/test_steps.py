@@ -15,8 +15,8 @@ from biomedlm_jax.training.pretrain import PretrainSettings
 def trace(config):
     mesh = meshes.make_mesh(data=2, fsdp=4)
 
-    def of(step: str, rank: int = 0):
-        config.lora.rank = rank
+    def of(step: str, rank: int = 0, frozen_dtype: str = "float32"):
+        config.lora.update(rank=rank, frozen_dtype=frozen_dtype)
         settings = read_settings(PretrainSettings, config.to_dict())
         with jax.set_mesh(mesh):
             traced, _, state_bytes = trace_step(settings, make_config(settings.model), mesh, step)
@@ -59,6 +59,14 @@ def test_lora_has_moments_of_its_factors_only(trace):
     assert state_bytes["parameters"] == full["parameters"] + part
     forward = 8 * 32 * (2 * KERNELS + ATTENTION)
     assert 2 * forward < flops < 3.1 * forward
+
+
+def test_frozen_matrices_take_half_the_memory_in_bfloat16(trace):
+    flops, wide = trace("train", rank=8)
+    same_flops, narrow = trace("train", rank=8, frozen_dtype="bfloat16")
+    matrices = 2 * 12 * 64**2 + (512 + 32) * 64  # kernels, tokens and positions; four shards
+    assert wide["parameters"] - narrow["parameters"] == 2 * matrices / 4
+    assert (narrow["optimizer"], same_flops) == (wide["optimizer"], flops)
 
 
 def test_a_scoring_step_has_the_forward_products_and_no_optimizer(trace):

@@ -3,8 +3,9 @@ import json
 
 import pytest
 
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.settings import read_settings
-from biomedlm_jax.training.config import OptimizerSettings, changed_settings, to_json
+from biomedlm_jax.training.config import LoRASettings, OptimizerSettings, changed_settings, to_json
 from biomedlm_jax.training.pretrain import PretrainSettings
 
 
@@ -30,3 +31,21 @@ def test_what_is_free_makes_no_difference(config, name):
     assert changed_settings(before, dataclasses.replace(settings, lora=lora)) == [
         "lora.alpha=16.0 (now 3.0)"
     ]
+
+
+def test_frozen_weights_of_runs_before_the_setting_were_float32(config):
+    config.lora.rank = 2
+    settings = read_settings(PretrainSettings, config)
+    before = json.loads(json.dumps(to_json(settings)))
+    del before["lora"]["frozen_dtype"]
+    assert changed_settings(before, settings) == []
+    lora = dataclasses.replace(settings.lora, frozen_dtype="bfloat16")
+    (line,) = changed_settings(before, dataclasses.replace(settings, lora=lora))
+    assert line.startswith("lora.frozen_dtype=")
+
+
+def test_only_lora_freezes_weights():
+    with pytest.raises(InputError, match=r"frozen_dtype=bfloat16 with lora.rank=0, .*; set"):
+        LoRASettings(frozen_dtype="bfloat16")
+    with pytest.raises(InputError, match="expected one of float32, bfloat16"):
+        LoRASettings(rank=2, frozen_dtype="float16")

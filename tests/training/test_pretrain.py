@@ -3,6 +3,7 @@ import functools
 import json
 import runpy
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ from biomedlm_jax.model.families import abstract_model, make_config, make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.language_model import map_parameters, named_leaves, parameter_count
 from biomedlm_jax.model.llama import LlamaConfig
-from biomedlm_jax.model.lora import Adapter
+from biomedlm_jax.model.lora import Adapter, matrices_in
 from biomedlm_jax.settings import read_settings
 from biomedlm_jax.training.loss import next_token_loss
 from biomedlm_jax.training.metrics import read_metrics
@@ -190,6 +191,7 @@ def test_the_first_step_from_weights_is_one_made_by_hand(continued, finished, tm
     assert config["model"]["layers"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_resumes_without_them(continued, finished, tmp_path):
     source, whole = shutil.copytree(finished, tmp_path / "source"), tmp_path / "whole"
     pretrain(continued, whole, init=initial_weights(source))
@@ -324,6 +326,53 @@ def test_a_run_with_lora_resumes_with_the_weights_it_started_from(continued, fin
     continued.lora.rank = 4
     with pytest.raises(ValueError, match=r"holds a run with lora.rank=2 \(now 4\)"):
         pretrain(continued, part, init=init)
+
+
+@pytest.mark.slow
+def test_a_run_with_lora_freezes_its_weights_in_bfloat16(continued, finished, tmp_path):
+    """It computes what a float32 run computes from the rounded weights, and resumes exactly."""
+    base, tokenizer = load(finished)
+    kept = matrices_in(jax.eval_shape(lambda: base), "bfloat16")
+    narrow = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), base, kept)
+    rounded = jax.tree.map(lambda leaf: leaf.astype("float32"), narrow)
+    save_finetuned(tmp_path / "rounded", rounded, tokenizer)
+    exact, init = initial_weights(tmp_path / "rounded"), initial_weights(finished)
+    continued.lora.rank = 2
+    expected = pretrain(continued, tmp_path / "float32", init=exact)
+    continued.lora.frozen_dtype = "bfloat16"
+    runs, read = [tmp_path / name for name in ("float32", "run", "exact")], []
+
+    def reading(abstract):
+        read.append(init.read(abstract))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(read[0])} == {"float32", "bfloat16"}
+        return read[0]
+
+    pairs = zip(*map(jax.tree.leaves, (base, rounded)), strict=True)
+    count = sum(int((a != b).sum()) for a, b in pairs)
+    lossy = dataclasses.replace(init, read=reading)
+    with pytest.warns(RuntimeWarning, match=rf"bfloat16 rounds {count:,} of .* numbers of .*run"):
+        results = pretrain(continued, runs[1], init=lossy)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "bfloat16 rounds")
+        pretrain(continued, runs[2], init=exact)
+    assert results["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-6)
+    losses = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in runs]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
+    assert losses[2] == losses[1]
+    for a, b in zip(leaves(runs[0]), leaves(runs[1]), strict=True):  # merged, in float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-5)  # a hundredth of the rate
+    hashes = {json.loads((r / "run.json").read_text())["started_from"]["weights"] for r in runs}
+    assert hashes == {weights_hash(rounded)}
+
+    part = shutil.copytree(runs[1], tmp_path / "part")
+    for step in (8, 12):
+        shutil.rmtree(part / "checkpoints" / str(step))
+    assert pretrain(continued, part, init=exact) == results
+    for a, b in zip(leaves(runs[1]), leaves(part), strict=True):
+        np.testing.assert_array_equal(a, b)
+    continued.lora.frozen_dtype = "float32"
+    with pytest.raises(ValueError, match=r"with lora.frozen_dtype='bfloat16' \(now 'float32'\)"):
+        pretrain(continued, part, init=exact)
 
 
 @pytest.mark.slow

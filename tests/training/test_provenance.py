@@ -37,6 +37,13 @@ def test_the_hash_is_the_same_on_every_mesh():
     assert weights_hash(jax.device_put(make(), shardings)) == weights_hash(make())
 
 
+def test_the_hash_is_that_of_the_values_in_every_dtype(monkeypatch):
+    narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), make())
+    wide = jax.tree.map(lambda leaf: leaf.astype("float32"), narrow)
+    monkeypatch.setattr(provenance, "PART_BYTES", 5_000)
+    assert weights_hash(narrow) == weights_hash(wide) != weights_hash(make())
+
+
 def test_several_processes_hash_the_same_weights_part_by_part(monkeypatch):
     expected, sizes = weights_hash(make()), []
 
