@@ -44,6 +44,8 @@ EVERY = (
     "of several settings on the same questions looks better than it is on new ones."
 )
 FLAGS.define("all_settings", False, EVERY)
+DATE = "With --versus: what a chat template prints as today, YYYY-MM-DD; default: today."
+FLAGS.define("date", "", DATE)
 DEV = "This model's report on dev, to fit a temperature and a threshold to abstain."
 FLAGS.define("calibrate", None, DEV)
 RISK = "Share of wrong dev answers that the threshold of --calibrate allows (default 0.2)."
@@ -63,7 +65,7 @@ QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "ba
 UNSAFE = "confirm_run_unsafe_code"
 FLAGS.define(UNSAFE, False, "Run the code that the model writes for harness tasks of programs.")
 QUESTIONS += ("calibrate", "risk", "orders", "label_base", "twins", "versus", "json")
-WITH_VERSUS = ("dev_path", "all_settings")
+WITH_VERSUS = ("dev_path", "all_settings", "date")
 WITHOUT_VERSUS = ("baseline", "calibrate", "risk", "orders")
 HARNESS = ("harness_directory", "num_fewshot", "samples", UNSAFE)
 FLAGS.add("mesh", "dtype", "processes")

@@ -68,6 +68,11 @@ class ChatTemplate:
             raise InputError(f"{where} has a chat template that is no Jinja: {error}") from None
 
     @property
+    def prints_the_date(self) -> bool:
+        """Whether it may ask the clock."""
+        return "strftime_now" in self.text
+
+    @property
     def marks_answers(self) -> bool:
         """Whether it has {% generation %} blocks."""
         return GENERATION.search(self.text) is not None
@@ -137,13 +142,18 @@ def chat_template(
     return ChatTemplate(text, special_tokens(tokenizer), where=source, today=today)
 
 
-def read_chat_template(directory: str | Path, name: str = "") -> ChatTemplate | None:
+def read_chat_template(
+    directory: str | Path,
+    name: str = "",
+    *,
+    today: Callable[[], datetime.datetime] = datetime.datetime.now,
+) -> ChatTemplate | None:
     """Return a template of a tokenizer directory, by default its default; None without one."""
     tokenizer = load_tokenizer(directory)
     text = templates_of(tokenizer, where=str(directory)).get(name or "default")
     if text is None:
         return None
-    return ChatTemplate(text, special_tokens(tokenizer), where=str(directory))
+    return ChatTemplate(text, special_tokens(tokenizer), where=str(directory), today=today)
 
 
 def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
@@ -294,14 +304,17 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def fixed_date(text: str) -> Callable[[], datetime.datetime]:
-    """Return the clock of a training run: YYYY-MM-DD, or with "" one that may not be read."""
+def fixed_date(text: str, *, name: str = "data.date") -> Callable[[], datetime.datetime]:
+    """Return a clock that stands at YYYY-MM-DD, or with "" one that may not be read.
+
+    `name` is what an InputError calls the setting.
+    """
     if not text:
         return _no_date
     try:
         day = datetime.datetime.strptime(text, "%Y-%m-%d")
     except ValueError:
-        raise InputError(f"got data.date={text!r}; expected YYYY-MM-DD") from None
+        raise InputError(f"got {name}={text!r}; expected YYYY-MM-DD") from None
     return lambda: day
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
@@ -46,14 +47,23 @@ def load_model(
     return model, tokenizer
 
 
-def read_chat_prompt(path: str | Path) -> Wrap | None:
-    """Return a function that puts a user's text into the chat template of a directory.
+class ChatPrompt(NamedTuple):
+    """The chat template of a directory, and the date that it prints (None: it prints none)."""
 
-    Its text ends where the template puts the assistant's answer. None without a template.
+    wrap: Wrap  # puts a user's text into it
+    template: str
+    date: str | None
+
+
+def read_chat_prompt(path: str | Path, *, date: str) -> ChatPrompt | None:
+    """Return how a user's text is put into the chat template of a directory.
+
+    The text ends where the template puts the assistant's answer; `date`, YYYY-MM-DD, is the
+    template's today. None without a template.
     """
-    from biomedlm_jax.corpus.chat_template import read_chat_template  # imports Jinja
+    from biomedlm_jax.corpus.chat_template import fixed_date, read_chat_template  # imports Jinja
 
-    template = read_chat_template(model_directory(path))
+    template = read_chat_template(model_directory(path), today=fixed_date(date, name="date"))
     if template is None:
         return None
 
@@ -65,7 +75,8 @@ def read_chat_prompt(path: str | Path) -> Wrap | None:
     header, chat = begin(PROBE), template.render(turns, add_generation_prompt=False)
     rest = chat.removeprefix(header) if chat.startswith(header) else PROBE_ANSWER
     between = rest[: max(0, rest.find(PROBE_ANSWER))]
-    return lambda text: begin(text) + between
+    printed = date if template.prints_the_date else None
+    return ChatPrompt(lambda text: begin(text) + between, template.text, printed)
 
 
 def check_head(head: Head, task: Task, *, where: str | Path, fix: str) -> None:

@@ -5,6 +5,7 @@ tries several on test and reports the best one reports luck as skill, and more o
 that has more settings. Here dev chooses, and test is scored once with what was chosen.
 """
 
+import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from biomedlm_jax.qa.formats import CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.models import (
     AUTO,
+    ChatPrompt,
     check_model,
     choose_modes,
     load_model,
@@ -68,6 +70,7 @@ class QuestionSets(NamedTuple):
     shots: list[Question]
     batch_tokens: int
     all_settings: bool
+    date: str  # that chat templates print
 
 
 class Answered(NamedTuple):
@@ -79,6 +82,7 @@ class Answered(NamedTuple):
     dev: dict[Setting, list[Item]]  # empty: not chosen
     items: dict[Setting, list[Item]]  # of `chosen`; with all_settings of every setting
     spelling: list[str]  # ids of questions with the spelling of a special token
+    chat: ChatPrompt | None
 
 
 def versus(
@@ -99,6 +103,7 @@ def versus(
     twins: str = "keep",
     limit: float | None = None,
     all_settings: bool = False,
+    date: str = "",
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -120,10 +125,16 @@ def versus(
         Those that are also scored, or shots, are left out.
       limit: score, and choose on, only the first questions of each split.
       all_settings: score `split` with every setting, too, once the choice is made.
+      date: YYYY-MM-DD, what a chat template prints as today; "": the day of the call. After another
+        day, or another template, answers from before are not taken over.
 
     Raises InputError for bad input, equal weights and a missing dev file, before any is scored.
     """
+    from biomedlm_jax.corpus.chat_template import fixed_date  # imports Jinja
+
     keep_freed_memory()
+    date = date or datetime.date.today().isoformat()
+    fixed_date(date, name="date")
     paths = {BASE: base, MODEL: model}
     if Path(model).resolve() == Path(base).resolve():
         raise InputError(f"got {model} as the model and as its base; fix: name two directories")
@@ -166,7 +177,8 @@ def versus(
             line += f", {len(left_out):,} that are also scored or shots left out"
             line += f"; skipped: {skipped_dev}"
         notify(line)
-    sets = QuestionSets(chosen_task, questions, dev_questions, examples, batch_tokens, all_settings)
+    how = batch_tokens, all_settings, date
+    sets = QuestionSets(chosen_task, questions, dev_questions, examples, *how)
     partial = f"{Path(out)}.partial" if writes else None
     journal, load = {"folder": partial, "notify": progress}, {"mesh": mesh, **execution}
     weights = _weights(model, heads[MODEL], **load)
@@ -274,9 +286,10 @@ def _answer(
     if described["weights"] == unlike:
         got = f"the base {path} has the same weights as the model"
         raise InputError(f"{got}; fix: --versus of what the model was trained from")
-    wrap = None if head else read_chat_prompt(path)
-    settings = list_settings(modes, has_template=wrap is not None)
+    chat = None if head else read_chat_prompt(path, date=sets.date)
+    settings = list_settings(modes, has_template=chat is not None)
     start = [described["weights"], described["dtype"], repr(model.config)]
+    start += [chat.template, str(chat.date)] if chat else []
     kept = Journal(start=start, **journal)
 
     def answer(questions: Sequence[Question], of: Sequence[Setting]) -> dict[Setting, list[Item]]:
@@ -284,11 +297,11 @@ def _answer(
         options: dict[str, Any] = {"shots": sets.shots, "batch_tokens": sets.batch_tokens, **rows}
         options["journal"] = kept
         for mode in modes:
-            for chat in (False, True):
-                wanted = [one for one in of if one.chat == chat and one.way in WAYS[mode]]
+            for in_chat in (False, True):
+                wanted = [one for one in of if one.chat == in_chat and one.way in WAYS[mode]]
                 if not wanted:
                     continue
-                options["wrap"] = wrap if chat else None
+                options["wrap"] = chat.wrap if in_chat and chat else None
                 scored = score(model, tokenizer, questions, sets.task, mode=mode, **options)
                 for one in wanted:
                     answers[one] = [*scored[one.way]]
@@ -298,7 +311,7 @@ def _answer(
     chosen = choose_setting(dev) if dev else settings[0]
     items = answer(sets.questions, settings if sets.all_settings else [chosen])
     spelling = prompts.spells_special(tokenizer, sets.questions)
-    return Answered(described, chosen, settings, dev, items, spelling)
+    return Answered(described, chosen, settings, dev, items, spelling, chat)
 
 
 def _figures(of: Answered, summary: Mapping) -> dict[str, Any]:
@@ -315,6 +328,7 @@ def _figures(of: Answered, summary: Mapping) -> dict[str, Any]:
     return {
         **of.described,
         "chat_template": any(setting.chat for setting in of.settings),
+        "chat_date": of.chat.date if of.chat else None,
         "setting": of.chosen.name,
         "chosen": bool(dev),
         "tied": [n for n, one in dev.items() if one["value"] == best and n != of.chosen.name],

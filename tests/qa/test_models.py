@@ -66,16 +66,26 @@ def test_a_chat_prompt_ends_where_the_template_puts_an_answer(tmp_path, header, 
     text = f"{{% for message in messages %}}{tests}{whole}{{% endfor %}}"
     save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
     (tmp_path / "chat_template.jinja").write_text(text)
-    wrap = read_chat_prompt(tmp_path)
-    assert wrap is not None
-    assert wrap("Which?") == f"Which?{header}{between}"
+    chat = read_chat_prompt(tmp_path, date="2026-02-03")
+    assert chat is not None
+    assert chat.wrap("Which?") == f"Which?{header}{between}"
+    assert (chat.template, chat.date) == (text, None)
+
+
+def test_a_template_that_prints_the_date_is_given_one(tmp_path):
+    save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
+    text = "{{ strftime_now('%d %b %Y') }} {{ messages[-1].content }}"
+    (tmp_path / "chat_template.jinja").write_text(text)
+    chat = read_chat_prompt(tmp_path, date="2026-02-03")
+    assert chat is not None
+    assert (chat.wrap("Which?"), chat.date) == ("03 Feb 2026 Which?", "2026-02-03")
 
 
 def test_a_template_whose_header_its_answers_lack_is_used_as_it_is(tmp_path):
     save_tokenizer(train_tokenizer(["renin"] * 9, vocab_size=260), tmp_path)
-    assert read_chat_prompt(tmp_path) is None
+    assert read_chat_prompt(tmp_path, date="2026-02-03") is None
     text = "{{ messages[-1].content }}{% if add_generation_prompt %}<|think|>{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(text)
-    wrap = read_chat_prompt(tmp_path)
-    assert wrap is not None
-    assert wrap("Which?") == "Which?<|think|>"
+    chat = read_chat_prompt(tmp_path, date="2026-02-03")
+    assert chat is not None
+    assert chat.wrap("Which?") == "Which?<|think|>"

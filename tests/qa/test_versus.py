@@ -404,8 +404,12 @@ def test_dev_path_limits_and_shared_questions(root, child, base, folder, rows):
     twin = {**rows["test"][4], "id": "twin"}
     file = write(root / "mine" / "validation.jsonl", [twin, *rows["dev"]])
     given = {"task": "medqa", "path": folder / "test.jsonl", "mode": "letter", "limit": 6}
-    given |= {"notify": silent, "progress": silent, "dev_path": file}
-    result = versus(child, base, root / "of_mine", **given)
+    given |= {"notify": silent, "progress": silent, "dev_path": file, "date": "2026-02-03"}
+    dated = shutil.copytree(child, root / "dated")
+    (dated / "SHA256SUMS").unlink(missing_ok=True)
+    (dated / "chat_template.jinja").write_text("{{ strftime_now('%d %b') }}" + TEMPLATE)
+    result = versus(dated, base, root / "of_mine", **given)
+    assert [one["chat_date"] for one in result["models"].values()] == [None, "2026-02-03"]
     on = result["chosen_on"]
     assert (on["split"], on["n"], on["left_out"]) == ("dev", 6, ["twin"])
     assert result["n"] == 6
@@ -444,10 +448,11 @@ def refusals(root, child, base, folder, rows):
         (child, base, {**jsonl, "mode": "classifier"}, "mode=classifier does not fit"),
         (child, base, {**jsonl, "mode": "option", "shots": 1}, "only letter prompts have shots"),
         (child, root / "nothing", jsonl, "nothing"),
+        (child, base, {**jsonl, "date": "tomorrow"}, "date='tomorrow'; expected YYYY-MM-DD"),
     ]
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 def test_refusals_come_before_anything_is_scored(
     root, child, base, folder, rows, number, monkeypatch
 ):
