@@ -67,7 +67,7 @@ FILTERS += ("types", "without_types", "titles_only")
 def run(options: Flags) -> None:
     """Build and print a table; report progress on standard error."""
     start, console = time.monotonic(), Console(stderr=True)
-    chosen = {
+    chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in options.pick(*FILTERS).items()
     }

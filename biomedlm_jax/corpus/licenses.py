@@ -69,8 +69,7 @@ def write_license_table(path: Path, licenses: Iterable[tuple[str, str]]) -> None
     named = ((pmcid, license_name(published)) for pmcid, published in licenses)
     rows = ((int(pmcid.upper().removeprefix("PMC")), name) for pmcid, name in named if name)
     table = np.fromiter(rows, _ROW)
-    table.sort(order="pmcid", kind="stable")
-    np.save(path, table)
+    np.save(path, table[np.argsort(table["pmcid"], kind="stable")])
 
 
 class LicenseTable:

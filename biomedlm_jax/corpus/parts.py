@@ -192,7 +192,7 @@ def _write(
                 counts[f"left_out:{reason}"] += 1
             if isinstance(record, Rejection):
                 continue
-            _append(segment, number, record, settings.banding, refused=reason is not None)
+            append_record(segment, number, record, settings.banding, refused=reason is not None)
             if len(segment.columns) == SEGMENT or segment.text_bytes >= SEGMENT_BYTES:
                 _save(folder, len(sizes), segment, counts)
                 sizes.append(len(segment.columns))
@@ -208,9 +208,15 @@ def _records(source: Source, files: Sequence[Path], fields: TextFields) -> Itera
         yield from read_source(source, file, fields)
 
 
-def _append(
-    segment: Segment, number: int, record: Article | Deletion, banding: Banding, *, refused: bool
+def append_record(
+    segment: Segment,
+    number: int,
+    record: Article | Deletion,
+    banding: Banding,
+    *,
+    refused: bool = False,
 ) -> None:
+    """Append the row of a record, with its text unless the filters refused it."""
     if isinstance(record, Deletion):
         keys = (_digits(record.pmid), 0, 0)
         segment.columns.append((number, DELETION, 0, *keys, 0, 0, 0, 0))
@@ -288,6 +294,13 @@ def _save(folder: Path, number: int, segment: Segment, counts: Counter[str]) -> 
                 offsets.append(offsets[-1] + file.write(compressor.compress(b"".join(frame))))
                 first.append(row)
                 frame, size = [], 0
+    columns = segment_columns(segment)
+    columns |= {"frame_offset": np.array(offsets, np.uint64), "frame_row": np.array(first)}
+    np.savez(folder / f"{number:05d}.npz", allow_pickle=False, **columns)
+
+
+def segment_columns(segment: Segment) -> dict[str, np.ndarray]:
+    """Return the numbers of a segment by name: `COLUMNS`, bands, seeds and samples."""
     rows = zip(*segment.columns, strict=True)
     columns = {
         name: np.array(values, dtype)
@@ -299,8 +312,7 @@ def _save(folder: Path, number: int, segment: Segment, counts: Counter[str]) -> 
     columns |= {f"seed{number}": keys for number, keys in enumerate(seeds)}
     owners = np.repeat(np.arange(len(segment.samples)), [len(one) for one in segment.samples])
     columns |= {"sample": np.concatenate(segment.samples), "sample_row": owners.astype(np.uint32)}
-    columns |= {"frame_offset": np.array(offsets, np.uint64), "frame_row": np.array(first)}
-    np.savez(folder / f"{number:05d}.npz", allow_pickle=False, **columns)
+    return columns
 
 
 class SegmentReader:
