@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.corpus import corpus_builder, filters, licenses, sources
+from biomedlm_jax.corpus import corpus_builder, filters, sources
 from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("out", "json")
@@ -30,7 +30,7 @@ FLAGS.define("source", None, SOURCE, repeated=True, required=True)
 FLAGS.define("workers", 0, "Processes; 0: one for each core. The result is the same.", least=0)
 FLAGS.define("languages", [], "Languages that are kept, ISO 639-1 or 639-2, such as en,ger.")
 LICENSE = "Use that the licence must allow; an unknown licence allows any only."
-FLAGS.define("license", "any", LICENSE, choices=licenses.KINDS)
+FLAGS.define("license", "any", LICENSE, choices=filters.USES)
 FLAGS.define("file_list", None, "PMC's oa_file_list.csv, for the licences by PMCID.")
 for name, meaning in (
     ("first_year", "Year of publication, at least."),

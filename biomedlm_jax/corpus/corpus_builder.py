@@ -39,7 +39,6 @@ from biomedlm_jax.corpus.corpus_manifest import (
 )
 from biomedlm_jax.corpus.deduplication import REASONS, STAGES, Decisions, deduplicate
 from biomedlm_jax.corpus.filters import Filters
-from biomedlm_jax.corpus.licenses import write_license_table
 from biomedlm_jax.corpus.line_writer import LineWriter
 from biomedlm_jax.corpus.parts import (
     MapSettings,
@@ -208,6 +207,7 @@ class _Build:
         self.folder, self.new, self.workers, self.state = parts, new, workers, state
         self.parts: list[tuple[int, Path, dict[str, Any]]] = []  # source, directory, part.json
         self.banding = Banding.of(settings.near) if settings.near else Banding(0, 1)
+        self.file_list: dict[str, Any] | None = None
         self.skipped: list[str] = []  # files in directories that were not read
 
     def run(self) -> dict[str, Any]:
@@ -254,18 +254,13 @@ class _Build:
                 self.state.documents += part["counts"]["documents"]
 
     def map_settings(self) -> MapSettings:
-        """Return the settings of the parts; writes the table of licences that they read."""
+        """Return the settings of the parts."""
         given = self.settings
         settings = MapSettings(given.filters, given.fields, self.banding, given.on_damage)
-        self.file_list = None
         if given.file_list:
-            from biomedlm_jax.corpus.jats import read_file_list
-
-            file, table = Path(given.file_list), self.folder / "licenses.npy"
-            self.file_list = describe(file)
-            write_license_table(table, read_file_list(file).items())
+            self.file_list = describe(Path(given.file_list))
             settings = dataclasses.replace(
-                settings, licenses=str(table), licenses_sha256=self.file_list["sha256"]
+                settings, file_list=given.file_list, file_list_sha256=self.file_list["sha256"]
             )
         return settings
 

@@ -8,8 +8,10 @@ import re
 from dataclasses import dataclass
 
 from biomedlm_jax.corpus.articles import Article
-from biomedlm_jax.corpus.licenses import KINDS, allows, license_name
+from biomedlm_jax.corpus.licenses import name_licenses, strictest
 from biomedlm_jax.errors import InputError
+
+USES = ("any", "non-commercial", "commercial")  # that a licence must allow
 
 # ISO 639-1, ISO 639-2 (terminology), and the bibliographic code of ISO 639-2 where it differs.
 _LANGUAGES = """
@@ -44,13 +46,29 @@ def language_code(code: str) -> str:
     return "" if code in _UNDETERMINED else _SHORT.get(code, code)
 
 
+def license_name(published: str) -> str:
+    """Return "CC BY-NC" or the like, the strictest that a text names; "" if it names none."""
+    return strictest(name_licenses(published))
+
+
+def allows(name: str, use: str) -> bool:
+    """Return whether a licence, by its `license_name`, allows one of `USES`.
+
+    Licences with NC allow non-commercial use; all others of Creative Commons, and the public
+    domain, allow commercial use, too. An unknown licence allows "any" only.
+    """
+    if use == "any":
+        return True
+    return bool(name) and (use == "non-commercial" or "-NC" not in name)
+
+
 @dataclass(frozen=True)
 class Filters:
     """What an article must have; the defaults refuse only what has no text, or a title alone.
 
     Args:
       languages: any of these, as ISO 639-1 or 639-2 codes. An article in several passes by one.
-      license: a use of `licenses.KINDS` that its licence must allow.
+      license: a use of `USES` that its licence must allow.
       first_year, last_year: of publication, inclusive.
       min_characters, max_characters: of the whole text, inclusive.
       types: any of these publication or article types, in upper or lower case.
@@ -59,7 +77,7 @@ class Filters:
     """
 
     languages: tuple[str, ...] = ()
-    license: str = KINDS[0]
+    license: str = USES[0]
     first_year: int | None = None
     last_year: int | None = None
     min_characters: int = 0
@@ -72,8 +90,8 @@ class Filters:
         for code in self.languages:
             if language_code(code) not in _SHORT and not re.fullmatch("[a-z]{3}", code.lower()):
                 raise InputError(f"got the language {code!r}; expected a code such as en or eng")
-        if self.license not in KINDS:
-            raise InputError(f"got license={self.license!r}; expected one of {', '.join(KINDS)}")
+        if self.license not in USES:
+            raise InputError(f"got license={self.license!r}; expected one of {', '.join(USES)}")
         for least, most, what in (
             (self.first_year, self.last_year, "years"),
             (self.min_characters, self.max_characters, "characters"),

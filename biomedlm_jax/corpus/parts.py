@@ -13,6 +13,7 @@ the newest version.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -27,8 +28,8 @@ import numpy as np
 import zstandard
 
 from biomedlm_jax.corpus.articles import Article, Deletion, Rejection
-from biomedlm_jax.corpus.filters import Filters
-from biomedlm_jax.corpus.licenses import LicenseTable, license_name
+from biomedlm_jax.corpus.filters import Filters, license_name
+from biomedlm_jax.corpus.licenses import FileList, read_file_list
 from biomedlm_jax.corpus.line_writer import LineWriter
 from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
 from biomedlm_jax.corpus.sources import (
@@ -41,6 +42,7 @@ from biomedlm_jax.corpus.sources import (
 )
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash, read_json, write_json
+from biomedlm_jax.streams import open_binary
 
 VERSION = 1  # of the layout and of what is computed: a part of another version is made again
 LEVEL = 3  # of zstandard
@@ -63,12 +65,12 @@ class MapSettings:
     fields: TextFields
     banding: Banding
     on_damage: str = "raise"
-    licenses: str = ""  # file of `write_license_table`; empty: none
-    licenses_sha256: str = ""
+    file_list: str = ""  # path of PMC's list of licences; empty: none
+    file_list_sha256: str = ""
 
     def fingerprint(self, source: Source) -> str:
         """Return a hash of the settings for a source, whatever its paths."""
-        facts = dataclasses.asdict(self) | {"licenses": "", "version": VERSION}
+        facts = dataclasses.asdict(self) | {"file_list": "", "version": VERSION}
         return content_hash([facts, source.name, source.kind])
 
 
@@ -153,7 +155,7 @@ def make_part(
 
 def describe(file: Path) -> dict[str, Any]:
     """Return path, bytes and SHA-256 of a file."""
-    with file.open("rb") as content:
+    with open_binary(file) as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
         return {"path": str(file), "bytes": os.fstat(content.fileno()).st_size, "sha256": digest}
 
@@ -164,7 +166,7 @@ def _write(
     counts: Counter[str] = Counter(records=0, read_bytes=0, documents=0, text_bytes=0)
     sizes: list[int] = []
     segment = Segment()
-    known = LicenseTable(settings.licenses) if settings.licenses else None
+    known = _file_list(settings.file_list) if settings.file_list else None
     with LineWriter(folder / "left_out.jsonl.zst") as left_out:
         for number, record in enumerate(_records(source, files, settings.fields)):
             if isinstance(record, Rejection) and record.reason == OTHER_SUBSET:
@@ -176,8 +178,9 @@ def _write(
                     raise InputError(f"{detail}; copy the file again, or pass --on_error=skip")
             counts["records"] += not isinstance(record, Deletion)
             if isinstance(record, Article) and known and record.pmcid:
-                name = known.get(record.pmcid)
-                record = dataclasses.replace(record, license=name or record.license)
+                listed = known.license_of(record.pmcid)
+                if license_name(listed):
+                    record = dataclasses.replace(record, license=listed)
             reason, detail = None, ""
             if isinstance(record, Rejection):
                 reason, detail = record.reason, record.detail
@@ -201,6 +204,11 @@ def _write(
         _save(folder, len(sizes), segment, counts)
         sizes.append(len(segment.columns))
     return dict(sorted(counts.items())), sizes
+
+
+@functools.lru_cache(1)
+def _file_list(path: str) -> FileList:
+    return read_file_list(path)
 
 
 def _records(source: Source, files: Sequence[Path], fields: TextFields) -> Iterator[Record]:

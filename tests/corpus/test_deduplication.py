@@ -109,7 +109,12 @@ def test_an_identifier_that_articles_share_is_none():
 
 
 def test_a_refused_newest_version_does_not_bring_back_an_older_one():
-    records = [citation(pmid="1"), citation(pmid="1", version=2), full(pmid="2"), citation(pmid="2")]
+    records = [
+        citation(pmid="1"),
+        citation(pmid="1", version=2),
+        full(pmid="2"),
+        citation(pmid="2"),
+    ]
     # The full text of 2 has a licence that the filters refuse: its citation stays.
     assert decide(records, refused={1, 2}) == [("older_version", 1), NONE, NONE, KEPT]
 
@@ -130,7 +135,9 @@ def by_hand(records) -> list[str]:
             or not any(isinstance(x, Deletion) and x.pmid == one.pmid for x in records[j + 1 :])
         ]
         kind = [(version, j) for version, j, body in same if body == bool(record.body)]
-        if not record.body and any(isinstance(x, Deletion) and x.pmid == record.pmid for x in later):
+        if not record.body and any(
+            isinstance(x, Deletion) and x.pmid == record.pmid for x in later
+        ):
             reasons.append("deleted")
         elif max(kind)[1] != i:
             reasons.append("older_version")
@@ -150,9 +157,7 @@ def test_versions_follow_the_rule(seed, monkeypatch):
         pmid, version = str(rng.randint(1, 25)), rng.randint(1, 3)
         kind = rng.choices((citation, full, Deletion), (6, 2, 1))[0]
         values = {"place": "", "pmid": pmid}
-        records.append(
-            Deletion(**values) if kind is Deletion else kind(pmid=pmid, version=version)
-        )
+        records.append(Deletion(**values) if kind is Deletion else kind(pmid=pmid, version=version))
     got = decide(records, segment=rng.randint(1, 30), near=0, contained=0)
     assert [reason for reason, _ in got] == by_hand(records)
 
@@ -230,7 +235,10 @@ def test_containment_finds_what_exact_comparison_finds():
     articles = [RNG.choices(WORDS, k=700) for _ in range(60)]
     parts = [article[100:260] for article in articles]
     parts = [edited(part, n % 5) for n, part in enumerate(parts)]
-    records = [citation(abstract=" ".join(part)) for part in (*parts, *map(str.split, map(text, [150] * 60)))]
+    records = [
+        citation(abstract=" ".join(part))
+        for part in (*parts, *map(str.split, map(text, [150] * 60)))
+    ]
     records += [full(body=" ".join(article)) for article in articles]
     got = decide(records, segment=50)
     assert sum(got[n] == ("contained", 120 + n) for n in range(60)) >= 57

@@ -1,7 +1,7 @@
 import pytest
 
 from biomedlm_jax.corpus.articles import Article
-from biomedlm_jax.corpus.filters import Filters, language_code
+from biomedlm_jax.corpus.filters import Filters, allows, language_code, license_name
 from biomedlm_jax.errors import InputError
 
 ARTICLE = Article(
@@ -63,6 +63,22 @@ def test_language_codes_of_both_standards():
     codes = {"eng": "en", "EN": "en", "en_GB": "en", "deu": "de", "ger": "de", "gre": "el"}
     codes |= {"chi": "zh", "fil": "fil", "mul": "", "": ""}
     assert {code: language_code(code) for code in codes} == codes
+
+
+def test_uses_that_licenses_allow():
+    commercial = ["CC0", "public domain", "CC BY", "CC BY-SA", "CC BY-ND"]
+    others = ["CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND"]
+    assert [license_name(name) for name in others] == others
+    assert all(allows(name, use) for name in commercial for use in ("commercial", "any"))
+    assert all(allows(name, "non-commercial") for name in [*commercial, *others])
+    assert not any(allows(name, "commercial") for name in [*others, ""])
+    assert allows("", "any")
+    assert not allows("", "non-commercial")
+    # Of two licences the stricter counts: https://.../zero/1.0/ is for the data of an article.
+    both = "http://creativecommons.org/licenses/by/4.0/ and CC0 for the data"
+    assert license_name(both) == "CC BY"
+    assert license_name("CC BY or CC BY-NC") == "CC BY-NC"
+    assert license_name("NO-CC CODE") == license_name("") == ""
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,7 @@ def test_processes_end_with_their_parent():
         "        time.sleep(60)\n"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True
-    )
+    parent = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
     os.kill(worker, 0)
