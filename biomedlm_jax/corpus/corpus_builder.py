@@ -110,6 +110,9 @@ class CorpusSettings:
             missing = [name for name in names if name not in self.mixture]
             what = f"no share of {missing[0]}" if missing else "epochs, too"
             raise InputError(f"got a mixture and {what}; give a share of each source, or epochs")
+        for name, value in (("near", self.near), ("contained", self.contained)):
+            if not 0 <= value <= 1:
+                raise InputError(f"got {name}={value}; expected a similarity from 0 to 1")
         if not 0 < self.mixture_epochs < math.inf:
             raise InputError(f"got mixture_epochs={self.mixture_epochs}; expected above 0")
         if self.shard_bytes < 1:
@@ -178,7 +181,7 @@ def parts_folder(out: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _parts_folder(folder: Path) -> Iterator[Path]:
-    """Make the directory of the parts, and lock it while the block runs."""
+    """Make the directory of the parts, lock it while the block runs, and remove it if empty."""
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -188,6 +191,8 @@ def _parts_folder(folder: Path) -> Iterator[Path]:
             raise InputError(f"another process builds this corpus; {folder} is locked") from None
         yield folder
     finally:
+        with contextlib.suppress(OSError):  # it has parts
+            folder.rmdir()
         os.close(descriptor)
 
 

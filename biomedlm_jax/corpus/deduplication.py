@@ -103,9 +103,6 @@ def deduplicate(
       contained: smallest containment of a text in a longer one; 0 skips the step.
       progress: called with the name of each step before it.
     """
-    for name, value in (("near", near), ("contained", contained)):
-        if not 0 <= value <= 1:
-            raise InputError(f"got {name}={value}; expected a similarity from 0 to 1")
     records = Records(columns)
     if len(records) >= 2**31:
         raise InputError(f"got {len(records):,} records; build corpora of at most 2,147,483,647")

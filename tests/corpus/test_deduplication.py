@@ -2,7 +2,6 @@ import random
 from dataclasses import replace
 from itertools import combinations
 
-import numpy as np
 import pytest
 
 from biomedlm_jax.corpus import deduplication
@@ -10,7 +9,6 @@ from biomedlm_jax.corpus.articles import Article, Deletion
 from biomedlm_jax.corpus.deduplication import REASONS, deduplicate
 from biomedlm_jax.corpus.parts import Segment, append_record, segment_columns
 from biomedlm_jax.corpus.signatures import Banding, shingles
-from biomedlm_jax.errors import InputError
 
 BANDING = Banding.of(0.8)
 RNG = random.Random(0)
@@ -280,6 +278,3 @@ def test_nothing_and_texts_without_words():
     assert decide([]) == []
     assert decide([citation(abstract="?"), citation(abstract="!")]) == [KEPT, KEPT]
     assert decide([Deletion("", "1"), Deletion("", "1")]) == [NONE, NONE]
-    with pytest.raises(InputError, match=r"near=1\.5; expected a similarity from 0 to 1"):
-        decide([], near=1.5)
-    assert np.array_equal(Memory([]).sizes, [])

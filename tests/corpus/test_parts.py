@@ -100,8 +100,12 @@ def test_refused_records_and_deletions_have_a_row_without_text(tmp_path, file, m
     monkeypatch.setattr(parts, "read_source", lambda *_: iter(records))
     part = make_part(tmp_path / "part", TEXT, [file], settings())
     assert part["counts"] == {
-        **{"records": 4, "documents": 2, "text_bytes": 19, "read_bytes": 31},
-        **{"left_out:broken": 1, "left_out:title_only": 1},
+        "records": 4,
+        "documents": 2,
+        "text_bytes": 19,
+        "read_bytes": 31,
+        "left_out:broken": 1,
+        "left_out:title_only": 1,
     }
     assert left_out(tmp_path / "part") == [
         {"source": "texts", "place": "f:1", "id": "pmid:1", "reason": "title_only"},
@@ -124,8 +128,14 @@ def test_documents_have_an_id_and_the_name_of_their_license():
     known = {"abstract": "A\u2028b", "pmid": "4", "doi": "10.1/X", "license": "cc-by-nc 4.0"}
     article = Article("f:4", "m", **known, pmcid="PMC5", year=2001)
     assert document(article) == {
-        **{"id": "PMC5", "text": "A\u2028b", "source": "m", "license": "CC BY-NC"},
-        **{"pmid": "4", "pmcid": "PMC5", "doi": "10.1/X", "year": 2001},
+        "id": "PMC5",
+        "text": "A\u2028b",
+        "source": "m",
+        "license": "CC BY-NC",
+        "pmid": "4",
+        "pmcid": "PMC5",
+        "doi": "10.1/X",
+        "year": 2001,
     }
     assert document(Article("", "m", pmid="4", doi="x"))["id"] == "pmid:4"
     assert document(Article("", "m", doi="x", license="Own terms"))["license"] == "Own terms"
