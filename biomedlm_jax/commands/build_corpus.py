@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.corpus import corpus_builder, filters, sources
+from biomedlm_jax.corpus import corpus_builder, filters, normalisation, sources
 from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("out", "json")
@@ -56,8 +56,17 @@ FLAGS.define("mixture", [], MIXTURE)
 FLAGS.define("mixture_epochs", 1.0, "Times that the scarcest source of --mixture is in the corpus.")
 FLAGS.define("seed", 0, "Seed of the choice of documents for a fraction of an epoch.")
 FLAGS.define("shard_bytes", corpus_builder.SHARD_BYTES, "Bytes of text in a file.", least=1)
-FLAGS.define("text_field", None, "text: field of the text; default: text, or title,abstract,body.")
+FIELD = (
+    "text: PART=FIELD, the field of a record for title, abstract, body, pmid, pmcid, doi, license, "
+    "year, languages, types or journal, such as body=meta.text. Default: the usual names, text for "
+    "the body"
+)
+FLAGS.define("field", None, FIELD, repeated=True)
 FLAGS.define("subsets", [], "text: keep only JSON lines of these subsets (meta.pile_set_name).")
+NORMALISE = (
+    f"Changes of the text: {', '.join(normalisation.NORMALISATIONS)}, or all; default: none."
+)
+FLAGS.define("normalise", [], NORMALISE)
 DAMAGE = "At a file that is truncated: stop with an error, or use what can be read."
 FLAGS.define("on_error", "raise", DAMAGE, choices=corpus_builder.ON_DAMAGE)
 FILTERS = ("languages", "license", "first_year", "last_year", "min_characters", "max_characters")
@@ -73,7 +82,8 @@ def run(options: Flags) -> None:
     }
     settings = corpus_builder.CorpusSettings(
         filters=filters.Filters(**chosen),
-        fields=sources.TextFields(options.text_field, tuple(options.subsets)),
+        records=sources.TextRecords(_fields(options.field or []), tuple(options.subsets)),
+        normalisations=normalisation.choose(options.normalise),
         epochs=_numbers("epochs", options.epochs or []),
         mixture=_numbers("mixture", options.mixture),
         on_damage=options.on_error,
@@ -108,6 +118,14 @@ def run(options: Flags) -> None:
     print(f"wrote {options.out} in {time.monotonic() - start:.0f} s")
 
 
+def _fields(values: list[str]) -> tuple[tuple[str, str], ...]:
+    """Return (("body", "text"),) for ["body=text"]."""
+    pairs = [value.partition("=") for value in values]
+    if bad := [value for value, pair in zip(values, pairs, strict=True) if not pair[2]]:
+        raise InputError(f"got --field={bad[0]}; expected PART=FIELD, such as body=text")
+    return tuple((name, field) for name, _, field in pairs)
+
+
 def _numbers(flag: str, values: list[str]) -> dict[str, float]:
     """Return {"medline": 1.5} for ["medline=1.5"]."""
     numbers: dict[str, float] = {}
@@ -136,7 +154,9 @@ def _print_table(manifest: dict[str, Any]) -> None:
     for source in named:
         for reason, count in source["left_out"].items():
             print(f"left out   {count:,} of {source['name']}: {reason}")
-        if other := source.get("lines_of_other_subsets"):
+        for flag, count in source["flags"].items():
+            print(f"flagged    {count:,} of {source['name']}: {flag}")
+        if other := source["lines_of_other_subsets"]:
             print(f"not read   {other:,} lines of other subsets in {source['name']}")
     if count := manifest["files_not_read"]["count"]:
         print(f"not read   {count:,} files, hidden or of unknown format")

@@ -40,7 +40,9 @@ from biomedlm_jax.corpus.corpus_manifest import (
 from biomedlm_jax.corpus.deduplication import REASONS, STAGES, Decisions, deduplicate
 from biomedlm_jax.corpus.filters import Filters
 from biomedlm_jax.corpus.line_writer import LineWriter
+from biomedlm_jax.corpus.normalisation import choose
 from biomedlm_jax.corpus.parts import (
+    OTHER_SUBSET,
     MapSettings,
     SegmentReader,
     batches,
@@ -51,7 +53,7 @@ from biomedlm_jax.corpus.parts import (
 from biomedlm_jax.corpus.process_pool import map_in_processes
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.signatures import Banding, shingles
-from biomedlm_jax.corpus.sources import OTHER_SUBSET, Source, TextFields
+from biomedlm_jax.corpus.sources import Source, TextRecords
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 from biomedlm_jax.outputs import atomic_directory
@@ -70,7 +72,8 @@ class CorpusSettings:
 
     Args:
       filters: which articles.
-      fields: how JSON lines, parquet and text files are read.
+      records: how JSON lines, parquet and text files are read.
+      normalisations: names of `normalisation.NORMALISATIONS` that change the texts.
       file_list: PMC's oa_file_list.csv, for the licences of articles by PMCID; None: without.
       near: Jaccard similarity from which a text is a near duplicate; 0: none is looked for.
       contained: share of a text in a longer one from which it is part of it; 0: as before.
@@ -84,7 +87,8 @@ class CorpusSettings:
     """
 
     filters: Filters = dataclasses.field(default_factory=Filters)
-    fields: TextFields = dataclasses.field(default_factory=TextFields)
+    records: TextRecords = dataclasses.field(default_factory=TextRecords)
+    normalisations: tuple[str, ...] = ()
     file_list: str | None = None
     near: float = 0.8
     contained: float = 0.8
@@ -261,7 +265,13 @@ class _Build:
     def map_settings(self) -> MapSettings:
         """Return the settings of the parts."""
         given = self.settings
-        settings = MapSettings(given.filters, given.fields, self.banding, given.on_damage)
+        settings = MapSettings(
+            given.filters,
+            given.records,
+            self.banding,
+            choose(given.normalisations),
+            given.on_damage,
+        )
         if given.file_list:
             self.file_list = describe(Path(given.file_list))
             settings = dataclasses.replace(
@@ -350,7 +360,7 @@ class _Build:
         self.state.documents, self.state.all_bytes = 0, int(sizes.sum())
         count = sum(1 for _ in self.plan(times))
         if not count:
-            reasons = self.left_out_of_parts()
+            reasons = self.counted("left_out:")
             listed = ", ".join(f"{number:,} {name}" for name, number in reasons.items())
             raise InputError(f"no document is left; left out: {listed or 'nothing was read'}")
         folders = self.segments.folders
@@ -370,14 +380,14 @@ class _Build:
                 self.state.documents += shard["documents"]
         return shards
 
-    def left_out_of_parts(self, source: int | None = None) -> Counter[str]:
-        """Return how many records the parts left out, by reason."""
-        reasons: Counter[str] = Counter()
+    def counted(self, prefix: str, source: int | None = None) -> Counter[str]:
+        """Return the sums of the counts of the parts whose names have a prefix, without it."""
+        sums: Counter[str] = Counter()
         for number, _, part in self.parts:
             for name, count in part["counts"].items() if source in (None, number) else ():
-                if name.startswith("left_out:"):
-                    reasons[name.removeprefix("left_out:")] += count
-        return reasons
+                if name.startswith(prefix):
+                    sums[name.removeprefix(prefix)] += count
+        return sums
 
     def write_left_out(self, decisions: Decisions, times: np.ndarray) -> None:
         """Write each record that is not in the corpus, with the reason, in the order of the parts.
@@ -422,10 +432,11 @@ class _Build:
         source, parts = self.sources[number], [part for n, _, part in self.parts if n == number]
         files = [file for part in parts for file in part["inputs"]]
         mine = self.segments.sources == number
-        reasons = self.left_out_of_parts(number)
+        reasons = self.counted("left_out:", number)
         counts = np.bincount(decisions.reason[mine], minlength=len(REASONS)).tolist()
         reasons.update(dict(zip(REASONS[2:], counts[2:], strict=True)))
         reasons["not_sampled"] = int(np.count_nonzero(mine & decisions.kept & (times == 0)))
+        flags = dict(self.counted("flag:", number))
         sizes = self.segments.all("text_bytes").astype(np.int64) * times
         corpus = {"documents": int(times[mine].sum()), "text_bytes": int(sizes[mine].sum())}
         return {
@@ -436,6 +447,7 @@ class _Build:
             "epochs": epochs,
             "stages": {**stages, "corpus": corpus},
             "left_out": {name: count for name, count in sorted(reasons.items()) if count},
+            "flags": flags,
             "lines_of_other_subsets": sum(part["counts"].get(OTHER_SUBSET, 0) for part in parts),
         }
 

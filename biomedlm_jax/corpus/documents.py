@@ -93,9 +93,9 @@ def read_documents(
         raise InputError(f"got max_document_bytes={max_document_bytes}; expected at least 1")
     skipped = Skipped() if skipped is None else skipped
     reader = _Reader(
-        text_fields=[field_keys(name) for name in text_field.split(",")],
+        text_fields=[_keys(name) for name in text_field.split(",")],
         subsets=frozenset([subsets] if isinstance(subsets, str) else subsets),
-        subset_field=field_keys(subset_field),
+        subset_field=_keys(subset_field),
         raises=on_error == "raise",
         limit=max_document_bytes,
         skipped=skipped,
@@ -184,14 +184,14 @@ class _Reader:
                 return None
             record = parse_object(record.strip(), where)
         if self.subsets:
-            names = lookup_texts(record, self.subset_field, f"{where}: --subset_field")
+            names = _lookup(record, self.subset_field, f"{where}: --subset_field")
             if not self.subsets.intersection(names):
                 self.skipped.subsets[", ".join(names) or "(null)"] += 1
                 return None
         parts = [
             paragraph
             for keys in self.text_fields
-            for paragraph in lookup_texts(record, keys, f"{where}: --text_field")
+            for paragraph in _lookup(record, keys, f"{where}: --text_field")
         ]
         return "\n\n".join(part for part in parts if part.strip())
 
@@ -203,16 +203,15 @@ class _Reader:
         self.skipped.examples = [*self.skipped.examples, message][:5]
 
 
-def field_keys(name: str) -> list[str]:
-    """Return the keys of a field's name: "meta.text" is the key "text" inside "meta"."""
+def _keys(name: str) -> list[str]:
     keys = name.strip().split(".")
     if not all(keys):
         raise InputError(f"got the field name {name!r}; expected text, meta.text or title,body")
     return keys
 
 
-def lookup_texts(record: dict, keys: list[str], flag: str) -> list[str]:
-    """Return the texts of a field: one, those of a list, or "" for null; `flag` chose the field."""
+def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
+    """Return the texts of a field: one, those of a list, or "" for null."""
     value, name = record, ".".join(keys)
     for key in keys:
         if value is None:

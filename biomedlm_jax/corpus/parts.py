@@ -31,15 +31,9 @@ from biomedlm_jax.corpus.articles import Article, Deletion, Rejection
 from biomedlm_jax.corpus.filters import Filters, license_name
 from biomedlm_jax.corpus.licenses import FileList, read_file_list
 from biomedlm_jax.corpus.line_writer import LineWriter
+from biomedlm_jax.corpus.normalisation import flags_of, normalise_article
 from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
-from biomedlm_jax.corpus.sources import (
-    DAMAGED,
-    OTHER_SUBSET,
-    Record,
-    Source,
-    TextFields,
-    read_source,
-)
+from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash, read_json, write_json
 from biomedlm_jax.streams import open_binary
@@ -51,7 +45,7 @@ SEGMENT_BYTES = 1 << 25  # of text
 FRAME_BYTES = 1 << 18  # of JSON lines that are compressed together
 BATCH_BYTES = 1 << 25  # of small input files that become one part
 BATCH_FILES = 1000
-INCOMPLETE = (DAMAGED, "truncated")  # reasons for which a file is not read to its end
+TRUNCATED, OTHER_SUBSET = "truncated", "subset"  # reasons of the readers
 
 # What a row stands for: bits of the column "kind".
 HAS_BODY, HAS_TEXT, DELETION = 1, 2, 4
@@ -62,8 +56,9 @@ class MapSettings:
     """All that a part depends on, beside its files."""
 
     filters: Filters
-    fields: TextFields
+    records: TextRecords
     banding: Banding
+    normalisations: tuple[str, ...] = ()
     on_damage: str = "raise"
     file_list: str = ""  # path of PMC's list of licences; empty: none
     file_list_sha256: str = ""
@@ -168,19 +163,21 @@ def _write(
     segment = Segment()
     known = _file_list(settings.file_list) if settings.file_list else None
     with LineWriter(folder / "left_out.jsonl.zst") as left_out:
-        for number, record in enumerate(_records(source, files, settings.fields)):
+        for number, record in enumerate(_records(source, files, settings.records)):
             if isinstance(record, Rejection) and record.reason == OTHER_SUBSET:
                 counts[OTHER_SUBSET] += 1
                 continue
-            if isinstance(record, Rejection) and record.reason in INCOMPLETE:
-                detail = record.detail or f"{record.place}: {record.reason}"
-                if settings.on_damage == "raise":
-                    raise InputError(f"{detail}; copy the file again, or pass --on_error=skip")
+            stop = settings.on_damage == "raise"
+            if isinstance(record, Rejection) and record.reason == TRUNCATED and stop:
+                fix = "copy the file again, or pass --on_error=skip"
+                raise InputError(f"{record.place} is truncated ({record.detail}); {fix}")
             counts["records"] += not isinstance(record, Deletion)
             if isinstance(record, Article) and known and record.pmcid:
                 listed = known.license_of(record.pmcid)
                 if license_name(listed):
                     record = dataclasses.replace(record, license=listed)
+            if isinstance(record, Article) and settings.normalisations:
+                record = normalise_article(record, settings.normalisations)
             reason, detail = None, ""
             if isinstance(record, Rejection):
                 reason, detail = record.reason, record.detail
@@ -195,6 +192,8 @@ def _write(
                 counts[f"left_out:{reason}"] += 1
             if isinstance(record, Rejection):
                 continue
+            if isinstance(record, Article) and reason is None:
+                counts.update(f"flag:{flag}" for flag in flags_of(record.text))
             append_record(segment, number, record, settings.banding, refused=reason is not None)
             if len(segment.columns) == SEGMENT or segment.text_bytes >= SEGMENT_BYTES:
                 _save(folder, len(sizes), segment, counts)
@@ -211,7 +210,7 @@ def _file_list(path: str) -> FileList:
     return read_file_list(path)
 
 
-def _records(source: Source, files: Sequence[Path], fields: TextFields) -> Iterator[Record]:
+def _records(source: Source, files: Sequence[Path], fields: TextRecords) -> Iterator[Record]:
     for file in files:
         yield from read_source(source, file, fields)
 

@@ -1,27 +1,30 @@
 """Sources of a corpus: named files of one format, and their records as Articles."""
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from biomedlm_jax.corpus.articles import Article, Deletion, Rejection
-from biomedlm_jax.corpus.documents import field_keys, lookup_texts
 from biomedlm_jax.corpus.input_files import FORMATS, XML, format_of, input_files
-from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
-from biomedlm_jax.errors import InputError, one_line
+from biomedlm_jax.corpus.jats import read_jats
+from biomedlm_jax.corpus.json_articles import FieldNames, read_json_articles
+from biomedlm_jax.corpus.medline import read_medline
+from biomedlm_jax.corpus.records import read_json_records, read_parquet_records
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object
-from biomedlm_jax.streams import MAX_LINE_BYTES, BrokenStreamError, read_lines
+from biomedlm_jax.streams import MAX_LINE_BYTES, read_lines
 
 KINDS = ("medline", "pmc", "text")
 FORM = f"[NAME=]FORMAT:PATH[,PATH], FORMAT one of {', '.join(KINDS)}"
-DAMAGED = "damaged"  # reason of a Rejection: the rest of the file cannot be read
-OTHER_SUBSET = "other_subset"  # reason for a line of a subset that is not selected
-SUBSET_FIELD = "meta.pile_set_name"
+LOOKED_AT = 1000  # records, for the names of the fields
 _SOURCE = re.compile(rf"(?:([\w.-]+)=)?({'|'.join(KINDS)}):(.+)", re.DOTALL)
-_PARTS = ("title", "abstract", "body")
+# Fields of a record, by those of an Article, where nothing else is said.
+_USUAL = {"languages": ("languages", "language"), "types": ("types", "type")}
+_TEXTS = ("title", "abstract", "body")
 
 Record = Article | Deletion | Rejection
 
@@ -41,17 +44,38 @@ class Source:
 
 
 @dataclass(frozen=True)
-class TextFields:
+class TextRecords:
     """How the records of a source of the kind "text" are read.
 
     Args:
-      text_field: as of `read_documents`; None is "text", or title, abstract and body of a record
-        without it.
+      fields: fields of a record by those of an Article, ("body", "meta.text"); none: those with
+        usual names among the first LOOKED_AT records of a file: text, or title, abstract and body,
+        and pmid, pmcid, doi, license, year, language, type, journal.
       subsets: keep only records whose "meta.pile_set_name" is one of these; empty keeps all.
     """
 
-    text_field: str | None = None
+    fields: tuple[tuple[str, str], ...] = ()
     subsets: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        known = [field.name for field in fields(FieldNames)]
+        for name, _ in self.fields:
+            if name not in known:
+                raise InputError(f"got a field for {name!r}; expected one of {', '.join(known)}")
+        if self.fields:
+            self.names_for(())
+
+    def names_for(self, present: Iterable[str]) -> FieldNames:
+        """Return the names of the fields in a file, of which `present` are known."""
+        if self.fields:
+            return FieldNames(**{"body": "", **dict(self.fields)})
+        names = {}
+        for field in fields(FieldNames):
+            choices = _USUAL.get(field.name, (field.name,))
+            names[field.name] = next((name for name in choices if name in present), "")
+        if "text" in present or not any(names[name] for name in _TEXTS):
+            names |= {**dict.fromkeys(_TEXTS, ""), "body": "text"}
+        return FieldNames(**names | {"subset": FieldNames().subset})
 
 
 def parse_sources(values: Sequence[str]) -> tuple[Source, ...]:
@@ -76,122 +100,31 @@ def parse_sources(values: Sequence[str]) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def read_source(source: Source, path: Path, fields: TextFields) -> Iterator[Record]:
+def read_source(source: Source, path: Path, records: TextRecords) -> Iterator[Record]:
     """Yield the records of one file; what cannot be read is a Rejection."""
-    try:
-        if source.kind == "text":
-            yield from _read_texts(path, source.name, fields)
-        elif source.kind == "pmc":
-            from biomedlm_jax.corpus.jats import read_jats
-
-            yield from read_jats(path)
-        else:
-            from biomedlm_jax.corpus.medline import read_medline
-
-            yield from read_medline(path)
-    except BrokenStreamError as error:
-        yield Rejection(str(path), DAMAGED, str(error))
+    if source.kind == "medline":
+        yield from read_medline(path)
+    elif source.kind == "pmc":
+        yield from read_jats(path)
+    else:
+        names = records.names_for(() if records.fields else _field_names(path))
+        yield from read_json_articles(path, names, subsets=records.subsets)
 
 
-def _read_texts(path: Path, name: str, fields: TextFields) -> Iterator[Record]:
-    for number, record in _records(path):
-        where = f"{path}:{number}"
-        if isinstance(record, Rejection):
-            yield record
-            continue
-        try:
-            if isinstance(record, bytes):
-                if not record.strip():
-                    continue
-                record = parse_object(record.strip(), where)
-            source = name
-            if fields.subsets:
-                source = ", ".join(
-                    lookup_texts(record, field_keys(SUBSET_FIELD), f"{where}: --subset_field")
-                )
-                if source not in fields.subsets:
-                    yield Rejection(where, OTHER_SUBSET)
-                    continue
-            yield _article(record, where, source, fields.text_field)
-        except InputError as error:
-            yield Rejection(where, "broken", one_line(str(error)))
-        except UnicodeError as error:
-            yield Rejection(where, "broken", one_line(f"{where}: {error}"))
-
-
-def _records(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any] | Rejection]]:
-    """Yield (line or row, JSON object or record), or a Rejection for a line beyond the limit."""
-    kind, long = format_of(path), []
+def _field_names(path: Path) -> set[str]:
+    """Return the names of all fields of the first records of a file that can be read."""
+    kind, names = format_of(path), set()
     if kind == ".txt":
-        try:
-            text = read_whole(path, limit=MAX_LINE_BYTES).decode("utf-8-sig")
-            yield 1, {"text": text.replace("\r\n", "\n").replace("\r", "\n")}
-        except UnicodeDecodeError as error:
-            yield 1, Rejection(f"{path}:1", "broken", one_line(f"{path}: {error}"))
-        return
-    if kind == ".parquet":
-        yield from read_parquet_records(path)
-        return
+        return names
     read = read_json_records if kind == ".json" else read_lines
     try:
-        for number, line in read(path, limit=MAX_LINE_BYTES, on_long=long.append):
-            while long:
-                yield number, Rejection(f"{path}:{number}", "too_long", long.pop(0))
-            yield number, line
-    except BrokenStreamError:
-        raise
-    except InputError as error:  # of an array whose text is not JSON
-        yield 0, Rejection(str(path), DAMAGED, str(error))
-    for message in long:
-        yield 0, Rejection(str(path), "too_long", message)
-
-
-def _article(record: Mapping[str, Any], where: str, source: str, text_field: str | None) -> Article:
-    record = dict(record)
-    if text_field is None and "text" not in record and any(part in record for part in _PARTS):
-        texts = {
-            part: _joined(record, part, f"{where}: --text_field")
-            for part in _PARTS
-            if part in record
-        }
-    else:
-        names = (text_field or "text").split(",")
-        joined = [_joined(record, name, f"{where}: --text_field") for name in names]
-        texts = {"body": "\n\n".join(text for text in joined if text.strip())}
-    if "\0" in "".join(texts.values()):
-        raise InputError(f"{where}: NUL character; expected UTF-8 text")
-    digits = {name: re.sub(r"^\D*", "", _plain(record, name)) for name in ("pmid", "pmcid")}
-    year = re.match(r"\d{4}", _plain(record, "year"))
-    return Article(
-        place=where,
-        source=source,
-        title=texts.get("title", ""),
-        abstract=texts.get("abstract", ""),
-        body=texts.get("body", ""),
-        pmid=digits["pmid"] if digits["pmid"].isdecimal() else "",
-        pmcid=f"PMC{digits['pmcid']}" if digits["pmcid"].isdecimal() else "",
-        doi=_plain(record, "doi"),
-        license=_plain(record, "license"),
-        year=int(year[0]) if year else None,
-        languages=_several(record, "language", "languages"),
-        types=_several(record, "type", "types"),
-        journal=_plain(record, "journal"),
-    )
-
-
-def _joined(record: dict[str, Any], name: str, flag: str) -> str:
-    texts = lookup_texts(record, field_keys(name), flag)
-    return "\n\n".join(text for text in texts if text.strip())
-
-
-def _plain(record: Mapping[str, Any], name: str) -> str:
-    value = record.get(name)
-    text = str(value).strip() if isinstance(value, str | int) else ""
-    text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
-    return text
-
-
-def _several(record: Mapping[str, Any], *names: str) -> tuple[str, ...]:
-    values = [record[name] for name in names if record.get(name)]
-    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
-    return tuple(item for item in items if isinstance(item, str))
+        if kind == ".parquet":
+            lines = read_parquet_records(path)
+        else:
+            lines = read(path, limit=MAX_LINE_BYTES, on_long=lambda message: None)
+        for _, record in islice(lines, LOOKED_AT):
+            with contextlib.suppress(InputError):  # which reading the file reports, as below
+                names.update(parse_object(record, "") if isinstance(record, bytes) else record)
+    except InputError:
+        pass
+    return names

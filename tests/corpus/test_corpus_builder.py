@@ -34,9 +34,9 @@ def given(tmp_path):
     """Abstracts in three files, and articles in two; some are copies, versions or too short."""
     abstracts = [
         {"pmid": n, "title": f"Title {n}", "abstract": words(n), "year": 2000 + n % 20}
-        for n in range(60)
+        for n in range(1, 61)
     ]
-    revised = [{**abstracts[n], "abstract": words(n) + " revised"} for n in (3, 4)]
+    revised = [{**abstracts[n - 1], "abstract": words(n) + " revised"} for n in (3, 4)]
     copies = [{"abstract": words(7), "title": "Title 7"}, {"abstract": "", "title": "alone"}]
     articles = [
         {"pmcid": f"PMC{n}", "body": f"{words(1000 + n, 300)} {words(n)} {words(2000 + n, 90)}"}
@@ -102,7 +102,7 @@ def test_every_record_is_in_the_corpus_or_left_out_with_a_reason(given, tmp_path
     # The order is that of the sources, files and records.
     ids = [document["id"] for document in documents]
     numbers = [int(name[5:]) for name in ids if name.startswith("pmid:")]
-    assert numbers == [*sorted({*range(60)} - {*range(10, 15), 3, 4, 20}), 3, 4]
+    assert numbers == [*sorted({*range(1, 61)} - {*range(10, 15), 3, 4, 20}), 3, 4]
     assert ids[-6:] == [f"PMC{n}" for n in (*range(10, 15), 20)]
     assert documents[-8]["text"].endswith(" revised")
     assert manifest["documents"] == len(documents) == len(set(ids))
@@ -152,7 +152,7 @@ def test_epochs_repeat_documents(given, tmp_path):
     articles = once[len(abstracts) :]
     ids = build("more", epochs={"abstracts": 2.4, "articles": 0.5})
     # Whole passes come one after the other, so that the copies of a document are far apart.
-    first = ids[: ids.index("pmid:0#2")]
+    first = ids[: ids.index("pmid:1#2")]
     assert first == [*abstracts, *(name for name in articles if name in first)]
     assert ids[len(first) :][: len(abstracts)] == [f"{name}#2" for name in abstracts]
     third = [name for name in ids if name.endswith("#3")]

@@ -19,7 +19,7 @@ from biomedlm_jax.corpus.parts import (
     part_name,
 )
 from biomedlm_jax.corpus.signatures import Banding, sign
-from biomedlm_jax.corpus.sources import Source, TextFields
+from biomedlm_jax.corpus.sources import Source, TextRecords
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.streams import read_lines
 
@@ -28,7 +28,7 @@ TEXT = Source("texts", "text", ())
 
 
 def settings(**values) -> MapSettings:
-    given = {"filters": Filters(), "fields": TextFields(), "banding": BANDING}
+    given = {"filters": Filters(), "records": TextRecords(), "banding": BANDING}
     return MapSettings(**{**given, **values})
 
 
@@ -161,12 +161,14 @@ def test_a_truncated_file_ends_the_part_unless_it_may_be_skipped(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     lines = "".join(json.dumps({"text": f"{n} " * 400}) + "\n" for n in range(50))
     file.write_bytes(gzip.compress(lines.encode())[:-200])
-    with pytest.raises(InputError, match=r"truncated.*; copy the file again, or pass --on_error"):
+    with pytest.raises(
+        InputError, match=r"is truncated \(.*\); copy the file again, or pass --on_error"
+    ):
         make_part(tmp_path / "part", TEXT, [file], settings())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl.gz"]
     part = make_part(tmp_path / "part", TEXT, [file], settings(on_damage="skip"))
     assert 0 < part["counts"]["documents"] < 50
-    assert part["counts"]["left_out:damaged"] == 1
+    assert part["counts"]["left_out:truncated"] == 1
 
 
 def test_small_files_share_a_part(tmp_path, monkeypatch):
@@ -181,3 +183,15 @@ def test_small_files_share_a_part(tmp_path, monkeypatch):
     assert list(batches([])) == []
     names = {part_name(TEXT, 0, batch) for batch in ([files[0]], [files[1]], files[:2])}
     assert len(names) == 3
+
+
+def test_texts_are_normalised_and_flagged_on_request(tmp_path):
+    file = tmp_path / "a.jsonl"
+    texts = ["cafe\u0301  au lait", "Î²-glucan and Î²-blockers", "plain"]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    part = make_part(tmp_path / "one", TEXT, [file], settings())
+    assert part["counts"]["flag:mojibake"] == 1
+    make_part(tmp_path / "two", TEXT, [file], settings(normalisations=("nfc", "spaces")))
+    for name, expected in (("one", texts), ("two", ["caf\u00e9 au lait", *texts[1:]])):
+        lines = SegmentReader(tmp_path / name, 0).lines(range(3))
+        assert [json.loads(line)["text"] for line in lines] == expected

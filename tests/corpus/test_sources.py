@@ -1,18 +1,17 @@
-import gzip
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from biomedlm_jax.corpus.articles import Article, Rejection
-from biomedlm_jax.corpus.sources import Source, TextFields, parse_sources, read_source
+from biomedlm_jax.corpus.articles import Article
+from biomedlm_jax.corpus.sources import Source, TextRecords, parse_sources, read_source
 from biomedlm_jax.errors import InputError
 
 
 def read(path, **fields) -> list:
     source = Source("mine", "text", (str(path),))
-    return list(read_source(source, path, TextFields(**fields)))
+    return list(read_source(source, path, TextRecords(**fields)))
 
 
 def write(path, *rows) -> None:
@@ -50,85 +49,74 @@ def test_files_of_a_source_are_those_of_its_format(tmp_path):
         Source("a", "pmc", (str(tmp_path / "a.jsonl"),)).files()
 
 
-def test_records_of_json_lines_are_articles(tmp_path):
+def test_fields_with_usual_names_are_read(tmp_path):
     path = tmp_path / "a.jsonl"
     row = {"pmcid": "PMC7", "pmid": 12, "doi": "10.1/x", "license": "CC-BY", "year": "2004-05-01"}
     row |= {"title": "T", "abstract": ["A.", "", "B."], "body": None, "type": "letter"}
     row |= {"languages": ["en", "fr"], "journal": "J"}
-    more = [{"text": "Whole.", "title": "T", "pmid": "PMID: 9", "pmcid": 8, "year": 1999}]
-    write(path, row, b"", *more, {"text": "Only text."}, {"text": "", "pmid": "none"})
-    assert read(path) == [
-        Article(
-            place=f"{path}:1",
-            source="mine",
-            title="T",
-            abstract="A.\n\nB.",
-            pmid="12",
-            pmcid="PMC7",
-            doi="10.1/x",
-            license="CC-BY",
-            year=2004,
-            languages=("en", "fr"),
-            types=("letter",),
-            journal="J",
-        ),
-        Article(f"{path}:3", "mine", body="Whole.", pmid="9", pmcid="PMC8", year=1999),
-        Article(f"{path}:4", "mine", body="Only text."),
-        Article(f"{path}:5", "mine"),
-    ]
+    write(path, b"{", row, b"", {**row, "body": "B."})
+    broken, article, other = read(path)
+    assert broken.reason == "broken"
+    assert article == Article(
+        place=f"{path}:2",
+        source="jsonl",
+        title="T",
+        abstract="A.\n\nB.",
+        pmid="12",
+        pmcid="PMC7",
+        doi="10.1/x",
+        license="CC-BY",
+        year=2004,
+        languages=("en", "fr"),
+        types=("letter",),
+        journal="J",
+    )
+    assert other.body == "B."
+    # A text is the whole of its record.
+    write(path, {"text": "Whole.", "title": "T", "pmid": 9}, {"text": "More.", "pmid": None})
+    assert [(one.text, one.pmid) for one in read(path)] == [("Whole.", "9"), ("More.", "")]
 
 
-def test_a_field_of_the_text_can_be_named(tmp_path):
+def test_fields_can_be_named(tmp_path):
     path = tmp_path / "a.jsonl"
-    write(path, {"t": "T", "meta": {"x": "X"}}, {"t": "T"})
-    first, second = read(path, text_field="t,meta.x")
-    assert first.body == "T\n\nX"
-    assert second.reason == "broken"
-    assert "--text_field=meta.x is not among the fields ['t']" in second.detail
+    write(path, {"t": "T", "meta": {"x": "X"}, "pmid": 1})
+    (article,) = read(path, fields=(("title", "t"), ("body", "meta.x")))
+    assert (article.title, article.body, article.pmid) == ("T", "X", "")
+    for fields, message in (
+        ((("text", "t"),), "got a field for 'text'; expected one of title, abstract, body, pmid"),
+        ((("pmid", "t"),), "got no field of a text; name that of title, abstract or body"),
+    ):
+        with pytest.raises(InputError, match=message):
+            TextRecords(fields=fields)
 
 
 def test_subsets_of_the_pile(tmp_path):
     path = tmp_path / "a.jsonl"
     names = ("PubMed Abstracts", "Github", "PubMed Central")
-    rows = [{"text": name, "meta": {"pile_set_name": name}} for name in names]
-    write(path, *rows, {"text": "no subset"})
+    write(path, *({"text": name, "meta": {"pile_set_name": name}} for name in names))
     got = read(path, subsets=names[::2])
     assert [one.source for one in got[::2]] == list(names[::2])
-    assert [one.reason for one in got[1::2]] == ["other_subset", "broken"]
-    assert [one.source for one in read(path)] == ["mine"] * 4
+    assert got[1].reason == "subset"
+    assert [one.source for one in read(path)] == list(names)
 
 
-def test_what_cannot_be_read_is_rejected_and_the_rest_is_read(tmp_path):
-    path = tmp_path / "a.jsonl"
-    bad = [b"{", b'{"text": 1}', b'{"text": "\\ud800"}', b'{"text": "a\\u0000"}', b"\xff", b"[]"]
-    write(path, *bad, {"text": "good", "doi": "\ud800"}, {"text": "good"})
-    *rejected, good = read(path)
-    assert good == Article(f"{path}:8", "mine", body="good")
-    assert [(one.place, one.reason) for one in rejected] == [
-        (f"{path}:{line}", "broken") for line in range(1, 8)
-    ]
-    assert all(isinstance(one, Rejection) and one.detail for one in rejected)
-
-
-def test_a_truncated_file_ends_in_one_rejection(tmp_path):
-    path, lines = tmp_path / "a.jsonl.gz", [json.dumps({"text": f"{n} " * 400}) for n in range(50)]
-    path.write_bytes(gzip.compress("\n".join(lines).encode())[:-200])
-    *articles, last = read(path)
-    assert articles[0].body.startswith("0 0 ")
-    assert (last.place, last.reason) == (str(path), "damaged")
-    array = tmp_path / "a.json"
-    array.write_text('[{"text": "one"}, {"text": ')
-    one, last = read(array)
-    assert (one.body, last.reason) == ("one", "damaged")
-
-
-def test_other_files_of_texts(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo".encode())
-    assert [one.body for one in read(tmp_path / "a.txt")] == ["one\ntwo"]
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    assert [one.reason for one in read(tmp_path / "b.txt")] == ["broken"]
-    pq.write_table(pa.table({"text": ["one", None], "pmid": [1, 2]}), tmp_path / "c.parquet")
-    one, two = read(tmp_path / "c.parquet")
-    assert (one.body, one.pmid, two.body, two.pmid) == ("one", "1", "", "2")
-    (tmp_path / "d.json").write_text('[{"text": "one"}, {"title": "two"}]')
-    assert [one.text for one in read(tmp_path / "d.json")] == ["one", "two"]
+def test_files_of_each_format(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.json").write_text('[{"title": "one", "abstract": "two"}]')
+    pq.write_table(pa.table({"abstract": ["one"], "pmid": [1]}), tmp_path / "c.parquet")
+    text, array, table = (next(iter(read(file))) for file in sorted(tmp_path.iterdir()))
+    assert (text.body, array.abstract, table.abstract, table.pmid) == ("one", "two", "one", "1")
+    (tmp_path / "d.jsonl.gz").write_bytes(b"\x1f\x8b")
+    assert [one.reason for one in read(tmp_path / "d.jsonl.gz")] == ["truncated"]
+    xml = (
+        "<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>1</PMID><Article><ArticleTitle>"
+        "T</ArticleTitle></Article></MedlineCitation></PubmedArticle></PubmedArticleSet>"
+    )
+    (tmp_path / "e.xml").write_text(xml)
+    source = Source("m", "medline", ())
+    (article,) = read_source(source, tmp_path / "e.xml", TextRecords())
+    assert (article.pmid, article.title) == ("1", "T")
+    jats = "<article><front><article-meta/></front><body><p>Text.</p></body></article>"
+    (tmp_path / "f.nxml").write_text(jats)
+    (article,) = read_source(Source("p", "pmc", ()), tmp_path / "f.nxml", TextRecords())
+    assert article.body == "Text."
