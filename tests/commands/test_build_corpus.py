@@ -1,11 +1,13 @@
 """build-corpus: the library's corpus, with progress on standard error, and its files' next user."""
 
+import gzip
 import json
 
 from biomedlm_jax import cli
 from biomedlm_jax.corpus import corpus_builder
-from biomedlm_jax.corpus.corpus_manifest import read_corpus_manifest
+from biomedlm_jax.corpus.corpus_manifest import read_corpus_manifest, shards_of
 from biomedlm_jax.corpus.manifest import read_manifest
+from biomedlm_jax.streams import read_lines
 
 ROWS = [
     {
@@ -100,3 +102,50 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert error.count("\n") == 1
     # The parts of the last one were read.
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.parts", "a.jsonl"]
+
+
+CITATION = (
+    '<PubmedArticle><MedlineCitation><PMID Version="1">{pmid}</PMID><Article><ArticleTitle>{title}'
+    "</ArticleTitle><Abstract><AbstractText>{text}</AbstractText></Abstract><Language>eng</Language>"
+    "</Article></MedlineCitation></PubmedArticle>"
+)
+
+
+def write_medline(path, citations, deleted=()):
+    records = [CITATION.format(pmid=n, title=f"Title {n}", text=text) for n, text in citations]
+    pmids = "".join(f"<PMID>{n}</PMID>" for n in deleted)
+    records += [f"<DeleteCitation>{pmids}</DeleteCitation>"] if pmids else []
+    path.parent.mkdir(exist_ok=True)
+    xml = f"<PubmedArticleSet>{''.join(records)}</PubmedArticleSet>"
+    path.write_bytes(gzip.compress(xml.encode()))
+
+
+def abstract(number):
+    return " ".join(f"w{number * 1009 + n * n % 4001}" for n in range(70)) + "."
+
+
+def test_from_the_files_of_nlm_to_a_corpus(tmp_path, capsys, real_data):
+    jats, known = real_data / "jats", "15566594"  # PMID of one of the articles
+    citations = [(n, abstract(n)) for n in (1, 2, 3, 4)] + [(known, abstract(5))]
+    write_medline(tmp_path / "baseline" / "pubmed26n0001.xml.gz", citations)
+    revised = [(2, abstract(2) + " Revised."), (7, abstract(7))]
+    write_medline(tmp_path / "updates" / "pubmed26n0002.xml.gz", revised, deleted=[3])
+    (tmp_path / "updates" / "pubmed26n0002.xml.gz.md5").touch()
+    medline = f"--source=medline:{tmp_path / 'baseline'},{tmp_path / 'updates'}"
+    flags = [medline, f"--source=pmc:{jats}", f"--out={tmp_path / 'corpus'}", "--workers=1"]
+    assert cli.main(["build-corpus", *flags]) == 0
+    assert "not read   1 files, hidden or of unknown format" in capsys.readouterr().out
+    manifest = read_corpus_manifest(tmp_path / "corpus")
+    pubmed, pmc = manifest["sources"]
+    assert pubmed["left_out"] == {"abstract_of_article": 1, "deleted": 1, "older_version": 1}
+    assert pubmed["stages"]["corpus"]["documents"] == 4
+    assert pmc["files"] == pmc["stages"]["corpus"]["documents"] == len([*jats.iterdir()])
+    (shard,) = shards_of(tmp_path / "corpus")
+    rows = [json.loads(line) for _, line in read_lines(shard)]
+    assert [row["id"] for row in rows[:4]] == ["pmid:1", "pmid:4", "pmid:2", "pmid:7"]
+    assert rows[2]["text"].endswith(" Revised.")
+    assert {row["source"] for row in rows} == {"medline", "pmc"}
+    articles = {row["pmcid"]: row for row in rows[4:]}
+    assert articles["PMC1065065"]["pmid"] == known
+    assert {row["license"] for row in articles.values()} == {"CC BY"}
+    assert all(len(row["text"]) > 5000 for row in articles.values())
