@@ -37,12 +37,12 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 LINES = {
     ("model",): 2_122,
     ("training",): 3_138,
-    ("corpus",): 4_600,
+    ("corpus",): 6_480,
     ("generation",): 2_200,
-    ("interop",): 3_019,
+    ("interop",): 3_031,
     ("qa", "finetuning"): 7_678,
     ("planning",): 1_096,
-    ("cli", "commands"): 1_446,
+    ("cli", "commands"): 1_613,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
