@@ -40,6 +40,7 @@ from biomedlm_jax.corpus.corpus_manifest import (
 from biomedlm_jax.corpus.deduplication import REASONS, STAGES, Decisions, deduplicate
 from biomedlm_jax.corpus.filters import Filters
 from biomedlm_jax.corpus.line_writer import LineWriter
+from biomedlm_jax.corpus.manifest import naming
 from biomedlm_jax.corpus.normalisation import choose
 from biomedlm_jax.corpus.parts import (
     OTHER_SUBSET,
@@ -59,7 +60,7 @@ from biomedlm_jax.files import write_json
 from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.streams import read_lines
 
-SHARD_BYTES = 1 << 28  # of text
+SHARD_BYTES = 1 << 26  # of text
 MAX_INPUTS = 10_000  # files that the manifest lists; INPUTS lists all
 MAX_NAMES = 1000  # of files that were not read
 PACKAGES = ("datasketch", "lxml", "numpy", "scipy", "zstandard")
@@ -168,6 +169,7 @@ def build_corpus(
     state = Progress()
     report = (lambda: progress(state)) if progress else (lambda: None)
     with (
+        naming(Path(out)),  # a full disk
         atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
         _parts_folder(parts_folder(out)) as folder,
         report_regularly(report),

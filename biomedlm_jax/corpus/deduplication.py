@@ -153,15 +153,15 @@ class Records:
         """
         turns = -(-len(self) // JOINED)
         for turn in range(turns):
-            parts = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
+            parts = []
             for keys, records in self.keys(name):
-                these = (keys % np.uint64(turns) == turn) & (keys != 0) & chosen[records]
+                these = (keys % keys.dtype.type(turns) == turn) & (keys != 0) & chosen[records]
                 parts.append((keys[these], records[these]))
             keys, records = (np.concatenate(part) for part in zip(*parts, strict=True))
-            order = np.lexsort((records, keys))
-            keys, records = keys[order], records[order]
             if not keys.size:
                 continue
+            order = np.argsort(keys, kind="stable")  # records ascend
+            keys, records = keys[order], records[order]
             new = np.concatenate([[True], keys[1:] != keys[:-1]])
             group = np.cumsum(new) - 1
             these = np.bincount(group)[group] > 1
@@ -227,8 +227,8 @@ def _choose_versions(records: Records, kind: np.ndarray, decisions: Decisions) -
 
 def _ambiguous(group: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return for each row whether the rows of its group have several values, 0 not counted."""
-    largest = np.zeros(group.max(initial=0) + 1, np.uint64)
-    smallest = np.full_like(largest, np.iinfo(np.uint64).max)
+    largest = np.zeros(group.max(initial=0) + 1, values.dtype)
+    smallest = np.full_like(largest, np.iinfo(values.dtype).max)
     known = values != 0
     np.maximum.at(largest, group[known], values[known])
     np.minimum.at(smallest, group[known], values[known])
@@ -284,17 +284,17 @@ def _leave_out_near(records: Records, cache: Cache, decisions: Decisions, least:
 def _leave_out_contained(
     records: Records, cache: Cache, decisions: Decisions, least: float
 ) -> None:
-    sizes = records.all("shingles").astype(np.int64)
+    sizes = records.all("shingles")
     kept = decisions.kept
     short = np.flatnonzero(kept & (sizes >= LEAST_SHINGLES) & (sizes <= MOST_SHINGLES))
     # The longest first: a text that a longer one contains must not replace a shorter one.
-    short = short[np.lexsort((short, -sizes[short]))]
+    short = short[np.argsort(-sizes[short].astype(np.int64), kind="stable")]
     long = kept & (sizes >= LONGER * LEAST_SHINGLES)
     for start in range(0, len(short), LOOKED_UP):
         wanted = np.zeros(len(kept), bool)
         wanted[short[start : start + LOOKED_UP]] = True
         parts, wholes = _candidates(records, wanted, long, sizes)
-        order = np.lexsort((wholes, parts, -sizes[parts]))
+        order = np.lexsort((wholes, parts, -sizes[parts].astype(np.int64)))
         for part, whole in zip(parts[order].tolist(), wholes[order].tolist(), strict=True):
             if decisions.reason[part] or decisions.reason[whole]:
                 continue

@@ -36,14 +36,15 @@ from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
 from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash, read_json, write_json
-from biomedlm_jax.streams import open_binary
+from biomedlm_jax.streams import COMPRESSIONS, open_binary
 
 VERSION = 1  # of the layout and of what is computed: a part of another version is made again
 LEVEL = 3  # of zstandard
 SEGMENT = 1 << 14
 SEGMENT_BYTES = 1 << 25  # of text
 FRAME_BYTES = 1 << 18  # of JSON lines that are compressed together
-BATCH_BYTES = 1 << 25  # of small input files that become one part
+BATCH_BYTES = 1 << 24  # of small input files that become one part
+INFLATION = 4  # or so, of compressed XML and JSON
 BATCH_FILES = 1000
 TRUNCATED, OTHER_SUBSET = "truncated", "subset"  # reasons of the readers
 
@@ -85,8 +86,8 @@ COLUMNS = {  # of the rows of a segment
     "record": np.uint32,  # number in the part, in the order of the files
     "kind": np.uint8,
     "version": np.int32,
-    "pmid": np.uint64,
-    "pmcid": np.uint64,
+    "pmid": np.uint32,
+    "pmcid": np.uint32,
     "doi": np.uint64,
     "exact": np.uint64,
     "exact_rest": np.uint64,
@@ -99,7 +100,8 @@ def batches(files: Sequence[Path]) -> Iterator[list[Path]]:
     """Yield consecutive files: one large file, or small ones, at most BATCH_BYTES together."""
     batch, size = [], 0
     for file in files:
-        there = file.stat().st_size
+        packed = file.suffix.lower() in (*COMPRESSIONS, ".tgz")
+        there = file.stat().st_size * (INFLATION if packed else 1)
         if batch and (size + there > BATCH_BYTES or len(batch) == BATCH_FILES):
             yield batch
             batch, size = [], 0
@@ -276,7 +278,8 @@ def document_id(article: Article) -> str:
 
 def _digits(text: str) -> int:
     digits = text.upper().removeprefix("PMC")
-    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 18 else 0
+    number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 11 else 0
+    return number if number < 2**32 else 0
 
 
 def _doi_key(doi: str) -> int:

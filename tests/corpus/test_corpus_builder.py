@@ -206,8 +206,9 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
         patch.setattr(f"{module}.read_source", lambda *a: read.append(a[1].name) or reader(*a))
         full = OSError(28, "No space left on device")
         patch.setattr(corpus_builder, "write_shard", lambda *_: (_ for _ in ()).throw(full))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as raised:
             build_corpus(given, out)
+        assert raised.value.filename == str(out)
     assert read == ["1.jsonl", "2.jsonl"]  # of the articles
     assert not out.exists()
     assert build_corpus(given, out) == expected

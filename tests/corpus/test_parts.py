@@ -181,6 +181,10 @@ def test_small_files_share_a_part(tmp_path, monkeypatch):
     sizes = [[int(file.stem) for file in batch] for batch in batches(files)]
     assert sizes == [[0, 1], [2], [3], [4, 5], [6]]
     assert list(batches([])) == []
+    packed = [tmp_path / "a.xml.gz", tmp_path / "b.tgz"]  # as much work as four times their bytes
+    for file in packed:
+        file.write_bytes(b"x" * 20)
+    assert [len(batch) for batch in batches([files[0], *packed])] == [2, 1]
     names = {part_name(TEXT, 0, batch) for batch in ([files[0]], [files[1]], files[:2])}
     assert len(names) == 3
 
