@@ -22,6 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.signatures import Banding, shingles
 from biomedlm_jax.corpus.sources import Source, TextRecords
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json
+from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.streams import read_lines
 
@@ -260,9 +261,17 @@ class _Build:
         made = map_in_processes(make_part, tasks, workers=self.workers)
         with contextlib.closing(made):
             for index, part in enumerate(made):
+                inputs = part.pop("inputs")  # there may be millions, which `inputs` reads again
+                part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
                 self.parts[index] = (*self.parts[index][:2], part)
-                self.state.done_bytes += sum(file["bytes"] for file in part["inputs"])
+                self.state.done_bytes += part["bytes"]
                 self.state.documents += part["counts"]["documents"]
+
+    def inputs(self) -> Iterator[dict[str, Any]]:
+        """Yield the description of each file that was read."""
+        for number, folder, _ in self.parts:
+            for file in read_json(folder / "part.json")["inputs"]:
+                yield {"source": self.sources[number].name, **file}
 
     def map_settings(self) -> MapSettings:
         """Return the settings of the parts."""
@@ -432,7 +441,6 @@ class _Build:
     ) -> dict[str, Any]:
         """Return the entry of a source in the manifest."""
         source, parts = self.sources[number], [part for n, _, part in self.parts if n == number]
-        files = [file for part in parts for file in part["inputs"]]
         mine = self.segments.sources == number
         reasons = self.counted("left_out:", number)
         counts = np.bincount(decisions.reason[mine], minlength=len(REASONS)).tolist()
@@ -444,8 +452,8 @@ class _Build:
         return {
             "name": source.name,
             "format": source.kind,
-            "files": len(files),
-            "bytes": sum(file["bytes"] for file in files),
+            "files": sum(part["files"] for part in parts),
+            "bytes": sum(part["bytes"] for part in parts),
             "epochs": epochs,
             "stages": {**stages, "corpus": corpus},
             "left_out": {name: count for name, count in sorted(reasons.items()) if count},
@@ -457,13 +465,8 @@ class _Build:
         self, sources: Sequence[dict[str, Any]], shards: Sequence[dict[str, Any]]
     ) -> dict[str, Any]:
         """Write the list of inputs and the manifest, and return this."""
-        inputs = [
-            {"source": self.sources[number].name, **file}
-            for number, _, part in self.parts
-            for file in part["inputs"]
-        ]
         with LineWriter(self.new / INPUTS) as lines:
-            for entry in inputs:
+            for entry in self.inputs():
                 lines.add(entry)
         manifest: dict[str, Any] = {
             **CORPUS_FORMAT,
@@ -477,7 +480,7 @@ class _Build:
                 **{name: version(name) for name in PACKAGES},
             },
             "files": list(shards),
-            "inputs": inputs[:MAX_INPUTS],
+            "inputs": list(islice(self.inputs(), MAX_INPUTS)),
             "files_not_read": {"count": len(self.skipped), "names": self.skipped[:MAX_NAMES]},
         }
         manifest["checksum"] = corpus_checksum(manifest)

@@ -6,6 +6,7 @@ A part is a directory that is complete once it exists, so that a build continues
     left_out.jsonl.zst    records that the filters refused, or that cannot be read
     00000.docs            documents as JSON lines, in zstandard frames of a few dozen
     00000.npz             numbers of these documents: keys of their identity, and signatures
+    SHA256SUMS            the hashes of these files
 
 A segment (00000) has at most SEGMENT documents, which bounds the memory of whoever reads it. A
 record without text (refused, or deleted) has a row of numbers, too: it takes part in the choice of
@@ -36,6 +37,7 @@ from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
 from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash, read_json, write_json
+from biomedlm_jax.integrity import damage, has_sums, write_sums
 from biomedlm_jax.streams import COMPRESSIONS, open_binary
 
 VERSION = 1  # of the layout and of what is computed: a part of another version is made again
@@ -127,9 +129,12 @@ def make_part(
     """
     inputs = [describe(file) for file in files]
     fingerprint = settings.fingerprint(source)
-    if (folder / "part.json").exists():
-        part = read_json(folder / "part.json")
-        if part["settings"] == fingerprint and part["inputs"] == inputs:
+    if folder.exists():
+        same = has_sums(folder) and not damage(
+            folder
+        )  # a power cut may have lost what was not written to the disk
+        part = read_json(folder / "part.json") if same else {}
+        if same and part["settings"] == fingerprint and part["inputs"] == inputs:
             return part
         shutil.rmtree(folder)
     new = folder.with_name(f"{folder.name}.new")
@@ -143,6 +148,7 @@ def make_part(
         part = {"inputs": inputs, "settings": fingerprint}
         part |= {"counts": counts, "segments": segments}
         write_json(new / "part.json", part)
+        write_sums(new)
         new.rename(folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

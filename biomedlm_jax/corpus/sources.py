@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -101,14 +101,20 @@ def parse_sources(values: Sequence[str]) -> tuple[Source, ...]:
 
 
 def read_source(source: Source, path: Path, records: TextRecords) -> Iterator[Record]:
-    """Yield the records of one file; what cannot be read is a Rejection."""
+    """Yield the records of one file; what cannot be read is a Rejection.
+
+    An article of the kind "text" has its subset as `source`, or the name of the source.
+    """
     if source.kind == "medline":
         yield from read_medline(path)
     elif source.kind == "pmc":
         yield from read_jats(path)
     else:
         names = records.names_for(() if records.fields else _field_names(path))
-        yield from read_json_articles(path, names, subsets=records.subsets)
+        for record in read_json_articles(path, names, subsets=records.subsets):
+            if isinstance(record, Article) and f".{record.source}" in FORMATS:  # of no subset
+                record = replace(record, source=source.name)
+            yield record
 
 
 def _field_names(path: Path) -> set[str]:

@@ -79,11 +79,20 @@ def test_a_part_is_the_same_anywhere_and_kept_until_its_input_changes(tmp_path, 
     make_part(tmp_path / "one", TEXT, [file], settings())
     make_part(tmp_path / "two", TEXT, [file], settings())
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    (tmp_path / "one" / "00000.docs").write_bytes(b"kept")
-    make_part(tmp_path / "one", TEXT, [file], settings())
-    assert (tmp_path / "one" / "00000.docs").read_bytes() == b"kept"
-    make_part(tmp_path / "one", TEXT, [file], settings(filters=Filters(min_characters=1)))
-    assert (tmp_path / "one" / "00000.docs").read_bytes() != b"kept"  # other settings
+    docs = tmp_path / "one" / "00000.docs"
+
+    def is_made_again(**options) -> bool:
+        before = docs.stat().st_mtime_ns
+        make_part(tmp_path / "one", TEXT, [file], settings(**options))
+        return docs.stat().st_mtime_ns != before
+
+    assert not is_made_again()
+    assert is_made_again(filters=Filters(min_characters=1))
+    assert is_made_again()
+    whole = docs.read_bytes()
+    docs.write_bytes(whole[:-1])  # damaged
+    assert is_made_again()
+    assert docs.read_bytes() == whole
     file.write_text(file.read_text().replace("number 1 ", "number 0 "))
     assert make_part(tmp_path / "two", TEXT, [file], settings())["counts"]["documents"] == 40
     assert content(tmp_path / "one") != content(tmp_path / "two")  # of the same size

@@ -59,7 +59,7 @@ def test_fields_with_usual_names_are_read(tmp_path):
     assert broken.reason == "broken"
     assert article == Article(
         place=f"{path}:2",
-        source="jsonl",
+        source="mine",
         title="T",
         abstract="A.\n\nB.",
         pmid="12",
@@ -98,6 +98,8 @@ def test_subsets_of_the_pile(tmp_path):
     assert [one.source for one in got[::2]] == list(names[::2])
     assert got[1].reason == "subset"
     assert [one.source for one in read(path)] == list(names)
+    write(path, {"text": "of no subset"})
+    assert [one.source for one in read(path)] == ["mine"]
 
 
 def test_files_of_each_format(tmp_path):
