@@ -53,7 +53,7 @@ NO_PUBLICATION = {"pmc-release", "nihms-submitted", "preprint", "retraction", "c
 
 _LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _FLOATS_AND_NOTES = """
-    ack alt-text attrib caption chem-struct-wrap chem-struct-wrapper copyright-statement fig
+    ack alt-text attrib chem-struct-wrap chem-struct-wrapper copyright-statement fig
     fig-group float floats-group floats-wrap fn fn-group glossary graphic index-term inline-graphic
     inline-supplementary-material label long-desc media notes object-id permissions processing-meta
     question-preamble ref-list related-article related-object response sec-meta sig-block
