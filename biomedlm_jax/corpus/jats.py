@@ -27,7 +27,7 @@ The rules, by JATS's names of the elements:
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from biomedlm_jax.corpus.archives import is_archive, read_members
@@ -53,7 +53,7 @@ NO_PUBLICATION = {"pmc-release", "nihms-submitted", "preprint", "retraction", "c
 
 _LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _FLOATS_AND_NOTES = """
-    ack alt-text attrib caption chem-struct-wrap chem-struct-wrapper copyright-statement fig
+    ack alt-text attrib chem-struct-wrap chem-struct-wrapper copyright-statement fig
     fig-group float floats-group floats-wrap fn fn-group glossary graphic index-term inline-graphic
     inline-supplementary-material label long-desc media notes object-id permissions processing-meta
     question-preamble ref-list related-article related-object response sec-meta sig-block
@@ -280,22 +280,21 @@ class _Text:
         if element.text:
             parts.append(element.text)
         for child in element:
-            name = local_name(child.tag)
-            if name in _LEFT_OUT:
-                pass
-            elif name in _PARAGRAPHS:
+            kind = _KINDS[child.tag]
+            if kind is None:
+                if len(child):
+                    self.walk(child)
+                    parts = self.parts
+                elif child.text:
+                    parts.append(child.text)
+            elif kind is _paragraph:
                 self.flush()
                 self.walk(child)
                 self.flush()
                 parts = self.parts
-            elif handle := _SPECIAL.get(name):
-                handle(self, child)
+            elif kind is not _left_out:
+                kind(self, child)
                 parts = self.parts
-            elif len(child):
-                self.walk(child)
-                parts = self.parts
-            elif child.text:
-                parts.append(child.text)
             if child.tail:
                 parts.append(child.tail)
 
@@ -305,8 +304,8 @@ class _Text:
         title = next((child for child in element if local_name(child.tag) == "title"), None)
         self.walk(element)
         self.flush()
-        heading = title is not None and bool(paragraphs(title))
-        if heading and len(self.paragraphs) == before + 1:
+        alone = len(self.paragraphs) == before + 1
+        if alone and title is not None and paragraphs(title):
             self.paragraphs.pop()
 
     def superscript(self, element: Element) -> None:
@@ -349,17 +348,46 @@ class _Text:
         self.parts.append(": ".join(filter(None, texts)))
         self.flush()
 
-    def lines(self, element: Element) -> None:
+    def math(self, element: Element) -> None:
+        append_formula(element, self.parts)
+
+    def space(self, element: Element) -> None:
         self.parts.append(" ")
+
+
+def _left_out(text: _Text, element: Element) -> None:
+    """Mark what is left out."""
+
+
+def _paragraph(text: _Text, element: Element) -> None:
+    """Mark what is a paragraph of its own."""
 
 
 _SPECIAL = {
     "sec": _Text.section,
     "sup": _Text.superscript,
     "xref": _Text.reference,
-    "math": lambda text, element: append_formula(element, text.parts),
+    "math": _Text.math,
     "inline-formula": _Text.formula,
     "disp-formula": _Text.displayed,
     "def-item": _Text.definition,
-    "break": _Text.lines,
+    "break": _Text.space,
 }
+
+
+class _Kinds(dict[str, Callable[[_Text, Element], None] | None]):
+    """What is done with the elements of a tag: one look-up for each element."""
+
+    def __missing__(self, tag: str) -> Callable[[_Text, Element], None] | None:
+        name = local_name(tag)
+        kind = _SPECIAL.get(name)
+        if name in _LEFT_OUT:
+            kind = _left_out
+        elif name in _PARAGRAPHS:
+            kind = _paragraph
+        if len(self) < 10_000:  # a file can have any number of them
+            self[tag] = kind
+        return kind
+
+
+_KINDS = _Kinds()

@@ -20,8 +20,8 @@ from biomedlm_jax.corpus.articles import Rejection
 from biomedlm_jax.errors import one_line
 from biomedlm_jax.streams import BrokenStreamError, read_blocks
 
-# Bytes of a record; its tree takes about ten times as much. An article has seldom more than 1 MB.
-MAX_RECORD_BYTES = 1 << 25
+# Bytes of a record; its tree can take thirty times as much. An article has seldom more than 1 MB.
+MAX_RECORD_BYTES = 1 << 24
 Element: TypeAlias = Any  # lxml has no types
 Special = Mapping[str, Callable[[Element, list[str]], None]]
 

@@ -128,7 +128,7 @@ def test_blocks_inside_a_paragraph_are_paragraphs(body):
       <list><list-item><p>inner</p></list-item></list></list-item><list-item><p>two</p></list-item>
       </list>after <bold>the</bold><named-content><disp-quote><p>Quoted.</p></disp-quote>
       </named-content>list.</p>
-      <boxed-text><caption><title>No</title></caption><p>Boxed.</p></boxed-text>
+      <boxed-text><caption><title>Box</title></caption><p>Boxed.</p></boxed-text>
       <verse-group><verse-line>a</verse-line><verse-line>b</verse-line></verse-group>
       <def-list><def-item><term>CI</term><def><p>confidence interval</p></def></def-item></def-list>
     """
@@ -140,6 +140,7 @@ def test_blocks_inside_a_paragraph_are_paragraphs(body):
         "after the",
         "Quoted.",
         "list.",
+        "Box",
         "Boxed.",
         "a",
         "b",

@@ -1,6 +1,7 @@
 """medline.py: NLM's elements become the fields that the stated rules give."""
 
 import gzip
+import random
 import tracemalloc
 
 import pytest
@@ -257,3 +258,32 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         return size
 
     assert peak(40) < 1.2 * peak(20) < 20_000_000
+
+
+INSERTED = (b"<!--", b"-->", b"<![CDATA[", b"<PubmedArticle>", b"</PubmedArticle>", b"&x;", b"\0")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_loses_no_record_silently(tmp_path, seed):
+    rng, path = random.Random(seed), tmp_path / "a.xml"
+    whole = pubmed_set(*(pubmed_article(i) for i in range(1, 6)), deleted=(8,))
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 3))):
+            i = rng.randrange(len(data))
+            j = i + rng.choice((1, 20, 2000))
+            damage = rng.randrange(4)
+            if damage == 0:
+                data[i] ^= 1 << rng.randrange(8)
+            elif damage == 1:
+                del data[i:j]
+            elif damage == 2:
+                data[i:j] = rng.randbytes(j - i)
+            else:
+                data[i:i] = rng.choice(INSERTED)
+            data += b" " * (not data)
+        path.write_bytes(data)
+        items = list(read_medline(path))
+        rejected = [item for item in items if isinstance(item, Rejection)]
+        assert rejected or len(items) == 6
+        assert all(item.detail.isprintable() and item.reason.isalpha() for item in rejected)

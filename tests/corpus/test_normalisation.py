@@ -3,6 +3,8 @@ import json
 import unicodedata
 
 import pytest
+from ftfy import fix_encoding
+from ftfy.badness import is_bad
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +70,17 @@ def test_mojibake_is_flagged_and_not_changed(encoding):
     assert normalise(damaged.replace("\ufffd", ""), "nfc") == damaged.replace("\ufffd", "")
     assert flags_of("caf\ufffd") == ("replacement",)
     assert flags_of("漢字 Ελληνικά кириллица العربية") == ()
+
+
+@given(
+    st.text(st.sampled_from("é\u2013“”°±βЖ漢🧬\xa0 a?ÃÂâ")),
+    st.sampled_from(["latin-1", "sloppy-windows-1252", "sloppy-windows-1253", "cp437", "macroman"]),
+    st.sampled_from([("\xa0", " "), ("\x81", "?"), ("\ufffd", "\x1a"), ("", "")]),
+)
+def test_the_fast_test_misses_nothing_that_ftfy_finds(text, encoding, loss):
+    damaged = text.encode().decode(encoding, "replace").replace(*loss)
+    if is_bad(damaged) and fix_encoding(damaged) != damaged and len(damaged.splitlines()) == 1:
+        assert "mojibake" in flags_of(damaged)
 
 
 def test_two_real_articles_are_flagged(real_data):
