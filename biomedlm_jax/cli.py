@@ -20,7 +20,8 @@ from biomedlm_jax.buckets import SCHEME
 from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
 
 COMMANDS = (
-    *("quickstart", "train-tokenizer", "compare-tokenizers", "build-tokens", "pretrain"),
+    *("quickstart", "build-corpus", "train-tokenizer", "compare-tokenizers", "build-tokens"),
+    "pretrain",
     *("build-instructions", "finetune", "evaluate", "generate", "score-answers", "inspect"),
     *("verify", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
 )

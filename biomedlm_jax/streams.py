@@ -75,7 +75,8 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
     """
     with open_binary(Path(path)) as file, _named_errors(lambda: str(path)):
         text = _decompressed(file, Path(path))
-        while block := text.read(_BLOCK):
+        # `read` would lose what precedes a damage within a block.
+        while block := cast(BufferedReader, text).read1(_BLOCK):
             yield block
 
 

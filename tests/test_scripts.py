@@ -416,3 +416,16 @@ def test_a_revision_that_cannot_be_measured_is_named(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit, match="2"):
         run_tool("compare_revisions.py", "--old=/", "--new=/", monkeypatch=monkeypatch)
     assert "expected a checkout with biomedlm_jax/cli.py, got /" in capsys.readouterr().err
+
+
+def test_corpus_speed_prints_both_sides(tmp_path):
+    figures = tmp_path / "figures.json"
+    options = ["--megabytes=0.2", "--files=2", "--workers=2", "--rounds=1", f"--json={figures}"]
+    command = [sys.executable, ROOT / "scripts" / "corpus_speed.py", *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^2 workers: .* MB/s of XML, .*x, CPU .* of a worker$", done.stdout, re.M)
+    sides = read_json(figures)["sides"]
+    assert sides["1"]["parent_mb"] > 50
+    assert sides["2"]["worker_mb"] > 50

@@ -4,12 +4,13 @@ import bz2
 import gzip
 import lzma
 import os
+import random
 
 import pytest
 import zstandard
 
 from biomedlm_jax import streams
-from biomedlm_jax.streams import BrokenStreamError, read_lines
+from biomedlm_jax.streams import BrokenStreamError, read_blocks, read_lines
 
 COMPRESS = {
     "": bytes,
@@ -73,3 +74,15 @@ def test_a_long_line_is_copied_once_and_one_beyond_the_limit_is_named(tmp_path, 
     messages = []
     kept = list(read_lines(path, limit=1000, on_long=messages.append))
     assert (kept, len(messages)) == ([(1, b"a\n"), (3, b"b\n")], 1)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".xz"])  # bz2 has blocks of 900 kB
+def test_blocks_before_a_damage_are_read(tmp_path, suffix):
+    text = random.Random(0).randbytes(300_000).hex().encode()
+    path, blocks = tmp_path / f"a{suffix}", []
+    path.write_bytes(COMPRESS[suffix](text)[:200_000])
+    with pytest.raises(BrokenStreamError):
+        blocks.extend(read_blocks(path))  # keeps what came before the error
+    read = b"".join(blocks)
+    assert text.startswith(read)
+    assert len(read) > 250_000

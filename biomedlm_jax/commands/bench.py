@@ -5,12 +5,14 @@
     biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
     biomedlm bench packing --length=512 --batch_size=16
+    biomedlm bench readers --path=pubmed25n0001.xml.gz
 
 `train` times a training step against transformers with torch's AdamW, on a GPU with new processes
 for each side; `decode` times generation against transformers' generate; `tokens` the building of
 token rows against the tokenizer alone; `questions` scoring against lm-evaluation-harness and
 fine-tuning against torch; `packing` instruction tuning in packed rows against one padded row for
-each conversation. The peers need the extras `hf` and `harness`, and accelerate.
+each conversation; `readers` the readers of NLM's XML against lxml's iterparse. The peers need the
+extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
@@ -20,7 +22,7 @@ from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("json", "dtype")
 BY_POSITION = "what"
-KINDS = ["train", "decode", "tokens", "questions", "packing"]
+KINDS = ["train", "decode", "tokens", "questions", "packing", "readers"]
 FLAGS.define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
 FLAGS.define("rounds", 5, "Alternating rounds.", least=1)
 for name, default, meaning in (
@@ -49,7 +51,7 @@ FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]
 FLAGS.define_text("tokens: ")
 FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
 FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
-FLAGS.define("path", None, "questions: file or directory of MedQA.")
+FLAGS.define("path", None, "questions: file or directory of MedQA; readers: of XML.")
 FLAGS.define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
 FLAGS.define_sizes("hf_batch_sizes", (8,), "questions: batch sizes of the harness's hf backend.")
 
@@ -59,6 +61,7 @@ ARGUMENTS = {
     "decode": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers",
     "tokens": "tokenizer text_field rounds",
     "packing": "examples batch_size length steps rounds",
+    "readers": "path rounds",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
 CONFIG = ("layers", "width", "heads", "vocab_size", "dtype")
@@ -67,9 +70,10 @@ MORE = {
     "decode": CONFIG,
     "tokens": ("input",),
     "questions": (),
+    "readers": (),
     "packing": (*CONFIG, "length"),
 }
-REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",)}
+REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",), "readers": ("path",)}
 
 
 def run(options: Flags) -> None:

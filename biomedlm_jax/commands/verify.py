@@ -1,4 +1,4 @@
-"""Verify the files of a run, an export, token rows or a tokenizer.
+"""Verify the files of a run, an export, token rows, a corpus or a tokenizer.
 
     biomedlm verify RUN
     biomedlm verify EXPORT

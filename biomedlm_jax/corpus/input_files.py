@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from biomedlm_jax.corpus.corpus_manifest import is_corpus, shards_of
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.streams import COMPRESSIONS
 
 LINES = (".jsonl", ".json-lines", ".ndjson")
 FORMATS = (".txt", *LINES, ".json", ".parquet")
+XML = (".xml", ".nxml", ".tar", ".tgz")  # of the publishers of articles
 KNOWN = (
     f"the known formats are {', '.join(FORMATS)}, each but the last also with "
     f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
@@ -25,11 +27,17 @@ _SPLIT = re.compile(rf"(?:^|[-_.])({'|'.join(_SPLITS)})(?:$|[-_.\d])")
 _SHARD = re.compile(r"(?P<name>.*?)-(?P<number>\d+)-of-(?P<count>\d+)(?P<end>\..+)")
 
 
-def input_files(paths: Iterable[str | Path], skipped: list[str] | None = None) -> list[Path]:
+def input_files(
+    paths: Iterable[str | Path],
+    skipped: list[str] | None = None,
+    *,
+    formats: tuple[str, ...] = FORMATS,
+) -> list[Path]:
     """List the files of `paths`, each once, in the given order, sorted within each path.
 
     A directory is searched recursively, linked directories too, for files of a known format; the
-    others, and hidden files and directories, are added to `skipped`.
+    others, and hidden files and directories, are added to `skipped`. Of a corpus that
+    `build-corpus` wrote, its documents are listed and nothing else.
 
     Raises InputError for no paths, a file of unknown format, a directory or glob without files, and
     a path that does not exist or a link to one.
@@ -37,7 +45,7 @@ def input_files(paths: Iterable[str | Path], skipped: list[str] | None = None) -
     files: dict[Path, Path] = {}
     omitted: dict[str, None] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
-        for file in _expand(Path(path), omitted):
+        for file in _expand(Path(path), omitted, formats):
             files.setdefault(file.resolve(), file)
     if not files:
         raise InputError("no input; name at least one file, directory or glob")
@@ -67,28 +75,30 @@ def _warn_of_splits(files: list[Path]) -> None:
             warnings.warn(f"{got}; fetch the others", RuntimeWarning, stacklevel=3)
 
 
-def _expand(path: Path, omitted: dict[str, None]) -> list[Path]:
+def _expand(path: Path, omitted: dict[str, None], formats: tuple[str, ...]) -> list[Path]:
+    known = KNOWN if formats == FORMATS else f"the known formats are {', '.join(formats)}"
     if path.is_dir():
-        files = _walk(path, omitted)
+        files = _walk(path, omitted, formats)
     elif path.exists():
         files = [path]
     elif glob.has_magic(str(path)):
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
         files = [match for match in matches if not match.is_dir()]
-        files += [file for match in matches if match.is_dir() for file in _walk(match, omitted)]
+        folders = [match for match in matches if match.is_dir()]
+        files += [file for folder in folders for file in _walk(folder, omitted, formats)]
     else:
         raise InputError(f"no such file or directory: {path}")
     if not files:
-        raise InputError(f"no file to read in {path}; {KNOWN}")
+        raise InputError(f"no file to read in {path}; {known}")
     for file in files:
-        if not format_of(file):
-            raise InputError(f"{file} has a name of unknown format; {KNOWN}")
+        if not format_of(file, formats):
+            raise InputError(f"{file} has a name of unknown format; {known}")
         if not file.exists():
             raise InputError(f"{file} is a broken symbolic link; remove or repair it")
     return sorted(files)
 
 
-def _walk(directory: Path, omitted: dict[str, None]) -> list[Path]:
+def _walk(directory: Path, omitted: dict[str, None], formats: tuple[str, ...]) -> list[Path]:
     def fail(error: OSError) -> None:  # by default os.walk omits a directory it cannot list
         raise error
 
@@ -103,19 +113,23 @@ def _walk(directory: Path, omitted: dict[str, None]) -> list[Path]:
             for name in set(folders).difference(hidden)
             if os.path.realpath(os.path.join(folder, name)) not in visited
         )
+        if formats == FORMATS and is_corpus(Path(folder)):
+            files += shards_of(Path(folder))
+            folders.clear()
+            continue
         for file in (Path(folder, name) for name in sorted(names)):
             special = file.exists() and not file.is_file()  # a pipe would block the reader
-            if file.name.startswith(".") or special or not format_of(file):
+            if file.name.startswith(".") or special or not format_of(file, formats):
                 omitted[str(file)] = None
             else:
                 files.append(file)
     return files
 
 
-def format_of(path: Path) -> str | None:
+def format_of(path: Path, formats: tuple[str, ...] = FORMATS) -> str | None:
     """Return the format of a file by its name, without a compression; None if it is not known."""
     name = path.name.lower()
     compressed = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     name = name.removesuffix(compressed)
-    known = next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+    known = next((suffix for suffix in formats if name.endswith(suffix)), None)
     return None if known == ".parquet" and compressed else known

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from biomedlm_jax.buckets import BucketPath, as_path
 from biomedlm_jax.errors import InputError
@@ -23,7 +23,9 @@ MANIFEST, ROWS = "manifest.json", "rows"  # the file and the TFDS dataset in the
 END_BYTES = 1 << 17
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _ADVICE = "build token rows with biomedlm build-tokens"
-_CIRCUMSTANCES = ("skipped", "inputs", "special_text", "files", "fingerprint", "checksum")
+_CIRCUMSTANCES = (
+    *("skipped", "inputs", "corpora", "special_text", "files", "fingerprint", "checksum"),
+)
 
 
 class Manifest(TypedDict):
@@ -41,9 +43,10 @@ class Manifest(TypedDict):
     splits: dict[str, dict[str, Any]]  # counts of `Packer`, SHA-256 of the rows
     skipped: dict[str, Any]  # counts of `read_documents`
     inputs: list[dict[str, Any]]  # path, bytes, SHA-256 of each file; `copy_of` an identical one
+    corpora: NotRequired[list[dict[str, str]]]  # path and SHA-256 of the manifest of each corpus
     special_text: dict[str, int]  # special tokens that texts spell, encoded as plain text
     files: list[dict[str, Any]]  # `describe_file` of each file in rows/; unknown in old manifests
-    fingerprint: str  # identifies the rows; the four entries before it are not part of it
+    fingerprint: str  # identifies the rows; the five entries before it are not part of it
     checksum: str  # of all other entries; unknown in old manifests
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from biomedlm_jax.buckets import is_bucket
+from biomedlm_jax.corpus.corpus_manifest import corpora_of
 from biomedlm_jax.corpus.documents import Document, Skipped
 from biomedlm_jax.corpus.manifest import (
     FORMAT,
@@ -111,6 +112,7 @@ def build_tokens(
         report = (lambda: progress(packer.counts)) if progress else (lambda: None)
         with report_regularly(report):
             files = _identify(map(Path, inputs))
+            corpora = corpora_of(files)
             hashes = _write(packer.rows(documents), new / ROWS, length, np.dtype(recipe["dtype"]))
         splits = {split: {**packer.counts[split], "sha256": hashes[split]} for split in SPLITS}
         if not splits["train"]["rows"]:
@@ -126,6 +128,8 @@ def build_tokens(
         counts["files"] = {"count": len(skipped.files), "names": skipped.files[:MAX_NAMES]}
         spelled = dict(packer.special_text)
         manifest = {**recipe, "splits": splits, "skipped": counts, "inputs": files}
+        if corpora:
+            manifest["corpora"] = corpora
         manifest["special_text"] = spelled
         manifest["files"] = [describe_file(file) for file in sorted((new / ROWS).iterdir())]
         manifest["fingerprint"] = fingerprint(manifest)

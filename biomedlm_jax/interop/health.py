@@ -1,11 +1,12 @@
-"""Health of a directory: what of a run, an export or token rows is not as it was written."""
+"""Health of a directory: what of a run, an export, rows or a corpus is not as it was written."""
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from biomedlm_jax.buckets import as_path
+from biomedlm_jax.buckets import as_path, is_bucket
+from biomedlm_jax.corpus.corpus_manifest import is_corpus, read_corpus_manifest
 from biomedlm_jax.corpus.manifest import MANIFEST, ROWS, read_manifest
 from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.corpus.rows import Rows
@@ -38,7 +39,7 @@ class Part:
 
 
 def check_directory(path: str | Path, *, add_sums: bool = False) -> list[Part]:
-    """Return the parts of a run, an export, token rows or a tokenizer, after reading all files.
+    """Return the parts of a run, export, token rows, corpus or tokenizer, after reading all files.
 
     With `add_sums`, SHA256SUMS is written where a finished part has none. Raises InputError if
     `path` is no such directory.
@@ -51,8 +52,10 @@ def check_directory(path: str | Path, *, add_sums: bool = False) -> list[Part]:
     ):
         parts = list(_parts_of_run(path, add_sums=add_sums))
     else:
-        rows = (path / ROWS).exists()
-        parts = [_files(path, ".", add_sums=add_sums, complete=rows)]
+        rows, corpus = (path / ROWS).exists(), not is_bucket(path) and is_corpus(path)
+        parts = [_files(path, ".", add_sums=add_sums, complete=rows or corpus)]
+        if corpus:
+            parts.append(_documents(path))
         if rows:
             if not has_sums(path) and _is_earlier(path):  # its rows have a hash of their own
                 parts = [Part(".", [], f"{SUMS} is missing; --write_sums adds it")]
@@ -84,6 +87,15 @@ def _count(path: Path) -> int:
         return len(read_sums(path))
     except (InputError, FileNotFoundError):  # damage, which is reported
         return 0
+
+
+def _documents(corpus: Path) -> Part:
+    """Check the manifest of a corpus, whose files are compared with SHA256SUMS."""
+    try:
+        manifest = read_corpus_manifest(corpus)
+    except InputError as error:
+        return Part("documents", [str(error)])
+    return Part("documents", [], f"{manifest['documents']:,} documents are whole")
 
 
 def _token_rows(path: Path) -> Part:

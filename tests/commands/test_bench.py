@@ -5,7 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from biomedlm_jax.benchmarks import bench_decode, bench_packing, bench_tokens, bench_train
+from biomedlm_jax.benchmarks import (
+    bench_decode,
+    bench_packing,
+    bench_readers,
+    bench_tokens,
+    bench_train,
+)
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.bench import ARGUMENTS, KINDS
 
@@ -18,7 +24,7 @@ def calls(monkeypatch) -> dict:
     """What each benchmark was called with; `questions` is not imported: its peers are large."""
     given = {}
     modules = {"train": bench_train, "decode": bench_decode, "tokens": bench_tokens}
-    modules["packing"] = bench_packing
+    modules |= {"packing": bench_packing, "readers": bench_readers}
     for what in KINDS:
 
         def measure(what=what, **arguments):
@@ -34,7 +40,7 @@ def calls(monkeypatch) -> dict:
 
 def expected(what: str) -> set[str]:
     names = {pair.rpartition(":")[2] for pair in ARGUMENTS[what].split()}
-    return names | {{"tokens": "paths", "questions": "path"}.get(what, "config")}
+    return names | {{"tokens": "paths", "questions": "path", "readers": "path"}.get(what, "config")}
 
 
 def test_train_is_the_default_and_the_figures_are_written(calls, tmp_path, capsys):
@@ -63,6 +69,8 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
     assert calls["tokens"]["paths"] == files
     assert main(["bench", "questions", "--path=p", "--hf_batch_sizes=2"]) == 0
     assert calls["questions"]["hf_batch_sizes"] == (2,)
+    assert main(["bench", "readers", "--path=p", "--rounds=2"]) == 0
+    assert calls["readers"] == {"path": "p", "rounds": 2}
     assert main(["bench", "packing", "--length=64", "--batch_size=4"]) == 0
     assert set(calls["packing"]) == expected("packing")
     assert calls["packing"]["config"].context_length == calls["packing"]["length"] == 64

@@ -1,11 +1,14 @@
+import json
 import os
 import re
 import warnings
 
 import pytest
 
+from biomedlm_jax.corpus.corpus_builder import build_corpus
 from biomedlm_jax.corpus.documents import Skipped
 from biomedlm_jax.corpus.input_files import input_files
+from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.errors import InputError
 
 
@@ -59,3 +62,22 @@ def test_files_of_several_splits_and_missing_parts_are_told(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(input_files([tmp_path / "en" / "train*", tmp_path / "pretest.jsonl"])) == 3
+
+
+def test_of_a_corpus_only_its_documents_are_read(tmp_path):
+    for name, text in (("one", "a b"), ("two", "c d")):
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text(json.dumps({"text": text}) + "\n")
+        build_corpus(parse_sources([f"text:{source}"]), tmp_path / "corpora" / name)
+    (tmp_path / "corpora" / "more.txt").write_text("e f")
+    skipped = []
+    names = [
+        str(path.relative_to(tmp_path)) for path in input_files([tmp_path / "corpora"], skipped)
+    ]
+    shard = "documents-00000-of-00001.jsonl.zst"
+    assert names == ["corpora/more.txt", f"corpora/one/{shard}", f"corpora/two/{shard}"]
+    assert skipped == []
+    assert len(input_files([tmp_path / "corpora" / "one"])) == 1
+    (tmp_path / "corpora" / "one" / shard).unlink()
+    with pytest.raises(InputError, match=f"one/{shard} is missing; copy the corpus again"):
+        input_files([tmp_path / "corpora"])

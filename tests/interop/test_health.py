@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 
+from biomedlm_jax.corpus.corpus_builder import build_corpus
 from biomedlm_jax.corpus.documents import Document
+from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.corpus.tokenizer import save_tokenizer, tokenizer_hash, train_tokenizer
 from biomedlm_jax.corpus.tokens import build_tokens
 from biomedlm_jax.errors import InputError
@@ -186,6 +188,21 @@ def test_rows_that_do_not_have_their_hash(rows):
     lines(rows, add_sums=True)
     (problems,) = damaged(rows).values()
     assert "rows" in problems[0]
+
+
+def test_every_file_of_a_corpus(tmp_path):
+    source, corpus = tmp_path / "a.jsonl", tmp_path / "corpus"
+    source.write_text('{"text": "Aspirin inhibits platelets."}\n')
+    build_corpus(parse_sources([f"text:{source}"]), corpus)
+    assert lines(corpus) == [".: 4 files are whole", "documents: 1 documents are whole"]
+    (corpus / "more.txt").write_text("x")
+    flip(corpus / "documents-00000-of-00001.jsonl.zst")
+    (problems,) = damaged(corpus).values()
+    assert problems[0] == "documents-00000-of-00001.jsonl.zst was changed after it was written"
+    assert problems[1] == "more.txt is not in SHA256SUMS"
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    write_json(corpus / "manifest.json", {**manifest, "documents": 2})
+    assert "does not match its checksum" in damaged(corpus)["documents"][0]
 
 
 def test_a_directory_without_hashes(release):

@@ -1,0 +1,558 @@
+"""Build a corpus: from the files of publishers to shards of documents, each record accounted for.
+
+1. Each batch of input files becomes a part (parts.py): filtered documents and their signatures.
+   Parts are pure functions of their files, are made in any process, and survive a crash.
+2. One process decides which documents are versions, copies or parts of others (deduplication.py),
+   and how often each of the rest is in the corpus (epochs).
+3. The shards are written in any process, and the directory appears in one step.
+
+All order is that of the sources, their files and the records in these, so that the same input
+gives the same bytes with any number of processes.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import biomedlm_jax
+from biomedlm_jax.buckets import is_bucket
+from biomedlm_jax.corpus.corpus_manifest import (
+    CORPUS_FORMAT,
+    INPUTS,
+    LEFT_OUT,
+    MANIFEST,
+    corpus_checksum,
+    is_corpus,
+)
+from biomedlm_jax.corpus.deduplication import REASONS, STAGES, Decisions, deduplicate
+from biomedlm_jax.corpus.filters import Filters
+from biomedlm_jax.corpus.line_writer import LineWriter
+from biomedlm_jax.corpus.manifest import naming
+from biomedlm_jax.corpus.normalisation import choose
+from biomedlm_jax.corpus.parts import (
+    OTHER_SUBSET,
+    MapSettings,
+    SegmentReader,
+    batches,
+    describe,
+    make_part,
+    part_name,
+)
+from biomedlm_jax.corpus.process_pool import map_in_processes
+from biomedlm_jax.corpus.progress import report_regularly
+from biomedlm_jax.corpus.signatures import Banding, shingles
+from biomedlm_jax.corpus.sources import Source, TextRecords
+from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import read_json, write_json
+from biomedlm_jax.outputs import atomic_directory
+from biomedlm_jax.streams import read_lines
+
+SHARD_BYTES = 1 << 26  # of text
+MAX_INPUTS = 10_000  # files that the manifest lists; INPUTS lists all
+MAX_NAMES = 1000  # of files that were not read
+PACKAGES = ("datasketch", "lxml", "numpy", "scipy", "zstandard")
+ON_DAMAGE = ("raise", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """What determines a corpus beside its sources.
+
+    Args:
+      filters: which articles.
+      records: how JSON lines, parquet and text files are read.
+      normalisations: names of `normalisation.NORMALISATIONS` that change the texts.
+      file_list: PMC's oa_file_list.csv, for the licences of articles by PMCID; None: without.
+      near: Jaccard similarity from which a text is a near duplicate; 0: none is looked for.
+      contained: share of a text in a longer one from which it is part of it; 0: as before.
+      epochs: how often a source's documents are in the corpus, by its name; 1 unless given. Of 2.5,
+        all are there twice and half of them a third time.
+      mixture: share of each source in the bytes of text, instead of `epochs`: all of the sources.
+        The scarcest is in the corpus `mixture_epochs` times, and the others as the shares demand.
+      seed: of the choice of the documents for a fraction of an epoch.
+      shard_bytes: of text in a shard, or one document more.
+      on_damage: "raise" ends at a file that cannot be read to its end, "skip" uses what was read.
+    """
+
+    filters: Filters = dataclasses.field(default_factory=Filters)
+    records: TextRecords = dataclasses.field(default_factory=TextRecords)
+    normalisations: tuple[str, ...] = ()
+    file_list: str | None = None
+    near: float = 0.8
+    contained: float = 0.8
+    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixture_epochs: float = 1.0
+    seed: int = 0
+    shard_bytes: int = SHARD_BYTES
+    on_damage: str = ON_DAMAGE[0]
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Raise InputError if the settings are out of range or do not fit the sources."""
+        names = [source.name for source in sources]
+        for what, values in (("epochs", self.epochs), ("mixture", self.mixture)):
+            for name, value in values.items():
+                if name not in names:
+                    raise InputError(
+                        f"got {what} of {name}, which is no source; they are {', '.join(names)}"
+                    )
+                if not (math.isfinite(value) and value > 0):
+                    raise InputError(f"got {what} {name}={value}; expected a number above 0")
+        if self.mixture and (self.epochs or len(self.mixture) < len(names)):
+            missing = [name for name in names if name not in self.mixture]
+            what = f"no share of {missing[0]}" if missing else "epochs, too"
+            raise InputError(f"got a mixture and {what}; give a share of each source, or epochs")
+        for name, value in (("near", self.near), ("contained", self.contained)):
+            if not 0 <= value <= 1:
+                raise InputError(f"got {name}={value}; expected a similarity from 0 to 1")
+        if not 0 < self.mixture_epochs < math.inf:
+            raise InputError(f"got mixture_epochs={self.mixture_epochs}; expected above 0")
+        if self.shard_bytes < 1:
+            raise InputError(f"got shard_bytes={self.shard_bytes}; expected at least 1")
+        if self.on_damage not in ON_DAMAGE:
+            raise InputError(f"got on_damage={self.on_damage}; expected {' or '.join(ON_DAMAGE)}")
+        if self.file_list and not any(source.kind == "pmc" for source in sources):
+            raise InputError("got a list of licences by PMCID, but no source of the kind pmc")
+
+
+@dataclass
+class Progress:
+    """How far a build is: `step` is read, then identity, exact, near, contained, and write."""
+
+    step: str = "read"
+    done_bytes: int = 0  # of the input files, or of the text that is written
+    all_bytes: int = 0
+    documents: int = 0
+
+
+def build_corpus(
+    sources: Sequence[Source],
+    out: str | Path,
+    settings: CorpusSettings | None = None,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Write the corpus directory `out` and return its manifest.
+
+    Finished parts are kept in `parts_folder(out)` until the corpus is complete: after a crash, an
+    error or Ctrl-C, the same call continues with them, and `out` is as it was before.
+
+    Args:
+      workers: processes; the result does not depend on it.
+      overwrite: replace an earlier corpus; any other non-empty directory is never replaced.
+      progress: called every few seconds, from another thread.
+
+    Raises InputError for settings, sources and files that a person must change, if no document is
+    left, and if another process builds the same corpus.
+    """
+    if is_bucket(out):
+        raise InputError(f"got out={out}; write to a local directory and copy it")
+    if workers < 1:
+        raise InputError(f"got workers={workers}; expected at least 1")
+    settings = settings or CorpusSettings()
+    settings.check(sources)
+    state = Progress()
+    report = (lambda: progress(state)) if progress else (lambda: None)
+    with (
+        naming(Path(out)),  # a full disk
+        atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
+        _parts_folder(parts_folder(out)) as folder,
+        report_regularly(report),
+    ):
+        manifest = _Build(sources, settings, folder, new, workers, state).run()
+    shutil.rmtree(parts_folder(out), ignore_errors=True)
+    return manifest
+
+
+def parts_folder(out: str | Path) -> Path:
+    """Return the directory of the parts of an unfinished corpus, beside it."""
+    path = Path(os.path.realpath(out))
+    return path.with_name(f".{path.name}.parts")
+
+
+@contextlib.contextmanager
+def _parts_folder(folder: Path) -> Iterator[Path]:
+    """Make the directory of the parts, lock it while the block runs, and remove it if empty."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process builds this corpus; {folder} is locked") from None
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it has parts
+            folder.rmdir()
+        os.close(descriptor)
+
+
+class _Build:
+    """One build; its methods run in their order."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        settings: CorpusSettings,
+        parts: Path,
+        new: Path,
+        workers: int,
+        state: Progress,
+    ):
+        self.sources, self.settings = sources, settings
+        self.folder, self.new, self.workers, self.state = parts, new, workers, state
+        self.parts: list[tuple[int, Path, dict[str, Any]]] = []  # source, directory, part.json
+        self.banding = Banding.of(settings.near) if settings.near else Banding(0, 1)
+        self.file_list: dict[str, Any] | None = None
+        self.skipped: list[str] = []  # files in directories that were not read
+
+    def run(self) -> dict[str, Any]:
+        self.make_parts()
+        self.segments = _Segments(self.parts, self.banding.bands)
+        decisions = deduplicate(
+            self.segments,
+            self.segments.shingles,
+            near=self.settings.near,
+            contained=self.settings.contained,
+            progress=lambda step: setattr(self.state, "step", step),
+        )
+        stages = self.stages(decisions)
+        epochs = self.epochs(stages)
+        times = self.times(decisions, epochs)
+        shards = self.write_shards(times)
+        self.write_left_out(decisions, times)
+        described = [
+            self.describe_source(number, stages[number], epochs[number], times, decisions)
+            for number in range(len(self.sources))
+        ]
+        return self.write_manifest(described, shards)
+
+    def make_parts(self) -> None:
+        """Make the part of each batch of files, or take it from an earlier call."""
+        files = [source.files(self.skipped) for source in self.sources]
+        tasks, kept = [], set()
+        settings = self.map_settings()
+        for number, source in enumerate(self.sources):
+            for index, batch in enumerate(batches(files[number])):
+                folder = self.folder / part_name(source, index, batch)
+                kept.add(folder.name)
+                self.parts.append((number, folder, {}))
+                tasks.append((folder, source, batch, settings))
+        for left in self.folder.iterdir():  # of other files, or of a process that was killed
+            if left.is_dir() and left.name not in kept:
+                shutil.rmtree(left)
+        self.state.all_bytes = sum(file.stat().st_size for one in files for file in one)
+        made = map_in_processes(make_part, tasks, workers=self.workers)
+        with contextlib.closing(made):
+            for index, part in enumerate(made):
+                inputs = part.pop("inputs")  # there may be millions, which `inputs` reads again
+                part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
+                self.parts[index] = (*self.parts[index][:2], part)
+                self.state.done_bytes += part["bytes"]
+                self.state.documents += part["counts"]["documents"]
+
+    def inputs(self) -> Iterator[dict[str, Any]]:
+        """Yield the description of each file that was read."""
+        for number, folder, _ in self.parts:
+            for file in read_json(folder / "part.json")["inputs"]:
+                yield {"source": self.sources[number].name, **file}
+
+    def map_settings(self) -> MapSettings:
+        """Return the settings of the parts."""
+        given = self.settings
+        settings = MapSettings(
+            given.filters,
+            given.records,
+            self.banding,
+            choose(given.normalisations),
+            given.on_damage,
+        )
+        if given.file_list:
+            self.file_list = describe(Path(given.file_list))
+            settings = dataclasses.replace(
+                settings, file_list=given.file_list, file_list_sha256=self.file_list["sha256"]
+            )
+        return settings
+
+    def stages(self, decisions: Decisions) -> list[dict[str, Any]]:
+        """Return for each source the documents and bytes after each step."""
+        sizes, owners = self.segments.all("text_bytes").astype(np.int64), self.segments.sources
+        stages = []
+        for number in range(len(self.sources)):
+            counts = Counter()
+            for source, _, part in self.parts:
+                counts.update(part["counts"] if source == number else {})
+            row: dict[str, Any] = {
+                "read": {"documents": counts["records"], "text_bytes": counts["read_bytes"]}
+            }
+            alive = (owners == number) & (decisions.reason != REASONS.index("no_text"))
+            row["filters"] = _totals(sizes[alive])
+            for stage, reasons in STAGES.items():
+                alive &= ~np.isin(decisions.reason, [REASONS.index(one) for one in reasons])
+                row[stage] = _totals(sizes[alive])
+            stages.append(row)
+        return stages
+
+    def epochs(self, stages: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Return how often the documents of each source are in the corpus."""
+        names = [source.name for source in self.sources]
+        if not self.settings.mixture:
+            return [float(self.settings.epochs.get(name, 1)) for name in names]
+        there = [row["contained"]["text_bytes"] for row in stages]
+        for name, size in zip(names, there, strict=True):
+            if not size:
+                raise InputError(f"the source {name} has no document, but a share of the mixture")
+        shares = [self.settings.mixture[name] for name in names]
+        ratio = min(size / share for size, share in zip(there, shares, strict=True))
+        most = self.settings.mixture_epochs * ratio
+        return [most * share / size for size, share in zip(there, shares, strict=True)]
+
+    def times(self, decisions: Decisions, epochs: Sequence[float]) -> np.ndarray:
+        """Return how often each record is in the corpus."""
+        times = np.zeros(len(self.segments.sources), np.int32)
+        seed = hashlib.blake2b(str(self.settings.seed).encode(), digest_size=8).digest()
+        factor = np.uint64(int.from_bytes(seed, "big") | 1)
+        key = self.segments.all("exact") ^ (self.segments.all("exact_rest") * factor)
+        for number, count in enumerate(epochs):
+            these = decisions.kept & (self.segments.sources == number)
+            whole = math.floor(count)
+            bound = min(int((count - whole) * 2**64), 2**64 - 1)
+            times[these] = whole + (key[these] < np.uint64(bound))
+        return times
+
+    def passes(self, times: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Yield (pass, segment, rows) in the order of the corpus."""
+        starts = self.segments.starts
+        for turn in range(int(times.max(initial=0))):
+            for segment in range(len(self.segments.sizes)):
+                rows = np.flatnonzero(times[starts[segment] : starts[segment + 1]] > turn)
+                if rows.size:
+                    yield turn, segment, rows
+
+    def plan(self, times: np.ndarray) -> Iterator[list[tuple[int, int, np.ndarray]]]:
+        """Yield what is in each shard: a new one begins once SHARD_BYTES of text are reached."""
+        sizes, shard, filled = self.segments.all("text_bytes"), [], 0
+        for turn, segment, rows in self.passes(times):
+            ends = np.cumsum(sizes[rows + self.segments.starts[segment]], dtype=np.int64)
+            first = 0
+            while first < len(rows):
+                before = int(ends[first - 1]) if first else 0
+                room = before + self.settings.shard_bytes - filled
+                last = min(int(np.searchsorted(ends, room)) + 1, len(rows))
+                shard.append((turn, segment, rows[first:last]))
+                filled += int(ends[last - 1]) - before
+                first = last
+                if filled >= self.settings.shard_bytes:
+                    yield shard
+                    shard, filled = [], 0
+        if shard:
+            yield shard
+
+    def write_shards(self, times: np.ndarray) -> list[dict[str, Any]]:
+        """Write the documents, and return the description of each file."""
+        sizes = self.segments.all("text_bytes").astype(np.int64) * times
+        self.state.step, self.state.done_bytes = "write", 0
+        self.state.documents, self.state.all_bytes = 0, int(sizes.sum())
+        count = sum(1 for _ in self.plan(times))
+        if not count:
+            reasons = self.counted("left_out:")
+            listed = ", ".join(f"{number:,} {name}" for name, number in reasons.items())
+            raise InputError(f"no document is left; left out: {listed or 'nothing was read'}")
+        folders = self.segments.folders
+        tasks = (
+            (
+                self.new / f"documents-{number:05d}-of-{count:05d}.jsonl.zst",
+                [(turn, *folders[segment], rows) for turn, segment, rows in shard],
+            )
+            for number, shard in enumerate(self.plan(times))
+        )
+        shards = []
+        written = map_in_processes(write_shard, tasks, workers=self.workers)
+        with contextlib.closing(written):
+            for shard in written:
+                shards.append(shard)
+                self.state.done_bytes += shard["text_bytes"]
+                self.state.documents += shard["documents"]
+        return shards
+
+    def counted(self, prefix: str, source: int | None = None) -> Counter[str]:
+        """Return the sums of the counts of the parts whose names have a prefix, without it."""
+        sums: Counter[str] = Counter()
+        for number, _, part in self.parts:
+            for name, count in part["counts"].items() if source in (None, number) else ():
+                if name.startswith(prefix):
+                    sums[name.removeprefix(prefix)] += count
+        return sums
+
+    def write_left_out(self, decisions: Decisions, times: np.ndarray) -> None:
+        """Write each record that is not in the corpus, with the reason, in the order of the parts.
+
+        In a part, those that could not be read or were refused come first.
+        """
+        segment = 0
+        with LineWriter(self.new / LEFT_OUT) as left_out:
+            for number, folder, part in self.parts:
+                for _, line in read_lines(folder / "left_out.jsonl.zst"):
+                    left_out.add_line(line)
+                for _ in part["segments"]:
+                    for row in self.left_out_of(segment, decisions, times):
+                        left_out.add({"source": self.sources[number].name, **row})
+                    segment += 1
+
+    def left_out_of(
+        self, segment: int, decisions: Decisions, times: np.ndarray
+    ) -> Iterator[dict[str, Any]]:
+        """Yield id, reason, and the id of the other document, of each record of a segment."""
+        start, end = self.segments.starts[segment : segment + 2]
+        reason = decisions.reason[start:end]
+        rows = np.flatnonzero((times[start:end] == 0) & (reason != REASONS.index("no_text")))
+        lines = self.segments.lines(segment, rows)
+        for row, line in zip(rows.tolist(), lines, strict=True):
+            entry = {"id": json.loads(line)["id"], "reason": REASONS[reason[row]] or "not_sampled"}
+            other = int(decisions.other[start + row])
+            # The newest version of an article may be one that the filters refused.
+            if other >= 0 and (document := self.segments.document(other)):
+                entry["because_of"] = document["id"]
+            yield entry
+
+    def describe_source(
+        self,
+        number: int,
+        stages: Mapping[str, Any],
+        epochs: float,
+        times: np.ndarray,
+        decisions: Decisions,
+    ) -> dict[str, Any]:
+        """Return the entry of a source in the manifest."""
+        source, parts = self.sources[number], [part for n, _, part in self.parts if n == number]
+        mine = self.segments.sources == number
+        reasons = self.counted("left_out:", number)
+        counts = np.bincount(decisions.reason[mine], minlength=len(REASONS)).tolist()
+        reasons.update(dict(zip(REASONS[2:], counts[2:], strict=True)))
+        reasons["not_sampled"] = int(np.count_nonzero(mine & decisions.kept & (times == 0)))
+        flags = dict(self.counted("flag:", number))
+        sizes = self.segments.all("text_bytes").astype(np.int64) * times
+        corpus = {"documents": int(times[mine].sum()), "text_bytes": int(sizes[mine].sum())}
+        return {
+            "name": source.name,
+            "format": source.kind,
+            "files": sum(part["files"] for part in parts),
+            "bytes": sum(part["bytes"] for part in parts),
+            "epochs": epochs,
+            "stages": {**stages, "corpus": corpus},
+            "left_out": {name: count for name, count in sorted(reasons.items()) if count},
+            "flags": flags,
+            "lines_of_other_subsets": sum(part["counts"].get(OTHER_SUBSET, 0) for part in parts),
+        }
+
+    def write_manifest(
+        self, sources: Sequence[dict[str, Any]], shards: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Write the list of inputs and the manifest, and return this."""
+        with LineWriter(self.new / INPUTS) as lines:
+            for entry in self.inputs():
+                lines.add(entry)
+        manifest: dict[str, Any] = {
+            **CORPUS_FORMAT,
+            "documents": sum(shard["documents"] for shard in shards),
+            "text_bytes": sum(shard["text_bytes"] for shard in shards),
+            "sources": list(sources),
+            "settings": json.loads(json.dumps(dataclasses.asdict(self.settings))),
+            "file_list": self.file_list,
+            "versions": {
+                "biomedlm_jax": biomedlm_jax.__version__,
+                **{name: version(name) for name in PACKAGES},
+            },
+            "files": list(shards),
+            "inputs": list(islice(self.inputs(), MAX_INPUTS)),
+            "files_not_read": {"count": len(self.skipped), "names": self.skipped[:MAX_NAMES]},
+        }
+        manifest["checksum"] = corpus_checksum(manifest)
+        write_json(self.new / MANIFEST, manifest)
+        return manifest
+
+
+class _Segments:
+    """The segments of all parts, as `deduplicate` and the writers of shards need them."""
+
+    def __init__(self, parts: Sequence[tuple[int, Path, dict[str, Any]]], bands: int):
+        self.bands = bands
+        sizes = [
+            (number, folder, i, n)
+            for number, folder, part in parts
+            for i, n in enumerate(part["segments"])
+        ]
+        self.sizes: Sequence[int] = [size for *_, size in sizes]
+        self.folders = [(folder, index) for _, folder, index, _ in sizes]
+        self.sources = np.repeat([number for number, *_ in sizes], self.sizes).astype(np.int32)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+        self._open: OrderedDict[int, SegmentReader] = OrderedDict()
+
+    def column(self, segment: int, name: str) -> np.ndarray:
+        return self._reader(segment).column(name)
+
+    def all(self, name: str) -> np.ndarray:
+        parts = [self.column(segment, name) for segment in range(len(self.sizes))]
+        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
+
+    def lines(self, segment: int, rows: np.ndarray) -> Iterator[bytes]:
+        return self._reader(segment).lines(rows.tolist())
+
+    def document(self, record: int) -> dict[str, Any]:
+        """Return a document, empty for a record without text."""
+        segment = int(np.searchsorted(self.starts, record, side="right")) - 1
+        rows = np.array([record - self.starts[segment]])
+        return json.loads(next(self.lines(segment, rows)) or b"{}")
+
+    def shingles(self, record: int) -> np.ndarray:
+        return shingles(self.document(record)["text"])
+
+    def _reader(self, segment: int) -> SegmentReader:
+        if segment not in self._open:
+            self._open[segment] = SegmentReader(*self.folders[segment])
+            if len(self._open) > 64:  # each may keep a frame
+                self._open.popitem(last=False)
+        self._open.move_to_end(segment)
+        return self._open[segment]
+
+
+def write_shard(path: Path, content: Sequence[tuple[int, Path, int, np.ndarray]]) -> dict[str, Any]:
+    """Write (pass, part, segment, rows) in this order; return name, counts and hash of the file.
+
+    The id of a document ends in #2 in the second pass over its source, and so on.
+    """
+    documents = text_bytes = 0
+    with LineWriter(path) as lines:
+        for turn, folder, segment, rows in content:
+            reader = SegmentReader(folder, segment)
+            for line in reader.lines(rows.tolist()):
+                if turn:
+                    row = json.loads(line)
+                    row["id"] += f"#{turn + 1}"
+                    line = json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
+                lines.add_line(line)
+            text_bytes += int(reader.column("text_bytes")[rows].sum(dtype=np.int64))
+            documents += len(rows)
+    described = describe(path)
+    described = {"name": path.name} | {name: described[name] for name in ("bytes", "sha256")}
+    return described | {"documents": documents, "text_bytes": text_bytes}
+
+
+def _totals(sizes: np.ndarray) -> dict[str, int]:
+    return {"documents": len(sizes), "text_bytes": int(sizes.sum())}

@@ -1,0 +1,364 @@
+"""Parts of a corpus: what is made of a batch of input files, alone and in any process.
+
+A part is a directory that is complete once it exists, so that a build continues after a crash:
+
+    part.json             files with bytes and SHA-256, counts, the segments, and the settings
+    left_out.jsonl.zst    records that the filters refused, or that cannot be read
+    00000.docs            documents as JSON lines, in zstandard frames of a few dozen
+    00000.npz             numbers of these documents: keys of their identity, and signatures
+    SHA256SUMS            the hashes of these files
+
+A segment (00000) has at most SEGMENT documents, which bounds the memory of whoever reads it. A
+record without text (refused, or deleted) has a row of numbers, too: it takes part in the choice of
+the newest version.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from biomedlm_jax.corpus.articles import Article, Deletion, Rejection
+from biomedlm_jax.corpus.filters import Filters, license_name
+from biomedlm_jax.corpus.licenses import FileList, read_file_list
+from biomedlm_jax.corpus.line_writer import LineWriter
+from biomedlm_jax.corpus.normalisation import flags_of, normalise_article
+from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
+from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
+from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import content_hash, read_json, write_json
+from biomedlm_jax.integrity import damage, has_sums, write_sums
+from biomedlm_jax.streams import COMPRESSIONS, open_binary
+
+VERSION = 1  # of the layout and of what is computed: a part of another version is made again
+LEVEL = 3  # of zstandard
+SEGMENT = 1 << 14
+SEGMENT_BYTES = 1 << 25  # of text
+FRAME_BYTES = 1 << 18  # of JSON lines that are compressed together
+BATCH_BYTES = 1 << 24  # of small input files that become one part
+INFLATION = 4  # or so, of compressed XML and JSON
+BATCH_FILES = 1000
+TRUNCATED, OTHER_SUBSET = "truncated", "subset"  # reasons of the readers
+
+# What a row stands for: bits of the column "kind".
+HAS_BODY, HAS_TEXT, DELETION = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """All that a part depends on, beside its files."""
+
+    filters: Filters
+    records: TextRecords
+    banding: Banding
+    normalisations: tuple[str, ...] = ()
+    on_damage: str = "raise"
+    file_list: str = ""  # path of PMC's list of licences; empty: none
+    file_list_sha256: str = ""
+
+    def fingerprint(self, source: Source) -> str:
+        """Return a hash of the settings for a source, whatever its paths."""
+        facts = dataclasses.asdict(self) | {"file_list": "", "version": VERSION}
+        return content_hash([facts, source.name, source.kind])
+
+
+@dataclass
+class Segment:
+    """Documents of a part in memory, until they are written."""
+
+    lines: list[bytes] = field(default_factory=list)  # b"" for a record without text
+    columns: list[tuple] = field(default_factory=list)
+    bands: list[np.ndarray] = field(default_factory=list)
+    seeds: list[np.ndarray] = field(default_factory=list)
+    samples: list[np.ndarray] = field(default_factory=list)
+    text_bytes: int = 0
+
+
+COLUMNS = {  # of the rows of a segment
+    "record": np.uint32,  # number in the part, in the order of the files
+    "kind": np.uint8,
+    "version": np.int32,
+    "pmid": np.uint32,
+    "pmcid": np.uint32,
+    "doi": np.uint64,
+    "exact": np.uint64,
+    "exact_rest": np.uint64,
+    "text_bytes": np.uint32,
+    "shingles": np.uint32,
+}
+
+
+def batches(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield consecutive files: one large file, or small ones, at most BATCH_BYTES together."""
+    batch, size = [], 0
+    for file in files:
+        packed = file.suffix.lower() in (*COMPRESSIONS, ".tgz")
+        there = file.stat().st_size * (INFLATION if packed else 1)
+        if batch and (size + there > BATCH_BYTES or len(batch) == BATCH_FILES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += there
+    if batch:
+        yield batch
+
+
+def part_name(source: Source, number: int, files: Sequence[Path]) -> str:
+    """Return the name of the directory of a batch's part, which depends on its files' paths."""
+    digest = hashlib.blake2b("\0".join(map(str, files)).encode("utf-8", "surrogateescape"))
+    return f"{source.name}-{number:06d}-{digest.hexdigest()[:12]}"
+
+
+def make_part(
+    folder: Path, source: Source, files: Sequence[Path], settings: MapSettings
+) -> dict[str, Any]:
+    """Write the part `folder` of a batch of files, unless it is there, and return its part.json.
+
+    Raises InputError for a file that is damaged or truncated, unless `on_damage` is "skip", and for
+    one that changes meanwhile.
+    """
+    inputs = [describe(file) for file in files]
+    fingerprint = settings.fingerprint(source)
+    if folder.exists():
+        same = has_sums(folder) and not damage(
+            folder
+        )  # a power cut may have lost what was not written to the disk
+        part = read_json(folder / "part.json") if same else {}
+        if same and part["settings"] == fingerprint and part["inputs"] == inputs:
+            return part
+        shutil.rmtree(folder)
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        counts, segments = _write(new, source, files, settings)
+        for before, file in zip(inputs, files, strict=True):
+            if file.stat().st_size != before["bytes"]:
+                raise InputError(f"{file} changed while it was read; start again")
+        part = {"inputs": inputs, "settings": fingerprint}
+        part |= {"counts": counts, "segments": segments}
+        write_json(new / "part.json", part)
+        write_sums(new)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    return part
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Return path, bytes and SHA-256 of a file."""
+    with open_binary(file) as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"path": str(file), "bytes": os.fstat(content.fileno()).st_size, "sha256": digest}
+
+
+def _write(
+    folder: Path, source: Source, files: Sequence[Path], settings: MapSettings
+) -> tuple[dict[str, int], list[int]]:
+    counts: Counter[str] = Counter(records=0, read_bytes=0, documents=0, text_bytes=0)
+    sizes: list[int] = []
+    segment = Segment()
+    known = _file_list(settings.file_list) if settings.file_list else None
+    with LineWriter(folder / "left_out.jsonl.zst") as left_out:
+        for number, record in enumerate(_records(source, files, settings.records)):
+            if isinstance(record, Rejection) and record.reason == OTHER_SUBSET:
+                counts[OTHER_SUBSET] += 1
+                continue
+            stop = settings.on_damage == "raise"
+            if isinstance(record, Rejection) and record.reason == TRUNCATED and stop:
+                fix = "copy the file again, or pass --on_error=skip"
+                raise InputError(f"{record.place} is truncated ({record.detail}); {fix}")
+            counts["records"] += not isinstance(record, Deletion)
+            if isinstance(record, Article) and known and record.pmcid:
+                listed = known.license_of(record.pmcid)
+                if license_name(listed):
+                    record = dataclasses.replace(record, license=listed)
+            if isinstance(record, Article) and settings.normalisations:
+                record = normalise_article(record, settings.normalisations)
+            reason, detail = None, ""
+            if isinstance(record, Rejection):
+                reason, detail = record.reason, record.detail
+            elif isinstance(record, Article):
+                counts["read_bytes"] += len(record.text.encode("utf-8", "surrogatepass"))
+                reason = settings.filters.refusal(record)
+            if reason is not None:
+                row = {"source": source.name, "place": record.place}
+                row |= {"id": document_id(record)} if isinstance(record, Article) else {}
+                row["reason"] = reason
+                left_out.add(row | ({"detail": detail} if detail else {}))
+                counts[f"left_out:{reason}"] += 1
+            if isinstance(record, Rejection):
+                continue
+            if isinstance(record, Article) and reason is None:
+                counts.update(f"flag:{flag}" for flag in flags_of(record.text))
+            append_record(segment, number, record, settings.banding, refused=reason is not None)
+            if len(segment.columns) == SEGMENT or segment.text_bytes >= SEGMENT_BYTES:
+                _save(folder, len(sizes), segment, counts)
+                sizes.append(len(segment.columns))
+                segment = Segment()
+    if segment.columns:
+        _save(folder, len(sizes), segment, counts)
+        sizes.append(len(segment.columns))
+    return dict(sorted(counts.items())), sizes
+
+
+@functools.lru_cache(1)
+def _file_list(path: str) -> FileList:
+    return read_file_list(path)
+
+
+def _records(source: Source, files: Sequence[Path], fields: TextRecords) -> Iterator[Record]:
+    for file in files:
+        yield from read_source(source, file, fields)
+
+
+def append_record(
+    segment: Segment,
+    number: int,
+    record: Article | Deletion,
+    banding: Banding,
+    *,
+    refused: bool = False,
+) -> None:
+    """Append the row of a record, with its text unless the filters refused it."""
+    if isinstance(record, Deletion):
+        keys = (_digits(record.pmid), 0, 0)
+        segment.columns.append((number, DELETION, 0, *keys, 0, 0, 0, 0))
+        _no_signature(segment, banding)
+        return
+    keys = (_digits(record.pmid), _digits(record.pmcid), _doi_key(record.doi))
+    kind = HAS_BODY if record.body else 0
+    if refused:
+        segment.columns.append((number, kind, record.version, *keys, 0, 0, 0, 0))
+        _no_signature(segment, banding)
+        return
+    text = record.text
+    signature = sign(text, banding)
+    size = len(text.encode("utf-8"))
+    numbers = (*signature.exact, size, signature.shingles)
+    segment.columns.append((number, kind | HAS_TEXT, record.version, *keys, *numbers))
+    segment.bands.append(signature.bands)
+    segment.seeds.append(signature.seeds)
+    segment.samples.append(signature.sample)
+    segment.text_bytes += size
+    segment.lines.append(json.dumps(document(record), ensure_ascii=False).encode("utf-8") + b"\n")
+
+
+def _no_signature(segment: Segment, banding: Banding) -> None:
+    segment.bands.append(np.zeros(banding.bands, np.uint64))
+    segment.seeds.append(np.zeros(SEEDS, np.uint64))
+    segment.samples.append(np.empty(0, np.uint64))
+    segment.lines.append(b"")
+
+
+def document(article: Article) -> dict[str, Any]:
+    """Return the document of an article, as it stands in a corpus; unknown values are null."""
+    return {
+        "id": document_id(article),
+        "text": article.text,
+        "source": article.source,
+        "license": license_name(article.license) or article.license or None,
+        "pmid": article.pmid or None,
+        "pmcid": article.pmcid or None,
+        "doi": article.doi or None,
+        "year": article.year,
+    }
+
+
+def document_id(article: Article) -> str:
+    """Return PMC123, pmid:123, doi:10.1/x, or text: and a hash of the text, the first known."""
+    named = (article.pmid and f"pmid:{article.pmid}") or (article.doi and f"doi:{article.doi}")
+    return article.pmcid or named or f"text:{text_hash(article.text).hex()}"
+
+
+def _digits(text: str) -> int:
+    digits = text.upper().removeprefix("PMC")
+    number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 11 else 0
+    return number if number < 2**32 else 0
+
+
+def _doi_key(doi: str) -> int:
+    start = doi.lower().find("10.")  # after https://doi.org/
+    if start < 0:
+        return 0
+    name = doi[start:].strip().lower().encode("utf-8")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+
+
+def _save(folder: Path, number: int, segment: Segment, counts: Counter[str]) -> None:
+    kept = sum(1 for line in segment.lines if line)
+    counts["documents"] += kept
+    counts["text_bytes"] += segment.text_bytes
+    frame, size, offsets, first = [], 0, [0], [0]
+    compressor = zstandard.ZstdCompressor(LEVEL)
+    with (folder / f"{number:05d}.docs").open("wb") as file:
+        for row, line in enumerate(segment.lines, 1):
+            frame.append(line)
+            size += len(line)
+            if size >= FRAME_BYTES or row == len(segment.lines):
+                offsets.append(offsets[-1] + file.write(compressor.compress(b"".join(frame))))
+                first.append(row)
+                frame, size = [], 0
+    columns = segment_columns(segment)
+    columns |= {"frame_offset": np.array(offsets, np.uint64), "frame_row": np.array(first)}
+    np.savez(folder / f"{number:05d}.npz", allow_pickle=False, **columns)
+
+
+def segment_columns(segment: Segment) -> dict[str, np.ndarray]:
+    """Return the numbers of a segment by name: `COLUMNS`, bands, seeds and samples."""
+    rows = zip(*segment.columns, strict=True)
+    columns = {
+        name: np.array(values, dtype)
+        for (name, dtype), values in zip(COLUMNS.items(), rows, strict=True)
+    }
+    bands = np.stack(segment.bands, axis=1)
+    columns |= {f"band{number}": keys for number, keys in enumerate(bands)}
+    seeds = np.stack(segment.seeds, axis=1)
+    columns |= {f"seed{number}": keys for number, keys in enumerate(seeds)}
+    owners = np.repeat(np.arange(len(segment.samples)), [len(one) for one in segment.samples])
+    columns |= {"sample": np.concatenate(segment.samples), "sample_row": owners.astype(np.uint32)}
+    return columns
+
+
+class SegmentReader:
+    """The documents and numbers of one segment of a part."""
+
+    def __init__(self, folder: Path, number: int):
+        self._docs, self._npz = folder / f"{number:05d}.docs", folder / f"{number:05d}.npz"
+        self._frame: tuple[int, list[bytes]] = (-1, [])
+
+    def column(self, name: str) -> np.ndarray:
+        """Return the values of a column, one for each row."""
+        with np.load(self._npz) as columns:
+            return columns[name]
+
+    def lines(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """Yield the JSON lines of rows with text, in the given order."""
+        with np.load(self._npz) as columns:
+            offsets, first = columns["frame_offset"].tolist(), columns["frame_row"]
+        with self._docs.open("rb") as file:
+            for row in rows:
+                frame = int(np.searchsorted(first, row, side="right")) - 1
+                if frame != self._frame[0]:
+                    file.seek(offsets[frame])
+                    packed = file.read(offsets[frame + 1] - offsets[frame])
+                    self._frame = (frame, _unpacked(packed, first[frame : frame + 2], self))
+                yield self._frame[1][row - int(first[frame])]
+
+
+def _unpacked(packed: bytes, rows: np.ndarray, segment: SegmentReader) -> list[bytes]:
+    """Return a line for each row of a frame, b"" for a record without text."""
+    lines = iter(zstandard.ZstdDecompressor().decompress(packed).splitlines(True))
+    has_text = segment.column("kind")[int(rows[0]) : int(rows[1])] & HAS_TEXT
+    return [next(lines) if there else b"" for there in has_text.tolist()]

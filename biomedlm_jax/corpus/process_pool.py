@@ -1,0 +1,73 @@
+"""Call a function for many tasks in several processes; the results come in the order of the tasks.
+
+Processes are spawned: a fork would copy the locks that threads of the parent hold. They ignore
+Ctrl-C, which the parent handles, and end with the parent, also if that is killed.
+"""
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+Result = TypeVar("Result")
+AHEAD = 2  # tasks for each process that are waiting
+
+
+def map_in_processes(
+    function: Callable[..., Result], tasks: Iterable[tuple], *, workers: int
+) -> Generator[Result]:
+    """Yield `function(*task)` for each task, in order; 1 worker is the calling process.
+
+    Raises what the function raises, and OSError if a process is killed. Tasks that have begun are
+    ended then, and the others are dropped.
+    """
+    if workers == 1:
+        yield from (function(*task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    waiting = deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, *task))
+            if len(waiting) >= AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        pool.shutdown()
+    except BrokenProcessPool:
+        text = "a worker process was killed, perhaps for want of memory; run the command again"
+        raise OSError(errno.ECHILD, text) from None
+    finally:
+        _end(pool)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool now; without a task, they have ended before."""
+    processes = list((pool._processes or {}).values())  # ends with an `_`, but has no public name
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _follow_parent() -> None:
+    """Ignore Ctrl-C, and end when the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=follow, name="parent", daemon=True).start()

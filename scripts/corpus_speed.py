@@ -1,0 +1,129 @@
+"""Measure the speed and the memory of build-corpus with one process and with several.
+
+    python scripts/corpus_speed.py --megabytes=200 --files=8 --workers=2 --rounds=3
+
+Makes MEDLINE files of random words, builds a corpus of them in new processes, with 1 worker and
+with --workers in turn, and prints the median seconds, MB of XML per second, CPU seconds, and the
+peaks of resident memory of the parent and of its largest worker. Stops if the corpora differ.
+"""
+
+import argparse
+import filecmp
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+# Prints CPU seconds, and the peaks of this process and of the largest of its workers in KiB.
+CHILD = """
+import resource, sys
+from biomedlm_jax.cli import main
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    own, workers = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
+    print(cpu, own.ru_maxrss, workers.ru_maxrss)
+    sys.exit(code)
+"""
+RECORD = (
+    '<PubmedArticle><MedlineCitation Status="MEDLINE"><PMID Version="1">{pmid}</PMID><Article>'
+    "<Journal><Title>Journal of Words</Title><JournalIssue><PubDate><Year>{year}</Year></PubDate>"
+    "</JournalIssue></Journal><ArticleTitle>{title}.</ArticleTitle><Abstract><AbstractText>{text}."
+    "</AbstractText></Abstract><Language>eng</Language><PublicationTypeList><PublicationType>"
+    "Journal Article</PublicationType></PublicationTypeList></Article></MedlineCitation>"
+    '<PubmedData><ArticleIdList><ArticleId IdType="pubmed">{pmid}</ArticleId></ArticleIdList>'
+    "</PubmedData></PubmedArticle>\n"
+)
+
+
+def write_medline(folder: Path, *, megabytes: float, files: int) -> int:
+    """Write files of about so many MB of XML together; return the bytes of XML."""
+    random = np.random.default_rng(0)
+    letters = random.integers(97, 123, (50_000, 12), dtype=np.uint8)
+    words = [bytes(row[: 2 + n % 11]).decode() for n, row in enumerate(letters)]
+    pmid = size = 0
+    for number in range(files):
+        with gzip.open(folder / f"pubmed26n{number:04d}.xml.gz", "wt", 1) as file:
+            size += file.write("<?xml version='1.0' encoding='utf-8'?>\n<PubmedArticleSet>\n")
+            while size < megabytes * 1e6 * (number + 1) / files:
+                # Some words are frequent, as in a language.
+                chosen = (random.random(220) ** 3 * len(words)).astype(int).tolist()
+                title, text = (
+                    " ".join(words[n] for n in part) for part in (chosen[:15], chosen[15:])
+                )
+                pmid += 1
+                size += file.write(
+                    RECORD.format(pmid=pmid, year=1970 + pmid % 50, title=title, text=text)
+                )
+            size += file.write("</PubmedArticleSet>\n")
+    return size
+
+
+def build(source: Path, out: Path, workers: int) -> dict[str, float]:
+    """Build a corpus in a process of its own; return seconds, CPU seconds and peaks in MB."""
+    # The file has a name, so that the workers can import it.
+    script = out.with_name("child.py")
+    script.write_text(CHILD)
+    arguments = ["build-corpus", f"--source=medline:{source}", f"--out={out}", "--overwrite"]
+    start = time.perf_counter()
+    command = [sys.executable, str(script), *arguments, f"--workers={workers}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"build-corpus failed: {done.stderr}")
+    seconds = time.perf_counter() - start
+    cpu, own, largest = map(float, done.stdout.splitlines()[-1].split())
+    peaks = {"parent_mb": own * 1024 / 1e6, "worker_mb": largest * 1024 / 1e6 * (workers > 1)}
+    return {"seconds": seconds, "cpu_seconds": cpu, **peaks}
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--megabytes", type=float, default=200, help="MB of XML")
+    parser.add_argument("--files", type=int, default=8, help="files of the XML")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the second side")
+    parser.add_argument("--rounds", type=int, default=3, help="builds of each side")
+    parser.add_argument("--json", help="file to write the figures to")
+    options = parser.parse_args()
+    sides: dict[int, list[dict[str, float]]] = {1: [], options.workers: []}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "baseline")
+        source.mkdir()
+        size = write_medline(source, megabytes=options.megabytes, files=options.files)
+        print(f"{size / 1e6:,.1f} MB of XML in {options.files} files, {os.cpu_count()} cores")
+        for number in range(options.rounds):
+            for workers, figures in sides.items():
+                load = os.getloadavg()[0]
+                figures.append(build(source, Path(folder, f"corpus{workers}"), workers))
+                line = ", ".join(f"{name} {value:,.1f}" for name, value in figures[-1].items())
+                print(f"round {number + 1}, {workers} workers, load {load:.1f}: {line}", flush=True)
+            names = sorted(path.name for path in Path(folder, "corpus1").iterdir())
+            others = Path(folder, f"corpus{options.workers}")
+            same = filecmp.cmpfiles(Path(folder, "corpus1"), others, names, shallow=False)[0]
+            if same != names:
+                raise SystemExit(f"the corpora differ in {sorted({*names} - {*same})}")
+    medians = {
+        workers: {name: statistics.median(one[name] for one in figures) for name in figures[0]}
+        for workers, figures in sides.items()
+    }
+    for workers, figures in medians.items():
+        ratio = medians[1]["seconds"] / figures["seconds"]
+        rate = size / 1e6 / figures["seconds"]
+        print(
+            f"{workers} workers: {figures['seconds']:.1f} s, {rate:.1f} MB/s of XML, {ratio:.2f}x, "
+            f"CPU {figures['cpu_seconds']:.1f} s, peak {figures['parent_mb']:.0f} MB of the parent "
+            f"and {figures['worker_mb']:.0f} MB of a worker"
+        )
+    if options.json:
+        Path(options.json).write_text(json.dumps({"xml_bytes": size, "sides": medians}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from biomedlm_jax.corpus.process_pool import map_in_processes
+from biomedlm_jax.errors import InputError
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.05 * (number % 2 == 0))
+    return number * number
+
+
+def fail_at(number: int, bad: int) -> int:
+    if number == bad:
+        raise InputError(f"{number} is bad")
+    return os.getpid()
+
+
+def kill_itself(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_results_come_in_the_order_of_the_tasks():
+    for workers in (1, 2):
+        tasks = ((number,) for number in range(8))
+        assert [*map_in_processes(slow_square, tasks, workers=workers)] == [
+            number * number for number in range(8)
+        ]
+    assert [*map_in_processes(slow_square, [], workers=2)] == []
+
+
+def test_an_error_ends_all_processes():
+    for workers in (1, 2):
+        results = map_in_processes(fail_at, ((n, 3) for n in range(9)), workers=workers)
+        with contextlib.closing(results), pytest.raises(InputError, match="3 is bad"):
+            list(results)
+    assert multiprocessing.active_children() == []
+    with pytest.raises(OSError, match="a worker process was killed"):
+        list(map_in_processes(kill_itself, [(1,)], workers=2))
+
+
+def test_processes_end_with_their_parent():
+    """Also if the parent cannot end them."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from biomedlm_jax.corpus.process_pool import map_in_processes\n"
+        "import os\n"
+        "if __name__ == '__main__':\n"
+        "    for pid in map_in_processes(os.getpid, ((),) * 4, workers=2):\n"
+        "        print(pid, flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    parent = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    os.kill(worker, 0)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            with open(f"/proc/{worker}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+        except OSError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker lives on")
