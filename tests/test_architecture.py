@@ -39,7 +39,7 @@ LINES = {
     ("training",): 3_270,
     ("corpus",): 6_600,
     ("generation",): 2_240,
-    ("interop",): 3_080,
+    ("interop",): 3_090,
     ("qa", "finetuning"): 7_720,
     ("planning",): 1_100,
     ("cli", "commands"): 1_630,

@@ -418,6 +418,7 @@ def test_a_revision_that_cannot_be_measured_is_named(tmp_path, monkeypatch, caps
     assert "expected a checkout with biomedlm_jax/cli.py, got /" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_corpus_speed_prints_both_sides(tmp_path):
     figures = tmp_path / "figures.json"
     options = ["--megabytes=0.2", "--files=2", "--workers=2", "--rounds=1", f"--json={figures}"]

@@ -30,10 +30,13 @@ def test_a_large_item_takes_linear_time(tmp_path):
     path, seconds = tmp_path / "a.json", []
     for size in (4_000_000, 40_000_000):
         path.write_text(json.dumps([{"text": "x" * size}]))
-        start = time.process_time()
-        ((line, raw),) = read_json_records(path, limit=1 << 28, on_long=None)
-        seconds.append(time.process_time() - start)
-        assert (line, len(raw)) == (1, size + 12)
+        times = []
+        for _ in range(3):  # the shortest: other processes disturb
+            start = time.process_time()
+            ((line, raw),) = read_json_records(path, limit=1 << 28, on_long=None)
+            times.append(time.process_time() - start)
+            assert (line, len(raw)) == (1, size + 12)
+        seconds.append(min(times))
     assert seconds[1] < 30 * max(seconds[0], 0.01)
 
 
