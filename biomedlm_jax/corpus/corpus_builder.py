@@ -52,7 +52,7 @@ from biomedlm_jax.corpus.parts import (
     make_part,
     part_name,
 )
-from biomedlm_jax.corpus.process_pool import map_in_processes
+from biomedlm_jax.corpus.process_pool import Map, worker_processes
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.signatures import Banding, shingles
 from biomedlm_jax.corpus.sources import Source, TextRecords
@@ -173,9 +173,10 @@ def build_corpus(
         naming(Path(out)),  # a full disk
         atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
         _parts_folder(parts_folder(out)) as folder,
+        worker_processes(workers) as run_map,
         report_regularly(report),
     ):
-        manifest = _Build(sources, settings, folder, new, workers, state).run()
+        manifest = _Build(sources, settings, folder, new, run_map, state).run()
     shutil.rmtree(parts_folder(out), ignore_errors=True)
     return manifest
 
@@ -212,11 +213,11 @@ class _Build:
         settings: CorpusSettings,
         parts: Path,
         new: Path,
-        workers: int,
+        run_map: Map,
         state: Progress,
     ):
         self.sources, self.settings = sources, settings
-        self.folder, self.new, self.workers, self.state = parts, new, workers, state
+        self.folder, self.new, self.run_map, self.state = parts, new, run_map, state
         self.parts: list[tuple[int, Path, dict[str, Any]]] = []  # source, directory, part.json
         self.banding = Banding.of(settings.near) if settings.near else Banding(0, 1)
         self.file_list: dict[str, Any] | None = None
@@ -258,14 +259,12 @@ class _Build:
             if left.is_dir() and left.name not in kept:
                 shutil.rmtree(left)
         self.state.all_bytes = sum(file.stat().st_size for one in files for file in one)
-        made = map_in_processes(make_part, tasks, workers=self.workers)
-        with contextlib.closing(made):
-            for index, part in enumerate(made):
-                inputs = part.pop("inputs")  # there may be millions, which `inputs` reads again
-                part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
-                self.parts[index] = (*self.parts[index][:2], part)
-                self.state.done_bytes += part["bytes"]
-                self.state.documents += part["counts"]["documents"]
+        for index, part in enumerate(self.run_map(make_part, tasks)):
+            inputs = part.pop("inputs")  # there may be millions, which `inputs` reads again
+            part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
+            self.parts[index] = (*self.parts[index][:2], part)
+            self.state.done_bytes += part["bytes"]
+            self.state.documents += part["counts"]["documents"]
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         """Yield the description of each file that was read."""
@@ -383,12 +382,10 @@ class _Build:
             for number, shard in enumerate(self.plan(times))
         )
         shards = []
-        written = map_in_processes(write_shard, tasks, workers=self.workers)
-        with contextlib.closing(written):
-            for shard in written:
-                shards.append(shard)
-                self.state.done_bytes += shard["text_bytes"]
-                self.state.documents += shard["documents"]
+        for shard in self.run_map(write_shard, tasks):
+            shards.append(shard)
+            self.state.done_bytes += shard["text_bytes"]
+            self.state.documents += shard["documents"]
         return shards
 
     def counted(self, prefix: str, source: int | None = None) -> Counter[str]:

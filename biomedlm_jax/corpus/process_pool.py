@@ -4,44 +4,56 @@ Processes are spawned: a fork would copy the locks that threads of the parent ho
 Ctrl-C, which the parent handles, and end with the parent, also if that is killed.
 """
 
+import contextlib
 import errno
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Result = TypeVar("Result")
 AHEAD = 2  # tasks for each process that are waiting
 
 
-def map_in_processes(
-    function: Callable[..., Result], tasks: Iterable[tuple], *, workers: int
-) -> Generator[Result]:
-    """Yield `function(*task)` for each task, in order; 1 worker is the calling process.
+class Map(Protocol):
+    """Calls a function for each task, a tuple of arguments, and yields the results in order."""
 
-    Raises what the function raises, and OSError if a process is killed. Tasks that have begun are
-    ended then, and the others are dropped.
+    def __call__(  # noqa: D102
+        self, function: Callable[..., Result], tasks: Iterable[tuple]
+    ) -> Iterator[Result]:
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def worker_processes(workers: int) -> Iterator[Map]:
+    """Yield a `Map` over so many processes; 1 is the calling process.
+
+    It raises what the function raises. When the block ends, by an error or not, all processes end,
+    whatever they do. Raises OSError if a process is killed.
     """
     if workers == 1:
-        yield from (function(*task) for task in tasks)
+        yield lambda function, tasks: (function(*task) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
-    waiting = deque()
-    try:
+
+    def run(function: Callable[..., Result], tasks: Iterable[tuple]) -> Iterator[Result]:
+        waiting = deque()
         for task in tasks:
             waiting.append(pool.submit(function, *task))
             if len(waiting) >= AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-        pool.shutdown()
+
+    try:
+        yield run
     except BrokenProcessPool:
         text = "a worker process was killed, perhaps for want of memory; run the command again"
         raise OSError(errno.ECHILD, text) from None
@@ -50,7 +62,7 @@ def map_in_processes(
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool now; without a task, they have ended before."""
+    """End the processes of a pool now."""
     processes = list((pool._processes or {}).values())  # ends with an `_`, but has no public name
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:

@@ -1,4 +1,3 @@
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,7 +7,7 @@ import time
 
 import pytest
 
-from biomedlm_jax.corpus.process_pool import map_in_processes
+from biomedlm_jax.corpus.process_pool import worker_processes
 from biomedlm_jax.errors import InputError
 
 
@@ -29,33 +28,34 @@ def kill_itself(number: int) -> None:
 
 def test_results_come_in_the_order_of_the_tasks():
     for workers in (1, 2):
-        tasks = ((number,) for number in range(8))
-        assert [*map_in_processes(slow_square, tasks, workers=workers)] == [
-            number * number for number in range(8)
-        ]
-    assert [*map_in_processes(slow_square, [], workers=2)] == []
+        with worker_processes(workers) as run:
+            tasks = ((number,) for number in range(8))
+            assert [*run(slow_square, tasks)] == [number * number for number in range(8)]
+            assert [*run(slow_square, [])] == []
+            assert [*run(slow_square, [(3,)])] == [9]
+    assert multiprocessing.active_children() == []
 
 
 def test_an_error_ends_all_processes():
     for workers in (1, 2):
-        results = map_in_processes(fail_at, ((n, 3) for n in range(9)), workers=workers)
-        with contextlib.closing(results), pytest.raises(InputError, match="3 is bad"):
-            list(results)
+        with pytest.raises(InputError, match="3 is bad"), worker_processes(workers) as run:
+            list(run(fail_at, ((n, 3) for n in range(9))))
     assert multiprocessing.active_children() == []
-    with pytest.raises(OSError, match="a worker process was killed"):
-        list(map_in_processes(kill_itself, [(1,)], workers=2))
+    with pytest.raises(OSError, match="a worker process was killed"), worker_processes(2) as run:
+        list(run(kill_itself, [(1,)]))
 
 
 def test_processes_end_with_their_parent():
     """Also if the parent cannot end them."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from biomedlm_jax.corpus.process_pool import map_in_processes\n"
+        "from biomedlm_jax.corpus.process_pool import worker_processes\n"
         "import os\n"
         "if __name__ == '__main__':\n"
-        "    for pid in map_in_processes(os.getpid, ((),) * 4, workers=2):\n"
-        "        print(pid, flush=True)\n"
-        "        time.sleep(60)\n"
+        "    with worker_processes(2) as run:\n"
+        "        for pid in run(os.getpid, ((),) * 4):\n"
+        "            print(pid, flush=True)\n"
+        "            time.sleep(60)\n"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     parent = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True)
