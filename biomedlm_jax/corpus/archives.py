@@ -1,7 +1,7 @@
 """Archives: the members of a tar file, one at a time, in bounded memory.
 
-Nothing is written to disk. Unlike `tarfile`, whose stream mode takes a damaged header for the end,
-this reader yields a Rejection unless the archive has its end mark.
+Nothing is written to disk. Python's own reader, as a stream, takes a damaged header for the end;
+this one yields a Rejection unless the archive has its end mark.
 """
 
 import tarfile

@@ -410,6 +410,17 @@ def _qwen_window_to_hf(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
+def _qwen2_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config.get("head_dim")
+    return _qwen_window(config) | ({} if width is None else {"head_dim": width})
+
+
+def _qwen2_entries_to_hf(config: LlamaConfig) -> dict[str, Any]:
+    # Published files have head_dim only if it is another than that of the width and the heads.
+    usual = config.head_dim == config.width // config.heads
+    return _qwen_window_to_hf(config) | ({} if usual else {"head_dim": config.head_dim})
+
+
 FIELDS = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
@@ -502,9 +513,9 @@ FAMILIES = (
     _family(
         Qwen2Config,
         "Qwen2",
-        fields={"head_dim": "head_dim"},
         absent={"context_length": 32_768, "key_value_heads": 32},
-        **QWEN,
+        repeated=(*QWEN["repeated"], "head_dim"),
+        window=(_qwen2_entries, _qwen2_entries_to_hf),
     ),
     _family(
         Qwen3Config,

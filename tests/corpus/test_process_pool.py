@@ -1,29 +1,14 @@
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from pool_tasks import fail_at, kill_itself, slow_square
 
 from biomedlm_jax.corpus.process_pool import worker_processes
 from biomedlm_jax.errors import InputError
-
-
-def slow_square(number: int) -> int:
-    time.sleep(0.05 * (number % 2 == 0))
-    return number * number
-
-
-def fail_at(number: int, bad: int) -> int:
-    if number == bad:
-        raise InputError(f"{number} is bad")
-    return os.getpid()
-
-
-def kill_itself(number: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_results_come_in_the_order_of_the_tasks():

@@ -132,6 +132,9 @@ def test_nothing_in_the_package_runs_code_of_a_file():
             assert "class _Environment(ImmutableSandboxedEnvironment):" in text
             assert "import Environment" not in text
             text = text.replace("jinja2", "")
+        if file.name == "archives.py":  # it takes single headers apart, and extracts nothing
+            assert not any(word in text for word in ("tarfile.open", "extract(", "extractall"))
+            text = text.replace("tarfile", "")
         for word in ("jinja2", "import pickle", "yaml.load", "allow_pickle=True", "tarfile"):
             assert word not in text, f"{file} has {word}"
 
