@@ -36,6 +36,7 @@ def check(result: dict) -> None:
     assert "vocabulary 128, float32" in result["work"]
 
 
+@pytest.mark.slow
 def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_train, "_on_gpu", lambda: False)
     monkeypatch.setattr(bench_train, "measure_in_process", lambda *a, **k: pytest.fail("process"))
@@ -107,6 +108,7 @@ def test_a_peer_that_is_not_known_is_refused(config):
         bench_train.measure(config, batch_size=1, peers=("foo",))
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_named(config, monkeypatch):
     monkeypatch.setattr(bench_train.subprocess, "run", forked)
     with pytest.raises(ValueError, match="that measured nobody ended with 1; its error is above"):

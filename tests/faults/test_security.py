@@ -271,6 +271,7 @@ def bombs(size: int) -> dict[str, bytes]:
     return {".zst": b"".join([*frame, stream.flush()]), **several}
 
 
+@pytest.mark.slow
 def test_bombs_stay_within_memory(tmp_path):
     """A file of a few kilobytes that inflates to one line of 128 MiB, read in 64 MiB."""
     size = 2**27
