@@ -14,10 +14,9 @@ import os
 import time
 from typing import Any
 
-from rich.console import Console
-
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import corpus_builder, filters, normalisation, sources
+from biomedlm_jax.corpus.progress import progress_line
 from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("out", "json")
@@ -75,7 +74,7 @@ FILTERS += ("types", "without_types", "titles_only")
 
 def run(options: Flags) -> None:
     """Build and print a table; report progress on standard error."""
-    start, console = time.monotonic(), Console(stderr=True)
+    start = time.monotonic()
     chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in options.pick(*FILTERS).items()
@@ -99,12 +98,9 @@ def run(options: Flags) -> None:
         if state.step in ("read", "write"):
             done, size = state.done_bytes / 1e6, state.all_bytes / 1e6
             line += f" {done:,.1f} of {size:,.1f} MB, {state.documents:,} documents"
-        if console.is_terminal:
-            status.update(line)
-        else:
-            console.print(line, soft_wrap=True, highlight=False)
+        show(line)
 
-    with console.status("starting") as status:
+    with progress_line() as show:
         manifest = corpus_builder.build_corpus(
             given,
             options.out,

@@ -9,10 +9,9 @@ The documents, with the tokenizer's end of text after each, are concatenated and
 
 import time
 
-from rich.console import Console
-
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import documents, tokenizer, tokens
+from biomedlm_jax.corpus.progress import progress_line
 
 FLAGS = Flags("input", "out", "json")
 FLAGS.define("tokenizer", None, "Directory of a tokenizer, or a tokenizer.json.", required=True)
@@ -25,7 +24,7 @@ LINE = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:
 
 def run(options: Flags) -> None:
     """Build and print a summary; report progress on standard error."""
-    start, skipped, console = time.monotonic(), documents.Skipped(), Console(stderr=True)
+    start, skipped = time.monotonic(), documents.Skipped()
 
     def report(splits: dict[str, dict[str, int]]) -> None:
         elapsed = time.monotonic() - start
@@ -33,12 +32,9 @@ def run(options: Flags) -> None:
         megabytes = total["text_bytes"] / 1e6
         line = f"{elapsed:.0f} s  {total['documents']:,} documents, {megabytes:,.1f} MB, "
         line += f"{total['tokens']:,} tokens, {megabytes / elapsed:.1f} MB/s"
-        if console.is_terminal:
-            status.update(line)
-        else:
-            console.print(line, soft_wrap=True, highlight=False)
+        show(line)
 
-    with console.status("starting") as status:
+    with progress_line() as show:
         manifest = tokens.build_tokens(
             options.read_input(skipped),
             tokenizer.load_tokenizer(options.tokenizer),

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import shutil
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -46,7 +46,6 @@ from biomedlm_jax.corpus.normalisation import choose
 from biomedlm_jax.corpus.parts import (
     OTHER_SUBSET,
     MapSettings,
-    SegmentReader,
     batches,
     describe,
     make_part,
@@ -54,7 +53,8 @@ from biomedlm_jax.corpus.parts import (
 )
 from biomedlm_jax.corpus.process_pool import Map, worker_processes
 from biomedlm_jax.corpus.progress import report_regularly
-from biomedlm_jax.corpus.signatures import Banding, shingles
+from biomedlm_jax.corpus.segments import Segments, write_shard
+from biomedlm_jax.corpus.signatures import Banding
 from biomedlm_jax.corpus.sources import Source, TextRecords
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
@@ -225,7 +225,7 @@ class _Build:
 
     def run(self) -> dict[str, Any]:
         self.make_parts()
-        self.segments = _Segments(self.parts, self.banding.bands)
+        self.segments = Segments(self.parts, self.banding.bands)
         decisions = deduplicate(
             self.segments,
             self.segments.shingles,
@@ -483,72 +483,6 @@ class _Build:
         manifest["checksum"] = corpus_checksum(manifest)
         write_json(self.new / MANIFEST, manifest)
         return manifest
-
-
-class _Segments:
-    """The segments of all parts, as `deduplicate` and the writers of shards need them."""
-
-    def __init__(self, parts: Sequence[tuple[int, Path, dict[str, Any]]], bands: int):
-        self.bands = bands
-        sizes = [
-            (number, folder, i, n)
-            for number, folder, part in parts
-            for i, n in enumerate(part["segments"])
-        ]
-        self.sizes: Sequence[int] = [size for *_, size in sizes]
-        self.folders = [(folder, index) for _, folder, index, _ in sizes]
-        self.sources = np.repeat([number for number, *_ in sizes], self.sizes).astype(np.int32)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
-        self._open: OrderedDict[int, SegmentReader] = OrderedDict()
-
-    def column(self, segment: int, name: str) -> np.ndarray:
-        return self._reader(segment).column(name)
-
-    def all(self, name: str) -> np.ndarray:
-        parts = [self.column(segment, name) for segment in range(len(self.sizes))]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
-
-    def lines(self, segment: int, rows: np.ndarray) -> Iterator[bytes]:
-        return self._reader(segment).lines(rows.tolist())
-
-    def document(self, record: int) -> dict[str, Any]:
-        """Return a document, empty for a record without text."""
-        segment = int(np.searchsorted(self.starts, record, side="right")) - 1
-        rows = np.array([record - self.starts[segment]])
-        return json.loads(next(self.lines(segment, rows)) or b"{}")
-
-    def shingles(self, record: int) -> np.ndarray:
-        return shingles(self.document(record)["text"])
-
-    def _reader(self, segment: int) -> SegmentReader:
-        if segment not in self._open:
-            self._open[segment] = SegmentReader(*self.folders[segment])
-            if len(self._open) > 64:  # each may keep a frame
-                self._open.popitem(last=False)
-        self._open.move_to_end(segment)
-        return self._open[segment]
-
-
-def write_shard(path: Path, content: Sequence[tuple[int, Path, int, np.ndarray]]) -> dict[str, Any]:
-    """Write (pass, part, segment, rows) in this order; return name, counts and hash of the file.
-
-    The id of a document ends in #2 in the second pass over its source, and so on.
-    """
-    documents = text_bytes = 0
-    with LineWriter(path) as lines:
-        for turn, folder, segment, rows in content:
-            reader = SegmentReader(folder, segment)
-            for line in reader.lines(rows.tolist()):
-                if turn:
-                    row = json.loads(line)
-                    row["id"] += f"#{turn + 1}"
-                    line = json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
-                lines.add_line(line)
-            text_bytes += int(reader.column("text_bytes")[rows].sum(dtype=np.int64))
-            documents += len(rows)
-    described = describe(path)
-    described = {"name": path.name} | {name: described[name] for name in ("bytes", "sha256")}
-    return described | {"documents": documents, "text_bytes": text_bytes}
 
 
 def _totals(sizes: np.ndarray) -> dict[str, int]:

@@ -33,15 +33,13 @@ from pathlib import Path
 from biomedlm_jax.corpus.archives import is_archive, read_members
 from biomedlm_jax.corpus.articles import Article, Rejection
 from biomedlm_jax.corpus.licenses import name_licenses, strictest
-from biomedlm_jax.corpus.markup import (
-    MAX_RECORD_BYTES,
+from biomedlm_jax.corpus.markup import MAX_RECORD_BYTES, parse_records, read_records
+from biomedlm_jax.corpus.xml_text import (
     Element,
     append_formula,
     append_superscript,
     collapse,
     local_name,
-    parse_records,
-    read_records,
 )
 
 RECORDS = ("article",)

@@ -26,14 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from biomedlm_jax.corpus.articles import Article, Deletion, Rejection
-from biomedlm_jax.corpus.markup import (
+from biomedlm_jax.corpus.markup import read_records
+from biomedlm_jax.corpus.xml_text import (
     Element,
     append_formula,
     append_superscript,
     append_text,
     collapse,
     inline_text,
-    read_records,
 )
 
 ROOTS = ("PubmedArticleSet", "PubmedBookArticleSet")

@@ -4,7 +4,24 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
+from rich.console import Console
+
 SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yield a function that prints a line to standard error; on a terminal it replaces the last."""
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        def show(line: str) -> None:
+            if console.is_terminal:
+                status.update(line)
+            else:
+                console.print(line, soft_wrap=True, highlight=False)
+
+        yield show
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ MODEL, TRAINED, OPTIMIZER = "model", "trained", "optimizer"  # items
 # smaller chunks would too: glibc keeps freed blocks of less than 32 MiB.
 CHUNK_BYTES, FILE_BYTES, PART_BYTES = 2**26, 2**26, 2**27
 # Of an array that several devices have, each writes a slice. For less than this, making the slices
-# takes longer than writing: five times, for a small model on eight devices.
+# takes longer than writing: a save of a small model on eight devices blocked three times as long.
 SLICE_BYTES = 2**20
 
 

@@ -25,6 +25,13 @@ def test_reports_while_the_block_runs(monkeypatch):
     assert threading.main_thread() not in reports
 
 
+def test_lines_follow_each_other_where_there_is_no_terminal(capsys):
+    with progress.progress_line() as show:
+        show("5 s  read")
+        show("10 s  " + "x" * 200)
+    assert capsys.readouterr().err == "5 s  read\n10 s  " + "x" * 200 + "\n"
+
+
 def test_an_error_ends_the_reports(monkeypatch):
     threads = threading.active_count()
     with pytest.raises(KeyboardInterrupt), progress.report_regularly(lambda: None):

@@ -8,7 +8,7 @@ import pytest
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.qa import report
-from biomedlm_jax.qa.presentation import markdown, table
+from biomedlm_jax.qa.presentation import markdown, plot, table
 from biomedlm_jax.qa.summary import summarise
 
 
@@ -36,7 +36,8 @@ def test_bad_lines_name_file_and_line(tmp_path, questions):
         report.read_items(tmp_path / "absent.jsonl")
 
 
-def test_report_directory(tmp_path, questions, full_summary):
+def test_report_directory(tmp_path, questions, full_summary, monkeypatch):
+    monkeypatch.setattr(report, "plot", plot)  # other tests copy figures
     path, items, summary = tmp_path / "deep" / "report", questions(), full_summary
     report.write_reports(path, {"": (summary, items)})
     assert {one.name for one in path.iterdir()} == {*report.FILES, "SHA256SUMS"}
