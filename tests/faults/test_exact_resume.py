@@ -9,6 +9,7 @@ import shutil
 import time
 
 import pytest
+from cases import mostly_slow
 
 RANDOM_KILLS = int(os.environ.get("BIOMEDLM_KILLS", "0"))
 # The name of a place in conftest's PRELUDE, and at which visit the process is killed there.
@@ -43,7 +44,7 @@ def starts_of(faults, run) -> list:
     return [event for event in faults.read_events(run) if event["event"] == "start"]
 
 
-@pytest.mark.parametrize("recipe", list(PLACES))
+@pytest.mark.parametrize("recipe", mostly_slow(PLACES, ["pretrain", "meqsum"]))
 def test_killed_anywhere_it_ends_as_the_undisturbed_run(
     recipe, faults, dataset, finetuning, tmp_path, request
 ):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import mostly_slow
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.rows import Rows
@@ -150,7 +151,11 @@ def test_a_skipped_update_does_not_advance_the_schedule(faults, skipped):
     assert {int(value) for value in counts.values()} == {5}
 
 
-@pytest.mark.parametrize("kept", [2, 3], ids=["before the skip", "after the skip"])
+@pytest.mark.parametrize(
+    "kept",
+    [2, pytest.param(3, marks=pytest.mark.slow)],
+    ids=["before the skip", "after the skip"],
+)
 def test_a_resumed_run_is_bit_identical(faults, skipped, dataset, tmp_path, poison, kept):
     run = shutil.copytree(skipped, tmp_path / "run")
     for step in range(kept + 1, 7):
@@ -257,7 +262,7 @@ SPIKE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["off", "log", "skip", "stop"])
+@pytest.mark.parametrize("kind", mostly_slow(["off", "log", "skip", "stop"], ["off", "skip"]))
 def test_a_spike(faults, dataset, calm, tmp_path, poison, monkeypatch, capsys, kind):
     run = shutil.copytree(calm, tmp_path / "run")
     monkeypatch.setattr(spikes, "LEAST", 3)  # losses before there is a limit

@@ -148,7 +148,7 @@ def test_shared_rows_have_the_gradients_of_one_row_per_option():
 
 @pytest.mark.parametrize(
     ("kind", "count", "parts"),
-    [("classification", 8, 2), ("choice", 32, 8)],
+    [pytest.param("classification", 8, 2, marks=pytest.mark.slow), ("choice", 32, 8)],
 )
 def test_accumulation_changes_no_number(kind, count, parts):
     model = scorer(kind)
@@ -294,7 +294,7 @@ def masked_chats(count=10):
     return prompts, masks
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
 def test_packed_chats_are_learned_as_by_torch_with_one_row_per_chat(family, tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

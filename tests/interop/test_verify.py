@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from cases import mostly_slow
 from peers import random_model
 from safetensors.torch import load_file, save_file
 
@@ -156,8 +157,15 @@ WINDOW = {"layers": 2, "width": 32, "heads": 4, "key_value_heads": 2, "mlp_width
 WINDOW |= {"sliding_window": 7}
 
 
-@pytest.mark.parametrize("config", [None, MistralConfig(**WINDOW)], ids=["gpt2", "mistral"])
-@pytest.mark.parametrize("kind", ["choice", "classification"])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        pytest.param("choice", None, id="choice-gpt2"),
+        pytest.param("classification", MistralConfig(**WINDOW), id="classification-mistral"),
+        pytest.param("choice", MistralConfig(**WINDOW), marks=pytest.mark.slow),
+        pytest.param("classification", None, marks=pytest.mark.slow),
+    ],
+)
 def test_scores_of_a_head_are_those_of_transformers(
     kind, config, make_finetuned, tmp_path, rewrite
 ):
@@ -337,7 +345,12 @@ CHECKPOINTS = {
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
+COMMON = ("scale by layer, narrow MLP", "embedding stored as lm_head only", "torch file")
+COMMON += ("torch shards, boolean masks", "float16, masks of bytes, no metadata", "double heads")
+COMMON += ("without a prefix", "several ends, padding, other entries", "no ids")
+
+
+@pytest.mark.parametrize("name", mostly_slow(CHECKPOINTS, COMMON))
 @pytest.mark.filterwarnings("ignore:.*of another head")
 def test_checkpoints_compute_what_transformers_computes(name, tmp_path):
     source = tmp_path / "source"
@@ -691,7 +704,11 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+WRONG = ("eps", "scaling", "a window longer by one", "no window of Mistral", "no biases")
+WRONG += ("order of key/value heads", "a head of its own")
+
+
+@pytest.mark.parametrize("name", mostly_slow(MUTANTS, WRONG))
 def test_a_wrong_switch_in_a_directory_is_reported(name, exports, tmp_path):
     of_model, change, reported = MUTANTS[name]
     release, run = exports[of_model]

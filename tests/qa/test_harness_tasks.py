@@ -123,6 +123,7 @@ def assert_tasks_are_those_of_the_hf_backend(exported, peer, tasks, names, out, 
     return got
 
 
+@pytest.mark.slow
 def test_repeats_with_votes_and_extraction_are_those_of_the_hf_backend(
     exported, one_by_one, tasks, tmp_path
 ):

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from cases import mostly_slow
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.huggingface import load
@@ -74,7 +75,7 @@ def buffers(model) -> list[int]:
     return [shard.data.unsafe_buffer_pointer() for shard in shards]
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_takes_over_the_arrays_that_it_starts_from(
     config, finished, tmp_path, monkeypatch, rank
 ):
@@ -111,7 +112,10 @@ def test_checkpoints_that_are_gone_do_not_start_a_run_anew(config, finished, tmp
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("left", ["run.json", "run.json tokenizer.json", ".run.json.7.new"])
+@pytest.mark.parametrize(
+    "left",
+    mostly_slow(["run.json", "run.json tokenizer.json", ".run.json.7.new"], ["run.json"]),
+)
 def test_a_start_that_was_killed_is_repeated(config, finished, tmp_path, left):
     run = tmp_path / "run"
     run.mkdir()

@@ -51,7 +51,7 @@ def test_an_interrupted_run_continues_bit_for_bit(config, finished, tmp_path, mo
     assert without_speed(tmp_path / "run") == without_speed(finished)
 
 
-@pytest.mark.parametrize("where", ["step", "evaluation"])
+@pytest.mark.parametrize("where", [pytest.param("step", marks=pytest.mark.slow), "evaluation"])
 @pytest.mark.parametrize(
     "at", [pytest.param(6, marks=pytest.mark.slow), 12], ids=["in between", "at the end"]
 )

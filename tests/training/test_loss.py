@@ -50,8 +50,17 @@ def tokens():
     return jax.random.randint(jax.random.key(1), (4, 16), 0, 300)
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 16])
-@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 1.0, 0.5]])
+@pytest.mark.parametrize(
+    ("weights", "chunks"),
+    [
+        (None, 1),
+        ([1.0, 0.0, 1.0, 0.5], 2),
+        pytest.param(None, 2, marks=pytest.mark.slow),
+        pytest.param(None, 16, marks=pytest.mark.slow),
+        pytest.param([1.0, 0.0, 1.0, 0.5], 1, marks=pytest.mark.slow),
+        pytest.param([1.0, 0.0, 1.0, 0.5], 16, marks=pytest.mark.slow),
+    ],
+)
 def test_loss_and_gradients_equal_log_softmaxs(model, tokens, chunks, weights):
     weights_B = None if weights is None else jnp.array(weights)
     mine, mine_grad = jit_grad(
