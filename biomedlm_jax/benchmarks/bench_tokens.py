@@ -1,7 +1,8 @@
 """Benchmark of `build-tokens`, from files to rows on disk, against `tokenizers` alone.
 
-The baselines tokenise texts in memory and discard the result: `encode_batch`, which also computes
-the offset of each token, and `encode_batch_fast`, which does not and which the build calls.
+The build runs in this process and in several, which it starts. The baselines tokenise texts in
+memory with all threads and discard the result: `encode_batch`, which also computes the offset of
+each token, and `encode_batch_fast`, which does not and which the build calls.
 """
 
 import statistics
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.corpus.documents import read_documents
+from biomedlm_jax.corpus.documents import DocumentReader, read_documents
 from biomedlm_jax.corpus.input_files import input_files
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
-from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.corpus.tokens import build_tokens_from_files
 
 BATCH = 1000  # documents in a call of encode_batch, which occupies all cores
 BUILD = "build-tokens"
@@ -26,12 +27,15 @@ def measure(
     *,
     text_field: str = "text",
     length: int = 1024,
+    workers: int = 2,
     rounds: int = 5,
 ) -> dict[str, Any]:
     """Time each side; return MB (10^6 bytes of UTF-8 text) per second and per CPU second.
 
-    `tokenizer` is a directory or a tokenizer.json. `ratio` is a side's time over that of the build:
-    the speed of the build relative to the side. All texts are held in memory.
+    `tokenizer` is a directory or a tokenizer.json. `workers` are the processes of the second build,
+    each with files of its own (small ones are batched); their CPU time is not known. `ratio` is a
+    side's time over that of the first build: the speed of that relative to the side. All texts are
+    held in memory.
     """
     loaded, paths = load_tokenizer(tokenizer), input_files(paths)
     texts = [document.text for document in read_documents(paths, text_field=text_field)]
@@ -41,20 +45,23 @@ def measure(
         for first in range(0, len(texts), BATCH):
             encode(texts[first : first + BATCH], add_special_tokens=False)
 
-    def build() -> None:
+    def build(workers: int) -> None:
         with tempfile.TemporaryDirectory() as directory:
-            documents, out = read_documents(paths, text_field=text_field), Path(directory, "tokens")
-            build_tokens(documents, loaded, out, length=length, inputs=paths)
+            options = {"reader": DocumentReader(text_field=text_field), "length": length}
+            out = Path(directory, "tokens")
+            build_tokens_from_files(paths, loaded, out, workers=workers, **options)
 
     sides = {
-        BUILD: build,  # first: it imports TFDS and fills the cache of the tokenizer
+        BUILD: lambda: build(1),  # first: it imports TFDS and fills the cache of the tokenizer
+        f"{BUILD}, {workers} processes": lambda: build(workers),
         "encode_batch": lambda: baseline(loaded.encode_batch),
         "encode_batch_fast": lambda: baseline(loaded.encode_batch_fast),
     }
     timings = timed.alternate(sides, rounds=rounds)
     table = timed.summarise_timings(timings, "mb", megabytes, BUILD)
     for name, side in table.items():
-        side["mb_per_cpu_second"] = megabytes / statistics.median(timings[name].cpu_seconds)
+        cpu_seconds = statistics.median(timings[name].cpu_seconds)
+        side["mb_per_cpu_second"] = None if "processes" in name else megabytes / cpu_seconds
     work = f"{megabytes:.1f} MB in {len(texts):,} documents"
     packages = ("tokenizers", "tensorflow-datasets", "array_record", "numpy")
     return {

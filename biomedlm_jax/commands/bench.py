@@ -2,7 +2,7 @@
 
     biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
     biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
-    biomedlm bench tokens --input=ARTICLES.jsonl.gz --tokenizer=TOKENIZER
+    biomedlm bench tokens --input=ARTICLES/ --tokenizer=TOKENIZER
     biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
     biomedlm bench packing --length=512 --batch_size=16
     biomedlm bench readers --path=pubmed25n0001.xml.gz
@@ -36,6 +36,7 @@ for name, default, meaning in (
     ("unroll", 1, "train: layers per iteration of the scan over layers."),
     ("blocks", None, "train: blocks with new processes; default 2 on a GPU, else none."),
     ("steps", 4, "train, questions, packing: training steps of each side in a round."),
+    ("workers", 2, "tokens: processes of the second build."),
     ("beams", 5, "decode: beams of beam search at batch size 1; 1: no beam search."),
     ("prompt", 32, "decode: tokens of a prompt."),
     ("new_tokens", 128, "decode: tokens to generate."),
@@ -59,7 +60,7 @@ FLAGS.define_sizes("hf_batch_sizes", (8,), "questions: batch sizes of the harnes
 ARGUMENTS = {
     "train": "peers batch_size loss_chunks rounds steps blocks profile",
     "decode": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers",
-    "tokens": "tokenizer text_field rounds",
+    "tokens": "tokenizer text_field workers rounds",
     "packing": "examples batch_size length steps rounds",
     "readers": "path rounds",
     "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",

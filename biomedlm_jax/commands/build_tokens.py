@@ -5,8 +5,10 @@
 The documents, with the tokenizer's end of text after each, are concatenated and cut into rows of
 --length ids. Llamas are usually trained with --separator=bos_eos.
 --out holds the rows (TFDS, ArrayRecord), the tokenizer, and a manifest of counts and hashes.
+A build that was interrupted continues when the command is run again.
 """
 
+import os
 import time
 
 from biomedlm_jax.commands.shared_flags import Flags
@@ -19,6 +21,7 @@ FLAGS.define("length", 1024, "Token ids in a row: the model's context length.")
 FLAGS.define("validation_fraction", 0.005, "Fraction of the documents for validation.")
 separator = "The eos token after each document, the bos token before it as well, or nothing."
 FLAGS.define("separator", "eos", separator, choices=tokens.SEPARATORS)
+FLAGS.define("workers", 0, "Processes; 0: one for each core. The result is the same.", least=0)
 LINE = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows"
 
 
@@ -35,11 +38,12 @@ def run(options: Flags) -> None:
         show(line)
 
     with progress_line() as show:
-        manifest = tokens.build_tokens(
-            options.read_input(skipped),
+        manifest = tokens.build_tokens_from_files(
+            options.paths(),
             tokenizer.load_tokenizer(options.tokenizer),
             options.out,
-            inputs=options.input_paths(),
+            reader=documents.DocumentReader(**options.reading()),
+            workers=options.workers or os.cpu_count() or 1,
             skipped=skipped,
             progress=report,
             **options.pick("length", "separator", "validation_fraction", "overwrite"),

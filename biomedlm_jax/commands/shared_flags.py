@@ -146,15 +146,20 @@ class Flags(flags.FlagValues):
 
     def input_paths(self) -> list[Path]:
         """List the files of --input."""
-        return input_files.input_files(self._paths())
+        return input_files.input_files(self.paths())
 
-    def _paths(self) -> list[str]:
+    def paths(self) -> list[str]:
+        """Return the values of --input."""
         return [path for paths in self.input for path in paths.split(",")]
+
+    def reading(self) -> dict[str, Any]:
+        """Return the flags of `define_input` but --input as arguments of `DocumentReader`."""
+        names = ("text_field", "subsets", "subset_field", "on_error", "max_document_bytes")
+        return {**self.pick(*names), "subsets": tuple(self.subsets)}
 
     def read_input(self, skipped: documents.Skipped | None = None) -> Iterator[documents.Document]:
         """Return the documents of `define_input`'s flags; `skipped` counts what is omitted."""
-        names = ("text_field", "subsets", "subset_field", "on_error", "max_document_bytes")
-        return documents.read_documents(self._paths(), skipped=skipped, **self.pick(*names))
+        return documents.read_documents(self.paths(), skipped=skipped, **self.reading())
 
     def define_dtype(self) -> None:
         """Add --dtype."""

@@ -10,13 +10,10 @@ All order is that of the sources, their files and the records in these, so that 
 gives the same bytes with any number of processes.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,17 +37,12 @@ from biomedlm_jax.corpus.corpus_manifest import (
 )
 from biomedlm_jax.corpus.deduplication import REASONS, STAGES, Decisions, deduplicate
 from biomedlm_jax.corpus.filters import Filters
+from biomedlm_jax.corpus.input_files import batches, describe
 from biomedlm_jax.corpus.line_writer import LineWriter
 from biomedlm_jax.corpus.manifest import naming
 from biomedlm_jax.corpus.normalisation import choose
-from biomedlm_jax.corpus.parts import (
-    OTHER_SUBSET,
-    MapSettings,
-    batches,
-    describe,
-    make_part,
-    part_name,
-)
+from biomedlm_jax.corpus.parts import OTHER_SUBSET, MapSettings, make_part, part_name
+from biomedlm_jax.corpus.parts_folder import locked_parts_folder, parts_folder, remove_other_parts
 from biomedlm_jax.corpus.process_pool import Map, worker_processes
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.segments import Segments, write_shard
@@ -172,36 +164,13 @@ def build_corpus(
     with (
         naming(Path(out)),  # a full disk
         atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
-        _parts_folder(parts_folder(out)) as folder,
+        locked_parts_folder(out, "this corpus") as folder,
         worker_processes(workers) as run_map,
         report_regularly(report),
     ):
         manifest = _Build(sources, settings, folder, new, run_map, state).run()
     shutil.rmtree(parts_folder(out), ignore_errors=True)
     return manifest
-
-
-def parts_folder(out: str | Path) -> Path:
-    """Return the directory of the parts of an unfinished corpus, beside it."""
-    path = Path(os.path.realpath(out))
-    return path.with_name(f".{path.name}.parts")
-
-
-@contextlib.contextmanager
-def _parts_folder(folder: Path) -> Iterator[Path]:
-    """Make the directory of the parts, lock it while the block runs, and remove it if empty."""
-    folder.mkdir(exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process builds this corpus; {folder} is locked") from None
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # it has parts
-            folder.rmdir()
-        os.close(descriptor)
 
 
 class _Build:
@@ -255,9 +224,7 @@ class _Build:
                 kept.add(folder.name)
                 self.parts.append((number, folder, {}))
                 tasks.append((folder, source, batch, settings))
-        for left in self.folder.iterdir():  # of other files, or of a process that was killed
-            if left.is_dir() and left.name not in kept:
-                shutil.rmtree(left)
+        remove_other_parts(self.folder, kept)
         self.state.all_bytes = sum(file.stat().st_size for one in files for file in one)
         for index, part in enumerate(self.run_map(make_part, tasks)):
             inputs = part.pop("inputs")  # there may be millions, which `inputs` reads again

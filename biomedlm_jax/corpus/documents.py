@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.corpus.input_files import format_of, input_files
+from biomedlm_jax.corpus.manifest import naming
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
 from biomedlm_jax.errors import InputError, one_line
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import MAX_LINE_BYTES, read_lines
 
 ON_ERROR = ("raise", "skip")
+EXAMPLES = 5  # messages of bad lines that are kept
 FIX = "; fix the file, or pass --on_error=skip"
 # Fields that hold the text of articles, in reading order; an error suggests those of its record.
 ARTICLE_FIELDS = ("title", "abstract", "body", "article", "full_text", "content", "contents")
@@ -46,6 +48,14 @@ class Skipped:
     examples: list[str] = field(default_factory=list)  # errors of the first five bad lines
     files: list[str] = field(default_factory=list)  # hidden or of unknown format, in directories
 
+    def add(self, other: "Skipped") -> None:
+        """Add the counts of files that were read after these."""
+        self.bad += other.bad
+        self.empty += other.empty
+        self.subsets.update(other.subsets)
+        self.examples = [*self.examples, *other.examples][:EXAMPLES]
+        self.files += other.files
+
     def __str__(self) -> str:
         """Return one line, "nothing" if all counts are zero."""
         parts = [
@@ -58,17 +68,9 @@ class Skipped:
         return one_line(text) or "nothing"
 
 
-def read_documents(
-    paths: Iterable[str | Path],
-    *,
-    text_field: str = "text",
-    subsets: Iterable[str] = (),
-    subset_field: str = "meta.pile_set_name",
-    on_error: str = "raise",
-    max_document_bytes: int = MAX_LINE_BYTES,
-    skipped: Skipped | None = None,
-) -> Iterator[Document]:
-    """Return the documents of `input_files(paths)`, file by file and line by line.
+@dataclass(frozen=True, kw_only=True)
+class DocumentReader:
+    """Reads documents out of files.
 
     A null field is an empty one. A list of strings is a text of that many paragraphs, which are
     joined by a blank line.
@@ -80,31 +82,93 @@ def read_documents(
       on_error: "raise" stops at the first bad line; "skip" counts it in `skipped` and continues.
         A damaged compressed stream or JSON array ends its file.
       max_document_bytes: a larger line, JSON object or text file is bad. It bounds the memory.
+
+    Raises InputError for bad arguments.
+    """
+
+    text_field: str = "text"
+    subsets: tuple[str, ...] = ()
+    subset_field: str = "meta.pile_set_name"
+    on_error: str = ON_ERROR[0]
+    max_document_bytes: int = MAX_LINE_BYTES
+
+    def __post_init__(self):
+        if self.on_error not in ON_ERROR:
+            expected = ", ".join(ON_ERROR)
+            raise InputError(f"got on_error={self.on_error!r}; expected one of {expected}")
+        if self.max_document_bytes < 1:
+            raise InputError(
+                f"got max_document_bytes={self.max_document_bytes}; expected at least 1"
+            )
+        self._reader(Skipped())
+
+    def files(self, paths: Iterable[str | Path], skipped: Skipped) -> list[Path]:
+        """Return `input_files(paths)`; InputError also for plain text if there are `subsets`."""
+        files = input_files(paths, skipped.files)
+        plain = [file for file in files if format_of(file) == ".txt"]
+        if self.subsets and plain:
+            got = f"{plain[0]} is plain text, which has no subsets"
+            raise InputError(f"{got}; give JSON lines only")
+        return files
+
+    def read(self, files: Iterable[Path], skipped: Skipped) -> Iterator[Document]:
+        """Yield the documents of files, file by file and line by line; there may be none.
+
+        Raises InputError, with file and line, for invalid UTF-8 or JSON, a field that is missing or
+        not a text, or a damaged compressed stream.
+        """
+        reader = self._reader(skipped)
+        for path in files:
+            with naming(path):
+                yield from reader.read(path)
+
+    def no_documents(self, files: list[Path], skipped: Skipped) -> InputError:
+        """Return the error of files without a document."""
+        of = f" of the subsets {', '.join(sorted(self.subsets))}" if self.subsets else ""
+        where = f"{len(files)} file(s), the first is {files[0]}"
+        return InputError(f"no documents{of} in {where}; skipped: {skipped}")
+
+    def _reader(self, skipped: Skipped) -> "_Reader":
+        return _Reader(
+            text_fields=[_keys(name) for name in self.text_field.split(",")],
+            subsets=frozenset(self.subsets),
+            subset_field=_keys(self.subset_field),
+            raises=self.on_error == "raise",
+            limit=self.max_document_bytes,
+            skipped=skipped,
+        )
+
+
+def read_documents(
+    paths: Iterable[str | Path],
+    *,
+    skipped: Skipped | None = None,
+    subsets: Iterable[str] = (),
+    **options: Any,
+) -> Iterator[Document]:
+    """Return the documents of `input_files(paths)`, file by file and line by line.
+
+    Args:
       skipped: counts what is left out. Empty texts always are.
+      subsets: of `DocumentReader`, as are the other options.
 
     Raises:
       InputError: immediately for bad arguments and paths.
-      InputError: while reading, with file and line, for invalid UTF-8 or JSON, a field that is
-        missing or not a text, or a damaged compressed stream; and if there is no document.
+      InputError: what `DocumentReader.read` raises, and if there is no document.
     """
-    if on_error not in ON_ERROR:
-        raise InputError(f"got on_error={on_error!r}; expected one of {', '.join(ON_ERROR)}")
-    if max_document_bytes < 1:
-        raise InputError(f"got max_document_bytes={max_document_bytes}; expected at least 1")
     skipped = Skipped() if skipped is None else skipped
-    reader = _Reader(
-        text_fields=[_keys(name) for name in text_field.split(",")],
-        subsets=frozenset([subsets] if isinstance(subsets, str) else subsets),
-        subset_field=_keys(subset_field),
-        raises=on_error == "raise",
-        limit=max_document_bytes,
-        skipped=skipped,
-    )
-    files = input_files(paths, None if skipped is None else skipped.files)
-    plain = [file for file in files if format_of(file) == ".txt"]
-    if reader.subsets and plain:
-        raise InputError(f"{plain[0]} is plain text, which has no subsets; give JSON lines only")
-    return reader.documents(files)
+    chosen = (subsets,) if isinstance(subsets, str) else tuple(subsets)
+    reader = DocumentReader(subsets=chosen, **options)
+    return _documents(reader, reader.files(paths, skipped), skipped)
+
+
+def _documents(reader: DocumentReader, files: list[Path], skipped: Skipped) -> Iterator[Document]:
+    documents = reader.read(files, skipped)
+    first = next(documents, None)
+    if first is None:
+        raise reader.no_documents(files, skipped)
+    yield first
+    yield from documents
 
 
 class _MissingFieldError(InputError):
@@ -123,16 +187,6 @@ class _Reader:
     raises: bool
     limit: int  # bytes of a record or a text file
     skipped: Skipped
-
-    def documents(self, files: list[Path]) -> Iterator[Document]:
-        documents = (document for path in files for document in self.read(path))
-        first = next(documents, None)
-        if first is None:
-            of = f" of the subsets {', '.join(sorted(self.subsets))}" if self.subsets else ""
-            where = f"{len(files)} file(s), the first is {files[0]}"
-            raise InputError(f"no documents{of} in {where}; skipped: {self.skipped}")
-        yield first
-        yield from documents
 
     def read(self, path: Path) -> Iterator[Document]:
         plain, complete = format_of(path) == ".txt", False
@@ -200,7 +254,7 @@ class _Reader:
         if self.raises:
             raise InputError(message)
         self.skipped.bad += 1
-        self.skipped.examples = [*self.skipped.examples, message][:5]
+        self.skipped.examples = [*self.skipped.examples, message][:EXAMPLES]
 
 
 def _keys(name: str) -> list[str]:

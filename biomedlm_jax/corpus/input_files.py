@@ -1,15 +1,17 @@
 """The files of a corpus: those of known formats in files, directories and globs."""
 
 import glob
+import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from biomedlm_jax.corpus.corpus_manifest import is_corpus, shards_of
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.streams import COMPRESSIONS
+from biomedlm_jax.streams import COMPRESSIONS, open_binary
 
 LINES = (".jsonl", ".json-lines", ".ndjson")
 FORMATS = (".txt", *LINES, ".json", ".parquet")
@@ -18,6 +20,9 @@ KNOWN = (
     f"the known formats are {', '.join(FORMATS)}, each but the last also with "
     f"{', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
 )
+BATCH_BYTES = 1 << 24  # of small files that are read together
+BATCH_FILES = 1000
+INFLATION = 4  # or so, of compressed XML and JSON
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -133,3 +138,32 @@ def format_of(path: Path, formats: tuple[str, ...] = FORMATS) -> str | None:
     name = name.removesuffix(compressed)
     known = next((suffix for suffix in formats if name.endswith(suffix)), None)
     return None if known == ".parquet" and compressed else known
+
+
+def batches(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield consecutive files: one large file, or small ones, at most BATCH_BYTES together."""
+    batch, size = [], 0
+    for file in files:
+        packed = file.suffix.lower() in (*COMPRESSIONS, ".tgz")
+        there = file.stat().st_size * (INFLATION if packed else 1)
+        if batch and (size + there > BATCH_BYTES or len(batch) == BATCH_FILES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += there
+    if batch:
+        yield batch
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """Return path, bytes and SHA-256 of a file."""
+    with open_binary(file) as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"path": str(file), "bytes": os.fstat(content.fileno()).st_size, "sha256": digest}
+
+
+def check_sizes(inputs: Iterable[Mapping[str, Any]]) -> None:
+    """Raise InputError for a file that is not as large as when it was described."""
+    for before in inputs:
+        if Path(before["path"]).stat().st_size != before["bytes"]:
+            raise InputError(f"{before['path']} changed while it was read; start again")

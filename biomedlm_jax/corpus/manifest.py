@@ -40,7 +40,7 @@ class Manifest(TypedDict):
     dtype: str
     tokenizer_hash: str
     validation_fraction: float
-    splits: dict[str, dict[str, Any]]  # counts of `Packer`, SHA-256 of the rows
+    splits: dict[str, dict[str, Any]]  # counts, SHA-256 of the rows
     skipped: dict[str, Any]  # counts of `read_documents`
     inputs: list[dict[str, Any]]  # path, bytes, SHA-256 of each file; `copy_of` an identical one
     corpora: NotRequired[list[dict[str, str]]]  # path and SHA-256 of the manifest of each corpus

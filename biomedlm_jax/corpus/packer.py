@@ -1,16 +1,19 @@
-"""Tokenise documents and pack the token ids of each split into rows of equal length.
+"""Tokenise documents into the streams of token ids of the splits, and cut streams into rows.
 
 Tokenising is nearly all of the work. `tokenizers` spreads a batch of texts over all cores and
 releases the GIL, so two threads that submit batches keep the cores busy (one fills the cores where
-the batch of the other ends) while the caller's thread reads, packs and writes. A document is never
-split before it is tokenised: words at the cuts could get other tokens.
+the batch of the other ends) while the caller's thread reads and writes. A document is never split
+before it is tokenised: words at the cuts could get other tokens.
 """
 
+import errno
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +22,11 @@ from tokenizers import Tokenizer, pre_tokenizers
 from biomedlm_jax.corpus.documents import Document
 
 SPLITS: tuple[str, ...] = ("train", "validation")
-COUNTS: tuple[str, ...] = ("documents", "text_bytes", "tokens", "rows", "dropped_tokens")
+COUNTS: tuple[str, ...] = ("documents", "text_bytes", "tokens")
 BATCH_BYTES = 1 << 20  # of text in a call of the tokenizer
 THREADS = 2
 AHEAD = 4  # batches in flight: a few MB of text in memory, whatever the size of the corpus
+READ_IDS = 1 << 20  # of a file in memory
 
 
 def split_of(text: bytes, *, validation_fraction: float) -> str:
@@ -59,53 +63,48 @@ class _Batch(NamedTuple):
     text_bytes: int
 
 
-class Packer:
-    """Packs documents into rows of `length` token ids of `dtype`.
-
-    `counts` has the totals of each split so far: `COUNTS`, where the dropped tokens are those of
-    the incomplete row. `special_text` counts the special tokens that the texts spell, which are
-    encoded as plain text.
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How documents become token ids, beside the tokenizer.
 
     Args:
       separator: the id after each document, or None.
       begin: the id before each document, or None.
+      dtype: of the ids.
       validation_fraction: probability that a text is in the validation split.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        length: int,
-        separator: int | None,
-        begin: int | None = None,
-        dtype: str,
-        validation_fraction: float,
-    ):
+    separator: int | None
+    begin: int | None = None
+    dtype: str
+    validation_fraction: float
+
+
+class Encoder:
+    """Encodes documents into the token ids of each split.
+
+    `counts` has the totals of each split so far: `COUNTS`. `special_text` counts the special tokens
+    that the texts spell, which are encoded as plain text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, encoding: Encoding, *, threads: int = THREADS):
         self._tokenizer = plain_text_tokenizer(tokenizer)
-        self._length, self._dtype = length, dtype
+        self._encoding, self._threads = encoding, min(threads, THREADS)
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = [token.content for token in added if token.special]
         self.special_text: Counter[str] = Counter()
-        self._separator = () if separator is None else (separator,)
-        self._begin = () if begin is None else (begin,)
-        self._validation_fraction = validation_fraction
+        self._separator = () if encoding.separator is None else (encoding.separator,)
+        self._begin = () if encoding.begin is None else (encoding.begin,)
         self.counts = {split: dict.fromkeys(COUNTS, 0) for split in SPLITS}
 
-    def rows(self, documents: Iterable[Document]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (split, rows [n, length]), n >= 0, in the order of the documents in each split."""
-        rest = {split: np.empty(0, self._dtype) for split in SPLITS}
+    def ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield (split, ids [n]) in the order of the documents in each split."""
         for (split, texts, text_bytes), ids in self._encoded(self._batches(documents)):
-            stream = np.concatenate([rest[split], ids])
-            rows = stream[: stream.size // self._length * self._length].reshape(-1, self._length)
-            rest[split] = stream[rows.size :]
             counts = self.counts[split]
             counts["documents"] += len(texts)
             counts["text_bytes"] += text_bytes
             counts["tokens"] += ids.size
-            counts["rows"] += len(rows)
-            counts["dropped_tokens"] = rest[split].size
-            yield split, rows
+            yield split, ids
 
     def _batches(self, documents: Iterable[Document]) -> Iterator[_Batch]:
         texts: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -115,7 +114,7 @@ class Packer:
             for token in self._special:
                 if token in document.text:
                     self.special_text[token] += document.text.count(token)
-            split = split_of(text, validation_fraction=self._validation_fraction)
+            split = split_of(text, validation_fraction=self._encoding.validation_fraction)
             texts[split].append(document.text)
             sizes[split] += len(text)
             if sizes[split] >= BATCH_BYTES:
@@ -125,7 +124,7 @@ class Packer:
 
     def _encoded(self, batches: Iterable[_Batch]) -> Iterator[tuple[_Batch, np.ndarray]]:
         """Yield the batches with their token ids, in order, tokenised up to `AHEAD` in advance."""
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenise")
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="tokenise")
         try:
             waiting = deque()
             for batch in batches:
@@ -143,4 +142,27 @@ class Packer:
         size = sum(map(len, encodings)) + len([*begin, *end]) * len(texts)
         # An Encoding returns its ids as a list only; fromiter is the fastest conversion.
         ids = chain.from_iterable(chain(begin, encoding.ids, end) for encoding in encodings)
-        return np.fromiter(ids, self._dtype, count=size)
+        return np.fromiter(ids, self._encoding.dtype, count=size)
+
+
+def read_rows(
+    spans: Sequence[tuple[Path, int, int]], *, length: int, dtype: str
+) -> Iterator[np.ndarray]:
+    """Yield rows [n, length], n >= 0, of files of ids: the ids from a start to a stop of each.
+
+    The spans are one stream; ids at its end that are no whole row are omitted. Raises OSError if a
+    file ends before its span does.
+    """
+    rest = np.empty(0, dtype)
+    for path, start, stop in spans:
+        with path.open("rb") as file:
+            file.seek(start * rest.itemsize)
+            while start < stop:
+                ids = np.fromfile(file, dtype, min(stop - start, max(READ_IDS, length)))
+                if not ids.size:
+                    raise OSError(errno.EIO, f"the file ends before id {start:,}", str(path))
+                start += ids.size
+                stream = np.concatenate([rest, ids])
+                rows = stream[: stream.size // length * length].reshape(-1, length)
+                rest = stream[rows.size :]
+                yield rows

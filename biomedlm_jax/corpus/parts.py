@@ -17,8 +17,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,24 +28,21 @@ import zstandard
 
 from biomedlm_jax.corpus.articles import Article, Deletion, Rejection
 from biomedlm_jax.corpus.filters import Filters, license_name
+from biomedlm_jax.corpus.input_files import check_sizes, describe
 from biomedlm_jax.corpus.licenses import FileList, read_file_list
 from biomedlm_jax.corpus.line_writer import LineWriter
 from biomedlm_jax.corpus.normalisation import flags_of, normalise_article
+from biomedlm_jax.corpus.parts_folder import make_once
 from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
 from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import content_hash, read_json, write_json
-from biomedlm_jax.integrity import damage, has_sums, write_sums
-from biomedlm_jax.streams import COMPRESSIONS, open_binary
+from biomedlm_jax.files import content_hash
 
 VERSION = 1  # of the layout and of what is computed: a part of another version is made again
 LEVEL = 3  # of zstandard
 SEGMENT = 1 << 14
 SEGMENT_BYTES = 1 << 25  # of text
 FRAME_BYTES = 1 << 18  # of JSON lines that are compressed together
-BATCH_BYTES = 1 << 24  # of small input files that become one part
-INFLATION = 4  # or so, of compressed XML and JSON
-BATCH_FILES = 1000
 TRUNCATED, OTHER_SUBSET = "truncated", "subset"  # reasons of the readers
 
 # What a row stands for: bits of the column "kind".
@@ -98,21 +93,6 @@ COLUMNS = {  # of the rows of a segment
 }
 
 
-def batches(files: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield consecutive files: one large file, or small ones, at most BATCH_BYTES together."""
-    batch, size = [], 0
-    for file in files:
-        packed = file.suffix.lower() in (*COMPRESSIONS, ".tgz")
-        there = file.stat().st_size * (INFLATION if packed else 1)
-        if batch and (size + there > BATCH_BYTES or len(batch) == BATCH_FILES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += there
-    if batch:
-        yield batch
-
-
 def part_name(source: Source, number: int, files: Sequence[Path]) -> str:
     """Return the name of the directory of a batch's part, which depends on its files' paths."""
     digest = hashlib.blake2b("\0".join(map(str, files)).encode("utf-8", "surrogateescape"))
@@ -128,39 +108,14 @@ def make_part(
     one that changes meanwhile.
     """
     inputs = [describe(file) for file in files]
-    fingerprint = settings.fingerprint(source)
-    if folder.exists():
-        same = has_sums(folder) and not damage(
-            folder
-        )  # a power cut may have lost what was not written to the disk
-        part = read_json(folder / "part.json") if same else {}
-        if same and part["settings"] == fingerprint and part["inputs"] == inputs:
-            return part
-        shutil.rmtree(folder)
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
+
+    def write(new: Path) -> dict[str, Any]:
         counts, segments = _write(new, source, files, settings)
-        for before, file in zip(inputs, files, strict=True):
-            if file.stat().st_size != before["bytes"]:
-                raise InputError(f"{file} changed while it was read; start again")
-        part = {"inputs": inputs, "settings": fingerprint}
-        part |= {"counts": counts, "segments": segments}
-        write_json(new / "part.json", part)
-        write_sums(new)
-        new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    return part
+        check_sizes(inputs)
+        return {"counts": counts, "segments": segments}
 
-
-def describe(file: Path) -> dict[str, Any]:
-    """Return path, bytes and SHA-256 of a file."""
-    with open_binary(file) as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-        return {"path": str(file), "bytes": os.fstat(content.fileno()).st_size, "sha256": digest}
+    identity = {"inputs": inputs, "settings": settings.fingerprint(source)}
+    return make_once(folder, identity, write)
 
 
 def _write(

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from biomedlm_jax.corpus.input_files import describe
 from biomedlm_jax.corpus.line_writer import LineWriter
-from biomedlm_jax.corpus.parts import SegmentReader, describe
+from biomedlm_jax.corpus.parts import SegmentReader
 from biomedlm_jax.corpus.signatures import shingles
 
 

@@ -5,16 +5,24 @@
     DIR/rows/                 a TFDS dataset in ArrayRecord with the splits train and validation
 
 `tensorflow_datasets.builder_from_directory("DIR/rows").as_data_source("train")` reads the rows
-without this library, and nothing here needs TensorFlow. TFDS's SequentialWriter streams the rows
-in constant memory; a GeneratorBasedBuilder would collect and sort a split first, which beyond 1 GB
-needs TensorFlow's files. One host suffices, without Beam: the sequential part (JSON, ids to numpy,
-ArrayRecord) takes about 0.2 microseconds a token, two hours for the 35 G tokens of PubMed.
+without this library, and nothing here needs TensorFlow. They are made in three steps:
+
+1. Each batch of input files becomes a unit (token_units.py): flat files of token ids.
+2. The counts of the units place each shard of rows in the stream of its split, so that any process
+   can write it (row_shards.py).
+3. One process hashes the rows of each split, merges counts and metadata, and the directory appears.
+
+Units and shards survive a crash. A TFDS GeneratorBasedBuilder would collect and sort a split first,
+which beyond 1 GB needs TensorFlow's files.
 """
 
 import contextlib
 import hashlib
+import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +31,8 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax.buckets import is_bucket
 from biomedlm_jax.corpus.corpus_manifest import corpora_of
-from biomedlm_jax.corpus.documents import Document, Skipped
+from biomedlm_jax.corpus.documents import Document, DocumentReader, Skipped
+from biomedlm_jax.corpus.input_files import batches, describe
 from biomedlm_jax.corpus.manifest import (
     FORMAT,
     MANIFEST,
@@ -32,9 +41,29 @@ from biomedlm_jax.corpus.manifest import (
     checksum,
     describe_file,
     fingerprint,
+    naming,
 )
-from biomedlm_jax.corpus.packer import SPLITS, Packer
+from biomedlm_jax.corpus.packer import COUNTS, SPLITS, Encoder, Encoding, read_rows
+from biomedlm_jax.corpus.parts_folder import (
+    locked_parts_folder,
+    make_once,
+    parts_folder,
+    remove_other_parts,
+    unfinished,
+)
+from biomedlm_jax.corpus.process_pool import worker_processes
 from biomedlm_jax.corpus.progress import report_regularly
+from biomedlm_jax.corpus.row_shards import make_row_shard, plan_shards, write_dataset
+from biomedlm_jax.corpus.token_units import (
+    LIVE,
+    UnitSettings,
+    ids_file,
+    ids_sha256,
+    make_unit,
+    text_sha256,
+    unit_name,
+    write_unit,
+)
 from biomedlm_jax.corpus.tokenizer import (
     prefix_ids,
     save_tokenizer,
@@ -42,13 +71,15 @@ from biomedlm_jax.corpus.tokenizer import (
     tokenizer_hash,
 )
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import write_json
+from biomedlm_jax.files import content_hash, read_json, write_json
 from biomedlm_jax.outputs import atomic_directory
-from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
 SEPARATORS = ("eos", "bos_eos", "none")
 SHARD_BYTES = 1 << 28
 MAX_NAMES = 1000  # of files that were left out, in the manifest
+SCRATCH = "scratch"  # in the new directory until it is complete
+
+Progress = Callable[[dict[str, dict[str, int]]], None]
 
 
 def build_tokens(
@@ -62,14 +93,15 @@ def build_tokens(
     inputs: Iterable[str | Path] = (),
     skipped: Skipped | None = None,
     overwrite: bool = False,
-    progress: Callable[[dict[str, dict[str, int]]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Tokenise documents, pack them into rows, write the directory `out`, return its manifest.
 
     Each split is the concatenation of its documents' token ids in the given order, cut every
     `length` ids; the incomplete last row is dropped and counted. A document's split depends on its
     text only, so equal texts are never in both. Text that spells a special token is plain text. The
-    same documents give the same bytes on any number of cores.
+    same documents give the same bytes on any number of cores. The ids are on the disk twice for a
+    while.
 
     Args:
       length: token ids in a row, the model's context length.
@@ -88,54 +120,227 @@ def build_tokens(
       InputError: an argument is out of range, the tokenizer is not a GPT-2's, or the text does not
         fill one row. After any error, Ctrl-C or SIGTERM, `out` is as it was before.
     """
-    skipped = skipped or Skipped()
+    settings = (length, separator, validation_fraction)
+    with (
+        _new_rows(tokenizer, out, *settings, overwrite=overwrite) as build,
+        report_regularly(lambda: progress(build.live_counts()) if progress else None),
+    ):
+        entries = [describe(Path(file)) for file in inputs]
+        corpora_of(entries)
+        build.add_inputs(entries, [text_sha256(Path(e["path"]), e) for e in entries])
+        encoder, unit = Encoder(tokenizer, build.encoding), build.folder / "unit"
+        facts = make_once(unit, {}, lambda new: write_unit(new, encoder, documents))
+        build.add_unit(unit, facts)
+        manifest = build.finish(skipped or Skipped())
+    return manifest
+
+
+def build_tokens_from_files(
+    paths: Iterable[str | Path],
+    tokenizer: Tokenizer,
+    out: str | Path,
+    *,
+    reader: DocumentReader | None = None,
+    length: int = 1024,
+    separator: str = "eos",
+    validation_fraction: float = 0.005,
+    workers: int = 1,
+    skipped: Skipped | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Build token rows as `build_tokens` does, of the documents of `input_files(paths)`.
+
+    The files are tokenised in several processes, one file or a batch of small ones in each. What
+    is finished is kept in `parts_folder(out)` until the rows are complete: after a crash, an error
+    or Ctrl-C, the same call continues with it; another `length` uses the same units.
+
+    Args:
+      reader: how documents are read; None: `DocumentReader()`.
+      workers: processes, which share the cores; the result does not depend on it. One process uses
+        all cores, too.
+      skipped: counts what is left out.
+      length, separator, validation_fraction, overwrite, progress: of `build_tokens`.
+
+    Raises what `build_tokens` and `DocumentReader.read` raise, and InputError if there is no
+    document, and if another process builds the same rows.
+    """
+    if workers < 1:
+        raise InputError(f"got workers={workers}; expected at least 1")
+    reader, skipped = reader or DocumentReader(), Skipped() if skipped is None else skipped
+    settings = (length, separator, validation_fraction)
+    with (
+        _new_rows(tokenizer, out, *settings, overwrite=overwrite) as build,
+        locked_parts_folder(out, "these token rows") as build.folder,
+        report_regularly(lambda: progress(build.live_counts()) if progress else None),
+    ):
+        build.workers = workers
+        files = reader.files(paths, skipped)
+        build.make_units(files, reader, tokenizer, skipped)
+        if not any(counts["documents"] for counts in build.counts.values()):
+            raise reader.no_documents(files, skipped)
+        manifest = build.finish(skipped)
+    shutil.rmtree(parts_folder(out), ignore_errors=True)
+    return manifest
+
+
+@contextlib.contextmanager
+def _new_rows(
+    tokenizer: Tokenizer,
+    out: str | Path,
+    length: int,
+    separator: str,
+    validation_fraction: float,
+    *,
+    overwrite: bool,
+) -> Iterator["_Build"]:
+    """Yield a build in a directory that replaces `out` when the block succeeds."""
     if is_bucket(out):
         fix = "write to a local directory; gcloud storage cp -r copies it"
         raise InputError(f"got out={out}; expected a path of a file system: {fix}")
-    with atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new:
+    with (
+        naming(Path(out)),  # a full disk
+        atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new,
+    ):
         save_tokenizer(tokenizer, new)
-        recipe = _manifest_header(tokenizer, length, separator, validation_fraction)
-        begin = _begin(tokenizer, recipe["eos_id"]) if separator == "bos_eos" else None
+        header = _manifest_header(tokenizer, length, separator, validation_fraction)
+        begin = _begin(tokenizer, header["eos_id"]) if separator == "bos_eos" else None
         first = prefix_ids(tokenizer)
         if first and first != [begin]:
             got = f"the tokenizer puts the ids {first} before a text; rows have documents without"
             fix = "separator=bos_eos has the bos token before each document"
-            warnings.warn(f"{got} them; {fix}", RuntimeWarning, stacklevel=2)
-        packer = Packer(
-            tokenizer,
-            length=length,
-            separator=None if separator == "none" else recipe["eos_id"],
+            warnings.warn(f"{got} them; {fix}", RuntimeWarning, stacklevel=4)
+        encoding = Encoding(
+            separator=None if separator == "none" else header["eos_id"],
             begin=begin,
-            dtype=recipe["dtype"],
+            dtype=header["dtype"],
             validation_fraction=validation_fraction,
         )
-        report = (lambda: progress(packer.counts)) if progress else (lambda: None)
-        with report_regularly(report):
-            files = _identify(map(Path, inputs))
-            corpora = corpora_of(files)
-            hashes = _write(packer.rows(documents), new / ROWS, length, np.dtype(recipe["dtype"]))
-        splits = {split: {**packer.counts[split], "sha256": hashes[split]} for split in SPLITS}
-        if not splits["train"]["rows"]:
+        (new / SCRATCH).mkdir()
+        yield _Build(new, header, encoding)
+
+
+class _Build:
+    """One build. `folder` has its units and shards, `counts` what is in them."""
+
+    def __init__(self, new: Path, header: Mapping[str, Any], encoding: Encoding):
+        self.new, self.folder, self.header, self.encoding = new, new / SCRATCH, header, encoding
+        self.workers = 1
+        self.units: list[Path] = []
+        self.inputs: list[dict[str, Any]] = []
+        self.special_text: Counter[str] = Counter()
+        self.counts = {
+            split: dict.fromkeys((*COUNTS, "rows", "dropped_tokens"), 0) for split in SPLITS
+        }
+        self._texts: dict[str, str] = {}  # the path of each content
+        self._shown = self.counts
+
+    def make_units(
+        self, files: Sequence[Path], reader: DocumentReader, tokenizer: Tokenizer, skipped: Skipped
+    ) -> None:
+        """Make the unit of each batch of files, or take it from an earlier call."""
+        state = tokenizer.to_str().encode("utf-8")
+        copy = self.new / SCRATCH / "tokenizer.json"
+        copy.write_bytes(state)
+        settings = UnitSettings(copy, hashlib.sha256(state).hexdigest(), self.encoding, reader)
+        units = {self.folder / unit_name(batch): batch for batch in batches(files)}
+        shards = {path.name for split in SPLITS for path in self.folder.glob(f"{split}-*[0-9]")}
+        remove_other_parts(self.folder, {path.name for path in units} | shards)
+        workers = min(self.workers, len(units))
+        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+        tasks = ((folder, batch, settings, threads) for folder, batch in units.items())
+        with worker_processes(workers) as run_map:
+            for folder, unit in zip(units, run_map(make_unit, tasks), strict=True):
+                self.add_inputs(unit["inputs"], unit["texts"])
+                unit["skipped"]["subsets"] = Counter(unit["skipped"]["subsets"])
+                skipped.add(Skipped(**unit["skipped"]))
+                self.add_unit(folder, unit)
+
+    def add_inputs(self, entries: Iterable[dict[str, Any]], texts: Iterable[str]) -> None:
+        """Add files by `describe` and the hashes of their texts; find copies of earlier files."""
+        for entry, text in zip(entries, texts, strict=True):
+            first = self._texts.setdefault(text, entry["path"])
+            self.inputs.append({**entry, **({"copy_of": first} if first != entry["path"] else {})})
+
+    def add_unit(self, folder: Path, unit: Mapping[str, Any]) -> None:
+        """Add a finished unit, whose ids follow those of the units before it."""
+        self.units.append(folder)
+        self.special_text.update(unit["special_text"])
+        for split, counts in unit["counts"].items():
+            for name, count in counts.items():
+                self.counts[split][name] += count
+
+    def live_counts(self) -> dict[str, dict[str, int]]:
+        """Return the counts with those of units that are being made, never below earlier ones."""
+        counts = {split: dict(of_split) for split, of_split in self.counts.items()}
+        for unit in unfinished(self.folder):
+            with contextlib.suppress(InputError, OSError):  # not written yet, or no longer there
+                for split, of_split in read_json(unit / LIVE).items():
+                    for name, count in of_split.items():
+                        counts[split][name] += count
+        for split, of_split in counts.items():  # a unit that waits for those before it is in none
+            for name, count in of_split.items():
+                of_split[name] = max(count, self._shown[split][name])
+        self._shown = counts
+        return counts
+
+    def finish(self, skipped: Skipped) -> Manifest:
+        """Write rows and manifest."""
+        length = self.header["length"]
+        for counts in self.counts.values():
+            counts["dropped_tokens"] = counts["tokens"] % length
+        tokens = self.counts["train"]["tokens"]
+        if tokens < length:
             raise InputError(
-                f"the corpus has {splits['train']['tokens']} training tokens, not enough for one "
-                f"row of {length}; give more text or a smaller length"
+                f"the corpus has {tokens} training tokens, not enough for one row of {length}; "
+                "give more text or a smaller length"
             )
-        counts: dict[str, Any] = {
+        hashes = self.write_rows(length, self.header["dtype"])
+        splits = {split: {**self.counts[split], "sha256": hashes[split]} for split in SPLITS}
+        left_out: dict[str, Any] = {
             "bad": skipped.bad,
             "empty": skipped.empty,
             "subsets": dict(skipped.subsets),
+            "files": {"count": len(skipped.files), "names": skipped.files[:MAX_NAMES]},
         }
-        counts["files"] = {"count": len(skipped.files), "names": skipped.files[:MAX_NAMES]}
-        spelled = dict(packer.special_text)
-        manifest = {**recipe, "splits": splits, "skipped": counts, "inputs": files}
-        if corpora:
+        manifest = {**self.header, "splits": splits, "skipped": left_out, "inputs": self.inputs}
+        if corpora := corpora_of(self.inputs):
             manifest["corpora"] = corpora
-        manifest["special_text"] = spelled
-        manifest["files"] = [describe_file(file) for file in sorted((new / ROWS).iterdir())]
+        manifest["special_text"] = dict(self.special_text)
+        manifest["files"] = [describe_file(file) for file in sorted((self.new / ROWS).iterdir())]
         manifest["fingerprint"] = fingerprint(manifest)
         manifest["checksum"] = checksum(manifest)
-        write_json(new / MANIFEST, manifest)
-    return cast(Manifest, manifest)
+        write_json(self.new / MANIFEST, manifest)
+        shutil.rmtree(self.new / SCRATCH)
+        return cast(Manifest, manifest)
+
+    def write_rows(self, length: int, dtype: str) -> dict[str, str]:
+        """Write the rows of the units, and return the SHA-256 of each split."""
+        most_rows = max(1, SHARD_BYTES // (length * np.dtype(dtype).itemsize))
+        shards, tasks = [], []
+        for split in SPLITS:
+            files = [ids_file(folder, split) for folder in self.units]
+            sizes = [(file, file.stat().st_size // np.dtype(dtype).itemsize) for file in files]
+            sums = {file: ids_sha256(file) for file in files}
+            for number, spans in enumerate(plan_shards(sizes, length=length, most_rows=most_rows)):
+                ids = [[sums[file], start, stop] for file, start, stop in spans]
+                identity = {"ids": content_hash([length, dtype, ids])}
+                shards.append((split, self.folder / f"{split}-{number:05d}", spans))
+                tasks.append((shards[-1][1], spans, length, dtype, identity))
+        kept = {path.name for path in self.units} | {folder.name for _, folder, _ in shards}
+        remove_other_parts(self.folder, kept)
+        hashes = {split: hashlib.sha256() for split in SPLITS}
+        parts: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {split: [] for split in SPLITS}
+        with worker_processes(min(self.workers, len(tasks))) as run_map:
+            for (split, folder, spans), part in zip(
+                shards, run_map(make_row_shard, tasks), strict=True
+            ):
+                parts[split].append((folder, part))
+                self.counts[split]["rows"] += part["rows"]
+                for rows in read_rows(spans, length=length, dtype=dtype):  # while others write
+                    hashes[split].update(rows.data)
+        write_dataset(self.new / ROWS, parts, length=length, dtype=dtype)
+        return {split: digest.hexdigest() for split, digest in hashes.items()}
 
 
 def _holds_rows(path: Path) -> bool:
@@ -178,56 +383,3 @@ def _begin(tokenizer: Tokenizer, eos_id: int) -> int:
         what = "no bos token" if bos_id is None else "one token as bos and eos"
         raise InputError(f"the tokenizer has {what}; fix: use separator=eos")
     return bos_id
-
-
-def _write(
-    rows: Iterable[tuple[str, np.ndarray]], directory: Path, length: int, dtype: np.dtype
-) -> dict[str, str]:
-    """Write (split, rows [n, length]) as a TFDS dataset; return the SHA-256 of each split."""
-    import tensorflow_datasets as tfds  # takes half a second to import
-
-    # Raw bytes: a tf.Example would store the ids as int64.
-    row = tfds.features.Tensor(shape=(length,), dtype=dtype, encoding="bytes")
-    directory.mkdir()
-    identity = tfds.core.DatasetIdentity(
-        name="token_rows",
-        version=tfds.core.Version("1.0.0"),
-        data_dir=str(directory),
-        module_name=__name__,
-    )
-    features = tfds.features.FeaturesDict({"tokens": row})
-    writer = tfds.core.SequentialWriter(
-        tfds.core.DatasetInfo(builder=identity, features=features),
-        max_examples_per_shard=max(1, SHARD_BYTES // (length * dtype.itemsize)),
-        file_format="array_record",
-    )
-    writer.initialize_splits(list(SPLITS))
-    hashes = {split: hashlib.sha256() for split in SPLITS}
-    for split, packed in rows:
-        hashes[split].update(packed.data)
-        if len(packed):
-            writer.add_examples({split: [{"tokens": row} for row in packed]})
-    writer.close_all()
-    return {split: digest.hexdigest() for split, digest in hashes.items()}
-
-
-def _identify(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return path, size and SHA-256 of each file, and of which earlier one it is a copy."""
-    first: dict[str, str] = {}  # the path of each content
-    entries = []
-    for file in files:
-        if not file.exists():
-            raise InputError(f"no such file: {file}; give files that exist as inputs")
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        entry = {"path": str(file), "bytes": file.stat().st_size, "sha256": digest}
-        if file.suffix.lower() in COMPRESSIONS:
-            with contextlib.suppress(BrokenStreamError):  # which the reader refuses or counts
-                text = hashlib.sha256()
-                for block in read_blocks(file):
-                    text.update(block)
-                digest = text.hexdigest()
-        if first.setdefault(digest, str(file)) != str(file):
-            entry["copy_of"] = first[digest]
-        entries.append(entry)
-    return entries

@@ -10,14 +10,16 @@ TEXTS = [f"Patient {i} was given {i * i} mg of drug {chr(97 + i % 26)}." for i i
 
 
 def test_every_side_is_measured(tmp_path, capsys):
-    file = tmp_path / "texts.jsonl"
+    file = tmp_path / "texts.jsonl"  # one unit, for which no process is started
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=280), tmp_path / "tokenizer")
     result = measure([file], tmp_path / "tokenizer", length=16, rounds=1)
     assert (result["documents"], result["text_bytes"]) == (len(TEXTS), sum(map(len, TEXTS)))
     sides = result["tables"]["tokens"]
-    assert list(sides) == [BUILD, "encode_batch", "encode_batch_fast"]
+    several = f"{BUILD}, 2 processes"
+    assert list(sides) == [BUILD, several, "encode_batch", "encode_batch_fast"]
     assert sides[BUILD]["ratio"] == 1
+    assert sides.pop(several)["mb_per_cpu_second"] is None
     assert all(side["mb_per_cpu_second"] > 0 for side in sides.values())
     print_result(result)
     assert "encode_batch_fast" in capsys.readouterr().out

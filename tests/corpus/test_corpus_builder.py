@@ -56,7 +56,7 @@ def given(tmp_path):
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr("biomedlm_jax.corpus.parts.BATCH_FILES", 1)
+    monkeypatch.setattr("biomedlm_jax.corpus.input_files.BATCH_FILES", 1)
 
 
 def lines(out, name="documents-*"):
@@ -220,10 +220,10 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
 def test_a_killed_build_leaves_no_half_corpus(given, tmp_path, monkeypatch):
     code = (
         "import sys\n"
-        "from biomedlm_jax.corpus import corpus_builder, parts\n"
+        "from biomedlm_jax.corpus import corpus_builder, input_files\n"
         "from biomedlm_jax.corpus.sources import parse_sources\n"
         "import time\n"
-        "parts.BATCH_FILES = 1\n"
+        "input_files.BATCH_FILES = 1\n"
         "def stop(*_):\n"
         "    print('writing', flush=True)\n"
         "    time.sleep(60)\n"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from biomedlm_jax.corpus.documents import Skipped, read_documents
+from biomedlm_jax.corpus.documents import DocumentReader, Skipped, read_documents
 from biomedlm_jax.errors import InputError
 
 # Line separators that only `str.splitlines` believes in, the end of a line of JSON, the last plane.
@@ -397,3 +397,22 @@ def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
         texts_of(tmp_path / "a.parquet")
     pq.write_table(table.select([0, 2, 3]), tmp_path / "a.parquet")
     assert texts_of(tmp_path / "a.parquet") == ["a"]
+
+
+def test_a_reader_reads_files_without_documents_and_counts_go_on(tmp_path):
+    for name, line in (("a", '{"text": ""}'), ("b", "{}"), ("c", '{"text": "x"}')):
+        (tmp_path / f"{name}.jsonl").write_text(f"{line}\n" * 4)
+    reader, total = DocumentReader(on_error="skip"), Skipped()
+    files = reader.files([tmp_path], total)
+    texts = []
+    for file in files:
+        skipped = Skipped()
+        texts.append([document.text for document in reader.read([file], skipped)])
+        total.add(skipped)
+    assert texts == [[], [], ["x"] * 4]
+    whole = Skipped()
+    list(read_documents([tmp_path], on_error="skip", skipped=whole))
+    assert total == whole
+    assert (whole.bad, whole.empty, len(whole.examples)) == (4, 4, 4)
+    total.add(whole)
+    assert (total.bad, len(total.examples)) == (8, 5)

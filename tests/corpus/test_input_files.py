@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import re
@@ -5,9 +6,10 @@ import warnings
 
 import pytest
 
+from biomedlm_jax.corpus import input_files as module
 from biomedlm_jax.corpus.corpus_builder import build_corpus
 from biomedlm_jax.corpus.documents import Skipped
-from biomedlm_jax.corpus.input_files import input_files
+from biomedlm_jax.corpus.input_files import batches, check_sizes, describe, input_files
 from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.errors import InputError
 
@@ -81,3 +83,31 @@ def test_of_a_corpus_only_its_documents_are_read(tmp_path):
     (tmp_path / "corpora" / "one" / shard).unlink()
     with pytest.raises(InputError, match=f"one/{shard} is missing; copy the corpus again"):
         input_files([tmp_path / "corpora"])
+
+
+def test_small_files_share_a_batch(tmp_path, monkeypatch):
+    files = []
+    for number, size in enumerate((10, 20, 90, 200, 5, 5, 5)):
+        files.append(tmp_path / f"{number}.txt")
+        files[-1].write_bytes(b"x" * size)
+    monkeypatch.setattr(module, "BATCH_BYTES", 100)
+    monkeypatch.setattr(module, "BATCH_FILES", 2)
+    sizes = [[int(file.stem) for file in batch] for batch in batches(files)]
+    assert sizes == [[0, 1], [2], [3], [4, 5], [6]]
+    assert list(batches([])) == []
+    packed = [tmp_path / "a.xml.gz", tmp_path / "b.tgz"]  # as much work as four times their bytes
+    for file in packed:
+        file.write_bytes(b"x" * 20)
+    assert [len(batch) for batch in batches([files[0], *packed])] == [2, 1]
+
+
+def test_a_described_file_that_grows_is_refused(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"abc")
+    inputs = [describe(file)]
+    digest = hashlib.sha256(b"abc").hexdigest()
+    assert inputs == [{"path": str(file), "bytes": 3, "sha256": digest}]
+    check_sizes(inputs)
+    file.write_bytes(b"abcd")
+    with pytest.raises(InputError, match=r"a.txt changed while it was read; start again"):
+        check_sizes(inputs)

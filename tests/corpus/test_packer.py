@@ -1,4 +1,4 @@
-"""packer.py: rows are the concatenated token ids, however the work is divided."""
+"""packer.py: the ids are those of the documents, however the work is divided."""
 
 import numpy as np
 import pytest
@@ -8,38 +8,37 @@ from biomedlm_jax.corpus.documents import Document
 from biomedlm_jax.corpus.packer import (
     COUNTS,
     SPLITS,
-    Packer,
+    Encoder,
+    Encoding,
     plain_text_tokenizer,
+    read_rows,
     split_of,
     token_byte_counts,
 )
 from biomedlm_jax.corpus.tokenizer import END_OF_TEXT, save_tokenizer
 
-LENGTH, END = 16, 299
+END = 299
 
 
-def pack(tokenizer, documents, *, separator=END, validation_fraction=0.2):
-    packing = Packer(
-        tokenizer,
-        length=LENGTH,
-        separator=separator,
-        dtype="uint16",
-        validation_fraction=validation_fraction,
+def encode(tokenizer, documents, *, separator=END, validation_fraction=0.2, **options):
+    encoding = Encoding(
+        separator=separator, dtype="uint16", validation_fraction=validation_fraction
     )
-    rows = {split: [] for split in SPLITS}
-    for split, part in packing.rows(documents):
+    encoder = Encoder(tokenizer, encoding, **options)
+    ids = {split: [np.empty(0, "uint16")] for split in SPLITS}
+    for split, part in encoder.ids(documents):
         assert part.dtype == "uint16"
-        rows[split].append(part)
-    return packing, {split: np.concatenate(parts) for split, parts in rows.items() if parts}
+        ids[split].append(part)
+    return encoder, {split: np.concatenate(parts).tolist() for split, parts in ids.items()}
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 500, 1 << 20])
-@pytest.mark.parametrize("separator", [END, None])
-def test_rows_are_the_concatenated_ids_of_each_split(
-    small_tokenizer, documents, separator, batch_bytes, monkeypatch
+@pytest.mark.parametrize(("separator", "threads"), [(END, 1), (END, 8), (None, 2)])
+def test_ids_are_those_of_the_documents_of_each_split(
+    small_tokenizer, documents, separator, threads, batch_bytes, monkeypatch
 ):
     monkeypatch.setattr(packer, "BATCH_BYTES", batch_bytes)
-    packing, rows = pack(small_tokenizer, documents, separator=separator)
+    encoder, ids = encode(small_tokenizer, documents, separator=separator, threads=threads)
     after = [] if separator is None else [separator]
     for split in SPLITS:
         texts = [
@@ -48,32 +47,28 @@ def test_rows_are_the_concatenated_ids_of_each_split(
             if split_of(document.text.encode(), validation_fraction=0.2) == split
         ]
         stream = [i for text in texts for i in [*small_tokenizer.encode(text).ids, *after]]
-        assert rows[split].ravel().tolist() == stream[: rows[split].size]
-        assert packing.counts[split] == {
+        assert ids[split] == stream
+        assert encoder.counts[split] == {
             "documents": len(texts),
             "text_bytes": sum(len(text.encode()) for text in texts),
             "tokens": len(stream),
-            "rows": len(stream) // LENGTH,
-            "dropped_tokens": len(stream) % LENGTH,
         }
-        assert packing.counts[split]["rows"] > 10
+        assert len(texts) > 10
 
 
-def test_a_text_shorter_than_a_row_is_counted_as_dropped(small_tokenizer):
-    packing, rows = pack(small_tokenizer, [Document("ka", "")], validation_fraction=0)
-    assert rows["train"].shape == (0, LENGTH)
-    dropped = packing.counts["train"]["dropped_tokens"]
-    assert dropped == packing.counts["train"]["tokens"] == 2
-    assert packing.counts["validation"] == dict.fromkeys(COUNTS, 0)
+def test_without_documents_all_counts_are_zero(small_tokenizer):
+    encoder, ids = encode(small_tokenizer, [Document("ka", "")], validation_fraction=0)
+    assert encoder.counts["train"]["tokens"] == len(ids["train"]) == 2
+    assert encoder.counts["validation"] == dict.fromkeys(COUNTS, 0)
 
 
 def test_the_documents_are_read_only_a_little_ahead(small_tokenizer, documents, monkeypatch):
     monkeypatch.setattr(packer, "BATCH_BYTES", 1)
     read = []
-    packing = Packer(
-        small_tokenizer, length=LENGTH, separator=END, dtype="uint16", validation_fraction=0
-    )
-    for _ in packing.rows(read.append(document) or document for document in documents):
+    encoding = Encoding(separator=END, dtype="uint16", validation_fraction=0)
+    for _ in Encoder(small_tokenizer, encoding).ids(
+        read.append(document) or document for document in documents
+    ):
         assert len(read) == packer.AHEAD + 1
         break
 
@@ -84,7 +79,7 @@ def test_an_error_of_the_reader_reaches_the_caller(small_tokenizer, documents):
         raise ValueError("line 7")
 
     with pytest.raises(ValueError, match="line 7"):
-        pack(small_tokenizer, broken())
+        encode(small_tokenizer, broken())
 
 
 def test_the_split_is_a_stable_fraction_of_the_texts():
@@ -103,13 +98,13 @@ def test_text_that_spells_a_special_token_is_plain_text(small_tokenizer, documen
     save_tokenizer(small_tokenizer, tmp_path / "hf")
     reference = AutoTokenizer.from_pretrained(tmp_path / "hf", split_special_tokens=True)
     texts = [f"the {END_OF_TEXT} dose{END_OF_TEXT}", *(d.text for d in documents[:20])]
-    packing, rows = pack(
+    encoder, ids = encode(
         small_tokenizer, [Document(t, "") for t in texts], validation_fraction=0, separator=None
     )
     stream = [i for text in texts for i in reference(text)["input_ids"]]
     assert END not in stream
-    assert rows["train"].ravel().tolist() == stream[: rows["train"].size]
-    assert packing.special_text == {END_OF_TEXT: 2}
+    assert ids["train"] == stream
+    assert encoder.special_text == {END_OF_TEXT: 2}
     assert small_tokenizer.encode(END_OF_TEXT).ids == [END]  # the caller's is unchanged
     for document in documents:  # ordinary text has the same ids
         ids = plain_text_tokenizer(small_tokenizer).encode(document.text).ids
@@ -122,3 +117,18 @@ def test_the_bytes_of_tokens_are_those_of_their_text(small_tokenizer, documents)
     for document in documents:
         ids = small_tokenizer.encode(document.text).ids
         assert lengths[ids].sum() == len(document.text.encode())
+
+
+@pytest.mark.parametrize("read_ids", [1, 7, 1 << 20])
+def test_rows_are_cut_from_spans_of_files(tmp_path, read_ids, monkeypatch):
+    monkeypatch.setattr(packer, "READ_IDS", read_ids)
+    ids = np.arange(100, dtype="int32")
+    (tmp_path / "ids").write_bytes(ids.tobytes())
+    spans = [(tmp_path / "ids", 90, 100), (tmp_path / "ids", 3, 4), (tmp_path / "ids", 10, 40)]
+    stream = np.concatenate([ids[90:100], ids[3:4], ids[10:40]])
+    for length in (1, 4, 41, 50):
+        rows = [*read_rows(spans, length=length, dtype="int32"), np.empty((0, length), "int32")]
+        whole = stream[: stream.size // length * length]
+        assert np.array_equal(np.concatenate(rows), whole.reshape(-1, length))
+    with pytest.raises(OSError, match=r"the file ends before id 100: .*ids"):
+        list(read_rows([(tmp_path / "ids", 90, 101)], length=4, dtype="int32"))

@@ -13,7 +13,6 @@ from biomedlm_jax.corpus.parts import (
     HAS_TEXT,
     MapSettings,
     SegmentReader,
-    batches,
     document,
     make_part,
     part_name,
@@ -180,22 +179,9 @@ def test_a_truncated_file_ends_the_part_unless_it_may_be_skipped(tmp_path):
     assert part["counts"]["left_out:truncated"] == 1
 
 
-def test_small_files_share_a_part(tmp_path, monkeypatch):
-    files = []
-    for number, size in enumerate((10, 20, 90, 200, 5, 5, 5)):
-        files.append(tmp_path / f"{number}.txt")
-        files[-1].write_bytes(b"x" * size)
-    monkeypatch.setattr(parts, "BATCH_BYTES", 100)
-    monkeypatch.setattr(parts, "BATCH_FILES", 2)
-    sizes = [[int(file.stem) for file in batch] for batch in batches(files)]
-    assert sizes == [[0, 1], [2], [3], [4, 5], [6]]
-    assert list(batches([])) == []
-    packed = [tmp_path / "a.xml.gz", tmp_path / "b.tgz"]  # as much work as four times their bytes
-    for file in packed:
-        file.write_bytes(b"x" * 20)
-    assert [len(batch) for batch in batches([files[0], *packed])] == [2, 1]
-    names = {part_name(TEXT, 0, batch) for batch in ([files[0]], [files[1]], files[:2])}
-    assert len(names) == 3
+def test_the_name_of_a_part_depends_on_its_files(tmp_path):
+    one, two = tmp_path / "1.txt", tmp_path / "2.txt"
+    assert len({part_name(TEXT, 0, files) for files in ([one], [two], [one, two])}) == 3
 
 
 def test_texts_are_normalised_and_flagged_on_request(tmp_path):

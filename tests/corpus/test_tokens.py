@@ -1,15 +1,23 @@
 """tokens.py: the same documents give the same rows, and a directory is whole or not there."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
+import resource
+import subprocess
+import sys
 from itertools import islice
 
 import numpy as np
 import pytest
+from corpus.conftest import flip
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from biomedlm_jax.corpus import packer, tokens
-from biomedlm_jax.corpus.documents import read_documents
+from biomedlm_jax.corpus import packer, row_shards, token_units, tokens
+from biomedlm_jax.corpus.documents import DocumentReader, Skipped, read_documents
+from biomedlm_jax.corpus.parts_folder import parts_folder
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import (
     END_OF_TEXT,
@@ -17,7 +25,7 @@ from biomedlm_jax.corpus.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from biomedlm_jax.corpus.tokens import build_tokens
+from biomedlm_jax.corpus.tokens import build_tokens, build_tokens_from_files
 from biomedlm_jax.errors import InputError
 
 
@@ -199,3 +207,235 @@ def test_a_tokenizer_that_adds_a_begin_of_text_is_told(build, small_tokenizer, t
     with pytest.warns(RuntimeWarning, match=rf"puts the ids \[{end}\] before a text; rows have"):
         rows = build(tmp_path / "adding", tokenizer=adding)
     assert rows["splits"] == plain["splits"]
+
+
+@pytest.fixture
+def files(tmp_path, documents, monkeypatch):
+    """`documents` in five files, each a unit of its own; shards of 64 rows."""
+    monkeypatch.setattr("biomedlm_jax.corpus.input_files.BATCH_FILES", 1)
+    monkeypatch.setattr(tokens, "SHARD_BYTES", 64 * 32)
+    files = []
+    for number in range(5):
+        files.append(tmp_path / "corpus" / f"{number}.jsonl")
+        files[0].parent.mkdir(exist_ok=True)
+        rows = [{"text": one.text} for one in documents[number * 31 : (number + 1) * 31]]
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return files
+
+
+@pytest.fixture
+def build_files(files, small_tokenizer, out):
+    def build(path=out, read=files, **options):
+        options = {"length": 16, "validation_fraction": 0.2, **options}
+        return build_tokens_from_files(read, small_tokenizer, path, **options)
+
+    return build
+
+
+def content(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_files_give_the_bytes_of_their_documents_with_any_number_of_processes(
+    build, build_files, files, tmp_path, monkeypatch
+):
+    expected = build(texts=read_documents(files), inputs=files)
+    assert len(list((tmp_path / "tokens" / "rows").iterdir())) > 10
+    for name, workers, together in (("one", 1, 1), ("two", 2, 1), ("batches", 1, 3)):
+        monkeypatch.setattr("biomedlm_jax.corpus.input_files.BATCH_FILES", together)
+        assert build_files(tmp_path / name, workers=workers) == expected
+        assert content(tmp_path / name) == content(tmp_path / "tokens")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"corpus", "tokens", "one", "two", "batches"}
+
+
+def fails_after(function, calls, error):
+    """`function` for the first `calls` calls."""
+    left = iter(range(calls))
+
+    def call(*arguments, **options):
+        if next(left, None) is None:
+            raise error
+        return function(*arguments, **options)
+
+    return call
+
+
+def test_a_build_of_files_continues_after_an_error(build_files, out, files, tmp_path, monkeypatch):
+    expected = build_files(tmp_path / "expected")
+    folder, count = (
+        parts_folder(out),
+        len(list((tmp_path / "expected/rows").glob("*array_record*"))),
+    )
+    with monkeypatch.context() as patch:
+        stops = fails_after(token_units.write_unit, 3, KeyboardInterrupt)
+        patch.setattr(token_units, "write_unit", stops)
+        with pytest.raises(KeyboardInterrupt):
+            build_files()
+    assert not out.exists()
+    assert len(list(folder.iterdir())) == 3
+    damaged = next(folder.glob("unit-*/train.ids"))
+    flip(damaged, damaged.stat().st_size // 2)
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        patch.setattr(tokens, "make_row_shard", fails_after(tokens.make_row_shard, 4, full))
+        patch.setattr(
+            token_units, "write_unit", fails_after(token_units.write_unit, 3, AssertionError)
+        )
+        with pytest.raises(OSError, match="No space left") as raised:
+            build_files(workers=1)
+        assert raised.value.filename == str(out)
+    assert not out.exists()
+    damaged = next(folder.glob("train-00001/rows*"))
+    flip(damaged, damaged.stat().st_size // 2)
+    with monkeypatch.context() as patch:  # 3 shards are there
+        patch.setattr(token_units, "write_unit", None)
+        reads = fails_after(row_shards.read_rows, count - 3, AssertionError)
+        patch.setattr(row_shards, "read_rows", reads)
+        assert build_files() == expected
+    assert content(out) == content(tmp_path / "expected")
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "expected", "tokens"}
+
+
+def test_units_serve_any_length_and_other_files_have_others(
+    build_files, out, files, tmp_path, monkeypatch
+):
+    with pytest.raises(InputError, match="not enough for one row of 10000000"):
+        build_files(length=10**7)
+    units = set(parts_folder(out).iterdir())
+    (parts_folder(out) / ".unit-0.0").mkdir()  # of a killed process
+    with monkeypatch.context() as patch:
+        patch.setattr(token_units, "write_unit", None)
+        with pytest.raises(InputError, match="not enough for one row of 20000000"):
+            build_files(length=2 * 10**7)
+    assert set(parts_folder(out).iterdir()) == units
+    # A new first file, and a changed one, leave the units of the others.
+    files[3].write_text(files[3].read_text().replace("a", "o"))
+    files.insert(0, tmp_path / "corpus" / "first.jsonl")
+    files[0].write_text(json.dumps({"text": "new"}))
+    with monkeypatch.context() as patch:
+        writes = fails_after(token_units.write_unit, 2, AssertionError)
+        patch.setattr(token_units, "write_unit", writes)
+        manifest = build_files()
+    assert manifest == build_files(tmp_path / "expected")
+    assert content(out) == content(tmp_path / "expected")
+
+
+KILLED = """
+import sys, time
+from biomedlm_jax.corpus import input_files, token_units
+from biomedlm_jax.corpus.tokenizer import load_tokenizer
+from biomedlm_jax.corpus.tokens import build_tokens_from_files
+
+input_files.BATCH_FILES = 1
+write, calls = token_units.write_unit, []
+
+def stop(folder, *rest):
+    if len(calls) == 2:
+        (folder / "train.ids").write_bytes(b"half")
+        print("writing", flush=True)
+        time.sleep(60)
+    calls.append(folder)
+    return write(folder, *rest)
+
+token_units.write_unit = stop
+tokenizer, out, *files = sys.argv[1:]
+options = {"length": 16, "validation_fraction": 0.2}
+build_tokens_from_files(files, load_tokenizer(tokenizer), out, **options)
+"""
+
+
+def test_a_killed_build_of_files_leaves_no_half_unit(
+    build_files, out, files, small_tokenizer, tmp_path, monkeypatch
+):
+    save_tokenizer(small_tokenizer, tmp_path / "tokenizer")
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        str(tmp_path / "tokenizer"),
+        str(out),
+        *map(str, files),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        with pytest.raises(InputError, match="another process builds these token rows"):
+            build_files()
+        process.kill()
+    assert not out.exists()
+    with monkeypatch.context() as patch:  # the tokenizer was read from files there
+        writes = fails_after(token_units.write_unit, 3, AssertionError)
+        patch.setattr(token_units, "write_unit", writes)
+        tokenizer = load_tokenizer(tmp_path / "tokenizer")
+        options = {"length": 16, "validation_fraction": 0.2}
+        build_tokens_from_files(files, tokenizer, out, **options)
+    build_files(tmp_path / "expected")
+    assert content(out / "rows") == content(tmp_path / "expected" / "rows")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"corpus", "expected", "tokenizer", "tokens"}
+
+
+def test_a_full_disk_names_the_file_and_loses_nothing(build_files, out):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))  # stands for a full disk
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as raised:
+            build_files(length=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(raised.value.filename).startswith(str(out.parent))
+    assert not out.exists()
+    assert not list(parts_folder(out).glob(".*"))
+    build_files(length=64)
+
+
+def test_what_is_skipped_in_each_file_is_counted(build_files, files, tmp_path):
+    for number, line in enumerate(('{"text": ""}', "{}", '{"text": "a", "part": "b"}')):
+        with files[number].open("a") as file:
+            file.write(line + "\n")
+    (tmp_path / "corpus" / "c.csv").touch()
+    skipped, expected = Skipped(), Skipped()
+    reader = DocumentReader(on_error="skip")
+    manifest = build_files(read=[tmp_path / "corpus"], reader=reader, skipped=skipped, workers=1)
+    list(read_documents([tmp_path / "corpus"], on_error="skip", skipped=expected))
+    assert skipped == expected
+    assert (expected.bad, expected.empty, len(expected.files)) == (1, 1, 1)
+    assert manifest["skipped"]["files"]["names"] == [str(tmp_path / "corpus" / "c.csv")]
+    other = DocumentReader(subsets=("b",), subset_field="part", on_error="skip")
+    message = r"no documents of the subsets b in 1 file\(s\).*; skipped: 27 bad lines"
+    with pytest.raises(InputError, match=message):
+        build_files(tmp_path / "none", [files[4]], reader=other)
+    with pytest.raises(InputError, match=r"got workers=0; expected at least 1"):
+        build_files(tmp_path / "none", workers=0)
+    files[0].write_text(files[0].read_text() + "x\n")
+    with pytest.raises(InputError, match=r"0.jsonl:33: .*; fix the file, or pass --on_error=skip"):
+        build_files(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_progress_counts_unfinished_units_and_never_goes_back(build_files, monkeypatch):
+    reports, shown = [], []
+
+    @contextlib.contextmanager
+    def regularly(report):
+        reports.append(report)
+        yield
+
+    def reporting(function):
+        def call(*arguments):
+            result = function(*arguments)
+            reports[0]()
+            return result
+
+        return call
+
+    monkeypatch.setattr(tokens, "report_regularly", regularly)
+    monkeypatch.setattr(token_units, "LIVE_SECONDS", -1)
+    for module, name in ((token_units, "write_json"), (tokens, "make_unit")):
+        monkeypatch.setattr(module, name, reporting(getattr(module, name)))
+    manifest = build_files(progress=lambda splits: shown.append(splits["train"]["documents"]))
+    assert shown == sorted(shown)
+    assert len(shown) > 10
+    assert shown[0] > 0
+    assert shown[-1] == manifest["splits"]["train"]["documents"]

@@ -1,0 +1,76 @@
+import fcntl
+import json
+import os
+
+import pytest
+
+from biomedlm_jax.corpus.parts_folder import (
+    locked_parts_folder,
+    make_once,
+    parts_folder,
+    remove_other_parts,
+    unfinished,
+)
+from biomedlm_jax.errors import InputError
+
+
+def test_the_folder_is_beside_the_output_and_empty_ones_are_removed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert parts_folder(tmp_path / "link") == tmp_path / ".real.parts"
+    with locked_parts_folder(tmp_path / "a", "it") as folder:
+        assert folder.is_dir()
+    assert not folder.exists()
+    with locked_parts_folder(tmp_path / "a", "it"):
+        (folder / "part").mkdir()
+    assert (folder / "part").is_dir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    message = r"another process builds these rows; .*\.a\.parts is locked"
+    with (
+        pytest.raises(InputError, match=message),
+        locked_parts_folder(tmp_path / "a", "these rows"),
+    ):
+        pytest.fail("two processes have the folder")
+    os.close(descriptor)
+
+
+def test_a_part_is_made_once_and_again_if_it_is_damaged_or_of_something_else(tmp_path):
+    made = []
+
+    def write(folder):
+        made.append(folder)
+        (folder / "data").write_bytes(b"abc")
+        return {"count": len(made)}
+
+    part = make_once(tmp_path / "part", {"of": [1, 2]}, write)
+    assert (
+        part == {"of": [1, 2], "count": 1} == json.loads((tmp_path / "part/part.json").read_text())
+    )
+    assert make_once(tmp_path / "part", {"of": [1, 2]}, write) == part
+    (tmp_path / "part" / "data").write_bytes(b"abd")
+    assert make_once(tmp_path / "part", {"of": [1, 2]}, write)["count"] == 2
+    (tmp_path / "part" / "SHA256SUMS").unlink()
+    assert make_once(tmp_path / "part", {"of": [1, 2]}, write)["count"] == 3
+    assert make_once(tmp_path / "part", {"of": [1, 3]}, write)["count"] == 4
+    with pytest.raises(KeyboardInterrupt):
+        make_once(tmp_path / "other", {}, lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_two_processes_may_make_the_same_part(tmp_path):
+    def write(folder):
+        assert list(unfinished(tmp_path)) == [folder]
+        make_once(tmp_path / "part", {}, lambda other: {"by": "the other"})
+        return {"by": "this one"}
+
+    assert make_once(tmp_path / "part", {}, write) == {"by": "this one"}
+    assert json.loads((tmp_path / "part/part.json").read_text()) == {"by": "the other"}
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+def test_other_parts_are_removed(tmp_path):
+    for name in ("kept", "old", ".kept.0"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    remove_other_parts(tmp_path, {"kept"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "kept"]
