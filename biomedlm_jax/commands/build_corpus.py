@@ -27,6 +27,7 @@ SOURCE = (
 )
 FLAGS.define("source", None, SOURCE, repeated=True, required=True)
 FLAGS.define("workers", 0, "Processes; 0: one for each core. The result is the same.", least=0)
+FLAGS.define_engine()
 FLAGS.define("languages", [], "Languages that are kept, ISO 639-1 or 639-2, such as en,ger.")
 LICENSE = "Use that the licence must allow; an unknown licence allows any only."
 FLAGS.define("license", "any", LICENSE, choices=filters.USES)
@@ -106,6 +107,7 @@ def run(options: Flags) -> None:
             options.out,
             settings,
             workers=options.workers or os.cpu_count() or 1,
+            beam=options.beam_flags(),
             overwrite=options.overwrite,
             progress=report,
         )

@@ -6,6 +6,7 @@ Nothing here imports jax before a command runs: `biomedlm plan` sets jax's platf
 import contextlib
 import dataclasses
 import json
+import shlex
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
 
 MODEL = "Run directory or Hugging Face directory of the model."
+ENGINES = ("processes", "beam")
 KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
@@ -160,6 +162,26 @@ class Flags(flags.FlagValues):
     def read_input(self, skipped: documents.Skipped | None = None) -> Iterator[documents.Document]:
         """Return the documents of `define_input`'s flags; `skipped` counts what is omitted."""
         return documents.read_documents(self.paths(), skipped=skipped, **self.reading())
+
+    def define_engine(self) -> None:
+        """Add --engine and --beam_options."""
+        meaning = "What runs the work: processes of this machine, or a runner of Apache Beam."
+        self.define("engine", ENGINES[0], meaning, choices=ENGINES)
+        meaning = "Flags of Apache Beam, separated by spaces, such as --runner=FlinkRunner."
+        self.define("beam_options", None, meaning)
+
+    def beam_flags(self) -> list[str] | None:
+        """Return the flags of --beam_options, None without Beam."""
+        if self.engine == ENGINES[0]:
+            if self.beam_options is not None:
+                raise InputError("got --beam_options without --engine=beam, where it has no effect")
+            return None
+        if "workers" in self and self["workers"].present:
+            raise InputError("got --workers with --engine=beam; set it in --beam_options")
+        try:
+            return shlex.split(self.beam_options or "")
+        except ValueError as error:
+            raise InputError(f"got --beam_options={self.beam_options}: {error}") from None
 
     def define_dtype(self) -> None:
         """Add --dtype."""

@@ -36,6 +36,7 @@ from biomedlm_jax.corpus.corpus_manifest import (
     is_corpus,
 )
 from biomedlm_jax.corpus.deduplication import REASONS, STAGES, Decisions, deduplicate
+from biomedlm_jax.corpus.engines import open_engine
 from biomedlm_jax.corpus.filters import Filters
 from biomedlm_jax.corpus.input_files import batches, describe
 from biomedlm_jax.corpus.line_writer import LineWriter
@@ -43,7 +44,7 @@ from biomedlm_jax.corpus.manifest import naming
 from biomedlm_jax.corpus.normalisation import choose
 from biomedlm_jax.corpus.parts import OTHER_SUBSET, MapSettings, make_part, part_name
 from biomedlm_jax.corpus.parts_folder import locked_parts_folder, parts_folder, remove_other_parts
-from biomedlm_jax.corpus.process_pool import Map, worker_processes
+from biomedlm_jax.corpus.process_pool import Map
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.segments import Segments, write_shard
 from biomedlm_jax.corpus.signatures import Banding
@@ -137,6 +138,7 @@ def build_corpus(
     settings: CorpusSettings | None = None,
     *,
     workers: int = 1,
+    beam: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
@@ -147,6 +149,8 @@ def build_corpus(
 
     Args:
       workers: processes; the result does not depend on it.
+      beam: flags of Apache Beam, whose pipelines run the tasks instead of `workers` processes, with
+        the same result; all its workers share the file system of the sources and of `out`.
       overwrite: replace an earlier corpus; any other non-empty directory is never replaced.
       progress: called every few seconds, from another thread.
 
@@ -165,7 +169,7 @@ def build_corpus(
         naming(Path(out)),  # a full disk
         atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
         locked_parts_folder(out, "this corpus") as folder,
-        worker_processes(workers) as run_map,
+        open_engine(workers, folder, beam) as run_map,
         report_regularly(report),
     ):
         manifest = _Build(sources, settings, folder, new, run_map, state).run()
@@ -344,6 +348,7 @@ class _Build:
         tasks = (
             (
                 self.new / f"documents-{number:05d}-of-{count:05d}.jsonl.zst",
+                self.folder,
                 [(turn, *folders[segment], rows) for turn, segment, rows in shard],
             )
             for number, shard in enumerate(self.plan(times))

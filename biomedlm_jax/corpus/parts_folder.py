@@ -51,6 +51,13 @@ def remove_other_parts(folder: Path, kept: set[str]) -> None:
     for left in folder.iterdir():
         if left.is_dir() and left.name not in kept:
             shutil.rmtree(left)
+        elif left.name not in kept:
+            left.unlink()
+
+
+def unique_name(path: Path) -> Path:
+    """Return a hidden name beside a path for what will be moved there: a task may run twice."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def make_once(
@@ -68,7 +75,7 @@ def make_once(
             if all(part.get(name) == value for name, value in identity.items()):
                 return part
         shutil.rmtree(folder, ignore_errors=True)
-    new = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}")
+    new = unique_name(folder)
     new.mkdir()
     try:
         part = {**identity, **write(new)}

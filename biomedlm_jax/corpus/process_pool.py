@@ -22,7 +22,12 @@ AHEAD = 2  # tasks for each process that are waiting
 
 
 class Map(Protocol):
-    """Calls a function for each task, a tuple of arguments, and yields the results in order."""
+    """Calls a function for each task, a tuple of arguments, and yields the results in order.
+
+    The function is one of a module, and its result small JSON: both may cross to other machines,
+    and so may the task. It may run twice, or at the same time in two places, and must then leave
+    the same files, each written in one step.
+    """
 
     def __call__(  # noqa: D102
         self, function: Callable[..., Result], tasks: Iterable[tuple]

@@ -1,6 +1,7 @@
 """The documents and numbers of all parts of a corpus, and the shards that are made of them."""
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from biomedlm_jax.corpus.input_files import describe
 from biomedlm_jax.corpus.line_writer import LineWriter
 from biomedlm_jax.corpus.parts import SegmentReader
+from biomedlm_jax.corpus.parts_folder import unique_name
 from biomedlm_jax.corpus.signatures import shingles
 
 
@@ -65,13 +67,17 @@ class Segments:
         return self._open[segment]
 
 
-def write_shard(path: Path, content: Sequence[tuple[int, Path, int, np.ndarray]]) -> dict[str, Any]:
+def write_shard(
+    path: Path, scratch: Path, content: Sequence[tuple[int, Path, int, np.ndarray]]
+) -> dict[str, Any]:
     """Write (pass, part, segment, rows) in this order; return name, counts and hash of the file.
 
-    The id of a document ends in #2 in the second pass over its source, and so on.
+    The id of a document ends in #2 in the second pass over its source, and so on. The file is
+    written in the directory `scratch` of the same file system, and then moved.
     """
     documents = text_bytes = 0
-    with LineWriter(path) as lines:
+    new = unique_name(scratch / path.name)
+    with LineWriter(new) as lines:
         for turn, folder, segment, rows in content:
             reader = SegmentReader(folder, segment)
             for line in reader.lines(rows.tolist()):
@@ -82,6 +88,7 @@ def write_shard(path: Path, content: Sequence[tuple[int, Path, int, np.ndarray]]
                 lines.add_line(line)
             text_bytes += int(reader.column("text_bytes")[rows].sum(dtype=np.int64))
             documents += len(rows)
-    described = describe(path)
+    described = describe(new)
+    os.replace(new, path)
     described = {"name": path.name} | {name: described[name] for name in ("bytes", "sha256")}
     return described | {"documents": documents, "text_bytes": text_bytes}

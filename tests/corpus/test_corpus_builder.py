@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from pool_tasks import DASK, DIRECT
 
+from biomedlm_jax.cli import main
 from biomedlm_jax.corpus import corpus_builder
 from biomedlm_jax.corpus.corpus_builder import CorpusSettings, build_corpus, parts_folder
 from biomedlm_jax.corpus.documents import read_documents
@@ -140,6 +143,21 @@ def test_any_number_of_processes_gives_the_same_bytes(given, tmp_path):
     assert names[0] == f"documents-00000-of-{len(names):05d}.jsonl.zst"
     counts = [file["documents"] for file in manifest["files"]]
     assert counts == [len(lines(one, name)) for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [DIRECT, DASK], ids=["DirectRunner", "DaskRunner"])
+def test_beam_gives_the_same_bytes(given, tmp_path, flags, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(corpus_builder.__file__).parents[2]))
+    settings = CorpusSettings(shard_bytes=5000, epochs={"abstracts": 1.5})
+    one, two = tmp_path / "one", tmp_path / "two"
+    manifest = build_corpus(given, one, settings)
+    options = ["--engine=beam", f"--beam_options={' '.join(flags)}", "--shard_bytes=5000"]
+    sources = [f"--source={source.name}=text:{source.paths[0]}" for source in given]
+    command = ["build-corpus", *sources, f"--out={two}", "--epochs=abstracts=1.5", *options]
+    assert main(command) == 0
+    assert content(one) == content(two)
+    assert len(manifest["files"]) > 5
 
 
 def test_epochs_repeat_documents(given, tmp_path):

@@ -45,7 +45,7 @@ def test_a_shard_has_its_rows_in_order_and_later_passes_have_other_ids(tmp_path,
     entries, file = made(tmp_path, monkeypatch), tmp_path / "documents.jsonl.zst"
     folder = entries[0][1]
     content = [(0, folder, 1, np.array([0, 3])), (2, folder, 0, np.array([7]))]
-    described = write_shard(file, content)
+    described = write_shard(file, tmp_path, content)
     rows = [json.loads(line) for _, line in read_lines(file)]
     assert [row["text"] for row in rows] == [TEXTS[15], TEXTS[18], TEXTS[7]]
     assert [row["id"].endswith("#3") for row in rows] == [False, False, True]
