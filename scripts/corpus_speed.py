@@ -1,10 +1,12 @@
 """Measure the speed and the memory of build-corpus with one process and with several.
 
     python scripts/corpus_speed.py --megabytes=200 --files=8 --workers=2 --rounds=3
+    python scripts/corpus_speed.py --megabytes=4300 --files=24 --references=40 --only --rounds=1
 
 Makes MEDLINE files of random words, builds a corpus of them in new processes, with 1 worker and
 with --workers in turn, and prints the median seconds, MB of XML per second, CPU seconds, and the
 peaks of resident memory of the parent and of its largest worker. Stops if the corpora differ.
+With --only, the side with 1 worker is left out.
 """
 
 import argparse
@@ -39,12 +41,20 @@ RECORD = (
     "</AbstractText></Abstract><Language>eng</Language><PublicationTypeList><PublicationType>"
     "Journal Article</PublicationType></PublicationTypeList></Article></MedlineCitation>"
     '<PubmedData><ArticleIdList><ArticleId IdType="pubmed">{pmid}</ArticleId></ArticleIdList>'
-    "</PubmedData></PubmedArticle>\n"
+    "{references}</PubmedData></PubmedArticle>\n"
+)
+REFERENCE = (
+    "<Reference><Citation>Doe J. A title of an article. J Words. 2001;7(3):11-9.</Citation>"
+    '<ArticleIdList><ArticleId IdType="pubmed">12345678</ArticleId></ArticleIdList></Reference>'
 )
 
 
-def write_medline(folder: Path, *, megabytes: float, files: int) -> int:
-    """Write files of about so many MB of XML together; return the bytes of XML."""
+def write_medline(folder: Path, *, megabytes: float, files: int, references: int = 0) -> int:
+    """Write files of about so many MB of XML together; return the bytes of XML.
+
+    `references` of an article are read, but are no text of it.
+    """
+    listed = f"<ReferenceList>{REFERENCE * references}</ReferenceList>" if references else ""
     random = np.random.default_rng(0)
     letters = random.integers(97, 123, (50_000, 12), dtype=np.uint8)
     words = [bytes(row[: 2 + n % 11]).decode() for n, row in enumerate(letters)]
@@ -59,9 +69,8 @@ def write_medline(folder: Path, *, megabytes: float, files: int) -> int:
                     " ".join(words[n] for n in part) for part in (chosen[:15], chosen[15:])
                 )
                 pmid += 1
-                size += file.write(
-                    RECORD.format(pmid=pmid, year=1970 + pmid % 50, title=title, text=text)
-                )
+                values = {"pmid": pmid, "year": 1970 + pmid % 50, "references": listed}
+                size += file.write(RECORD.format(title=title, text=text, **values))
             size += file.write("</PubmedArticleSet>\n")
     return size
 
@@ -90,13 +99,19 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=8, help="files of the XML")
     parser.add_argument("--workers", type=int, default=2, help="processes of the second side")
     parser.add_argument("--rounds", type=int, default=3, help="builds of each side")
+    parser.add_argument("--references", type=int, default=0, help="references of an article")
+    parser.add_argument("--only", action="store_true", help="measure --workers only")
+    parser.add_argument("--work", help="directory for the files; a temporary one by default")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     sides: dict[int, list[dict[str, float]]] = {1: [], options.workers: []}
-    with tempfile.TemporaryDirectory() as folder:
+    if options.only:
+        del sides[1]
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
         source = Path(folder, "baseline")
         source.mkdir()
-        size = write_medline(source, megabytes=options.megabytes, files=options.files)
+        facts = {name: getattr(options, name) for name in ("megabytes", "files", "references")}
+        size = write_medline(source, **facts)
         print(f"{size / 1e6:,.1f} MB of XML in {options.files} files, {os.cpu_count()} cores")
         for number in range(options.rounds):
             for workers, figures in sides.items():
@@ -104,6 +119,8 @@ def main() -> None:
                 figures.append(build(source, Path(folder, f"corpus{workers}"), workers))
                 line = ", ".join(f"{name} {value:,.1f}" for name, value in figures[-1].items())
                 print(f"round {number + 1}, {workers} workers, load {load:.1f}: {line}", flush=True)
+            if options.only:
+                continue
             names = sorted(path.name for path in Path(folder, "corpus1").iterdir())
             others = Path(folder, f"corpus{options.workers}")
             same = filecmp.cmpfiles(Path(folder, "corpus1"), others, names, shallow=False)[0]
@@ -114,7 +131,7 @@ def main() -> None:
         for workers, figures in sides.items()
     }
     for workers, figures in medians.items():
-        ratio = medians[1]["seconds"] / figures["seconds"]
+        ratio = medians[min(medians)]["seconds"] / figures["seconds"]
         rate = size / 1e6 / figures["seconds"]
         print(
             f"{workers} workers: {figures['seconds']:.1f} s, {rate:.1f} MB/s of XML, {ratio:.2f}x, "

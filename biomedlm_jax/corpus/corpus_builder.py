@@ -10,6 +10,7 @@ All order is that of the sources, their files and the records in these, so that 
 gives the same bytes with any number of processes.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import json
@@ -46,7 +47,7 @@ from biomedlm_jax.corpus.parts import OTHER_SUBSET, MapSettings, make_part, part
 from biomedlm_jax.corpus.parts_folder import locked_parts_folder, parts_folder, remove_other_parts
 from biomedlm_jax.corpus.process_pool import Map
 from biomedlm_jax.corpus.progress import report_regularly
-from biomedlm_jax.corpus.segments import Segments, write_shard
+from biomedlm_jax.corpus.segments import TIMES, Segments, read_times, write_shard
 from biomedlm_jax.corpus.signatures import Banding
 from biomedlm_jax.corpus.sources import Source, TextRecords
 from biomedlm_jax.errors import InputError
@@ -201,18 +202,19 @@ class _Build:
         self.segments = Segments(self.parts, self.banding.bands)
         decisions = deduplicate(
             self.segments,
-            self.segments.shingles,
+            self.run_map,
+            self.folder,
             near=self.settings.near,
             contained=self.settings.contained,
             progress=lambda step: setattr(self.state, "step", step),
         )
         stages = self.stages(decisions)
         epochs = self.epochs(stages)
-        times = self.times(decisions, epochs)
-        shards = self.write_shards(times)
-        self.write_left_out(decisions, times)
+        self.write_times(decisions, epochs)
+        shards = self.write_shards(epochs)
+        self.write_left_out(decisions)
         described = [
-            self.describe_source(number, stages[number], epochs[number], times, decisions)
+            self.describe_source(number, stages[number], epochs[number], decisions)
             for number in range(len(self.sources))
         ]
         return self.write_manifest(described, shards)
@@ -231,11 +233,16 @@ class _Build:
         remove_other_parts(self.folder, kept)
         self.state.all_bytes = sum(file.stat().st_size for one in files for file in one)
         for index, part in enumerate(self.run_map(make_part, tasks)):
-            inputs = part.pop("inputs")  # there may be millions, which `inputs` reads again
+            inputs, _ = part.pop("inputs"), part.pop("ends")  # there may be millions
             part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
             self.parts[index] = (*self.parts[index][:2], part)
             self.state.done_bytes += part["bytes"]
             self.state.documents += part["counts"]["documents"]
+
+    def read_part(self, folder: Path) -> tuple[list[dict[str, Any]], list[int]]:
+        """Return the files of a part, and the number of the record after those of each."""
+        part = read_json(folder / "part.json")
+        return part["inputs"], part["ends"]
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         """Yield the description of each file that was read."""
@@ -262,7 +269,13 @@ class _Build:
 
     def stages(self, decisions: Decisions) -> list[dict[str, Any]]:
         """Return for each source the documents and bytes after each step."""
-        sizes, owners = self.segments.all("text_bytes").astype(np.int64), self.segments.sources
+        # Of each source, documents and bytes by reason.
+        totals = np.zeros((len(self.sources), len(REASONS), 2), np.int64)
+        for segment, number in enumerate(self.segments.sources):
+            reason = decisions.reason[self.segments.of(segment)]
+            sizes = self.segments.column(segment, "text_bytes")
+            counts = [np.bincount(reason, weights, len(REASONS)) for weights in (None, sizes)]
+            totals[number] += np.stack(counts, axis=1).astype(np.int64)
         stages = []
         for number in range(len(self.sources)):
             counts = Counter()
@@ -271,11 +284,11 @@ class _Build:
             row: dict[str, Any] = {
                 "read": {"documents": counts["records"], "text_bytes": counts["read_bytes"]}
             }
-            alive = (owners == number) & (decisions.reason != REASONS.index("no_text"))
-            row["filters"] = _totals(sizes[alive])
-            for stage, reasons in STAGES.items():
-                alive &= ~np.isin(decisions.reason, [REASONS.index(one) for one in reasons])
-                row[stage] = _totals(sizes[alive])
+            left = {*REASONS} - {"no_text"}
+            for stage, reasons in {"filters": (), **STAGES}.items():
+                left -= {*reasons}
+                there = totals[number, [REASONS.index(reason) for reason in left]].sum(axis=0)
+                row[stage] = {"documents": int(there[0]), "text_bytes": int(there[1])}
             stages.append(row)
         return stages
 
@@ -293,65 +306,76 @@ class _Build:
         most = self.settings.mixture_epochs * ratio
         return [most * share / size for size, share in zip(there, shares, strict=True)]
 
-    def times(self, decisions: Decisions, epochs: Sequence[float]) -> np.ndarray:
-        """Return how often each record is in the corpus."""
-        times = np.zeros(len(self.segments.sources), np.int32)
+    def write_times(self, decisions: Decisions, epochs: Sequence[float]) -> None:
+        """Write how often each record is in the corpus, and count documents of each source."""
         seed = hashlib.blake2b(str(self.settings.seed).encode(), digest_size=8).digest()
         factor = np.uint64(int.from_bytes(seed, "big") | 1)
-        key = self.segments.all("exact") ^ (self.segments.all("exact_rest") * factor)
-        for number, count in enumerate(epochs):
-            these = decisions.kept & (self.segments.sources == number)
-            whole = math.floor(count)
-            bound = min(int((count - whole) * 2**64), 2**64 - 1)
-            times[these] = whole + (key[these] < np.uint64(bound))
-        return times
+        self.totals = np.zeros((len(self.sources), 3), np.int64)  # documents, bytes, not sampled
+        names = ("exact", "exact_rest", "text_bytes")
+        with (self.folder / TIMES).open("wb") as file:
+            for segment, number in enumerate(self.segments.sources):
+                rows = self.segments.columns(segment, segment + 1, names)
+                kept = decisions.kept[self.segments.of(segment)]
+                whole = math.floor(epochs[number])
+                bound = min(int((epochs[number] - whole) * 2**64), 2**64 - 1)
+                key = rows["exact"] ^ (rows["exact_rest"] * factor)
+                times = (kept * (whole + (key < np.uint64(bound)))).astype(np.int32)
+                file.write(times.tobytes())
+                size = int((rows["text_bytes"].astype(np.int64) * times).sum())
+                without = np.count_nonzero(kept & (times == 0))
+                self.totals[number] += (times.sum(dtype=np.int64), size, without)
 
-    def passes(self, times: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yield (pass, segment, rows) in the order of the corpus."""
-        starts = self.segments.starts
-        for turn in range(int(times.max(initial=0))):
-            for segment in range(len(self.segments.sizes)):
-                rows = np.flatnonzero(times[starts[segment] : starts[segment + 1]] > turn)
-                if rows.size:
-                    yield turn, segment, rows
+    def times(self, segment: int) -> np.ndarray:
+        """Return how often each record of a segment is in the corpus."""
+        return read_times(self.folder / TIMES, self.segments.of(segment))
 
-    def plan(self, times: np.ndarray) -> Iterator[list[tuple[int, int, np.ndarray]]]:
-        """Yield what is in each shard: a new one begins once SHARD_BYTES of text are reached."""
-        sizes, shard, filled = self.segments.all("text_bytes"), [], 0
-        for turn, segment, rows in self.passes(times):
-            ends = np.cumsum(sizes[rows + self.segments.starts[segment]], dtype=np.int64)
-            first = 0
-            while first < len(rows):
-                before = int(ends[first - 1]) if first else 0
-                room = before + self.settings.shard_bytes - filled
-                last = min(int(np.searchsorted(ends, room)) + 1, len(rows))
-                shard.append((turn, segment, rows[first:last]))
-                filled += int(ends[last - 1]) - before
-                first = last
-                if filled >= self.settings.shard_bytes:
-                    yield shard
-                    shard, filled = [], 0
+    def plan(self, epochs: Sequence[float]) -> Iterator[list[tuple[int, int, int, int]]]:
+        """Yield (pass, segment, first, end) of each shard, in the order of the corpus.
+
+        They are records of a segment among those in the pass. A new shard begins once SHARD_BYTES
+        of text are reached.
+        """
+        shard, filled = [], 0
+        for turn in range(math.ceil(max(epochs, default=0))):
+            for segment, number in enumerate(self.segments.sources):
+                if epochs[number] <= turn:
+                    continue
+                rows = np.flatnonzero(self.times(segment) > turn)
+                sizes = self.segments.column(segment, "text_bytes")[rows]
+                ends, first = np.cumsum(sizes, dtype=np.int64), 0
+                while first < len(rows):
+                    before = int(ends[first - 1]) if first else 0
+                    room = before + self.settings.shard_bytes - filled
+                    last = min(int(np.searchsorted(ends, room)) + 1, len(rows))
+                    shard.append((turn, segment, first, last))
+                    filled += int(ends[last - 1]) - before
+                    first = last
+                    if filled >= self.settings.shard_bytes:
+                        yield shard
+                        shard, filled = [], 0
         if shard:
             yield shard
 
-    def write_shards(self, times: np.ndarray) -> list[dict[str, Any]]:
+    def write_shards(self, epochs: Sequence[float]) -> list[dict[str, Any]]:
         """Write the documents, and return the description of each file."""
-        sizes = self.segments.all("text_bytes").astype(np.int64) * times
         self.state.step, self.state.done_bytes = "write", 0
-        self.state.documents, self.state.all_bytes = 0, int(sizes.sum())
-        count = sum(1 for _ in self.plan(times))
+        self.state.documents, self.state.all_bytes = 0, int(self.totals[:, 1].sum())
+        count = sum(1 for _ in self.plan(epochs))
         if not count:
             reasons = self.counted("left_out:")
             listed = ", ".join(f"{number:,} {name}" for name, number in reasons.items())
             raise InputError(f"no document is left; left out: {listed or 'nothing was read'}")
-        folders = self.segments.folders
+        folders, starts = self.segments.folders, self.segments.starts.tolist()
         tasks = (
             (
                 self.new / f"documents-{number:05d}-of-{count:05d}.jsonl.zst",
                 self.folder,
-                [(turn, *folders[segment], rows) for turn, segment, rows in shard],
+                [
+                    (turn, *folders[segment], starts[segment], *rows)
+                    for turn, segment, *rows in shard
+                ],
             )
-            for number, shard in enumerate(self.plan(times))
+            for number, shard in enumerate(self.plan(epochs))
         )
         shards = []
         for shard in self.run_map(write_shard, tasks):
@@ -369,7 +393,7 @@ class _Build:
                     sums[name.removeprefix(prefix)] += count
         return sums
 
-    def write_left_out(self, decisions: Decisions, times: np.ndarray) -> None:
+    def write_left_out(self, decisions: Decisions) -> None:
         """Write each record that is not in the corpus, with the reason, in the order of the parts.
 
         In a part, those that could not be read or were refused come first.
@@ -379,18 +403,22 @@ class _Build:
             for number, folder, part in self.parts:
                 for _, line in read_lines(folder / "left_out.jsonl.zst"):
                     left_out.add_line(line)
+                files, ends = self.read_part(folder)
                 for _ in part["segments"]:
-                    for row in self.left_out_of(segment, decisions, times):
-                        left_out.add({"source": self.sources[number].name, **row})
+                    for record, row in self.left_out_of(segment, decisions):
+                        place = files[bisect.bisect_right(ends, record)]["path"]
+                        left_out.add({"source": self.sources[number].name, "place": place, **row})
                     segment += 1
 
     def left_out_of(
-        self, segment: int, decisions: Decisions, times: np.ndarray
-    ) -> Iterator[dict[str, Any]]:
-        """Yield id, reason, and the id of the other document, of each record of a segment."""
-        start, end = self.segments.starts[segment : segment + 2]
-        reason = decisions.reason[start:end]
-        rows = np.flatnonzero((times[start:end] == 0) & (reason != REASONS.index("no_text")))
+        self, segment: int, decisions: Decisions
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number in the part, and id, reason and other id, of records of a segment."""
+        start, reason = self.segments.starts[segment], decisions.reason[self.segments.of(segment)]
+        rows = np.flatnonzero((self.times(segment) == 0) & (reason != REASONS.index("no_text")))
+        if not rows.size:
+            return
+        numbers = self.segments.column(segment, "record")
         lines = self.segments.lines(segment, rows)
         for row, line in zip(rows.tolist(), lines, strict=True):
             entry = {"id": json.loads(line)["id"], "reason": REASONS[reason[row]] or "not_sampled"}
@@ -398,26 +426,25 @@ class _Build:
             # The newest version of an article may be one that the filters refused.
             if other >= 0 and (document := self.segments.document(other)):
                 entry["because_of"] = document["id"]
-            yield entry
+            yield int(numbers[row]), entry
 
     def describe_source(
         self,
         number: int,
         stages: Mapping[str, Any],
         epochs: float,
-        times: np.ndarray,
         decisions: Decisions,
     ) -> dict[str, Any]:
         """Return the entry of a source in the manifest."""
         source, parts = self.sources[number], [part for n, _, part in self.parts if n == number]
-        mine = self.segments.sources == number
         reasons = self.counted("left_out:", number)
-        counts = np.bincount(decisions.reason[mine], minlength=len(REASONS)).tolist()
-        reasons.update(dict(zip(REASONS[2:], counts[2:], strict=True)))
-        reasons["not_sampled"] = int(np.count_nonzero(mine & decisions.kept & (times == 0)))
+        for segment, owner in enumerate(self.segments.sources):
+            reason = decisions.reason[self.segments.of(segment) if owner == number else slice(0)]
+            counts = np.bincount(reason, minlength=len(REASONS)).tolist()
+            reasons.update(dict(zip(REASONS[2:], counts[2:], strict=True)))
+        documents, size, reasons["not_sampled"] = self.totals[number].tolist()
         flags = dict(self.counted("flag:", number))
-        sizes = self.segments.all("text_bytes").astype(np.int64) * times
-        corpus = {"documents": int(times[mine].sum()), "text_bytes": int(sizes[mine].sum())}
+        corpus = {"documents": documents, "text_bytes": size}
         return {
             "name": source.name,
             "format": source.kind,
@@ -455,7 +482,3 @@ class _Build:
         manifest["checksum"] = corpus_checksum(manifest)
         write_json(self.new / MANIFEST, manifest)
         return manifest
-
-
-def _totals(sizes: np.ndarray) -> dict[str, int]:
-    return {"documents": len(sizes), "text_bytes": int(sizes.sum())}

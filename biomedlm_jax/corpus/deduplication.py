@@ -11,32 +11,46 @@ earlier ones left:
              find the pairs, and the texts themselves decide.
 4. contained a text of which at least `contained` of the shingles are in one twice as long.
 
-Every step joins keys by sorting them, a limited number at a time: memory is a few bytes a record,
-and the result depends on the records and their order only. A library's index, a hash table in
-memory, would need a kilobyte a record.
+The result depends on the records and their order only. Tasks of a `Map` sort keys into runs
+(sorted_runs.py), join them by ranges, and compare texts; each holds a limited number. What needs
+all records at once is done here: connected components, and the choice among pairs whose texts were
+compared. They exchange arrays in files. A library's index, a hash table in memory, would need a
+kilobyte a record.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from biomedlm_jax.corpus.parts import DELETION, HAS_BODY, HAS_TEXT
-from biomedlm_jax.corpus.signatures import SEEDS, containment, jaccard
+from biomedlm_jax.corpus.components import smallest_members
+from biomedlm_jax.corpus.containment import (
+    compare_pairs,
+    join_seeds,
+    pair_ranges,
+    sample_rows,
+    seed_rows,
+)
+from biomedlm_jax.corpus.copies import band_rows, compare_texts, join_bands, join_texts, text_rows
+from biomedlm_jax.corpus.parts import HAS_TEXT
+from biomedlm_jax.corpus.process_pool import Map
+from biomedlm_jax.corpus.segments import Segments, open_segments
+from biomedlm_jax.corpus.sorted_runs import JOINED, load, ranges, save, write_run
+from biomedlm_jax.corpus.versions import (
+    IDENTIFIERS,
+    choose_versions,
+    identifier_rows,
+    join_identifiers,
+)
 from biomedlm_jax.errors import InputError
 
-JOINED = 1 << 22  # keys that are sorted at once
-LOOKED_UP = 1 << 19  # short texts that are looked up in all longer ones at once
-COMMON = 64  # texts with a seed: beyond, it is a phrase of many articles, and says nothing
-LEAST_SHINGLES = 40  # of a text that is looked up in longer ones
-MOST_SHINGLES = 1000  # of such a text: an abstract
-LONGER = 2  # times as many shingles has the text that contains it
-CACHED = 1 << 22  # shingles of texts that are kept for more comparisons
+RUN_BYTES = 1 << 26  # of the numbers of segments whose keys are one run
+LINKS = 1 << 20  # of components, in memory at once
+COMPARING = (1 << 14, 64)  # rows of a task that compares texts, unless there are more tasks
 
 # Reasons, by their number in `Decisions.reason`; 0 is a document of the corpus.
 REASONS = (
@@ -55,17 +69,6 @@ STAGES = {  # the reasons of each step
     "near": ("near_duplicate",),
     "contained": ("contained",),
 }
-
-
-class Columns(Protocol):
-    """The numbers of the records, which are stored in segments."""
-
-    sizes: Sequence[int]  # records of each segment
-    bands: int  # columns "band0", "band1", ...
-
-    def column(self, segment: int, name: str) -> np.ndarray:
-        """Return a column of `parts.COLUMNS`, or "band0", "seed0", "sample", "sample_row"."""
-        raise NotImplementedError
 
 
 @dataclass
@@ -87,8 +90,9 @@ class Decisions:
 
 
 def deduplicate(
-    columns: Columns,
-    shingles_of: Callable[[int], np.ndarray],
+    segments: Segments,
+    run_map: Map,
+    folder: Path,
     *,
     near: float = 0.8,
     contained: float = 0.8,
@@ -97,243 +101,180 @@ def deduplicate(
     """Decide which records are documents of the corpus.
 
     Args:
-      shingles_of: returns the shingles of a record's text.
+      run_map: runs the tasks.
+      folder: for files of the tasks, which are removed at the end.
       near: smallest Jaccard similarity of near duplicates; 0 skips the step. The bands of the
-        columns must be those of `Banding.of(near)`.
+        segments must be those of `Banding.of(near)`.
       contained: smallest containment of a text in a longer one; 0 skips the step.
       progress: called with the name of each step before it.
     """
-    records = Records(columns)
-    if len(records) >= 2**31:
-        raise InputError(f"got {len(records):,} records; build corpora of at most 2,147,483,647")
-    kind = records.all("kind")
-    decisions = Decisions(np.zeros(len(kind), np.uint8), np.full(len(kind), -1, np.int32))
-    decisions.leave_out(kind & HAS_TEXT == 0, "no_text", -1)
-    progress("identity")
-    _choose_versions(records, kind, decisions)
-    progress("exact")
-    _leave_out_copies(records, decisions)
-    cached = Cache(shingles_of)
-    if near:
-        progress("near")
-        _leave_out_near(records, cached, decisions, near)
-    if contained:
-        progress("contained")
-        _leave_out_contained(records, cached, decisions, contained)
-    return decisions
+    if len(segments) >= 2**31:
+        raise InputError(f"got {len(segments):,} records; build corpora of at most 2,147,483,647")
+    work = folder / f"deduplication-{secrets.token_hex(8)}"
+    work.mkdir()
+    try:
+        steps = _Steps(segments, run_map, work)
+        progress("identity")
+        names = [*IDENTIFIERS, "exact", *(["band"] if near else [])]
+        counts = steps.sort(names)
+        steps.choose_versions(counts)
+        progress("exact")
+        steps.leave_out_copies(counts)
+        if near:
+            progress("near")
+            steps.leave_out_near(counts, near)
+        if contained:
+            progress("contained")
+            steps.leave_out_contained(contained)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return steps.decisions
 
 
-class Records:
-    """The records of all segments, numbered through."""
-
-    def __init__(self, columns: Columns):
-        self._columns, self.bands = columns, columns.bands
-        self.starts = np.concatenate([[0], np.cumsum(columns.sizes, dtype=np.int64)])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def all(self, name: str) -> np.ndarray:
-        """Return a column of all records."""
-        parts = [self._columns.column(i, name) for i in range(len(self._columns.sizes))]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint8)
-
-    def keys(self, name: str, owners: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (keys, records) of each segment; `owners` is the column with their rows."""
-        for i, start in enumerate(self.starts[:-1].tolist()):
-            keys = self._columns.column(i, name)
-            rows = self._columns.column(i, owners) if owners else np.arange(len(keys))
-            yield keys, rows.astype(np.int64) + start
-
-    def repeated(self, name: str, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (group, records): the chosen records whose key another has, numbered by key.
-
-        A key of 0 is none. There are several pairs of arrays for many records, each with groups
-        of its own, and each sorted by group and record.
-        """
-        turns = -(-len(self) // JOINED)
-        for turn in range(turns):
-            parts = []
-            for keys, records in self.keys(name):
-                these = (keys % keys.dtype.type(turns) == turn) & (keys != 0) & chosen[records]
-                parts.append((keys[these], records[these]))
-            keys, records = (np.concatenate(part) for part in zip(*parts, strict=True))
-            if not keys.size:
-                continue
-            order = np.argsort(keys, kind="stable")  # records ascend
-            keys, records = keys[order], records[order]
-            new = np.concatenate([[True], keys[1:] != keys[:-1]])
-            group = np.cumsum(new) - 1
-            these = np.bincount(group)[group] > 1
-            if these.any():
-                yield group[these], records[these]
-
-
-class Cache:
-    """The shingles of the texts that were compared last."""
-
-    def __init__(self, shingles_of: Callable[[int], np.ndarray]):
-        self._shingles_of, self._size = shingles_of, 0
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def __getitem__(self, record: int) -> np.ndarray:
-        if record in self._kept:
-            self._kept.move_to_end(record)
-            return self._kept[record]
-        shingles = self._kept[record] = self._shingles_of(record)
-        self._size += shingles.size
-        while self._size > CACHED and len(self._kept) > 2:
-            self._size -= self._kept.popitem(last=False)[1].size
-        return shingles
-
-
-def _choose_versions(records: Records, kind: np.ndarray, decisions: Decisions) -> None:
-    pmids, pmcids = records.all("pmid"), records.all("pmcid")
-    article, edges = (kind & DELETION) == 0, [np.empty((2, 0), np.int64)]
-    for name, others in (("pmid", ()), ("pmcid", (pmids,)), ("doi", (pmids, pmcids))):
-        for group, these in records.repeated(name, article):
-            # An identifier that articles with different PMIDs share, such as the DOI of a
-            # supplement with hundreds of abstracts, identifies none of them.
-            same = group[1:] == group[:-1]
-            for other in others:
-                same &= ~_ambiguous(group, other[these])[1:]
-            edges.append(np.stack([these[:-1][same], these[1:][same]]))
-    deleted = _leave_out_deleted(records, kind, decisions)
-    nodes, pairs = np.unique(np.concatenate(edges, axis=1), return_inverse=True)
-    if not nodes.size:  # every article is a single record
-        return
-    links = tuple(pairs.reshape(2, -1))
-    graph = coo_array((np.ones(len(links[0]), bool), links), shape=(len(nodes), len(nodes)))
-    component = connected_components(graph, directed=False)[1]
-    nodes, component = nodes[~deleted[nodes]], component[~deleted[nodes]]
-    if not nodes.size:
-        return
-    version = records.all("version")[nodes]
-    body = (kind[nodes] & HAS_BODY) != 0
-    order = np.lexsort((nodes, version, body, component))
-    nodes, component, body = nodes[order], component[order], body[order]
-    # The newest of the citations and of the full texts of each article: the filters may have
-    # refused it, and then there is none.
-    last = np.append((component[1:] != component[:-1]) | (body[1:] != body[:-1]), True)
-    newest = nodes[last][np.searchsorted(np.flatnonzero(last), np.arange(len(nodes)))]
-    old = (nodes != newest) & decisions.kept[nodes]
-    decisions.leave_out(nodes[old], "older_version", newest[old])
-    full = body & decisions.kept[nodes]
-    text_of = np.full(component.max(initial=0) + 1, -1, np.int64)
-    text_of[component[full]] = nodes[full]
-    covered = ~body & decisions.kept[nodes] & (text_of[component] >= 0)
-    decisions.leave_out(nodes[covered], "abstract_of_article", text_of[component[covered]])
-
-
-def _ambiguous(group: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return for each row whether the rows of its group have several values, 0 not counted."""
-    largest = np.zeros(group.max(initial=0) + 1, values.dtype)
-    smallest = np.full_like(largest, np.iinfo(values.dtype).max)
-    known = values != 0
-    np.maximum.at(largest, group[known], values[known])
-    np.minimum.at(smallest, group[known], values[known])
-    return (largest > smallest)[group]
-
-
-def _leave_out_deleted(records: Records, kind: np.ndarray, decisions: Decisions) -> np.ndarray:
-    """Return which records, documents or not, a later deletion removes."""
-    gone = np.zeros(len(kind), bool)
-    for group, these in records.repeated("pmid", (kind & HAS_BODY) == 0):
-        deletion = (kind[these] & DELETION) != 0
-        last = np.full(group.max(initial=0) + 1, -1, np.int64)
-        np.maximum.at(last, group[deletion], these[deletion])
-        deleted = ~deletion & (these < last[group])
-        gone[these[deleted]] = True
-        deleted &= decisions.kept[these]
-        decisions.leave_out(these[deleted], "deleted", -1)
-    return gone
-
-
-def _leave_out_copies(records: Records, decisions: Decisions) -> None:
-    rest = records.all("exact_rest")
-    for group, these in records.repeated("exact", decisions.kept):
-        order = np.lexsort((these, rest[these], group))
-        group, these = group[order], these[order]
-        new = np.append(True, (group[1:] != group[:-1]) | (rest[these[1:]] != rest[these[:-1]]))
-        first = these[np.flatnonzero(new)][np.cumsum(new) - 1]
-        decisions.leave_out(these[~new], "exact_duplicate", first[~new])
-
-
-def _leave_out_near(records: Records, cache: Cache, decisions: Decisions, least: float) -> None:
-    parts, buckets = [np.empty((2, 0), np.int64)], 0
-    for band in range(records.bands):
-        for group, these in records.repeated(f"band{band}", decisions.kept):
-            parts.append(np.stack([these, group + buckets]))
-            buckets += int(group.max(initial=-1)) + 1
-    these, bucket = np.concatenate(parts, axis=1)
-    order = np.argsort(these, kind="stable")
-    these, bucket = these[order], bucket[order]
-    firsts = np.flatnonzero(np.diff(these, prepend=-1)).tolist()
-    members: dict[int, list[int]] = {}  # the kept records of each bucket
-    for first, last in pairwise([*firsts, len(these)]):
-        record, own = int(these[first]), bucket[first:last].tolist()
-        for other in sorted({one for number in own for one in members.get(number, ())}):
-            if jaccard(cache[record], cache[other]) >= least:
-                decisions.leave_out(record, "near_duplicate", other)
-                break
+def sort_segments(
+    work: Path, number: int, first: int, end: int, names: Sequence[str]
+) -> dict[str, int]:
+    """Sort keys of some segments into runs; return how many there are of each name."""
+    segments, counts = open_segments(work), {}
+    for name in names:
+        if name in IDENTIFIERS:
+            rows = identifier_rows(segments, name, first, end)
+        elif name in ("exact", "band"):
+            rows = {"exact": text_rows, "band": band_rows}[name](segments, first, end)
         else:
-            for number in own:
-                members.setdefault(number, []).append(record)
+            kept = load(work / "reason-contained.npy") == 0
+            rows = {"seed": seed_rows, "sample": sample_rows}[name](segments, kept, first, end)
+        write_run(work, name, number, rows)
+        counts[name] = len(rows["key"])
+    return counts
 
 
-def _leave_out_contained(
-    records: Records, cache: Cache, decisions: Decisions, least: float
-) -> None:
-    sizes = records.all("shingles")
-    kept = decisions.kept
-    short = np.flatnonzero(kept & (sizes >= LEAST_SHINGLES) & (sizes <= MOST_SHINGLES))
-    # The longest first: a text that a longer one contains must not replace a shorter one.
-    short = short[np.argsort(-sizes[short].astype(np.int64), kind="stable")]
-    long = kept & (sizes >= LONGER * LEAST_SHINGLES)
-    for start in range(0, len(short), LOOKED_UP):
-        wanted = np.zeros(len(kept), bool)
-        wanted[short[start : start + LOOKED_UP]] = True
-        parts, wholes = _candidates(records, wanted, long, sizes)
-        order = np.lexsort((wholes, parts, -sizes[parts].astype(np.int64)))
-        for part, whole in zip(parts[order].tolist(), wholes[order].tolist(), strict=True):
-            if decisions.reason[part] or decisions.reason[whole]:
-                continue
-            if containment(cache[part], cache[whole]) >= least:
-                decisions.leave_out(part, "contained", whole)
+class _Steps:
+    """The steps of one deduplication, in their order."""
 
+    def __init__(self, segments: Segments, run_map: Map, work: Path):
+        self.segments, self.run_map, self.work = segments, run_map, work
+        reason, sizes = np.zeros(len(segments), np.uint8), np.zeros(len(segments), np.uint32)
+        self.decisions = Decisions(reason, np.full(len(segments), -1, np.int32))
+        for segment in range(len(segments.sizes)):
+            rows = segments.columns(segment, segment + 1, ("kind", "shingles"))
+            reason[segments.of(segment)] = (rows["kind"] & HAS_TEXT == 0) * np.uint8(
+                REASONS.index("no_text")
+            )
+            sizes[segments.of(segment)] = rows["shingles"]
+        save(work / "shingles.npy", sizes)
+        segments.write(work)
+        self.runs: list[tuple[int, int]] = []  # first segment of each, and the one after the last
+        first = size = 0
+        for segment, (part, number) in enumerate(segments.folders):
+            size += (part / f"{number:05d}.npz").stat().st_size
+            if size >= RUN_BYTES or segment + 1 == len(segments.folders):
+                self.runs.append((first, segment + 1))
+                first, size = segment + 1, 0
 
-def _candidates(
-    records: Records, short: np.ndarray, long: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of a short text and a longer one that has two of its seeds, or its only one."""
-    seeds, owners = [], []
-    for number in range(SEEDS):
-        for keys, these in records.keys(f"seed{number}"):
-            there = short[these] & (keys != 0)
-            seeds.append(keys[there])
-            owners.append(these[there])
-    seeds, owners = np.concatenate(seeds), np.concatenate(owners)
-    order = np.lexsort((owners, seeds))
-    table, first, count = np.unique(seeds[order], return_index=True, return_counts=True)
-    owners = owners[order]
-    seen = np.zeros(len(table), np.int64)
-    places, wholes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for keys, these in records.keys("sample", "sample_row") if len(table) else ():
-        keys, these = keys[long[these]], these[long[these]]
-        place = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-        match = (table[place] == keys) & (seen[place] <= COMMON)
-        np.add.at(seen, place[match], 1)
-        places.append(place[match])
-        wholes.append(these[match])
-    place, whole = np.concatenate(places), np.concatenate(wholes)
-    rare = (seen[place] <= COMMON) & (count[place] <= COMMON)
-    place, whole = place[rare], whole[rare]
-    repeats = count[place]
-    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    part = owners[np.repeat(first[place], repeats) + within]
-    whole = np.repeat(whole, repeats)
-    longer = sizes[whole] >= LONGER * sizes[part]
-    pairs, shared = np.unique(part[longer] * len(sizes) + whole[longer], return_counts=True)
-    part, whole = np.divmod(pairs, len(sizes))
-    enough = shared >= np.minimum(2, np.bincount(owners, minlength=len(sizes))[part])
-    return part[enough], whole[enough]
+    def save_reasons(self, step: str) -> None:
+        """Let the tasks of a step know what the earlier ones left."""
+        save(self.work / f"reason-{step}.npy", self.decisions.reason)
+
+    def sort(self, names: Sequence[str]) -> dict[str, int]:
+        """Sort keys of all segments into runs; return the number of each name."""
+        tasks = ((self.work, n, *run, list(names)) for n, run in enumerate(self.runs))
+        counts = dict.fromkeys(names, 0)
+        for there in self.run_map(sort_segments, tasks):
+            for name, count in there.items():
+                counts[name] += count
+        return counts
+
+    def link(self, names: Sequence[str], links: Callable[[str], tuple[np.ndarray, np.ndarray]]):
+        """Write the component of each record for the tasks."""
+
+        def pieces() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for name in names:
+                one, other = links(name)
+                for first in range(0, len(one), LINKS):
+                    yield one[first : first + LINKS], other[first : first + LINKS]
+
+        save(self.work / "label.npy", smallest_members(len(self.segments), pieces))
+
+    def choose_versions(self, counts: dict[str, int]) -> None:
+        tasks = (
+            (self.work, name, len(self.runs), number, within)
+            for name in IDENTIFIERS
+            for number, within in enumerate(ranges(counts[name]))
+            if counts[name]
+        )
+        joined, nodes, gone = [], 0, np.zeros(len(self.segments), bool)
+        for found in self.run_map(join_identifiers, tasks):
+            gone[load(self.work / f"{found['name']}-gone.npy")] = True
+            if found["nodes"]:
+                joined.append(found["name"])
+                nodes += found["nodes"]
+        self.decisions.leave_out(gone & self.decisions.kept, "deleted", -1)
+        if not joined:  # every article is a single record
+            return
+        self.link(joined, lambda name: tuple(load(self.work / f"{name}-links.npy")))
+        self.save_reasons("versions")
+        save(self.work / "gone.npy", gone)
+        del gone
+        count = -(-nodes // JOINED)
+        tasks = ((self.work, joined, number, count) for number in range(count))
+        for name in self.run_map(choose_versions, tasks):
+            for what, reason in (("old", "older_version"), ("covered", "abstract_of_article")):
+                self.leave_out(f"{name}-{what}", reason)
+
+    def leave_out_copies(self, counts: dict[str, int]) -> None:
+        self.save_reasons("exact")
+        tasks = self.range_tasks(counts["exact"])
+        for name in self.run_map(join_texts, tasks):
+            self.leave_out(name, "exact_duplicate")
+
+    def leave_out_near(self, counts: dict[str, int], least: float) -> None:
+        self.save_reasons("near")
+        joined, start, rows = [], 0, 0
+        for found in self.run_map(join_bands, self.range_tasks(counts["band"])):
+            if found["rows"]:
+                joined.append((found["name"], start))
+                start, rows = start + found["groups"], rows + found["rows"]
+        if not joined:
+            return
+        self.link([name for name, _ in joined], self.neighbours)
+        least_rows, most = COMPARING
+        count = max(-(-rows // JOINED), min(-(-rows // least_rows), most))
+        tasks = ((self.work, joined, least, number, count) for number in range(count))
+        for name in self.run_map(compare_texts, tasks):
+            self.leave_out(name, "near_duplicate")
+
+    def neighbours(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return links between the records with equal keys, each with the next one."""
+        records, group = (load(self.work / f"{name}-{what}.npy") for what in ("record", "group"))
+        same = group[1:] == group[:-1]
+        return records[:-1][same], records[1:][same]
+
+    def leave_out_contained(self, least: float) -> None:
+        self.save_reasons("contained")
+        counts = self.sort(("seed", "sample"))
+        tasks = self.range_tasks(counts["seed"] + counts["sample"])
+        names = [name for found in self.run_map(join_seeds, tasks) for name in found]
+        within = pair_ranges(self.work, names)
+        tasks = ((self.work, names, least, *task) for task in enumerate(within))
+        found = [done["name"] for done in self.run_map(compare_pairs, tasks)]
+        part, whole = np.concatenate(
+            [np.empty((2, 0), np.int64), *(load(self.work / f"{name}.npy") for name in found)],
+            axis=1,
+        )
+        # The longest first: a text that a longer one contains must not replace a shorter one.
+        sizes = load(self.work / "shingles.npy")[part].astype(np.int64)
+        reason = self.decisions.reason
+        for i in np.lexsort((whole, part, -sizes)).tolist():
+            if not (reason[part[i]] or reason[whole[i]]):
+                self.decisions.leave_out(part[i], "contained", whole[i])
+
+    def range_tasks(self, keys: int) -> Iterable[tuple[Any, ...]]:
+        """Return the tasks of a join of so many keys."""
+        runs = len(self.runs)
+        return ((self.work, runs, *task) for task in enumerate(ranges(keys) if keys else ()))
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Leave out the records in a file, because of those beside them there."""
+        records, others = load(self.work / f"{name}.npy")
+        self.decisions.leave_out(records, reason, others)

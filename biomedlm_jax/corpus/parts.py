@@ -38,7 +38,7 @@ from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import content_hash
 
-VERSION = 1  # of the layout and of what is computed: a part of another version is made again
+VERSION = 2  # of the layout and of what is computed: a part of another version is made again
 LEVEL = 3  # of zstandard
 SEGMENT = 1 << 14
 SEGMENT_BYTES = 1 << 25  # of text
@@ -110,9 +110,9 @@ def make_part(
     inputs = [describe(file) for file in files]
 
     def write(new: Path) -> dict[str, Any]:
-        counts, segments = _write(new, source, files, settings)
+        counts, segments, ends = _write(new, source, files, settings)
         check_sizes(inputs)
-        return {"counts": counts, "segments": segments}
+        return {"counts": counts, "segments": segments, "ends": ends}
 
     identity = {"inputs": inputs, "settings": settings.fingerprint(source)}
     return make_once(folder, identity, write)
@@ -120,13 +120,15 @@ def make_part(
 
 def _write(
     folder: Path, source: Source, files: Sequence[Path], settings: MapSettings
-) -> tuple[dict[str, int], list[int]]:
+) -> tuple[dict[str, int], list[int], list[int]]:
+    """Return counts, the sizes of the segments, and the record after those of each file."""
     counts: Counter[str] = Counter(records=0, read_bytes=0, documents=0, text_bytes=0)
     sizes: list[int] = []
+    ends: list[int] = []
     segment = Segment()
     known = _file_list(settings.file_list) if settings.file_list else None
     with LineWriter(folder / "left_out.jsonl.zst") as left_out:
-        for number, record in enumerate(_records(source, files, settings.records)):
+        for number, record in enumerate(_records(source, files, settings.records, ends)):
             if isinstance(record, Rejection) and record.reason == OTHER_SUBSET:
                 counts[OTHER_SUBSET] += 1
                 continue
@@ -159,13 +161,15 @@ def _write(
                 counts.update(f"flag:{flag}" for flag in flags_of(record.text))
             append_record(segment, number, record, settings.banding, refused=reason is not None)
             if len(segment.columns) == SEGMENT or segment.text_bytes >= SEGMENT_BYTES:
-                _save(folder, len(sizes), segment, counts)
+                counts["documents"] += save_segment(folder, len(sizes), segment)
+                counts["text_bytes"] += segment.text_bytes
                 sizes.append(len(segment.columns))
                 segment = Segment()
     if segment.columns:
-        _save(folder, len(sizes), segment, counts)
+        counts["documents"] += save_segment(folder, len(sizes), segment)
+        counts["text_bytes"] += segment.text_bytes
         sizes.append(len(segment.columns))
-    return dict(sorted(counts.items())), sizes
+    return dict(sorted(counts.items())), sizes, ends
 
 
 @functools.lru_cache(1)
@@ -173,9 +177,16 @@ def _file_list(path: str) -> FileList:
     return read_file_list(path)
 
 
-def _records(source: Source, files: Sequence[Path], fields: TextRecords) -> Iterator[Record]:
+def _records(
+    source: Source, files: Sequence[Path], fields: TextRecords, ends: list[int]
+) -> Iterator[Record]:
+    """Yield the records of all files, and append how many there are to the end of each."""
+    count = 0
     for file in files:
-        yield from read_source(source, file, fields)
+        for record in read_source(source, file, fields):
+            count += 1
+            yield record
+        ends.append(count)
 
 
 def append_record(
@@ -251,10 +262,8 @@ def _doi_key(doi: str) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
 
 
-def _save(folder: Path, number: int, segment: Segment, counts: Counter[str]) -> None:
-    kept = sum(1 for line in segment.lines if line)
-    counts["documents"] += kept
-    counts["text_bytes"] += segment.text_bytes
+def save_segment(folder: Path, number: int, segment: Segment) -> int:
+    """Write a segment, and return how many documents it has."""
     frame, size, offsets, first = [], 0, [0], [0]
     compressor = zstandard.ZstdCompressor(LEVEL)
     with (folder / f"{number:05d}.docs").open("wb") as file:
@@ -268,6 +277,7 @@ def _save(folder: Path, number: int, segment: Segment, counts: Counter[str]) -> 
     columns = segment_columns(segment)
     columns |= {"frame_offset": np.array(offsets, np.uint64), "frame_row": np.array(first)}
     np.savez(folder / f"{number:05d}.npz", allow_pickle=False, **columns)
+    return sum(1 for line in segment.lines if line)
 
 
 def segment_columns(segment: Segment) -> dict[str, np.ndarray]:
@@ -293,27 +303,28 @@ class SegmentReader:
         self._docs, self._npz = folder / f"{number:05d}.docs", folder / f"{number:05d}.npz"
         self._frame: tuple[int, list[bytes]] = (-1, [])
 
-    def column(self, name: str) -> np.ndarray:
-        """Return the values of a column, one for each row."""
+    def columns(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return columns by name, with a value for each row."""
         with np.load(self._npz) as columns:
-            return columns[name]
+            return {name: columns[name] for name in names}
+
+    @functools.cached_property
+    def _index(self) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Return where the frames begin, their first rows, and which rows have text."""
+        columns = self.columns(("frame_offset", "frame_row", "kind"))
+        has_text = (columns["kind"] & HAS_TEXT) != 0
+        return columns["frame_offset"].tolist(), columns["frame_row"], has_text
 
     def lines(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """Yield the JSON lines of rows with text, in the given order."""
-        with np.load(self._npz) as columns:
-            offsets, first = columns["frame_offset"].tolist(), columns["frame_row"]
+        """Yield the JSON lines of rows in the given order, b"" for a record without text."""
+        offsets, first, has_text = self._index
         with self._docs.open("rb") as file:
             for row in rows:
                 frame = int(np.searchsorted(first, row, side="right")) - 1
                 if frame != self._frame[0]:
                     file.seek(offsets[frame])
                     packed = file.read(offsets[frame + 1] - offsets[frame])
-                    self._frame = (frame, _unpacked(packed, first[frame : frame + 2], self))
+                    lines = iter(zstandard.ZstdDecompressor().decompress(packed).splitlines(True))
+                    there = has_text[first[frame] : first[frame + 1]].tolist()
+                    self._frame = (frame, [next(lines) if line else b"" for line in there])
                 yield self._frame[1][row - int(first[frame])]
-
-
-def _unpacked(packed: bytes, rows: np.ndarray, segment: SegmentReader) -> list[bytes]:
-    """Return a line for each row of a frame, b"" for a record without text."""
-    lines = iter(zstandard.ZstdDecompressor().decompress(packed).splitlines(True))
-    has_text = segment.column("kind")[int(rows[0]) : int(rows[1])] & HAS_TEXT
-    return [next(lines) if there else b"" for there in has_text.tolist()]

@@ -61,14 +61,16 @@ def test_documents_and_numbers_of_a_part(tmp_path, file, monkeypatch):
     documents = [json.loads(line) for line in reader.lines(order)]
     assert [one["pmid"] for one in documents] == ["30", "19", "20", "16", "30"]
     texts = [json.loads(line)["text"] for line in raw.splitlines()[15:30]]
-    assert reader.column("text_bytes").tolist() == [len(text) for text in texts]
+    assert reader.columns(["text_bytes"])["text_bytes"].tolist() == [len(text) for text in texts]
     for row in (0, 14):
         signature = sign(texts[row], BANDING)
-        assert reader.column("pmid")[row] == 16 + row
-        assert reader.column("exact")[row] == signature.exact[0]
-        assert reader.column("band20")[row] == signature.bands[20]
-        assert reader.column("seed0")[row] == signature.seeds[0]
-        mine = reader.column("sample")[reader.column("sample_row") == row]
+        assert reader.columns(["pmid"])["pmid"][row] == 16 + row
+        assert reader.columns(["exact"])["exact"][row] == signature.exact[0]
+        assert reader.columns(["band20"])["band20"][row] == signature.bands[20]
+        assert reader.columns(["seed0"])["seed0"][row] == signature.seeds[0]
+        mine = reader.columns(["sample"])["sample"][
+            reader.columns(["sample_row"])["sample_row"] == row
+        ]
         assert np.array_equal(mine, signature.sample)
     total = sum(len(json.loads(line)["text"]) for line in raw.splitlines())
     assert part["counts"]["text_bytes"] == part["counts"]["read_bytes"] == total
@@ -120,15 +122,20 @@ def test_refused_records_and_deletions_have_a_row_without_text(tmp_path, file, m
         {"source": "texts", "place": "f:3", "reason": "broken", "detail": "no end tag"},
     ]
     reader = SegmentReader(tmp_path / "part", 0)
-    assert reader.column("kind").tolist() == [0, parts.DELETION, HAS_TEXT, HAS_BODY | HAS_TEXT]
-    assert reader.column("record").tolist() == [0, 1, 3, 4]
-    assert reader.column("pmid").tolist() == [1, 2, 4, 0]
-    assert reader.column("pmcid").tolist() == [0, 0, 0, 5]
-    assert reader.column("version").tolist() == [1, 0, 3, 1]
-    dois = reader.column("doi").tolist()
+    assert reader.columns(["kind"])["kind"].tolist() == [
+        0,
+        parts.DELETION,
+        HAS_TEXT,
+        HAS_BODY | HAS_TEXT,
+    ]
+    assert reader.columns(["record"])["record"].tolist() == [0, 1, 3, 4]
+    assert reader.columns(["pmid"])["pmid"].tolist() == [1, 2, 4, 0]
+    assert reader.columns(["pmcid"])["pmcid"].tolist() == [0, 0, 0, 5]
+    assert reader.columns(["version"])["version"].tolist() == [1, 0, 3, 1]
+    dois = reader.columns(["doi"])["doi"].tolist()
     assert dois[:2] == [0, 0]
     assert dois[2] == dois[3] != 0  # in capitals and as an address
-    assert not reader.column("band0")[:2].any()
+    assert not reader.columns(["band0"])["band0"][:2].any()
     assert [line[:17] for line in reader.lines([0, 3])] == [b"", b'{"id": "PMC5", "t']
 
 

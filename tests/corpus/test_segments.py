@@ -5,7 +5,7 @@ import numpy as np
 from biomedlm_jax.corpus import parts
 from biomedlm_jax.corpus.filters import Filters
 from biomedlm_jax.corpus.parts import MapSettings, make_part
-from biomedlm_jax.corpus.segments import Segments, write_shard
+from biomedlm_jax.corpus.segments import TIMES, Segments, open_segments, write_shard
 from biomedlm_jax.corpus.signatures import Banding, shingles
 from biomedlm_jax.corpus.sources import Source, TextRecords
 from biomedlm_jax.integrity import damage
@@ -32,8 +32,15 @@ def test_records_are_numbered_through_all_parts(tmp_path, monkeypatch):
     segments = Segments(made(tmp_path, monkeypatch), BANDING.bands)
     assert segments.sizes == [15, 15, 15, 5, 15, 5]
     assert segments.starts.tolist() == [0, 15, 30, 45, 50, 65, 70]
-    assert segments.sources.tolist() == [0] * 50 + [1] * 20
-    assert segments.all("text_bytes").tolist() == [len(text) for text in TEXTS]
+    assert segments.sources == [0, 0, 0, 0, 1, 1]
+    assert segments.of(3) == slice(45, 50)
+    rows = segments.columns(1, 5, ["text_bytes"])
+    assert rows["record"].tolist() == [*range(15, 65)]
+    assert rows["text_bytes"].tolist() == [len(text) for text in TEXTS[15:65]]
+    segments.write(tmp_path)
+    again = open_segments(tmp_path)
+    assert (again.sources, again.folders) == (segments.sources, segments.folders)
+    assert len(again) == len(TEXTS)
     for record in (0, 14, 15, 49, 50, 69):
         assert segments.document(record)["text"] == TEXTS[record]
     assert segments.shingles(50).tolist() == shingles(TEXTS[50]).tolist()
@@ -44,7 +51,10 @@ def test_records_are_numbered_through_all_parts(tmp_path, monkeypatch):
 def test_a_shard_has_its_rows_in_order_and_later_passes_have_other_ids(tmp_path, monkeypatch):
     entries, file = made(tmp_path, monkeypatch), tmp_path / "documents.jsonl.zst"
     folder = entries[0][1]
-    content = [(0, folder, 1, np.array([0, 3])), (2, folder, 0, np.array([7]))]
+    times = np.zeros(70, np.int32)
+    times[[15, 16, 18, 20]], times[[2, 7]] = 1, 3
+    times.tofile(tmp_path / TIMES)
+    content = [(0, folder, 1, 15, 0, 1), (0, folder, 1, 15, 2, 3), (2, folder, 0, 0, 1, 2)]
     described = write_shard(file, tmp_path, content)
     rows = [json.loads(line) for _, line in read_lines(file)]
     assert [row["text"] for row in rows] == [TEXTS[15], TEXTS[18], TEXTS[7]]
