@@ -54,7 +54,9 @@ def write_part(folder: Path, number: int, records: int) -> int:
     earlier = (record * random.random(records)).astype(np.uint64)
     of = np.where(some(10, 0) | some(20, 1), earlier, record)  # the article of a record
     text = np.where(some(100, 2), earlier, record)
-    columns = {name: np.zeros(records, dtype) for name, dtype in COLUMNS.items()}
+    columns: dict[str, np.ndarray] = {
+        name: np.zeros(records, dtype) for name, dtype in COLUMNS.items()
+    }
     columns["record"][:] = row
     columns["kind"][:] = HAS_TEXT | some(20, 1) * HAS_BODY
     columns["version"][:] = 1
@@ -113,8 +115,9 @@ def main() -> None:
             print(f"{counts[number]:>12,} {reason or 'documents'}")
         own, workers = _peak(resource.RUSAGE_SELF), _peak(resource.RUSAGE_CHILDREN)
         print(
-            f"{len(segments):,} records, {options.workers} workers: {seconds:.0f} s, peak {own:.0f} "
-            f"MB of the parent and {workers:.0f} MB of a worker, load {os.getloadavg()[0]:.1f}"
+            f"{len(segments):,} records, {options.workers} workers: {seconds:.0f} s, peak "
+            f"{own:.0f} MB of the parent and {workers:.0f} MB of a worker, "
+            f"load {os.getloadavg()[0]:.1f}"
         )
     finally:
         shutil.rmtree(folder)

@@ -4,7 +4,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from biomedlm_jax.corpus import parts
+from biomedlm_jax.corpus import containment, copies, deduplication, parts, sorted_runs
 from biomedlm_jax.corpus.articles import Article
 from biomedlm_jax.corpus.deduplication import REASONS, deduplicate
 from biomedlm_jax.corpus.process_pool import worker_processes
@@ -52,3 +52,21 @@ def citation(**values) -> Article:
 
 def full(**values) -> Article:
     return Article(place="", source="pmc", **{"body": text(200), **values})
+
+
+def edited(words: list[str], changes: int) -> list[str]:
+    """Change words that are far from each other: each change takes five shingles."""
+    places = RNG.sample(range(3, len(words) - 3, 7), changes)
+    return [RNG.choice(WORDS) + "x" if i in places else word for i, word in enumerate(words)]
+
+
+def small_tasks(monkeypatch, size):
+    """Let there be many tasks, which hold about so many keys, rows or links."""
+    for module in (sorted_runs, containment, deduplication):
+        monkeypatch.setattr(module, "JOINED", size)
+    monkeypatch.setattr(copies, "CACHED", size)
+    monkeypatch.setattr(containment, "COMPARED", size)
+    monkeypatch.setattr(containment, "_SAMPLED", 1 + size // 10)
+    monkeypatch.setattr(deduplication, "RUN_BYTES", 1000 * size)
+    monkeypatch.setattr(deduplication, "LINKS", size)
+    monkeypatch.setattr(deduplication, "COMPARING", (size, 64))

@@ -5,7 +5,6 @@ A short text is looked up by its seeds, a few of its shingles, among the samples
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,8 +40,8 @@ def seed_rows(segments: Segments, kept: np.ndarray, first: int, end: int) -> Row
     keys = np.concatenate([rows[name] for name in names])
     single = np.sum([rows[name] != 0 for name in names], axis=0) == 1
     there = keys != 0
-    found = {"record": np.tile(rows["record"], SEEDS), "single": np.tile(single, SEEDS)}
-    return _without_common({"key": keys[there], **select(found, there)})
+    owners = {"record": np.tile(rows["record"], SEEDS), "single": np.tile(single, SEEDS)}
+    return _without_common({"key": keys[there], **select(owners, there)})
 
 
 def sample_rows(segments: Segments, kept: np.ndarray, first: int, end: int) -> Rows:
@@ -122,8 +121,11 @@ def pair_ranges(work: Path, names: list[str]) -> list[tuple[int, int]]:
 
 def compare_pairs(
     work: Path, names: list[str], least: float, number: int, within: tuple[int, int]
-) -> dict[str, Any]:
-    """Write the pairs of a range with two common seeds whose longer text contains the other."""
+) -> str:
+    """Write the pairs of a range whose longer text contains the other; return the file's name.
+
+    Only pairs with two common seeds are compared.
+    """
     ends = np.array([within[0], min(within[1], 2**64 - 1)], np.uint64)
     there = [np.empty(0, np.uint64)]
     for name in names:
@@ -140,4 +142,4 @@ def compare_pairs(
     )
     name = f"contained-{number:06d}"
     save(work / f"{name}.npy", numbers[:, inside])
-    return {"name": name, "compared": len(pairs)}
+    return name

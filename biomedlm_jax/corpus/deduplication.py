@@ -204,11 +204,11 @@ class _Steps:
             if counts[name]
         )
         joined, nodes, gone = [], 0, np.zeros(len(self.segments), bool)
-        for found in self.run_map(join_identifiers, tasks):
-            gone[load(self.work / f"{found['name']}-gone.npy")] = True
-            if found["nodes"]:
-                joined.append(found["name"])
-                nodes += found["nodes"]
+        for join in self.run_map(join_identifiers, tasks):
+            gone[load(self.work / f"{join['name']}-gone.npy")] = True
+            if join["nodes"]:
+                joined.append(join["name"])
+                nodes += join["nodes"]
         self.decisions.leave_out(gone & self.decisions.kept, "deleted", -1)
         if not joined:  # every article is a single record
             return
@@ -231,10 +231,10 @@ class _Steps:
     def leave_out_near(self, counts: dict[str, int], least: float) -> None:
         self.save_reasons("near")
         joined, start, rows = [], 0, 0
-        for found in self.run_map(join_bands, self.range_tasks(counts["band"])):
-            if found["rows"]:
-                joined.append((found["name"], start))
-                start, rows = start + found["groups"], rows + found["rows"]
+        for join in self.run_map(join_bands, self.range_tasks(counts["band"])):
+            if join["rows"]:
+                joined.append((join["name"], start))
+                start, rows = start + join["groups"], rows + join["rows"]
         if not joined:
             return
         self.link([name for name, _ in joined], self.neighbours)
@@ -254,12 +254,12 @@ class _Steps:
         self.save_reasons("contained")
         counts = self.sort(("seed", "sample"))
         tasks = self.range_tasks(counts["seed"] + counts["sample"])
-        names = [name for found in self.run_map(join_seeds, tasks) for name in found]
+        names = [name for join in self.run_map(join_seeds, tasks) for name in join]
         within = pair_ranges(self.work, names)
         tasks = ((self.work, names, least, *task) for task in enumerate(within))
-        found = [done["name"] for done in self.run_map(compare_pairs, tasks)]
+        compared = list(self.run_map(compare_pairs, tasks))
         part, whole = np.concatenate(
-            [np.empty((2, 0), np.int64), *(load(self.work / f"{name}.npy") for name in found)],
+            [np.empty((2, 0), np.int64), *(load(self.work / f"{name}.npy") for name in compared)],
             axis=1,
         )
         # The longest first: a text that a longer one contains must not replace a shorter one.

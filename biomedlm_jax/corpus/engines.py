@@ -15,6 +15,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def open_engine(workers: int, folder: Path, beam: Sequence[str] | None = None) -
     yield _BeamMap(_options(beam), folder / "beam")
 
 
+@dataclass
+class _Task:
+    """A task, which Beam pickles: its coders of tuples refuse numbers of more than 63 bits."""
+
+    number: int
+    function: Callable[..., Any]
+    arguments: tuple
+
+
 class _BeamMap:
     """A `Map` whose calls are pipelines; the calls of one thread, one after the other."""
 
@@ -57,10 +67,10 @@ class _BeamMap:
 
     def __call__(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[Any]:
         """Run the tasks, and yield their results, which are JSON, in order."""
-        elements = [(number, function, task) for number, task in enumerate(tasks)]
+        elements = [_Task(number, function, task) for number, task in enumerate(tasks)]
         if len(elements) < 2:  # a pipeline takes seconds to start, or minutes
-            for _, _, task in elements:
-                yield function(*task)
+            for task in elements:
+                yield function(*task.arguments)
             return
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
@@ -80,7 +90,7 @@ class _BeamMap:
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _run(self, elements: list[tuple[int, Callable[..., Any], tuple]]) -> None:
+    def _run(self, elements: list[_Task]) -> None:
         import apache_beam as beam
 
         pipeline = beam.Pipeline(options=self._options)
@@ -116,20 +126,19 @@ class _BeamMap:
         return OSError(f"the pipeline of Beam failed: {reason or type(error).__name__}")
 
 
-def _run_task(element: tuple[int, Callable[..., Any], tuple], folder: str) -> int:
+def _run_task(task: _Task, folder: str) -> int:
     """Run a task in a worker and write its result, unless it is there; return its number."""
-    number, function, task = element
     place = Path(folder)
     if not place.is_dir():
         host = socket.gethostname()
-        raise FileNotFoundError(f"{folder} is not on {host}; use a directory that workers share")
-    result = _result(place, number)
+        raise OSError(f"{folder} is not on {host}; use a directory that all workers share")
+    result = _result(place, task.number)
     if result.exists() or any(place.glob(f"*{REFUSED}")):
-        return number
+        return task.number
     failed = result.with_suffix(FAILED)
     try:
         with _lock:  # a runner may have several threads in a process, and tasks share caches
-            _write(result, function(*task))
+            _write(result, task.function(*task.arguments))
     except InputError as error:  # which no other attempt would change: the parent raises it
         _write(result.with_suffix(REFUSED), str(error))
     except OSError as error:
@@ -137,7 +146,7 @@ def _run_task(element: tuple[int, Callable[..., Any], tuple], folder: str) -> in
         _write(failed, [error.errno or 0, error.strerror or str(error), file])
         raise
     failed.unlink(missing_ok=True)  # of an earlier attempt
-    return number
+    return task.number
 
 
 def _result(folder: Path, number: int) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from pool_tasks import DASK, DIRECT
 
 from biomedlm_jax.cli import main
-from biomedlm_jax.corpus import corpus_builder
+from biomedlm_jax.corpus import corpus_builder, deduplication
 from biomedlm_jax.corpus.corpus_builder import CorpusSettings, build_corpus, parts_folder
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.filters import Filters
@@ -84,6 +84,11 @@ def test_every_record_is_in_the_corpus_or_left_out_with_a_reason(given, tmp_path
         ("near_duplicate", "pmid:9"): 1,
         **{("contained", f"PMC{n}"): 1 for n in range(10, 15)},
     }
+    # Of each, the file is known.
+    places = {row["id"]: row["place"] for row in left_out if row["reason"] != "title_only"}
+    assert places["pmid:3"] == places["pmid:10"] == str(tmp_path / "abstracts" / "1.jsonl")
+    assert places["pmid:20"] == str(tmp_path / "abstracts" / "1.jsonl")
+    assert sorted(places.values())[-1] == str(tmp_path / "articles" / "2.jsonl")
     abstracts, articles = manifest["sources"]
     assert [row["stages"]["read"]["documents"] for row in manifest["sources"]] == [64, 7]
     assert abstracts["left_out"] == {
@@ -152,6 +157,9 @@ def test_beam_gives_the_same_bytes(given, tmp_path, flags, monkeypatch):
     settings = CorpusSettings(shard_bytes=5000, epochs={"abstracts": 1.5})
     one, two = tmp_path / "one", tmp_path / "two"
     manifest = build_corpus(given, one, settings)
+    if flags == DASK:  # the deduplication has several tasks, too, and ten pipelines
+        monkeypatch.setattr(deduplication, "RUN_BYTES", 30_000)
+        monkeypatch.setattr(deduplication, "COMPARING", (10, 2))
     options = ["--engine=beam", f"--beam_options={' '.join(flags)}", "--shard_bytes=5000"]
     sources = [f"--source={source.name}=text:{source.paths[0]}" for source in given]
     command = ["build-corpus", *sources, f"--out={two}", "--epochs=abstracts=1.5", *options]
