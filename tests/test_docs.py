@@ -72,6 +72,8 @@ def test_messages_name_flags_that_exist():
     modules = [f"biomedlm_jax.commands.{name.replace('-', '_')}" for name in COMMANDS]
     known = {flag for module in modules for flag in importlib.import_module(module).FLAGS}
     known |= {f"no{flag}" for flag in known} | {"help", "version", "config", "name", "local-dir"}
+    # Of Apache Beam, by corpus/engines.py.
+    known |= {"runner", "dask_npartitions", "dask_partition_size", "default_sdk_harness_log_level"}
     unknown = {
         (path.name, flag)
         for path in (ROOT / "biomedlm_jax").rglob("*.py")
