@@ -22,6 +22,7 @@ FLAGS.define("validation_fraction", 0.005, "Fraction of the documents for valida
 separator = "The eos token after each document, the bos token before it as well, or nothing."
 FLAGS.define("separator", "eos", separator, choices=tokens.SEPARATORS)
 FLAGS.define("workers", 0, "Processes; 0: one for each core. The result is the same.", least=0)
+FLAGS.define_engine()
 LINE = "{documents:,} documents, {text_bytes:,} bytes, {tokens:,} tokens, {rows:,} rows"
 
 
@@ -44,6 +45,7 @@ def run(options: Flags) -> None:
             options.out,
             reader=documents.DocumentReader(**options.reading()),
             workers=options.workers or os.cpu_count() or 1,
+            beam=options.beam_flags(),
             skipped=skipped,
             progress=report,
             **options.pick("length", "separator", "validation_fraction", "overwrite"),

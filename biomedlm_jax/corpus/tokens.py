@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax.buckets import is_bucket
 from biomedlm_jax.corpus.corpus_manifest import corpora_of
 from biomedlm_jax.corpus.documents import Document, DocumentReader, Skipped
+from biomedlm_jax.corpus.engines import open_engine
 from biomedlm_jax.corpus.input_files import batches, describe
 from biomedlm_jax.corpus.manifest import (
     FORMAT,
@@ -51,7 +52,6 @@ from biomedlm_jax.corpus.parts_folder import (
     remove_other_parts,
     unfinished,
 )
-from biomedlm_jax.corpus.process_pool import worker_processes
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.row_shards import make_row_shard, plan_shards, write_dataset
 from biomedlm_jax.corpus.token_units import (
@@ -145,6 +145,7 @@ def build_tokens_from_files(
     separator: str = "eos",
     validation_fraction: float = 0.005,
     workers: int = 1,
+    beam: Sequence[str] | None = None,
     skipped: Skipped | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -159,6 +160,8 @@ def build_tokens_from_files(
       reader: how documents are read; None: `DocumentReader()`.
       workers: processes, which share the cores; the result does not depend on it. One process uses
         all cores, too.
+      beam: flags of Apache Beam, whose pipelines run instead of `workers` processes, each worker
+        on one core; all of them share the file system of `paths` and of `out`.
       skipped: counts what is left out.
       length, separator, validation_fraction, overwrite, progress: of `build_tokens`.
 
@@ -174,7 +177,7 @@ def build_tokens_from_files(
         locked_parts_folder(out, "these token rows") as build.folder,
         report_regularly(lambda: progress(build.live_counts()) if progress else None),
     ):
-        build.workers = workers
+        build.workers, build.beam = workers, beam
         files = reader.files(paths, skipped)
         build.make_units(files, reader, tokenizer, skipped)
         if not any(counts["documents"] for counts in build.counts.values()):
@@ -226,6 +229,7 @@ class _Build:
     def __init__(self, new: Path, header: Mapping[str, Any], encoding: Encoding):
         self.new, self.folder, self.header, self.encoding = new, new / SCRATCH, header, encoding
         self.workers = 1
+        self.beam: Sequence[str] | None = None
         self.units: list[Path] = []
         self.inputs: list[dict[str, Any]] = []
         self.special_text: Counter[str] = Counter()
@@ -248,8 +252,10 @@ class _Build:
         remove_other_parts(self.folder, {path.name for path in units} | shards)
         workers = min(self.workers, len(units))
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+        if self.beam is not None and len(units) > 1:
+            threads = 1
         tasks = ((folder, batch, settings, threads) for folder, batch in units.items())
-        with worker_processes(workers) as run_map:
+        with open_engine(workers, self.folder, self.beam) as run_map:
             for folder, unit in zip(units, run_map(make_unit, tasks), strict=True):
                 self.add_inputs(unit["inputs"], unit["texts"])
                 unit["skipped"]["subsets"] = Counter(unit["skipped"]["subsets"])
@@ -331,7 +337,7 @@ class _Build:
         remove_other_parts(self.folder, kept)
         hashes = {split: hashlib.sha256() for split in SPLITS}
         parts: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {split: [] for split in SPLITS}
-        with worker_processes(min(self.workers, len(tasks))) as run_map:
+        with open_engine(min(self.workers, len(tasks)), self.folder, self.beam) as run_map:
             for (split, folder, spans), part in zip(
                 shards, run_map(make_row_shard, tasks), strict=True
             ):

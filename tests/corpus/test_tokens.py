@@ -9,12 +9,15 @@ import resource
 import subprocess
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from corpus.conftest import flip
+from pool_tasks import DASK, DIRECT
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from biomedlm_jax.cli import main
 from biomedlm_jax.corpus import packer, row_shards, token_units, tokens
 from biomedlm_jax.corpus.documents import DocumentReader, Skipped, read_documents
 from biomedlm_jax.corpus.parts_folder import parts_folder
@@ -247,6 +250,21 @@ def test_files_give_the_bytes_of_their_documents_with_any_number_of_processes(
         assert content(tmp_path / name) == content(tmp_path / "tokens")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"corpus", "tokens", "one", "two", "batches"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [DIRECT, DASK], ids=["DirectRunner", "DaskRunner"])
+def test_beam_gives_the_same_bytes(
+    build_files, files, small_tokenizer, tmp_path, flags, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(Path(tokens.__file__).parents[2]))
+    build_files(tmp_path / "one")
+    save_tokenizer(small_tokenizer, tmp_path / "tokenizer")
+    options = [f"--input={files[0].parent}", f"--tokenizer={tmp_path / 'tokenizer'}"]
+    options += ["--engine=beam", f"--beam_options={' '.join(flags)}", "--length=16"]
+    options += ["--validation_fraction=0.2", f"--out={tmp_path / 'two'}"]
+    assert main(["build-tokens", *options]) == 0
+    assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
 def fails_after(function, calls, error):
