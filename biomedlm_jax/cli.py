@@ -22,7 +22,15 @@ from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
 COMMANDS = (
     *("quickstart", "build-corpus", "train-tokenizer", "compare-tokenizers", "build-tokens"),
     "pretrain",
-    *("build-instructions", "finetune", "evaluate", "generate", "score-answers", "inspect"),
+    *(
+        "build-instructions",
+        "finetune",
+        "contamination",
+        "evaluate",
+        "generate",
+        "score-answers",
+        "inspect",
+    ),
     *("verify", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
 )
 
