@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from biomedlm_jax.corpus.documents import DocumentReader, Skipped
+from biomedlm_jax.corpus.input_files import describe
 from biomedlm_jax.corpus.ngrams import NgramIndex
-from biomedlm_jax.corpus.parts import describe
 from biomedlm_jax.corpus.process_pool import worker_processes
 
 EXAMPLES = 3  # of an owner, each of another document

@@ -56,11 +56,19 @@ def excerpt(text: str, unit: str, start: int, count: int) -> str:
     """
     text = unicodedata.normalize("NFKC", text)
     if unit == "words":
-        spans = (one.span() for one in _TOKEN.finditer(text) if words(one[0]))
+        spans = word_spans(text)
     else:
-        spans = ((i, i + 1) for i, char in enumerate(text) if char.isalnum())
-    chosen = [span for number, span in enumerate(spans) if start <= number < start + count]
-    return text[chosen[0][0] : chosen[-1][1]]
+        spans = [(i, i + 1) for i, char in enumerate(text) if char.isalnum()]
+    return text[spans[start][0] : spans[start + count - 1][1]]
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Return the first character of each of the `words` of a text in NFKC, and the one behind it.
+
+    Punctuation around a word belongs to it.
+    """
+    tokens = _TOKEN.finditer(text)
+    return [one.span() for one in tokens if any(map(str.isalnum, one[0].casefold()))]
 
 
 @functools.lru_cache(1)
