@@ -1,4 +1,4 @@
-"""Find the documents of a corpus that share the longest spans of words with a text.
+"""Find the documents of a corpus that share the longest spans with a text.
 
     biomedlm trace --corpus=corpus/ --build --workers=2
     biomedlm trace --corpus=corpus/ --text="The incidence of the disease in women" --html=trace.html

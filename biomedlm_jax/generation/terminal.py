@@ -122,7 +122,10 @@ def _print_answer(generator, prompt: str, options: Options, flags, *, show=True)
 
 
 def _print_traced(answers: list[str], tracer: Tracer | None) -> None:
-    for answer in answers if tracer else ():
+    """Print where the answers occur, if there is a tracer."""
+    if tracer is None:
+        return
+    for answer in answers:
         if words(answer):
             print_trace(tracer.trace(answer))
         else:

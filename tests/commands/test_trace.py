@@ -29,8 +29,8 @@ def run(corpus, *flags):
 
 def test_a_text_is_traced(corpus, tmp_path, capsys, monkeypatch):
     page, figures, file = (tmp_path / name for name in ("a.html", "a.json", "a.txt"))
-    asked = f"We saw that {TEXT.lower()}"
-    assert run(corpus, f"--text={asked}", f"--html={page}", f"--json={figures}") == 0
+    given_text = f"We saw that {TEXT.lower()}"
+    assert run(corpus, f"--text={given_text}", f"--html={page}", f"--json={figures}") == 0
     printed = capsys.readouterr().out
     assert "11 words, 2 times in 2 documents" in printed
     assert "PMID 5: Title 5" in printed
@@ -38,12 +38,12 @@ def test_a_text_is_traced(corpus, tmp_path, capsys, monkeypatch):
     assert "https://pubmed.ncbi.nlm.nih.gov/6/" in page.read_text()
     (span,) = json.loads(figures.read_text())["spans"]
     assert (span["first"], span["words"], span["occurrences"]) == (3, 11, 2)
-    file.write_text(asked)
+    file.write_text(given_text)
     for given in ([f"--file={file}"], []):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given_text))
         assert run(corpus, *given) == 0
         assert capsys.readouterr().out == printed.replace(f"\nwrote {page}\n", "")
-    assert run(corpus, f"--text={asked}", f"--html={page}") == 2
+    assert run(corpus, f"--text={given_text}", f"--html={page}") == 2
     assert "exists; name another file, or pass --overwrite" in capsys.readouterr().err
 
 
