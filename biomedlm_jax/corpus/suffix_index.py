@@ -34,6 +34,7 @@ FORMAT = {"format": "biomedlm_jax suffix index", "version": 1}
 INDEX = "index.json"
 FILES = ("text", "suffixes.npy", "documents.npy", "documents.zst", "frames.npy")
 LEVEL = 3  # of zstandard
+BLOCK = 1 << 22  # suffixes that are chosen from together
 WINDOW = 256  # bytes of a pattern that are compared first
 _SPACE, _END = b" ", b"\n"
 
@@ -66,7 +67,9 @@ def build_index(shard: Path, sha256: str, out: Path) -> dict[str, Any]:
         here = np.frombuffer(text, np.uint8)
         suffixes = divsufsort(here)
         at_words = (here == _SPACE[0]) & (np.append(here[1:], _END[0]) != _END[0])
-        np.save(new / "suffixes.npy", suffixes[at_words[suffixes]])
+        # In blocks: numpy widens the numbers that index an array to 8 bytes.
+        blocks = (suffixes[at : at + BLOCK] for at in range(0, suffixes.size, BLOCK))
+        np.save(new / "suffixes.npy", np.concatenate([one[at_words[one]] for one in blocks]))
         np.save(new / "documents.npy", np.array(places, np.int64))
         np.save(new / "frames.npy", np.array(frames, np.int64))
         sizes = {name: (new / name).stat().st_size for name in FILES}
@@ -117,19 +120,20 @@ class SuffixIndex:
 
         A pattern is words with a space before and after each; so is what the number counts.
         """
-        window = WINDOW
+        window, rows = WINDOW, range(len(self._suffixes))
         while True:
             part = pattern[:window]
-            place = self._first(part)
-            near = (place - 1, place)
-            longest = max(self._common(row, part) for row in near)
+            place = self._first(part, rows)
+            longest = max(self._common(row, part) for row in (place - 1, place))
             if longest < len(part) or len(part) == len(pattern):
-                return max(part.rfind(_SPACE, 1, longest) + 1, 0) if longest > 1 else 0
+                return part.rfind(_SPACE, 1, longest) + 1 if longest > 1 else 0
+            rows = range(place, self._first(part + b"\xff", rows))  # a longer part is in these
             window *= 4
 
     def rows(self, pattern: bytes) -> range:
         """Return the rows of `suffixes` that begin with `pattern`, whole words as above."""
-        return range(self._first(pattern), self._first(pattern + b"\xff"))
+        every = range(len(self._suffixes))
+        return range(self._first(pattern, every), self._first(pattern + b"\xff", every))
 
     def places(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
         """Return the documents in which rows begin, and their places in the text, in its order."""
@@ -147,9 +151,9 @@ class SuffixIndex:
             file.seek(start)
             return json.loads(zstandard.ZstdDecompressor().decompress(file.read(end - start)))
 
-    def _first(self, pattern: bytes) -> int:
-        """Return the first row whose suffix is not before `pattern`."""
-        low, high, size = 0, len(self._suffixes), len(pattern)
+    def _first(self, pattern: bytes, rows: range) -> int:
+        """Return the first of some rows whose suffix is not before `pattern`, or their end."""
+        low, high, size = rows.start, rows.stop, len(pattern)
         while low < high:
             middle = (low + high) // 2
             place = int(self._suffixes[middle])
