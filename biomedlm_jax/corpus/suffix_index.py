@@ -66,7 +66,8 @@ def build_index(shard: Path, sha256: str, out: Path) -> dict[str, Any]:
         (new / "text").write_bytes(text)
         here = np.frombuffer(text, np.uint8)
         suffixes = divsufsort(here)
-        at_words = (here == _SPACE[0]) & (np.append(here[1:], _END[0]) != _END[0])
+        at_words = here == _SPACE[0]
+        at_words[:-1] &= here[1:] != _END[0]
         # In blocks: numpy widens the numbers that index an array to 8 bytes.
         blocks = (suffixes[at : at + BLOCK] for at in range(0, suffixes.size, BLOCK))
         np.save(new / "suffixes.npy", np.concatenate([one[at_words[one]] for one in blocks]))
