@@ -21,9 +21,9 @@ from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
 
 COMMANDS = (
     *("quickstart", "build-corpus", "train-tokenizer", "compare-tokenizers", "build-tokens"),
-    "pretrain",
-    *("build-instructions", "finetune", "evaluate", "generate", "score-answers", "inspect"),
-    *("verify", "import-hf", "export-hf", "verify-hf", "plan", "bench"),
+    *("pretrain", "build-instructions", "finetune", "contamination", "evaluate", "generate"),
+    *("trace", "score-answers", "inspect", "verify", "import-hf", "export-hf", "verify-hf"),
+    *("plan", "bench"),
 )
 
 # Flags that take a path of Google Cloud Storage, and commands whose --out does.

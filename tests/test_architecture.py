@@ -37,12 +37,12 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 LINES = {
     ("model",): 2_245,
     ("training",): 3_270,
-    ("corpus",): 7_890,
-    ("generation",): 2_240,
+    ("corpus",): 8_500,
+    ("generation",): 2_270,
     ("interop",): 3_090,
-    ("qa", "finetuning"): 7_720,
+    ("qa", "finetuning"): 8_180,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_650,
+    ("cli", "commands"): 1_800,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -52,6 +52,8 @@ RISK = "Share of wrong dev answers that the threshold of --calibrate allows (def
 FLAGS.define("risk", None, RISK, kind=float, least=0)
 ORDERS = "Orders of the options to show, the file's and random ones, for the position bias."
 FLAGS.define("orders", 1, ORDERS, least=1)
+EXCLUDE = "List of biomedlm contamination: add a second score, without the questions in it."
+FLAGS.define("exclude", None, EXCLUDE)
 FLAGS.define("batch_tokens", 4096, "Tokens of a batch on one device.", least=64)
 FLAGS.define("harness_tasks", [], "Tasks of lm-evaluation-harness instead, comma-separated.")
 FLAGS.define("harness_directory", None, "Directory of YAML files of more --harness_tasks.")
@@ -64,9 +66,9 @@ FLAGS.define("samples", None, SAMPLES)
 QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "baseline")
 UNSAFE = "confirm_run_unsafe_code"
 FLAGS.define(UNSAFE, False, "Run the code that the model writes for harness tasks of programs.")
-QUESTIONS += ("calibrate", "risk", "orders", "label_base", "twins", "versus", "json")
+QUESTIONS += ("calibrate", "risk", "orders", "exclude", "label_base", "twins", "versus", "json")
 WITH_VERSUS = ("dev_path", "all_settings", "date")
-WITHOUT_VERSUS = ("baseline", "calibrate", "risk", "orders")
+WITHOUT_VERSUS = ("baseline", "calibrate", "risk", "orders", "exclude")
 HARNESS = ("harness_directory", "num_fewshot", "samples", UNSAFE)
 FLAGS.add("mesh", "dtype", "processes")
 

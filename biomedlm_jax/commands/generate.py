@@ -31,6 +31,8 @@ FLAGS.define("out", None, OUT)
 FLAGS.define("field", "prompt", "Field of a JSON line with the prompt.")
 FLAGS.define("score", None, "Text to print the token probabilities of, instead of an answer.")
 FLAGS.define("html", None, "File to write the coloured view of --score to.")
+TRACE = "Corpus with indexes of biomedlm trace: print which documents share spans with an answer."
+FLAGS.define("trace", None, TRACE)
 FLAGS.define("overwrite", False, "Replace the file that --html names.")
 TRUNCATE = "Prompt too long: an error, or remove tokens on its left (of a chat, the oldest turns)."
 FLAGS.define("truncate", "error", TRUNCATE, choices=("error", "left"))

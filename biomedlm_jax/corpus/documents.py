@@ -11,7 +11,7 @@ All but parquet may be compressed (`.gz`, `.zst`, `.bz2`, `.xz`). The lines of T
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ EXAMPLES = 5  # messages of bad lines that are kept
 FIX = "; fix the file, or pass --on_error=skip"
 # Fields that hold the text of articles, in reading order; an error suggests those of its record.
 ARTICLE_FIELDS = ("title", "abstract", "body", "article", "full_text", "content", "contents")
+NAMES = ("id", "pmid", "pmcid", "doi")  # fields that name a document
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Document:
 
     text: str
     source: str
+    names: Mapping[str, str] = field(default_factory=dict)  # those of NAMES that its record has
 
 
 @dataclass
@@ -192,13 +194,13 @@ class _Reader:
         plain, complete = format_of(path) == ".txt", False
         try:
             for number, record in self.records(path):
-                where = f"{path}:{number}"
+                where, names = f"{path}:{number}", {}
                 try:
                     if isinstance(record, bytes) and plain:
                         text = record.decode("utf-8-sig")
                         text = text.replace("\r\n", "\n").replace("\r", "\n")
                     else:
-                        text = self.parse(record, where)
+                        text, names = self.parse(record, where)
                     if "\0" in (text or ""):  # of binary data, or UTF-16 without a mark
                         raise InputError(f"{where}: NUL character; expected UTF-8 text")
                 except ValueError as error:
@@ -208,7 +210,7 @@ class _Reader:
                     continue
                 complete = complete or text is not None  # a record had the fields
                 if text is not None and text.strip():
-                    yield Document(text, where)
+                    yield Document(text, where, names)
                 elif text is not None:
                     self.skipped.empty += 1
         except _BadFileError as error:
@@ -223,7 +225,7 @@ class _Reader:
             elif kind == ".parquet":
                 subset = [self.subset_field] if self.subsets else []
                 columns = {keys[0] for keys in [*self.text_fields, *subset]}
-                yield from read_parquet_records(path, columns=columns)
+                yield from read_parquet_records(path, columns=columns, optional=NAMES)
             else:
                 read = read_json_records if kind == ".json" else read_lines
                 on_long = None if self.raises else self.refuse
@@ -231,23 +233,25 @@ class _Reader:
         except ValueError as error:
             raise _BadFileError(error) from error
 
-    def parse(self, record: bytes | dict, where: str) -> str | None:
-        """Return the text of a record, or None if it is blank or of another subset."""
+    def parse(self, record: bytes | dict, where: str) -> tuple[str | None, dict[str, str]]:
+        """Return the text of a record and its names; None if it is blank or of another subset."""
         if isinstance(record, bytes):
             if not record.strip():
-                return None
+                return None, {}
             record = parse_object(record.strip(), where)
         if self.subsets:
             names = _lookup(record, self.subset_field, f"{where}: --subset_field")
             if not self.subsets.intersection(names):
                 self.skipped.subsets[", ".join(names) or "(null)"] += 1
-                return None
+                return None, {}
         parts = [
             paragraph
             for keys in self.text_fields
             for paragraph in _lookup(record, keys, f"{where}: --text_field")
         ]
-        return "\n\n".join(part for part in parts if part.strip())
+        named = {name: record.get(name) for name in NAMES}
+        names = {name: str(value) for name, value in named.items() if _is_name(value)}
+        return "\n\n".join(part for part in parts if part.strip()), names
 
     def refuse(self, error: str, *, fix: str = FIX) -> None:
         message = error + fix
@@ -285,6 +289,10 @@ def _lookup(record: dict, keys: list[str], flag: str) -> list[str]:
             raise InputError(f"{flag}={name} is {kind}; expected a string or a list of strings")
         text.encode("utf-8")  # raises for half of a surrogate pair, which JSON can escape
     return texts
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
 
 
 def _is_text(value: Any) -> bool:

@@ -7,7 +7,7 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,11 @@ def read_json_records(
 
 
 def read_parquet_records(
-    path: Path, *, columns: set[str] | None = None
+    path: Path, *, columns: set[str] | None = None, optional: Iterable[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (row from 1, record) of a parquet file with the `columns`, or all if one is missing.
 
-    Without `columns`, a record has all.
+    Without `columns`, a record has all. Those that are `optional` are added where they are there.
 
     Raises BrokenStreamError if the file cannot be read.
     """
@@ -72,7 +72,9 @@ def read_parquet_records(
             twice = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
             if set(twice) & (names if columns is None else columns):
                 raise BrokenStreamError(f"{path} has two columns with the name {twice[0]}")
-            chosen = sorted(columns) if columns is not None and columns <= names else None
+            chosen = None
+            if columns is not None and columns <= names:
+                chosen = sorted(columns | (names & {*optional}) - {*twice})
             for batch in file.iter_batches(_ROWS, columns=chosen, use_threads=False):
                 for record in batch.to_pylist():
                     number += 1

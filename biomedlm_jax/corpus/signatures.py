@@ -12,6 +12,7 @@ import functools
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,14 +83,30 @@ def shingles(text: str) -> np.ndarray:
     words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
     if not words:
         return np.empty(0, np.uint64)
-    ids = np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
-    width = min(WIDTH, ids.size)
-    last = ids.size - width + 1
-    hashes = np.zeros(last, np.uint64)
-    for place in range(width):
-        hashes = hashes * _FACTOR + ids[place : place + last]
-    hashes = np.unique(_mixed(hashes))
+    ids = word_ids(words)
+    hashes = np.unique(run_hashes(ids, min(WIDTH, ids.size)))
     return hashes[1:] if hashes[0] == 0 else hashes
+
+
+def word_ids(words: Sequence[str]) -> np.ndarray:
+    """Return a hash of each word, uint64."""
+    return np.fromiter(map(_word_hashes.__getitem__, words), np.uint64, len(words))
+
+
+def run_hashes(ids: np.ndarray, width: int) -> np.ndarray:
+    """Return the hash of each run of `width` uint64 numbers; none if there are fewer.
+
+    A run is a polynomial of its numbers. That of twice the width is made of two of half of it, so
+    that the work grows with the logarithm of the width.
+    """
+    size = 1
+    hashes = ids if ids.size >= width else ids[:0]
+    for bit in f"{width:b}"[1:] if hashes.size else "":
+        factor = np.uint64(pow(int(_FACTOR), size, 2**64))
+        hashes, size = hashes[:-size] * factor + hashes[size:], 2 * size
+        if bit == "1":
+            hashes, size = hashes[:-1] * _FACTOR + ids[size:], size + 1
+    return mixed(hashes)
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -125,7 +142,7 @@ class _WordHashes(dict[str, int]):
 _word_hashes = _WordHashes()
 
 
-def _mixed(hashes: np.ndarray) -> np.ndarray:
+def mixed(hashes: np.ndarray) -> np.ndarray:
     """Return hashes each bit of which depends on all bits (the finaliser of MurmurHash3)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(factor)
@@ -149,4 +166,4 @@ def _bands(hashes: np.ndarray, banding: Banding) -> np.ndarray:
     keys = np.arange(1, banding.bands + 1, dtype=np.uint64)  # equal values differ between bands
     for row in range(banding.rows):
         keys = keys * _FACTOR + values[:, row]
-    return np.maximum(_mixed(keys), np.uint64(1))
+    return np.maximum(mixed(keys), np.uint64(1))

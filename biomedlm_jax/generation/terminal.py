@@ -9,6 +9,9 @@ from rich.console import Console
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.corpus.chat_template import chat_template
+from biomedlm_jax.corpus.ngrams import words
+from biomedlm_jax.corpus.trace import Tracer
+from biomedlm_jax.corpus.trace_view import print_trace
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
@@ -35,6 +38,10 @@ def check_flags(flags, settings: Mapping[str, Any]) -> None:
         needed = others.split()
         if flags[name].present and all(getattr(flags, one) in (None, False) for one in needed):
             raise InputError(f"got --{name} without --{' or --'.join(needed)}; expected both")
+    if flags.trace is not None:
+        for name in ("prompts", "messages", "score", "chat"):
+            if name in given:
+                raise InputError(f"got --trace with --{name}; expected --prompt or typed prompts")
     if flags.html is not None and Path(flags.html).is_file() and not flags.overwrite:
         raise InputError(f"{flags.html} exists; name another file, or pass --overwrite")
     if flags.score is not None:
@@ -50,6 +57,7 @@ def check_flags(flags, settings: Mapping[str, Any]) -> None:
 def answer(flags, given: Mapping[str, Any]) -> None:
     """Answer one prompt, a file of prompts or chats, or typed lines; `given` are the options."""
     options, begin = model_options(model_config(flags.model), flags.model, **given)
+    tracer = Tracer(flags.trace) if flags.trace is not None else None  # before the model is read
     generator = Generator(*_load(flags), begin=begin)  # which has its own copy of the model
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if flags.notice:
@@ -67,9 +75,9 @@ def answer(flags, given: Mapping[str, Any]) -> None:
     elif flags.prompt is not None:
         if flags.stats:
             _print_answer(generator, flags.prompt, options, flags, show=False)  # compiles
-        _print_answer(generator, flags.prompt, options, flags)
+        _print_traced(_print_answer(generator, flags.prompt, options, flags), tracer)
     else:
-        _answer_typed(generator, options, flags, console)
+        _answer_typed(generator, options, flags, console, tracer)
     for line in generator.stats.lines() if flags.stats else ():
         console.print(line)
 
@@ -94,23 +102,41 @@ def _load(flags):
     return load(flags.model, **flags.loading())
 
 
-def _print_answer(generator, prompt: str, options: Options, flags, *, show=True) -> None:
+def _print_answer(generator, prompt: str, options: Options, flags, *, show=True) -> list[str]:
+    """Print and return the answers to a prompt."""
     (ids,) = generator.encode([prompt], options, truncate=flags.truncate)
     # Streaming takes time that is not the decoder's, so speed is measured without it.
     if flags.stats or options.beams > 1 or options.samples > 1:
-        for one in generator.answers([ids], options)[0]:
+        answers = generator.answers([ids], options)[0]
+        for one in answers:
             score = "" if one.score is None else f"[{one.score:.3f}] "
             if show:
                 print(score + one.text, flush=True)
-        return
+        return [one.text for one in answers]
+    pieces = []
     for piece in generator.stream(ids, options):
         print(piece, end="", flush=True)
+        pieces.append(piece)
     print(flush=True)
+    return ["".join(pieces)]
 
 
-def _answer_typed(generator, options: Options, flags, console: Console) -> None:
+def _print_traced(answers: list[str], tracer: Tracer | None) -> None:
+    """Print where the answers occur, if there is a tracer."""
+    if tracer is None:
+        return
+    for answer in answers:
+        if words(answer):
+            print_trace(tracer.trace(answer))
+        else:
+            print("no words to trace", flush=True)
+
+
+def _answer_typed(
+    generator, options: Options, flags, console: Console, tracer: Tracer | None
+) -> None:
     def answer_line(line: str) -> None:
-        _print_answer(generator, line, options, flags)
+        _print_traced(_print_answer(generator, line, options, flags), tracer)
 
     _each_line(answer_line, console, "One prompt a line; an empty line or Ctrl-D ends.", "prompts")
 

@@ -15,6 +15,7 @@ from biomedlm_jax.buckets import is_bucket
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.outputs import check_output
 from biomedlm_jax.qa import calibration, identity, prompts, report, statistics
+from biomedlm_jax.qa.exclusions import read_exclusions
 from biomedlm_jax.qa.formats import CHOICE, CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.models import (
@@ -52,6 +53,7 @@ def evaluate(
     calibrate: str | Path | None = None,
     risk: float | None = None,
     orders: int = 1,
+    exclude: str | Path | None = None,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -78,6 +80,8 @@ def evaluate(
         default calibration.RISK.
       orders: in how many orders the options are shown (the file's, then random ones), for the
         position bias of letters or heads, over the answers of all models.
+      exclude: list of questions of this split, written by `contamination`: the report has a second
+        score, without them.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
     Raises InputError for bad input: before a model is loaded,
@@ -97,6 +101,10 @@ def evaluate(
     if baseline and not labelled:
         got = f"the {counted(len(questions), 'question')} of {name} have no labels"
         raise InputError(f"{got}; fix: leave out --baseline for predictions, or choose a split")
+    if exclude and not labelled:
+        got = f"the {counted(len(questions), 'question')} of {name} have no labels"
+        raise InputError(f"{got}; fix: leave out --exclude, or choose a split with labels")
+    exclusions = read_exclusions(exclude, questions) if exclude else None
     progress = progress if jax.process_index() == 0 else lambda line: None
     note_shared_questions(chosen, path, questions, split=split, progress=progress, **read)
     whole, in_split = questions, len(questions)
@@ -189,6 +197,7 @@ def evaluate(
             with_macro_f1=chosen.kind == CLASSIFICATION,
             baseline=baselines.get(way, ()),
             baseline_name=str(baseline),
+            exclusions=exclusions,
             skipped=skipped.tables(),
             provenance={**provenance, "way": way},
             uses=uses,

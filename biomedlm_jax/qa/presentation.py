@@ -26,6 +26,8 @@ def markdown(summary: Mapping) -> str:
         rows += [(f"accuracy, mean ± s.d. of {seeds['n']} seeds", f"{mean} ± {deviation}")]
     if summary["macro_f1"]:
         rows += [("macro-F1", interval_text(summary["macro_f1"]))]
+    if one := summary["without_excluded"]:
+        rows += _without(one)
     rows += [("chance", _percent(summary["chance"]))]
     if score:
         rows += [("always the most common class", _percent(summary["majority_class"]))]
@@ -93,6 +95,8 @@ def table(summaries: Sequence[Mapping]) -> str:
     tasks = {summary["task"] for summary in summaries}
     head = ["what", "n", "accuracy [95 %]", "macro-F1 [95 %]", "ECE", "Brier"]
     compared = any(summary["baseline"] for summary in summaries)
+    excluding = any(summary["without_excluded"] for summary in summaries)
+    head += ["without the excluded [95 %]", "their n"] if excluding else []
     head += ["to the baseline [95 %]", "p"] if compared else []
     lines = [head, [":--", *["--:"] * (len(head) - 1)]]
     for one in summaries:
@@ -100,6 +104,10 @@ def table(summaries: Sequence[Mapping]) -> str:
         f1 = interval_text(one["macro_f1"]) if one["macro_f1"] else "-"
         score = interval_text(one["accuracy"]) if one["accuracy"] else "-"
         figures = ["-" if one[name] is None else f"{one[name]:.3f}" for name in ("ece", "brier")]
+        if excluding:
+            rest = one["without_excluded"]
+            shown = interval_text(rest["accuracy"]) if rest and rest["accuracy"] else "-"
+            figures += [shown, f"{rest['kept']:,}" if rest else "-"]
         if compared:
             versus = one["baseline"]
             figures += (
@@ -175,6 +183,10 @@ def _conclusions(summary: Mapping) -> list[str]:
         lines.append("This split chose the checkpoint: the accuracy is biased upwards.")
     if summary["trained_on"]:
         lines.append("The model was trained on this split: the accuracy is none of new questions.")
+    if one := summary["without_excluded"]:
+        lines.append(f"Excluded: {one['rule']}.")
+        if not one["kept"]:
+            lines.append("Every question is excluded: there is no score without them.")
     if summary["seeds"]:
         lines.append("All scores are means of the seeds; diagram and curve are the first seed's.")
     if not summary["reliability"]:
@@ -212,6 +224,18 @@ def _account(summary: Mapping) -> list[tuple[str, str]]:
             more = f", ... (all in {JSON})" if len(of_reason) > SHOWN else ""
             names = ", ".join(map(str, of_reason[:SHOWN]))
             rows.append((reason, f"{len(of_reason):,}: {names}{more}"))
+    return rows
+
+
+def _without(one: Mapping) -> list[tuple[str, str]]:
+    """Return the rows of the scores without the questions of a list."""
+    rows = [("excluded questions", f"{one['excluded']:,}, by {one['name']}")]
+    kept = f"{one['kept']:,} other questions"
+    for name, label in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
+        if one[name]:
+            rows += [(f"{label} of the {kept}", interval_text(one[name]))]
+    if one["accuracy_of_excluded"]:
+        rows += [("accuracy of the excluded ones", interval_text(one["accuracy_of_excluded"]))]
     return rows
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from biomedlm_jax.qa import calibration, statistics
+from biomedlm_jax.qa.exclusions import Exclusions, score_without
 from biomedlm_jax.qa.statistics import Item
 
 SCORES = (
@@ -24,6 +25,7 @@ def summarise(
     with_macro_f1: bool = False,
     baseline: Sequence[Sequence[Item]] = (),
     baseline_name: str = "baseline",
+    exclusions: Exclusions | None = None,
     skipped: Mapping[str, Mapping] | None = None,
     provenance: Mapping | None = None,
     uses: Sequence[str] = (),
@@ -41,6 +43,7 @@ def summarise(
       published: percentages on `published_split`.
       official_subjects: the number of subjects of the whole set.
       baseline: the results of every seed of another model.
+      exclusions: questions to leave out of a second score.
       skipped: what was read but not scored: tables of reasons with places or counts.
       provenance: what the result is of, as `identity` makes it.
       uses: what these questions were in training: "train", "dev" (it chose the checkpoint).
@@ -65,6 +68,9 @@ def summarise(
         "predicted_positions": _shares((one["prediction"] for of in seeds for one in of), items),
         **dict.fromkeys(SCORES),
         **(_scores(seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
+        "without_excluded": score_without(seeds, exclusions, with_macro_f1=with_macro_f1, seed=seed)
+        if exclusions
+        else None,
         "chose_checkpoint": "dev" in uses,
         "trained_on": "train" in uses,
         "calibrated": calibrated,

@@ -42,6 +42,7 @@ class Task:
     subject: str = ""  # of MMLU: rows of other subjects in the same file are left out
     folds: int = 1  # ways to divide train and dev
     path: Path | None = None  # where the questions are, if the name contains it
+    origin: str = ""  # what of it is in the literature by construction
 
     def unlike_official(self, split: str, n: int) -> str:
         """Return a note for `n` questions if the official split has another number, else ""."""
@@ -97,6 +98,9 @@ _TASKS = (
             "pqal_fold{fold}/{split}_set.json": "pubmedqa_set", "{split}_set.json": "pubmedqa_set",
             **_SENTENCES,
         },
+        origin="each context is an abstract of PubMed without its conclusion, and the question is "
+        "the article's title or made from it, so that both are in a corpus of PubMed by "
+        "construction; the answer is the abstract's conclusion in one word",
         classes=("maybe", "no", "yes"), folds=FOLDS, sizes={"train": 450, "dev": 50, "test": 500},
         published={
             "BioMedLM": 74.4, "BioGPT with extra data": 81.0, "Flan-PaLM": 79.0, "Galactica": 77.6,
@@ -107,6 +111,8 @@ _TASKS = (
         "bioasq", CLASSIFICATION,
         # BioASQ-training7b.json, 7B1_golden.json
         {"*[0-9]b*.json": "bioasq", "{split}.tsv": "blurb", **_SENTENCES},
+        origin="the contexts are passages of PubMed's abstracts, so that they are in a corpus of "
+        "PubMed by construction; experts wrote the questions",
         classes=("no", "yes"), sizes={"train": 670, "dev": 75, "test": 140},
         published={
             "BioMedLM": 95.7, "DRAGON": 96.4, "BioLinkBERT": 94.9, "Galactica": 94.3,

@@ -12,6 +12,8 @@ from biomedlm_jax import cli
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, train_tokenizer
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
+from biomedlm_jax.qa.contamination import read_set
+from biomedlm_jax.qa.exclusions import write_exclusions
 from biomedlm_jax.qa.report import read_items
 from biomedlm_jax.qa.scoring import WAYS
 
@@ -75,6 +77,33 @@ def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys
     assert json.loads((out / "report.json").read_text())["seeds"]["n"] == 2
 
 
+def test_both_scores_with_a_list_of_questions_to_exclude(tmp_path, model, questions, capsys):
+    first = read_set(f"jsonl:{questions}").questions
+    lists = [tmp_path / "list.json", tmp_path / "other.json"]
+    for file, of in zip(lists, (first, first[1:]), strict=True):
+        write_exclusions(file, of, ["q1", "q4"], rule="seen", about={"task": "mine"})
+    where = [f"--model={model}", f"--task=jsonl:{questions}", "--mode=letter", "--limit=4"]
+    where += [f"--out={tmp_path / 'out'}"]
+    assert run(*where, f"--exclude={lists[1]}") == 2
+    assert "is of other questions (mine, None, 4 questions)" in capsys.readouterr().err
+    assert run(*where, f"--exclude={lists[0]}") == 0
+    printed = capsys.readouterr().out
+    assert "| excluded questions | 1, by " in printed
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    items = read_items(tmp_path / "out")
+    right = [one["gold"] == one["prediction"] for one in items if one["id"] != "q1"]
+    one = report["without_excluded"]
+    assert (one["excluded"], one["ids"], report["n"]) == (1, ["q1"], 4)
+    assert one["accuracy"]["value"] == pytest.approx(sum(right) / 3)
+    unlabelled = tmp_path / "test.jsonl"
+    rows = [json.loads(line) for line in questions.read_text().splitlines()]
+    rows = [{name: row[name] for name in row if name != "label"} for row in rows]
+    unlabelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where[1] = f"--task=jsonl:{unlabelled}"
+    assert run(*where, f"--exclude={lists[0]}", "--overwrite") == 2
+    assert "have no labels; fix: leave out --exclude" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +123,7 @@ def test_one_way_of_scoring_prints_its_report(tmp_path, model, questions, capsys
         (["--model=nowhere", "--out=o", "--task=mmlu:a/b"], "got 'mmlu:a/b'"),
         (["--model=m", "--versus=m", "--out=o", "--task=medqa", "--path=."], "as its base"),
         (["--model=m", "--versus=b", "--out=o", "--task=medqa", "--orders=2"], "--orders with --v"),
+        (["--model=m", "--versus=b", "--out=o", "--task=medqa", "--exclude=e"], "--exclude with"),
         (["--model=m", "--out=o", "--task=medqa", "--dev_path=d"], "--dev_path without --versus"),
         (["--model=m", "--model=n", "--versus=b", "--out=o", "--task=medqa"], "got 2 --model"),
         (["--model=m", "--versus=b", "--out=o", "--harness_tasks=t"], "--versus with --harness"),

@@ -9,12 +9,17 @@ import pytest
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus.chat_template import chat_template
+from biomedlm_jax.corpus.corpus_builder import build_corpus
+from biomedlm_jax.corpus.ngrams import words
+from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
+from biomedlm_jax.corpus.trace import build_indexes
 from biomedlm_jax.generation.generator import NOTICE, generate
 from biomedlm_jax.generation.surprisal import score_text
 from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.gpt2 import GPT2, GPT2Config
 
+LOW = {"least": 1, "documents": 3, "spans": 10}  # words of a span
 TEXTS = ["the kinase binds the receptor", "a trial of the drug", "renal tissue was examined"]
 
 
@@ -189,9 +194,29 @@ def test_a_text_is_scored_in_colours(release, tmp_path, capsys):
     assert "perplexity" in page.read_text()
 
 
+def test_an_answer_is_traced_to_documents(world, release, tmp_path, capsys, monkeypatch):
+    answer = generate(*world, [TEXTS[0]], max_new_tokens=8)[0]
+    rows = [{"text": f"Title\n\n{answer} and more", "pmid": "12"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_corpus(parse_sources([f"text:{tmp_path / 'a.jsonl'}"]), tmp_path / "corpus")
+    flags = (f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--nonotice")
+    assert call(release, *flags, f"--trace={tmp_path / 'corpus'}") == 2
+    assert "is missing; fix: biomedlm trace --build" in capsys.readouterr().err
+    build_indexes(tmp_path / "corpus")
+    monkeypatch.setattr("biomedlm_jax.corpus.trace.Tracer.trace.__kwdefaults__", {**LOW})
+    assert call(release, *flags, f"--trace={tmp_path / 'corpus'}") == 0
+    output = capsys.readouterr().out
+    assert output.startswith(answer + "\n")
+    count = len(words(answer))
+    assert f"{count} of {count} words (100%) are in 1 span" in output
+    assert "PMID 12: Title" in output
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--prompt=a", "--trace=nowhere"], "nowhere is no corpus"),
+        (["--score=a", "--trace=b"], "--trace with --score"),
         (["--prompt=a", "--prompts=b"], "--prompt and --prompts"),
         (["--prompts=b"], "--prompts without --out"),
         (["--out=b"], "--out without --prompts"),

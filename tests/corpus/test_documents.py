@@ -416,3 +416,13 @@ def test_a_reader_reads_files_without_documents_and_counts_go_on(tmp_path):
     assert (whole.bad, whole.empty, len(whole.examples)) == (4, 4, 4)
     total.add(whole)
     assert (total.bad, len(total.examples)) == (8, 5)
+
+
+def test_the_names_of_a_document_are_those_of_its_record(tmp_path):
+    rows = [{"text": "a", "pmid": 12, "pmcid": "PMC3", "doi": None, "id": ""}, {"text": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"text": ["a", "b"], "pmid": [12, None], "pmcid": ["PMC3", None], "size": [1, 2]}
+    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+    (tmp_path / "c.txt").write_text("c")
+    names = [document.names for document in read_documents([tmp_path])]
+    assert names == [{"pmid": "12", "pmcid": "PMC3"}, {}] * 2 + [{}]
