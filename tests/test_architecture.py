@@ -37,12 +37,12 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 LINES = {
     ("model",): 2_245,
     ("training",): 3_270,
-    ("corpus",): 6_630,
+    ("corpus",): 6_950,
     ("generation",): 2_240,
     ("interop",): 3_090,
     ("qa", "finetuning"): 7_720,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_630,
+    ("cli", "commands"): 1_690,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
