@@ -151,6 +151,12 @@ def compare_tokenizers(
     return reports
 
 
+def whole_terms(tokenizer: Tokenizer, terms: Sequence[str]) -> list[str]:
+    """Return the terms of which every word is whole after a space."""
+    counts = _Counts(tokenizer)
+    return [term for term in terms if (counts.split(term)[1] == 1).all()]
+
+
 def _list_report(counts: _Counts, terms: Sequence[str]) -> ListReport:
     split = {term: counts.split(term) for term in terms}
     cover_W = np.concatenate([cover_W for _, cover_W in split.values()])

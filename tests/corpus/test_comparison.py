@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer
 
-from biomedlm_jax.corpus.comparison import compare_tokenizers
+from biomedlm_jax.corpus.comparison import compare_tokenizers, whole_terms
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.term_lists import published_splits
 from biomedlm_jax.corpus.tokenizer import (
@@ -99,6 +99,7 @@ def test_whole_words_equal_those_of_transformers(kind, tmp_path):
     decoded = [theirs.decode(i, clean_up_tokenization_spaces=False) for i in ids]
     assert report.changed_texts == sum(map(str.__ne__, decoded, texts))
     assert report.whole_terms == [term for term in terms if all(of_terms[term])]
+    assert whole_terms(load_tokenizer(tmp_path), terms) == report.whole_terms
     of_list = report.lists["l"]
     assert (of_list.terms, of_list.words) == (4, 6)
     assert of_list.whole_terms == len(report.whole_terms)
