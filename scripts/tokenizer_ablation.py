@@ -405,7 +405,7 @@ def write_report(options, figures: Mapping, rates: Mapping, seeds: Sequence[int]
 def markdown(content: Mapping[str, Any]) -> str:
     """Return the table."""
     lines = [
-        "| tokenizer | entries | parameters | steps | tokens | text | PFLOPs | learning rate | "
+        "| tokenizer | entries | parameters | steps | tokens | text | TFLOPs | learning rate | "
         "bits per byte (seeds) | more than domain |",
         "|---|--:|--:|--:|--:|--:|--:|--:|---|---|",
     ]
@@ -422,7 +422,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         lines.append(
             f"| {name} | {one['vocab_size']:,} | {one['parameters'] / 1e6:.1f} M | {one['steps']:,}"
             f" | {one['tokens'] / 1e6:.2f} M | {one['text_bytes'] / 1e6:.2f} MB | "
-            f"{one['flops'] / 1e15:.3f} | {one['rate']:g} | {value['value']:.3f} "
+            f"{one['flops'] / 1e12:,.1f} | {one['rate']:g} | {value['value']:.3f} "
             f"({value['low']:.3f} to {value['high']:.3f}; {seeds}) | {other} |"
         )
     return "\n".join(lines) + "\n"
@@ -435,6 +435,7 @@ def plot(content, bits: Mapping[str, np.ndarray], bytes_N: np.ndarray, path: Pat
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = list(bits)
+    equal = content["match"].replace("flops", "FLOPs")
     for place, name in enumerate(names):
         one = content["models"][name]
         interval = one["bits_per_byte"]
@@ -447,7 +448,7 @@ def plot(content, bits: Mapping[str, np.ndarray], bytes_N: np.ndarray, path: Pat
             right.hist(differences, bins=40, alpha=0.6, color=f"C{place}", label=f"{name} - domain")
     left.set_xticks(range(len(names)), names)
     left.set(ylabel="bits per byte, held-out documents", xlim=(-0.5, len(names) - 0.3))
-    left.set_title(f"mean and 95 % interval; each seed (equal {content['match']})", fontsize=9)
+    left.set_title(f"mean and 95 % interval; each seed (equal {equal})", fontsize=9)
     right.axvline(0, color="0.3", linewidth=0.8)
     right.set(xlabel="difference of bits per byte", ylabel="documents")
     right.set_title("right of 0: better with the domain tokenizer", fontsize=9)

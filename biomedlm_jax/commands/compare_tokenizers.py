@@ -41,8 +41,8 @@ def run(options: Flags) -> None:
     """Compare, and print a table of the figures and the pieces of the terms."""
     named = _named("tokenizer", options.tokenizer)
     lists = {n: term_lists.read_terms(f) for n, f in _named("term_list", options.term_list).items()}
-    if options.plot and Path(options.plot).suffix.lower() != ".png":
-        raise InputError(f"got --plot={options.plot}; expected a name that ends in .png")
+    if options.plot and (Path(options.plot).suffix != ".png" or Path(options.plot).exists()):
+        raise InputError(f"got --plot={options.plot}; expected a new file that ends in .png")
     published = term_lists.published_splits()
     terms = options.terms or [*published.splits]
     tokenizers = {name: load_tokenizer(path) for name, path in named.items()}

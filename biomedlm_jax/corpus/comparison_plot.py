@@ -50,4 +50,5 @@ def plot_comparison(reports: Sequence[TokenizerReport], path: str | Path) -> Non
         axis.set_axisbelow(True)
     image = io.BytesIO()
     figure.savefig(image, dpi=150, format="png")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(image.getvalue())

@@ -47,7 +47,8 @@ def test_the_command(tmp_path, capsys):
         ([*names, flags[0], "--max_documents=0"], "--max_documents=0"),
         ([*names, flags[0], "--term_list=mine"], "give each term_list as NAME=PATH"),
         ([*names, flags[0], "--term_list=a=missing.txt"], "missing.txt"),
-        ([*names, flags[0], "--plot=plot.svg"], "expected a name that ends in .png"),
+        ([*names, flags[0], "--plot=plot.svg"], "expected a new file that ends in .png"),
+        ([*names, flags[0], flags[4]], "expected a new file that ends in .png"),
         ([*names, flags[0], "--terms=--"], "expected one with a letter or digit"),
     ):
         assert cli.main(["compare-tokenizers", *bad]) == 2
