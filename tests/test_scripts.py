@@ -8,14 +8,20 @@ import sys
 import tarfile
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 from biomedlm_jax.cli import COMMANDS
 from biomedlm_jax.commands import bench, plan, pretrain
+from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from biomedlm_jax.files import read_json
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.families import make_config
+from biomedlm_jax.training.state import random_model
 
 PATH = "/usr/bin:/bin"
 ROOT = Path(__file__).parents[1]
@@ -430,3 +436,112 @@ def test_corpus_speed_prints_both_sides(tmp_path):
     sides = read_json(figures)["sides"]
     assert sides["1"]["parent_mb"] > 50
     assert sides["2"]["worker_mb"] > 50
+
+
+def ablation() -> dict:
+    """The functions of the script."""
+    return runpy.run_path(str(ROOT / "scripts" / "tokenizer_ablation.py"))
+
+
+def sentences(seed: int) -> list[str]:
+    """120 documents of invented words."""
+    random = np.random.default_rng(seed)
+    parts = np.array(["cardi", "neur", "osis", "itis", "ology", "gen", "hyper", "myo"])
+    words = ["".join(random.choice(parts, 3)) for _ in range(150)]
+    return [" ".join(random.choice(words, 60)) + "." for _ in range(120)]
+
+
+def test_a_tokenizer_that_is_cut_is_one_trained_with_that_size():
+    large = train_tokenizer(sentences(0), vocab_size=340)
+    small = train_tokenizer(sentences(0), vocab_size=300)
+    cut = ablation()["cut_tokenizer"](large, 300)
+    assert cut.get_vocab() == small.get_vocab()
+    assert json.loads(cut.to_str())["model"] == json.loads(small.to_str())["model"]
+    with pytest.raises(SystemExit, match="has fewer than 400 entries"):
+        ablation()["cut_tokenizer"](large, 400)
+
+
+def test_the_bits_of_a_document_are_those_of_its_tokens_one_by_one():
+    tokenizer = train_tokenizer(sentences(0), vocab_size=300)
+    fields = {"model_type": "gpt2", "vocab_size": 300, "context_length": 16, "eos_token_id": 299}
+    model = random_model(make_config({**fields, "layers": 1, "width": 16, "heads": 2}), seed=0)
+    texts = [sentences(1)[0][:90], "a", sentences(1)[1][:200]]
+    forward = jax.jit(lambda model, row_1xL: model(row_1xL))
+    bits = ablation()["document_bits"](model, tokenizer, texts, 16)
+    for text, of_text in zip(texts, bits, strict=True):
+        ids, expected = [299, *tokenizer.encode(text).ids], 0.0
+        for place in range(1, len(ids)):
+            start = (place - 1) // 15 * 15  # a row has one token of context and 15 of its own
+            context = ids[start:place]
+            row = jnp.asarray([context + [7] * (16 - len(context))])  # what follows has no effect
+            logits = np.asarray(forward(model, row), np.float64)[0, len(context) - 1]
+            expected -= scipy.special.log_softmax(logits)[ids[place]] / np.log(2)
+        assert of_text == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_ablation_compares_documents_in_pairs():
+    random = np.random.default_rng(0)
+    bytes_N = random.integers(500, 3_000, 80)
+    first_SxN = bytes_N * (2 + random.normal(0, 0.3, 80) + random.normal(0, 0.01, (3, 80)))
+    second_SxN = first_SxN + bytes_N * random.normal(0.1, 0.05, (3, 80))
+    bits = {"domain": first_SxN, "other": second_SxN}
+    report = ablation()["summary"](bits, bytes_N)["other"]
+    assert report["of_seeds"] == pytest.approx(second_SxN.sum(1) / bytes_N.sum())
+    assert report["bits_per_byte"]["value"] == pytest.approx(np.mean(report["of_seeds"]))
+    gain_N = (second_SxN - first_SxN).mean(0)
+    assert report["documents_better_with_domain"] == (gain_N > 0).sum()
+    reference = scipy.stats.bootstrap(
+        (gain_N, bytes_N),
+        lambda gain, size, axis: gain.sum(axis) / size.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        rng=1,
+    ).confidence_interval
+    of_documents = report["difference"]
+    assert of_documents["value"] == pytest.approx(gain_N.sum() / bytes_N.sum())
+    width = reference.high - reference.low
+    assert of_documents["low"] == pytest.approx(reference.low, abs=0.05 * width)
+    assert of_documents["high"] == pytest.approx(reference.high, abs=0.05 * width)
+    both = report["difference_of_documents_and_seeds"]
+    assert both["value"] == of_documents["value"]
+    assert both["high"] - both["low"] > width
+
+
+@pytest.mark.slow
+def test_the_tokenizer_ablation_runs_and_resumes(tmp_path, monkeypatch, capsys):
+    texts = sentences(0)
+    lines = [json.dumps({"text": text}) + "\n" for text in [*texts, texts[0]]]
+    (tmp_path / "articles.jsonl").write_text("".join(lines))
+    save_tokenizer(train_tokenizer(sentences(1), vocab_size=400), tmp_path / "general")
+    out = tmp_path / "out"
+    arguments = [
+        f"--source=text:{tmp_path / 'articles.jsonl'}",
+        f"--general=general={tmp_path / 'general'}",
+        f"--out={out}",
+        *("--variant=tiny", "--vocab_size=320", "--length=32", "--heldout=10", "--steps=6"),
+        *("--heldout_bytes=200", "--validation_batches=1", "--learning_rates=1e-3,3e-3"),
+        *("--tuning_steps=3", "--workers=3"),
+    ]
+    run_tool("tokenizer_ablation.py", *arguments, "--seeds=0", monkeypatch=monkeypatch)
+    runs = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/bits.json")}
+    assert len(runs) == 3
+    run_tool("tokenizer_ablation.py", *arguments, "--seeds=0,1", monkeypatch=monkeypatch)
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs  # only the other seed ran
+    content = read_json(out / "flops.json")
+    assert content["seeds"] == [0, 1]
+    assert content["split"]["documents"] == 120  # the copy is left out
+    models = content["models"]
+    assert [*models] == ["domain", "general", "general_cut"]
+    assert models["general_cut"]["parameters"] == models["domain"]["parameters"]
+    assert models["general_cut"]["flops"] == models["domain"]["flops"]
+    assert models["general"]["flops"] == pytest.approx(models["domain"]["flops"], rel=0.1)
+    heldout = read_json(out / "heldout.json")["texts"]
+    assert len(heldout) == 10
+    for name, one in models.items():
+        assert one["rate"] == float(min(one["tried"], key=one["tried"].get))
+        assert len(one["of_seeds"]) == 2
+        tokenizer = load_tokenizer(out / "tokens" / name)
+        assert tokenizer.get_vocab_size() == one["vocab_size"]
+    assert (out / "flops.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("| general_cut |") == 2

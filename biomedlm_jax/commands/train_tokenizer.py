@@ -9,7 +9,7 @@ import sys
 import time
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.corpus import comparison, documents, tokenizer
+from biomedlm_jax.corpus import comparison, documents, term_lists, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.outputs import atomic_directory
 
@@ -43,8 +43,9 @@ def run(options: Flags) -> None:
             settings = {"vocab_size": options.vocab_size, "show_progress": terminal}
             trained = tokenizer.train_tokenizer(texts(), **settings)
         tokenizer.save_tokenizer(trained, new)
-    whole = [term for term in comparison.TERMS if len(comparison.pieces(trained, term)) == 1]
-    terms = f"{len(whole)} of {len(comparison.TERMS)} are one token"
+    all_terms = [*term_lists.published_splits().splits]
+    whole = comparison.whole_terms(trained, all_terms)
+    terms = f"{len(whole)} of {len(all_terms)} are one token"
     print(f"corpus     {count:,} documents, {size:,} bytes")
     print(f"skipped    {skipped}")
     print(f"tokenizer  {trained.get_vocab_size():,} entries, {tokenizer.tokenizer_hash(trained)}")
