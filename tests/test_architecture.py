@@ -40,7 +40,7 @@ LINES = {
     ("corpus",): 9_140,
     ("generation",): 2_270,
     ("interop",): 3_090,
-    ("qa", "finetuning"): 8_180,
+    ("qa", "finetuning"): 8_190,
     ("planning",): 1_100,
     ("cli", "commands"): 1_870,
 }
