@@ -133,7 +133,7 @@ def _print_traced(answers: list[str], tracer: Tracer | None) -> None:
 
 
 def _answer_typed(
-    generator, options: Options, flags, console: Console, tracer: Tracer | None
+    generator, options: Options, flags, console: Console, tracer: Tracer | None = None
 ) -> None:
     def answer_line(line: str) -> None:
         _print_traced(_print_answer(generator, line, options, flags), tracer)

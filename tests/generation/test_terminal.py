@@ -10,7 +10,7 @@ from biomedlm_jax.generation import terminal
 from biomedlm_jax.generation.decoding import check_prompts
 from biomedlm_jax.generation.options import Options
 
-NAMES = ("prompt", "prompts", "score", "out", "html", "overwrite", "field", "batch_size")
+NAMES = ("prompt", "prompts", "score", "out", "html", "overwrite", "trace", "field", "batch_size")
 NAMES += ("chat", "messages", "template", "system")
 
 
