@@ -1,4 +1,4 @@
-"""Compare tokenizers on the same texts: lengths, words that stay whole, texts that change.
+"""Compare tokenizers on the same texts: lengths, whole words, changed texts.
 
     biomedlm compare-tokenizers --tokenizer=ours=tokenizer/ --tokenizer=gpt2=gpt2/ --input=test/
     biomedlm compare-tokenizers --tokenizer=bert=bert/ --tokenizer=llama=llama/ --input=test/ \\
