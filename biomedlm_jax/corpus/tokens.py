@@ -337,7 +337,11 @@ class _Build:
         remove_other_parts(self.folder, kept)
         hashes = {split: hashlib.sha256() for split in SPLITS}
         parts: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {split: [] for split in SPLITS}
-        with open_engine(min(self.workers, len(tasks)), self.folder, self.beam) as run_map:
+        # To start a process takes longer than to write a few megabytes.
+        tokens = sum(counts["tokens"] for counts in self.counts.values())
+        useful = 1 + tokens * np.dtype(dtype).itemsize // (SHARD_BYTES // 16)
+        workers = min(self.workers, len(tasks), useful)
+        with open_engine(workers, self.folder, self.beam) as run_map:
             for (split, folder, spans), part in zip(
                 shards, run_map(make_row_shard, tasks), strict=True
             ):
