@@ -151,7 +151,8 @@ class _Splitter:
             root = _root(gap)
             if root not in self.roots:
                 got = f"got the root element {root!r}" if root else "got no XML"
-                yield self.reject("format", f"{got}; expected {' or '.join(sorted(self.roots))}")
+                roots = " or ".join(sorted(self.roots))
+                yield self.reject("wrong_format", f"{got}; expected {roots}")
                 return
             gap, empty = _without_start(gap, root)
         end = re.compile(rb"</(?:[\w.-]+:)?" + re.escape(root.encode()) + rb"\s*>")

@@ -283,7 +283,7 @@ def test_packages(tmp_path):
             archive.addfile(info, io.BytesIO(data))
     items = list(read_jats(path))
     results = [getattr(item, "pmcid", "") or item.reason for item in items]
-    assert results == ["PMC1", "truncated", "format", "unsafe", "PMC5"]
+    assert results == ["PMC1", "truncated", "wrong_format", "unsafe", "PMC5"]
     assert items[-1].place == f"{path}:PMC5/PMC5.nxml:1"
 
 
@@ -299,7 +299,7 @@ def test_articles_that_cannot_be_read(read, tmp_path):
         (jats_article()[:-20], "truncated"),
         (jats_article(body="<p>é</p>").decode().encode("latin-1"), "encoding"),
         (b"", "truncated"),
-        (b"<html><body/></html>", "format"),
+        (b"<html><body/></html>", "wrong_format"),
     ):
         (item,) = read(data)
         assert isinstance(item, Rejection)

@@ -232,7 +232,7 @@ def test_files_of_another_kind(tmp_path):
     path.write_text("<html><head/></html>")
     (item,) = read_medline(path)
     expected = "got the root element 'html'; expected PubmedArticleSet or PubmedBookArticleSet"
-    assert (item.reason, item.detail) == ("format", expected)
+    assert (item.reason, item.detail) == ("wrong_format", expected)
     with pytest.raises(InputError, match="no such file"):
         list(read_medline(tmp_path / "b.xml"))
 
