@@ -121,6 +121,8 @@ class CorpusSettings:
             raise InputError(f"got on_damage={self.on_damage}; expected {' or '.join(ON_DAMAGE)}")
         if self.file_list and not any(source.kind == "pmc" for source in sources):
             raise InputError("got a list of licences by PMCID, but no source of the kind pmc")
+        if self.records != TextRecords() and all(source.kind != "text" for source in sources):
+            raise InputError("got fields or subsets of records, but no source of the kind text")
 
 
 @dataclass

@@ -90,12 +90,12 @@ def _count(path: Path) -> int:
 
 
 def _documents(corpus: Path) -> Part:
-    """Check the manifest of a corpus, whose files are compared with SHA256SUMS."""
+    """Check the manifest of a corpus; its files are compared with SHA256SUMS elsewhere."""
     try:
         manifest = read_corpus_manifest(corpus)
     except InputError as error:
         return Part("documents", [str(error)])
-    return Part("documents", [], f"{manifest['documents']:,} documents are whole")
+    return Part("documents", [], f"the manifest lists {manifest['documents']:,} documents")
 
 
 def _token_rows(path: Path) -> Part:

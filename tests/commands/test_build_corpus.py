@@ -49,7 +49,8 @@ def test_from_files_to_token_rows(tmp_path, capsys, report_at_both_ends):
     splits = read_manifest(tokens)["splits"].values()
     assert sum(split["documents"] for split in splits) == manifest["documents"]
     assert cli.main(["verify", str(out)]) == 0
-    assert capsys.readouterr().out.endswith(f"{manifest['documents']} documents are whole\n")
+    listed = f"the manifest lists {manifest['documents']} documents\n"
+    assert capsys.readouterr().out.endswith(listed)
     assert cli.main(["build-corpus", *flags]) == 2
     assert "exists; name another directory, or pass --overwrite" in capsys.readouterr().err
 
@@ -92,6 +93,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         ([source, out, "--workers=-1"], "--workers"),
         ([source, out, "--file_list=none.csv"], "no source of the kind pmc"),
         ([f"--source=pmc:{tmp_path}", out], "no file to read in"),
+        ([f"--source=pmc:{file}", out, "--subsets=a"], "subsets of records, but no source"),
+        ([f"--source=pmc:{file}", out, "--field=body=a"], "no source of the kind text"),
         ([source, out, "--languages=fr", "--workers=1"], "left out: 3 language_unknown"),
     ):
         rows = ROWS[:3] if "language_unknown" not in message else [{"text": "x"}] * 3
