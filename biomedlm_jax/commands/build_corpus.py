@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.corpus import corpus_builder, filters, normalisation, sources
+from biomedlm_jax.corpus import corpus_builder, corpus_settings, filters, normalisation, sources
 from biomedlm_jax.corpus.progress import progress_line
 from biomedlm_jax.errors import InputError
 
@@ -55,7 +55,7 @@ MIXTURE = (
 FLAGS.define("mixture", [], MIXTURE)
 FLAGS.define("mixture_epochs", 1.0, "Times that the scarcest source of --mixture is in the corpus.")
 FLAGS.define("seed", 0, "Seed of the choice of documents for a fraction of an epoch.")
-FLAGS.define("shard_bytes", corpus_builder.SHARD_BYTES, "Bytes of text in a file.", least=1)
+FLAGS.define("shard_bytes", corpus_settings.SHARD_BYTES, "Bytes of text in a file.", least=1)
 FIELD = (
     "text: PART=FIELD, the field of a record for title, abstract, body, pmid, pmcid, doi, license, "
     "year, languages, types or journal, such as body=meta.text. Default: the usual names, text for "
@@ -68,7 +68,7 @@ NORMALISE = (
 )
 FLAGS.define("normalise", [], NORMALISE)
 DAMAGE = "At a file that is truncated: stop with an error, or use what can be read."
-FLAGS.define("on_error", "raise", DAMAGE, choices=corpus_builder.ON_DAMAGE)
+FLAGS.define("on_error", "raise", DAMAGE, choices=corpus_settings.ON_DAMAGE)
 FILTERS = ("languages", "license", "first_year", "last_year", "min_characters", "max_characters")
 FILTERS += ("types", "without_types", "titles_only")
 
@@ -80,7 +80,7 @@ def run(options: Flags) -> None:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in options.pick(*FILTERS).items()
     }
-    settings = corpus_builder.CorpusSettings(
+    settings = corpus_settings.CorpusSettings(
         filters=filters.Filters(**chosen),
         records=sources.TextRecords(_fields(options.field or []), tuple(options.subsets)),
         normalisations=normalisation.choose(options.normalise),

@@ -29,9 +29,23 @@ def parts_folder(out: str | Path) -> Path:
 def locked_parts_folder(out: str | Path, what: str) -> Iterator[Path]:
     """Make `parts_folder(out)`, lock it while the block runs, and remove it if it is empty then.
 
-    Raises InputError, which names `what` is built, if another process has the lock.
+    Raises InputError as `locked` does.
     """
     folder = parts_folder(out)
+    with locked(folder, what):
+        try:
+            yield folder
+        finally:
+            with contextlib.suppress(OSError):  # it has parts
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Make a directory, and lock it while the block runs.
+
+    Raises InputError, which names `what` is built, if another process has the lock.
+    """
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -39,10 +53,8 @@ def locked_parts_folder(out: str | Path, what: str) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another process builds {what}; {folder} is locked") from None
-        yield folder
+        yield
     finally:
-        with contextlib.suppress(OSError):  # it has parts
-            folder.rmdir()
         os.close(descriptor)
 
 

@@ -94,7 +94,7 @@ def _tokenizer(path: Path, sha256: str) -> Tokenizer:
 def write_unit(folder: Path, encoder: Encoder, documents: Iterable[Document]) -> dict[str, Any]:
     """Write the ids of documents into `folder`, and return their counts; memory is constant.
 
-    `folder / LIVE` has the counts while that goes on for long.
+    `folder / LIVE` has the counts so far, if it takes longer than LIVE_SECONDS.
     """
     due = time.monotonic() + LIVE_SECONDS
     with contextlib.ExitStack() as stack:

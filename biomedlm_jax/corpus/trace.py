@@ -5,11 +5,9 @@ It is maximal: no document has it with the word before it, nor with the one afte
 those of ngrams.py: case, punctuation and line breaks do not count. Spans of one text may overlap.
 """
 
-import contextlib
-import fcntl
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 
 from biomedlm_jax.corpus.corpus_manifest import is_corpus, read_corpus_manifest, shards_of
 from biomedlm_jax.corpus.ngrams import word_spans, words
+from biomedlm_jax.corpus.parts_folder import locked
 from biomedlm_jax.corpus.process_pool import worker_processes
 from biomedlm_jax.corpus.suffix_index import SuffixIndex, build_index, is_index, stale
 from biomedlm_jax.errors import InputError
@@ -96,10 +95,9 @@ def build_indexes(
     if workers < 1:
         raise InputError(f"got workers={workers}; expected at least 1")
     shards, folder = _shards(corpus), index_folder(corpus)
-    folder.mkdir(exist_ok=True)
     totals = {"documents": 0, "words": 0, "shards": len(shards)}
     tasks = [(file, sha256, folder / _name(file)) for file, sha256 in shards]
-    with _locked(folder), worker_processes(workers) as run_map:
+    with locked(folder, "these indexes"), worker_processes(workers) as run_map:
         for left in folder.iterdir():
             if left.name not in {out.name for *_, out in tasks} and is_index(left):
                 remove_tree(left)
@@ -214,16 +212,3 @@ def _shards(corpus: Path) -> list[tuple[Path, str]]:
 
 def _name(shard: Path) -> str:
     return shard.name.partition(".")[0]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process builds these indexes; {folder} is locked") from None
-        yield
-    finally:
-        os.close(descriptor)

@@ -3,13 +3,14 @@ import json
 
 import pytest
 
-from biomedlm_jax.corpus.corpus_builder import CorpusSettings, build_corpus
+from biomedlm_jax.corpus.corpus_builder import build_corpus
 from biomedlm_jax.corpus.corpus_manifest import (
     corpora_of,
     is_corpus,
     read_corpus_manifest,
     shards_of,
 )
+from biomedlm_jax.corpus.corpus_settings import CorpusSettings
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.corpus.tokens import build_tokens

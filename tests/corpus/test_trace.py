@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from biomedlm_jax.corpus import trace as traces
-from biomedlm_jax.corpus.corpus_builder import CorpusSettings, build_corpus
+from biomedlm_jax.corpus.corpus_builder import build_corpus
+from biomedlm_jax.corpus.corpus_settings import CorpusSettings
 from biomedlm_jax.corpus.ngrams import words
 from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.corpus.trace import Tracer, build_indexes, index_folder
