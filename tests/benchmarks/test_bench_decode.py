@@ -1,10 +1,13 @@
 """The figures have their fields; their values depend on the machine."""
 
+import pytest
+
 from biomedlm_jax.benchmarks.bench_decode import measure
 from biomedlm_jax.benchmarks.rounds import print_result
 from biomedlm_jax.model.gpt2 import GPT2Config
 
 
+@pytest.mark.slow
 def test_both_sides_decode_the_same_tokens(capsys):
     config = GPT2Config(
         vocab_size=99, context_length=32, layers=1, width=32, heads=2, initializer_range=0.3

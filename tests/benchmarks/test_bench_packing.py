@@ -9,6 +9,7 @@ from biomedlm_jax.model.gpt2 import GPT2Config
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
 
 
+@pytest.mark.slow
 def test_all_sides_learn_the_same(capsys):
     sizes = {"vocab_size": 99, "context_length": 128, "layers": 1, "width": 32, "heads": 2}
     options = {"examples": 40, "batch_size": 4, "length": 128, "steps": 2, "rounds": 1}

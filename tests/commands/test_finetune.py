@@ -138,11 +138,10 @@ def test_the_mask_is_printed_and_nothing_is_trained(world, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_is_one_line(world, tmp_path):
+def test_an_error_is_one_line(world, tmp_path, capsys):
     sweep = {"sweep.seeds": "(1,2)", "sweep.learning_rates": "(1e-5,)", "task.path": "nowhere"}
-    process = start(command("questions", world, tmp_path / "run", **sweep))
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 2
+    assert main(command("questions", world, tmp_path / "run", **sweep)[2:]) == 2
+    errors = capsys.readouterr().err
     assert len(errors.strip().splitlines()) == 1, errors
     assert "nowhere" in errors
     assert not (tmp_path / "run").exists()

@@ -194,6 +194,7 @@ def test_a_limit_of_file_sizes(faults, dataset, undisturbed, tmp_path):
     assert_as_undisturbed(faults, run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_directory_that_becomes_read_only(faults, dataset, tmp_path):
     run, records = tmp_path / "run", tmp_path / "records"
     arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)
@@ -294,6 +295,7 @@ def test_without_tensorboard_and_after_a_line_that_a_crash_cut_off(
     assert main(["verify", str(begun)]) == 0
 
 
+@pytest.mark.slow
 def test_tensorboard_on_a_full_disk(faults, dataset, tmp_path):
     """TensorBoard's own thread ends with the first error; its queue is full soon after."""
     patch = f"""

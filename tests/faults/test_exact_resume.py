@@ -44,7 +44,7 @@ def starts_of(faults, run) -> list:
     return [event for event in faults.read_events(run) if event["event"] == "start"]
 
 
-@pytest.mark.parametrize("recipe", mostly_slow(PLACES, ["pretrain", "meqsum"]))
+@pytest.mark.parametrize("recipe", mostly_slow(PLACES, ["pretrain"]))
 def test_killed_anywhere_it_ends_as_the_undisturbed_run(
     recipe, faults, dataset, finetuning, tmp_path, request
 ):

@@ -168,6 +168,7 @@ def test_a_resumed_run_is_bit_identical(faults, skipped, dataset, tmp_path, pois
     assert len(skips_of(run)) == (2 if kept == 2 else 1)  # events only grow
 
 
+@pytest.mark.slow
 def test_an_infinite_norm_in_one_part_of_a_batch(faults, dataset, tmp_path, poison):
     run = tmp_path / "run"
     poison("norm", [2], parts=2)

@@ -83,7 +83,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(faults, dataset, t
             "process 1 of 2 differs from process 0: versions.optax=",
             marks=pytest.mark.slow,
         ),
-        ("directory", "process 1 does not find "),
+        pytest.param("directory", "process 1 does not find ", marks=pytest.mark.slow),
     ],
 )
 def test_processes_that_differ_end_together(difference, message, faults, dataset, tmp_path):

@@ -3,6 +3,8 @@
 import signal
 import time
 
+import pytest
+
 # SIGTERM and SIGUSR1 arrive in an evaluation and in one of two processes.
 SENT = ((signal.SIGINT,), (signal.SIGHUP,), (signal.SIGTERM, signal.SIGINT))
 ENDLESS = {"training.steps": 1_000_000, "training.evaluate_every": 0}
@@ -49,6 +51,7 @@ def test_every_signal_saves_the_step_and_ends_with_its_code(faults, dataset, tmp
     assert not (run / "lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_and_what_is_kept(faults, dataset, reference, tmp_path):
     run, records = tmp_path / "run", tmp_path / "records"
     arguments = faults.pretrain_arguments(dataset, run)

@@ -22,6 +22,7 @@ def soak(monkeypatch):
     return soak
 
 
+@pytest.mark.slow
 def test_a_disturbed_run_ends_as_the_undisturbed_one(soak, tmp_path, capsys):
     kinds = ",".join(KINDS)
     out = tmp_path / "out"

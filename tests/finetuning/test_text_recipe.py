@@ -12,7 +12,7 @@ from biomedlm_jax.cli import main
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning import text_recipe
 from biomedlm_jax.finetuning.finetune import finetune
-from biomedlm_jax.interop.finetuned import save_finetuned
+from biomedlm_jax.interop.finetuned import Head, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.training import fit
 from biomedlm_jax.training.metrics import read_metrics
@@ -23,6 +23,7 @@ def epochs(run):
     return [line for line in read_metrics(run) if "epoch" in line]
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_answer(text_run, tmp_path):
     run, result = text_run
     assert result["rouge1"]["mean"] > 80
@@ -144,9 +145,9 @@ def test_the_dev_loss_of_an_epoch_is_computed_once(world, text_config, tmp_path,
 
 
 def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint(
-    world, text_config, text_run, tmp_path, monkeypatch
+    world, text_config, short_text_run, tmp_path, monkeypatch
 ):
-    run = shutil.copytree(text_run[0], tmp_path / "run")
+    run = shutil.copytree(short_text_run[0], tmp_path / "run")
     (run / "report.json").unlink()
     load_start, restore, started = text_recipe.load_base_model, fit.Checkpointer.restore, []
 
@@ -162,7 +163,8 @@ def test_a_resumed_run_frees_what_it_started_from_before_it_reads_its_checkpoint
 
     monkeypatch.setattr(text_recipe, "load_base_model", loaded)
     monkeypatch.setattr(fit.Checkpointer, "restore", restored)
-    assert finetune(text_config(), world / "base", run) == text_run[1]
+    config = text_config(training__epochs=2)
+    assert finetune(config, world / "base", run) == short_text_run[1]
 
 
 def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monkeypatch):
@@ -182,26 +184,28 @@ def test_an_interrupted_report_is_made_again(world, text_config, tmp_path, monke
     assert read_metrics(tmp_path / "run") == before
 
 
-def test_a_finished_run_is_not_repeated(world, text_config, text_run, contents, monkeypatch, capfd):
-    run, expected = text_run
+def test_a_finished_run_is_not_repeated(
+    world, text_config, short_text_run, contents, monkeypatch, capfd
+):
+    run, expected = short_text_run
     before = contents(run)
     monkeypatch.setattr(fit, "jit_step", lambda *a, **k: pytest.fail("it compiled"))
-    assert finetune(text_config(), world / "base", run) == expected
+    assert finetune(text_config(training__epochs=2), world / "base", run) == expected
     assert "finished already" in capfd.readouterr().err
     assert contents(run) == before
 
 
 def test_another_model_config_or_data_do_not_touch_a_run(
-    world, text_config, text_run, write_base, contents, tmp_path
+    world, text_config, short_text_run, write_base, contents, tmp_path
 ):
     run = tmp_path / "run"
-    shutil.copytree(text_run[0], run)
+    shutil.copytree(short_text_run[0], run)
     (run / "report.json").unlink()
     before = contents(run)
 
     def refused(message, *, model=world / "base", **changes):
         with pytest.raises(ValueError, match=message):
-            finetune(text_config(**changes), model, run)
+            finetune(text_config(training__epochs=2, **changes), model, run)
 
     refused(r"optimizer.learning_rate=0.005 \(now 0.001\)", optimizer__learning_rate=1e-3)
     refused(r"a run with generation.beams=2 \(now 3\)", generation__beams=3)
@@ -234,9 +238,13 @@ def test_errors_come_before_anything_is_written(world, text_config, tmp_path, na
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_with_a_head_is_refused(text_config, question_run, tmp_path):
+def test_a_model_with_a_head_is_refused(world, text_config, tmp_path):
+    model, tokenizer = load(world / "base")
+    head = Head(kind="choice", task="medqa", row_format="keep_end", max_length=40, classes=())
+    scorer = with_head(model, head, key=jax.random.key(0))
+    save_finetuned(tmp_path / "scorer", scorer, tokenizer, head)
     with pytest.raises(ValueError, match="fine-tuned model with a choice head"):
-        finetune(text_config(), question_run[0], tmp_path / "run")
+        finetune(text_config(), tmp_path / "scorer", tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +307,7 @@ def test_an_interrupted_mixture_resumes_bit_for_bit(
     assert_same(*(trained(run, steps(run)[-1]) for run in (whole, parts)))
 
 
+@pytest.mark.slow
 def test_a_llama_learns_chats_with_new_tokens(world, chat_config, lora, tmp_path):
     from biomedlm_jax.model.families import make_config, make_model
 

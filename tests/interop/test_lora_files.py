@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from cases import mostly_slow
 from safetensors.numpy import load_file, save_file
 
 from biomedlm_jax.corpus.tokenizer import copy_tokenizer
@@ -34,7 +35,8 @@ def bases(tiny_source, model, tokenizer, tmp_path_factory):
     return lambda name: gpt2 if name == "gpt2" else tiny_source(name)
 
 
-@pytest.fixture(params=["gpt2", "llama", "qwen2"])  # joined kernels, a head of its own, a tied one
+# With joined kernels, a head of its own, and a tied one.
+@pytest.fixture(params=mostly_slow(["gpt2", "llama", "qwen2"], ["llama"]))
 def base(request, bases):
     return bases(request.param)
 

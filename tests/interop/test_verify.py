@@ -28,7 +28,12 @@ transformers = pytest.importorskip("transformers", reason=REASON)
 
 @pytest.mark.parametrize("flag", [True, False])
 @pytest.mark.parametrize(
-    ("layers", "heads", "width", "mlp_width"), [(1, 1, 16, None), (4, 3, 48, 40), (8, 8, 64, None)]
+    ("layers", "heads", "width", "mlp_width"),
+    [
+        pytest.param(1, 1, 16, None, marks=pytest.mark.slow),
+        (4, 3, 48, 40),
+        pytest.param(8, 8, 64, None, marks=pytest.mark.slow),
+    ],
 )
 def test_parity_with_transformers(tmp_path, flag, layers, heads, width, mlp_width, make_model):
     shape = {"layers": layers, "heads": heads, "width": width, "mlp_width": mlp_width}
@@ -160,10 +165,10 @@ WINDOW |= {"sliding_window": 7}
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        pytest.param("choice", None, id="choice-gpt2"),
-        pytest.param("classification", MistralConfig(**WINDOW), id="classification-mistral"),
-        pytest.param("choice", MistralConfig(**WINDOW), marks=pytest.mark.slow),
+        ("choice", None),
         pytest.param("classification", None, marks=pytest.mark.slow),
+        pytest.param("choice", MistralConfig(**WINDOW), marks=pytest.mark.slow),
+        pytest.param("classification", MistralConfig(**WINDOW), marks=pytest.mark.slow),
     ],
 )
 def test_scores_of_a_head_are_those_of_transformers(

@@ -334,6 +334,7 @@ runpy.run_module("biomedlm_jax.qa.harness", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_of_lm_eval_runs_it(exported, tasks, tmp_path):
     command = ["-c", COMMAND_LINE, "--model", "biomedlm"]
     command += ["--model_args", f"path={exported},dtype=float32", "--tasks", "own_questions"]

@@ -412,6 +412,7 @@ def test_a_run_whose_rate_would_change_needs_permission(config, finished, tmp_pa
     assert steps(run)[-1] == 24
 
 
+@pytest.mark.slow
 def test_a_model_with_more_vocabulary_than_its_tokenizer_is_continued(
     continued, tokenizer, tmp_path
 ):

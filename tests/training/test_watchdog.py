@@ -35,6 +35,7 @@ def test_a_process_that_hangs_ends_with_the_stacks_of_its_threads(where):
     assert 'File "<string>", line' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_beats_is_not_ended():
     done = run_process(["-c", BEATS, "60", "in time"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "was reset\n", "")
