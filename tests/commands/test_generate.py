@@ -150,7 +150,14 @@ def test_ctrl_c_in_a_file_keeps_what_is_done(release, tmp_path, capsys, monkeypa
     assert "2 answers made, 1 kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": -1, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
+        {"data": -1, "tensor": 2},
+    ],
+)
 def test_all_devices_give_the_same_answers(world, release, tmp_path, capsys, monkeypatch, sizes):
     from biomedlm_jax.generation import terminal
 

@@ -339,7 +339,13 @@ PRETRAIN = """
     ("split", "fault", "code", "message"),
     [
         ("train", damage_records, 2, "{shard} is damaged (Corrupted Riegeli/records file: "),
-        ("validation", damage_records, 2, "{shard} is not the file that was built with the manif"),
+        pytest.param(
+            "validation",
+            damage_records,
+            2,
+            "{shard} is not the file that was built with the manif",
+            marks=pytest.mark.slow,
+        ),
         ("train", lambda shard: shard.unlink(), 2, "{shard} is missing; copy it again, or build"),
         ("train", None, 1, "Input/output error: {shard}"),
     ],

@@ -105,10 +105,19 @@ def storage(gcs_server) -> str:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def remote(tokens, storage) -> str:
+def remote(tokens, local, storage) -> str:
+    """A copy of `local` in a bucket, beside its rows, with a checkpoint that was not finished."""
+    run = f"{storage}/run"
+    as_path(f"{storage}/tokens").upload(tokens)
+    as_path(run).upload(local)
+    as_path(f"{run}/checkpoints/6.unfinished").upload(local / "checkpoints" / "6")
+    return run
+
+
+@pytest.fixture(scope="module")
+def killed(remote, storage) -> str:
     """A finished run in a bucket, on rows there, that was killed once while it saved."""
-    run, rows = f"{storage}/run", f"{storage}/tokens"
-    as_path(rows).upload(tokens)
+    run, rows = f"{storage}/killed", f"{storage}/tokens"
     done = run_process(["-c", KILLED, *flags(rows, run)])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert steps(run) == [4]
@@ -119,17 +128,18 @@ def remote(tokens, storage) -> str:
     return run
 
 
-def test_a_killed_run_resumes_bit_for_bit(remote, local):
-    assert steps(remote) == steps(local) == [6, 8, 12]
-    assert_equal_weights(remote, local)
-    assert without_speed(remote) == without_speed(local)  # none is doubled or lost
-    events = [event["event"] for event in read_events(as_path(remote))]
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(killed, local):
+    assert steps(killed) == steps(local) == [6, 8, 12]
+    assert_equal_weights(killed, local)
+    assert without_speed(killed) == without_speed(local)  # none is doubled or lost
+    events = [event["event"] for event in read_events(as_path(killed))]
     assert events.count("start") == 2
     assert events[-1] == "finish"
-    names = {path.name for path in as_path(remote).iterdir()}
+    names = {path.name for path in as_path(killed).iterdir()}
     assert {"config.json", "run.json", "tokenizer.json", "loss.png", "metrics.jsonl"} <= names
     assert "lock.json" not in names
-    kept = {path.name for path in (as_path(remote) / "checkpoints").iterdir()}
+    kept = {path.name for path in (as_path(killed) / "checkpoints").iterdir()}
     assert kept == {"6", "8", "12", "6.unfinished"}
 
 

@@ -44,7 +44,7 @@ def test_a_token_that_the_model_has_keeps_its_row(start, world, short_text_run, 
         start(tmp_path / "short")
 
 
-def test_a_start_is_identified_by_content(start, world, write_base, question_run, tmp_path):
+def test_a_start_is_identified_by_content(start, world, write_base, short_question_run, tmp_path):
     shutil.copytree(world / "base", tmp_path / "moved")
     write_base(tmp_path / "other", initializer_range=0.03)
     one, same, other = (
@@ -54,7 +54,7 @@ def test_a_start_is_identified_by_content(start, world, write_base, question_run
     assert one.pop("path") != same.pop("path")
     assert one == same
     assert {name for name in one if one[name] != other[name]} == {"weights"}
-    tuned = start(question_run[0], heads=True)
+    tuned = start(short_question_run[0], heads=True)
     assert tuned.new_tokens == 0
     assert tuned.head is not None
     assert tuned.started_from["weights"] != one["weights"]

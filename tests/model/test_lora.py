@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import mostly_slow
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model.families import abstract_model, make_config, make_model
@@ -184,7 +185,7 @@ def test_kernels_and_tables_are_matrices():
             assert (leaf.shape, leaf.sharding) == (narrow[name].shape, narrow[name].sharding)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", mostly_slow(["gpt2", "llama"], ["llama"]))
 def test_a_frozen_bfloat16_model_is_computed_as_its_float32_values(gpt, family):
     model = gpt
     if family == "llama":
