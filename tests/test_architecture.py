@@ -16,7 +16,7 @@ FLOORS = (
     ("errors",),
     ("buckets",),
     ("streams", "integrity"),
-    ("files", "settings", "chips", "mesh", "allocator", "distributed", "outputs"),
+    ("files", "settings", "chips", "mesh", "allocator", "distributed", "outputs", "html_page"),
     ("agreement",),
     ("corpus", "model"),
     ("training",),
