@@ -106,18 +106,20 @@ def search_documents(
         for number, file in enumerate(files)
         for share in range(shares)
     ]
-    with worker_processes(workers) as run_map:
-        for number, part in enumerate(run_map(search_file, tasks), 1):
-            for unit, matches in part.units.items():
-                result.units[unit].add(matches)
-            result.documents += part.documents
-            result.text_bytes += part.text_bytes
-            result.inputs += part.inputs
-            if part.inputs:
-                result.skipped.add(part.skipped)
-            if progress:
-                progress(number, len(tasks))
-    _loaded.cache_clear()
+    try:
+        with worker_processes(workers) as run_map:
+            for number, part in enumerate(run_map(search_file, tasks), 1):
+                for unit, matches in part.units.items():
+                    result.units[unit].add(matches)
+                result.documents += part.documents
+                result.text_bytes += part.text_bytes
+                result.inputs += part.inputs
+                if part.inputs:
+                    result.skipped.add(part.skipped)
+                if progress:
+                    progress(number, len(tasks))
+    finally:  # after an error, too: the next search of this process may use the same folder
+        _loaded.cache_clear()
     if not result.documents:
         raise reader.no_documents(files, result.skipped)
     return result

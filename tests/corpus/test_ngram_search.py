@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -91,6 +92,20 @@ def test_counts_and_examples_are_those_of_sets(files, tmp_path, workers):
             place = one.start - int(index.offsets[one.text])
             there = sets[int(one.names["pmid"])]
             assert {*grams(TEXTS[one.text])[place : place + one.ngrams]} <= there
+
+
+def test_a_search_after_an_error_has_its_own_texts(files, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "a b c"}\n{"text": 3}\n')
+    (tmp_path / "index").mkdir()
+    one = np.zeros(1, int)
+    arguments = one, one, [tmp_path / "bad.jsonl"], tmp_path / "index"
+    with pytest.raises(InputError, match=r"bad\.jsonl:2"):
+        search_documents([NgramIndex.of(["a b c"], "words", LENGTH)], *arguments)
+    (tmp_path / "bad.jsonl").write_text('{"text": "a b c"}\n')
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "index").mkdir()
+    other = NgramIndex.of(["x y z"], "words", LENGTH)
+    assert not search_documents([other], *arguments).units["words"].starts.size
 
 
 def test_no_documents(tmp_path):
