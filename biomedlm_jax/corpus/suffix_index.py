@@ -28,11 +28,13 @@ from biomedlm_jax.corpus.input_files import describe
 from biomedlm_jax.corpus.ngrams import words
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
+from biomedlm_jax.integrity import SUMS, damage, has_sums
 from biomedlm_jax.outputs import atomic_directory
 
 FORMAT = {"format": "biomedlm_jax suffix index", "version": 1}
 INDEX = "index.json"
 FILES = ("text", "suffixes.npy", "documents.npy", "documents.zst", "frames.npy")
+SMALL = (INDEX, "documents.npy", "frames.npy")  # whose hashes are compared at each opening
 LEVEL = 3  # of zstandard
 BLOCK = 1 << 22  # suffixes that are chosen from together
 WINDOW = 256  # bytes of a pattern that are compared first
@@ -42,20 +44,21 @@ _SPACE, _END = b" ", b"\n"
 def build_index(shard: Path, sha256: str, out: Path) -> dict[str, Any]:
     """Write the index of a shard of documents, unless `out` is one, and return its index.json.
 
-    `sha256` is what the shard must have. Raises InputError if it has not, and without pydivsufsort.
+    A damaged index is written again. `sha256` is what the shard must have. Raises InputError if it
+    has not, and without pydivsufsort.
     """
     try:
         from pydivsufsort import divsufsort
     except ImportError:
         fix = "pip install 'biomedlm-jax[trace]'"
         raise InputError(f"an index needs pydivsufsort, which is missing; fix: {fix}") from None
-    if is_index(out) and not stale(out, sha256):
+    if is_index(out) and not stale(out, sha256) and not damage(out):
         return read_json(out / INDEX)
     if describe(shard)["sha256"] != sha256:
         raise InputError(f"{shard} was changed after the corpus was built; copy it again")
-    with atomic_directory(out, replaceable=is_index, overwrite=True) as new:
+    with atomic_directory(out, replaceable=_is_replaceable, overwrite=True) as new:
         text, places, frames = bytearray(), [0], [0]
-        compressor = zstandard.ZstdCompressor(LEVEL)
+        compressor = zstandard.ZstdCompressor(LEVEL, write_checksum=True)
         with (new / "documents.zst").open("wb") as file:
             for document in DocumentReader().read([shard], Skipped()):
                 line = " ".join(["", *words(document.text), ""]).encode("utf-8", "surrogatepass")
@@ -88,6 +91,11 @@ def is_index(directory: Path) -> bool:
         return False
 
 
+def _is_replaceable(directory: Path) -> bool:
+    """Return whether a directory has files of an index only; its index.json may be damaged."""
+    return {file.name for file in directory.iterdir()} <= {INDEX, SUMS, *FILES}
+
+
 def stale(directory: Path, sha256: str) -> str:
     """Return why an index does not serve for a shard of this hash; "" if it does."""
     facts = read_json(directory / INDEX)
@@ -100,21 +108,33 @@ def stale(directory: Path, sha256: str) -> str:
         file = directory / name
         if not file.is_file() or file.stat().st_size != sizes.get(name):
             return f"is damaged: {name} is missing or has another size"
-    return ""
+    if not has_sums(directory):
+        return f"is damaged: {SUMS} is missing"
+    problems = damage(directory, of=SMALL.__contains__, complete=False)
+    return f"is damaged: {problems[0]}" if problems else ""
 
 
 class SuffixIndex:
     """The index of one shard, opened for searching."""
 
     def __init__(self, directory: Path):
+        """Open the files. Raises InputError for a damaged one, as `document` does."""
         self._directory = directory
         with (directory / "text").open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        suffixes = np.load(directory / "suffixes.npy", mmap_mode="r", allow_pickle=False)
+        try:
+            suffixes = np.load(directory / "suffixes.npy", mmap_mode="r", allow_pickle=False)
+        except ValueError:
+            raise self.damaged("suffixes.npy") from None
         self._suffixes = np.asarray(suffixes)  # mapped as well, and faster to index
         self._documents = np.load(directory / "documents.npy", allow_pickle=False)
         self._frames = np.load(directory / "frames.npy", allow_pickle=False)
         self.document = lru_cache(64)(self._document)
+
+    def damaged(self, what: str) -> InputError:
+        """Return the error of a damaged file."""
+        fix = "biomedlm trace --build writes it again"
+        return InputError(f"the index {self._directory} is damaged: {what}; {fix}")
 
     def longest(self, pattern: bytes) -> int:
         """Return how many bytes of the longest whole words that `pattern` begins with are here.
@@ -150,7 +170,11 @@ class SuffixIndex:
         start, end = self._frames[number : number + 2].tolist()
         with (self._directory / "documents.zst").open("rb") as file:
             file.seek(start)
-            return json.loads(zstandard.ZstdDecompressor().decompress(file.read(end - start)))
+            frame = file.read(end - start)
+        try:
+            return json.loads(zstandard.ZstdDecompressor().decompress(frame))
+        except (zstandard.ZstdError, ValueError):
+            raise self.damaged("documents.zst") from None
 
     def _first(self, pattern: bytes, rows: range) -> int:
         """Return the first of some rows whose suffix is not before `pattern`, or their end."""

@@ -87,9 +87,9 @@ def build_indexes(
 ) -> dict[str, int]:
     """Write the index of each shard of a corpus, and return the numbers of documents and words.
 
-    An index that is there and of this shard is kept, so that the same call continues after an
-    interruption. Those of other shards are removed. Raises InputError for a directory that is no
-    corpus, a changed shard, and while another process builds.
+    An index that is there, of this shard and undamaged is kept, so that the same call continues
+    after an interruption. Those of other shards are removed. Raises InputError for a directory that
+    is no corpus, a changed shard, and while another process builds.
     """
     corpus = Path(corpus)
     if workers < 1:
@@ -97,9 +97,12 @@ def build_indexes(
     shards, folder = _shards(corpus), index_folder(corpus)
     totals = {"documents": 0, "words": 0, "shards": len(shards)}
     tasks = [(file, sha256, folder / _name(file)) for file, sha256 in shards]
+    names = {out.name for *_, out in tasks}
     with locked(folder, "these indexes"), worker_processes(workers) as run_map:
         for left in folder.iterdir():
-            if left.name not in {out.name for *_, out in tasks} and is_index(left):
+            name = left.name.lstrip(".").partition(".")[0]
+            unfinished = left.name.startswith(".") and left.name.endswith(".new")  # of a kill
+            if name not in names and (unfinished or is_index(left)):
                 remove_tree(left)
         for number, facts in enumerate(run_map(build_index, tasks), 1):
             totals["documents"] += facts["documents"]
@@ -122,7 +125,8 @@ class Tracer:
         self._indexes: list[SuffixIndex] = []
         for file, sha256 in _shards(corpus):
             index = folder / _name(file)
-            reason = stale(index, sha256) if is_index(index) else "is missing"
+            broken = "is damaged: index.json" if index.exists() else "is missing"
+            reason = stale(index, sha256) if is_index(index) else broken
             if reason:
                 raise InputError(f"the index {index} {reason}; {_FIX} --corpus={corpus}")
             self._indexes.append(SuffixIndex(index))
@@ -185,16 +189,19 @@ class Tracer:
                 if len(examples) >= wanted:
                     break
                 start = index.words_before(number, at)
-                examples.append(_describe(index.document(number), start, count))
+                described = _describe(index.document(number), start, count)
+                if words(described.match) != pattern.decode("utf-8", "surrogatepass").split():
+                    raise index.damaged("text is not that of the documents")
+                examples.append(described)
         return occurrences, holding, tuple(examples)
 
 
 def _describe(document: Mapping[str, Any], start: int, count: int) -> TracedDocument:
     text = unicodedata.normalize("NFKC", document["text"])
     spans = word_spans(text)
-    left, right = spans[start][0], spans[start + count - 1][1]
-    begin = spans[max(0, start - AROUND)][0]
-    end = spans[min(len(spans), start + count + AROUND) - 1][1]
+    there = spans[start : start + count] or [(0, 0)]  # there are none if the index is damaged
+    around = spans[max(0, start - AROUND) : start + count + AROUND] or there
+    (left, right), (begin, end) = ((of[0][0], of[-1][1]) for of in (there, around))
     title = text.lstrip().partition("\n")[0][:200].rstrip()
     return TracedDocument(
         document["names"], title, text[begin:left], text[left:right], text[right:end]

@@ -10,8 +10,16 @@ import pytest
 from biomedlm_jax.corpus import suffix_index
 from biomedlm_jax.corpus.input_files import describe
 from biomedlm_jax.corpus.ngrams import words
-from biomedlm_jax.corpus.suffix_index import SuffixIndex, build_index, is_index, stale
+from biomedlm_jax.corpus.suffix_index import (
+    FILES,
+    INDEX,
+    SuffixIndex,
+    build_index,
+    is_index,
+    stale,
+)
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.integrity import SUMS
 
 RNG = random.Random(0)
 TEXTS = [
@@ -85,6 +93,27 @@ def test_an_index_is_of_its_shard(tmp_path):
     assert "text is missing or has another size" in stale(out, sha256)
     build_index(shard, sha256, out)
     assert stale(out, sha256) == ""
+
+
+@pytest.mark.parametrize("name", [*FILES, INDEX, SUMS])
+def test_a_damaged_index_is_refused_or_written_again(tmp_path, name):
+    shard, out = tmp_path / "a.jsonl", tmp_path / "a"
+    shard.write_text('{"text": "one two", "pmid": "3"}\n')
+    sha256 = describe(shard)["sha256"]
+    build_index(shard, sha256, out)
+    whole = (out / name).read_bytes()
+    (out / name).write_bytes(bytes(byte ^ 0x55 for byte in whole))  # of the same size
+    if name in ("documents.npy", "frames.npy"):
+        assert "is damaged" in stale(out, sha256)
+    elif name in ("suffixes.npy", "documents.zst"):
+        with pytest.raises(
+            InputError, match=r"is damaged.* biomedlm trace --build writes it again"
+        ):
+            SuffixIndex(out).document(0)
+    build_index(shard, sha256, out)
+    assert (out / name).read_bytes() == whole
+    (out / SUMS).unlink()
+    assert "SHA256SUMS is missing" in stale(out, sha256)
 
 
 def test_it_needs_the_library_to_build(tmp_path, monkeypatch):

@@ -115,16 +115,28 @@ def test_an_index_of_other_documents_or_none_is_refused(corpus, tmp_path):
     with pytest.raises(InputError, match="is of other documents"):
         Tracer(copy)
     shutil.copytree(second, folder / "documents-00000-of-00099")
+    (folder / ".documents-00001-of-00099.1.new").mkdir()  # of a killed process
+    (folder / "notes").mkdir()
     build_indexes(copy)  # only what is missing, or of others
     Tracer(copy)
     assert second.stat().st_mtime_ns == before
-    assert not (folder / "documents-00000-of-00099").exists()
+    assert not [*folder.glob("*documents-*-of-00099*")]
+    assert (folder / "notes").exists()
     with pytest.raises(InputError, match="is no corpus"):
         build_indexes(tmp_path)
     with pytest.raises(InputError, match="without words"):
         Tracer(copy).trace(" -- ")
     with pytest.raises(InputError, match="least=0"):
         Tracer(copy).trace("a", least=0)
+
+
+def test_words_that_are_not_those_of_the_documents_are_damage(corpus, tmp_path):
+    copy = shutil.copytree(corpus, tmp_path / "corpus")
+    folder = shutil.copytree(index_folder(corpus), index_folder(copy))
+    for text in folder.glob("*/text"):
+        text.write_bytes(text.read_bytes().replace(b" dose ", b" d  e "))  # more words
+    with pytest.raises(InputError, match="is damaged: text is not that of the documents"):
+        Tracer(copy).trace("the d e the", least=1, documents=1000)
 
 
 def test_an_interruption_keeps_finished_shards(corpus, tmp_path, monkeypatch):
