@@ -29,7 +29,7 @@ COMMANDS = (
 # Flags that take a path of Google Cloud Storage, and commands whose --out does.
 BUCKETS = ("workdir", "model", "init", "run", "directory", "replay", "source", "config.data.path")
 BUCKET_OUT = ("import-hf", "export-hf")
-TEXTS = ("prompt", "stop", "bad_words", "score", "terms")  # flags whose values are no paths
+TEXTS = ("prompt", "stop", "bad_words", "score", "terms", "text")  # flags whose values are no paths
 
 FLAG = r"flag --([\w.]+)=(.*?): "
 # Messages of absl, and those that replace them.

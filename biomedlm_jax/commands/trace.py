@@ -64,13 +64,15 @@ def run(options: Flags) -> None:
 
 
 def _text(options: Flags) -> str:
-    if options.text is not None:
-        return options.text
-    if options.file is None:
-        return sys.stdin.read()
+    place = options.file or ("standard input" if options.text is None else "--text")
     try:
-        return Path(options.file).read_text(encoding="utf-8-sig")
+        if options.file is not None:
+            text = Path(options.file).read_text(encoding="utf-8-sig")
+        else:
+            text = sys.stdin.read() if options.text is None else options.text
+        text.encode("utf-8")  # bytes of an argument that are not UTF-8 become half surrogates
     except FileNotFoundError:
         raise InputError(f"no such file: {options.file}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{options.file}: got no UTF-8 ({error.reason})") from None
+    except UnicodeError:
+        raise InputError(f"{place}: got bytes that are not UTF-8; expected UTF-8") from None
+    return text

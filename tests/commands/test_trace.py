@@ -29,7 +29,7 @@ def run(corpus, *flags):
 
 def test_a_text_is_traced(corpus, tmp_path, capsys, monkeypatch):
     page, figures, file = (tmp_path / name for name in ("a.html", "a.json", "a.txt"))
-    given_text = f"We saw that {TEXT.lower()}"
+    given_text = f"We saw (https://a.org) {TEXT.lower()}"
     assert run(corpus, f"--text={given_text}", f"--html={page}", f"--json={figures}") == 0
     printed = capsys.readouterr().out
     assert "11 words, 2 times in 2 documents" in printed
@@ -38,6 +38,8 @@ def test_a_text_is_traced(corpus, tmp_path, capsys, monkeypatch):
     assert "https://pubmed.ncbi.nlm.nih.gov/6/" in page.read_text()
     (span,) = json.loads(figures.read_text())["spans"]
     assert (span["first"], span["words"], span["occurrences"]) == (3, 11, 2)
+    assert run(corpus, f"--text=https://a.org/ {TEXT}") == 0  # a text and no path
+    assert "11 of 12 words" in capsys.readouterr().out
     file.write_text(given_text)
     for given in ([f"--file={file}"], []):
         monkeypatch.setattr(sys, "stdin", io.StringIO(given_text))
@@ -51,6 +53,7 @@ def test_a_text_is_traced(corpus, tmp_path, capsys, monkeypatch):
     ("flags", "message"),
     [
         (["--text=a", "--file=b"], "got --text and --file"),
+        (["--text=a\udcff"], "--text: got bytes that are not UTF-8"),
         (["--file=nowhere"], "no such file: nowhere"),
         (["--text=..."], "without words"),
         (["--build", "--text=a"], "--text with --build"),
