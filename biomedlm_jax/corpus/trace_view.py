@@ -1,6 +1,7 @@
 """How a trace is shown: on a terminal, and as an HTML page without parts elsewhere."""
 
 import html
+import re
 import string
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -13,11 +14,14 @@ from biomedlm_jax.files import write_text
 
 # Words of the longest span over a word from which it has this background, under black letters.
 COLOURS = ((1, "#fff3c4"), (12, "#ffd98a"), (20, "#ffae70"), (40, "#ff7f6b"))
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but for white space
 
 
 def name_of(document: TracedDocument) -> str:
     """Return the names of a document in one line: "PMC12, PMID 34"."""
     names = dict(document.names)
+    if names.get("id") == f"pmid:{names.get('pmid')}":  # build-corpus's, without another id
+        del names["id"]
     shown = [names[name] for name in ("id", "pmcid") if name in names][:1]
     shown += [f"PMID {names['pmid']}"] if "pmid" in names else []
     shown += [f"doi {names['doi']}"] if "doi" in names and not shown else []
@@ -48,15 +52,14 @@ def terminal_text(trace: Trace) -> Text:
     """Return the text with its spans coloured, and the documents of the longest spans."""
     text = Text()
     for piece, words in pieces(trace):
-        text.append(piece, style=f"black on {_colour(words)}" if words else "")
+        text.append(_shown(piece), style=f"black on {_colour(words)}" if words else "")
     text.append(f"\n\n{summary(trace)}\n")
     for span in trace.longest[:SPANS]:
         text.append(f"\n{_counts(span.words, span.occurrences, span.documents)}\n", style="bold")
         for one in span.examples:
-            text.append(f"  {name_of(one)}: {one.title}\n    ... ")
-            text.append(_plain(one.before))
-            text.append(_plain(one.match), style=f"black on {_colour(span.words)}")
-            text.append(f"{_plain(one.after)} ...\n")
+            text.append(_shown(f"  {name_of(one)}: {one.title}\n    ... {_plain(one.before)}"))
+            text.append(_shown(_plain(one.match)), style=f"black on {_colour(span.words)}")
+            text.append(_shown(f"{_plain(one.after)} ...\n"))
     return text
 
 
@@ -112,6 +115,11 @@ def _mark(text: str, words: int) -> str:
     escaped = html.escape(text)
     style = f"background:{_colour(words)}" if words else ""
     return f'<mark style="{style}" title="{words:,} words">{escaped}</mark>' if words else escaped
+
+
+def _shown(text: str) -> str:
+    """Return a text without controls, such as the escape sequences of a terminal."""
+    return CONTROLS.sub("\ufffd", text)
 
 
 def _plain(text: str) -> str:

@@ -30,6 +30,16 @@ def test_the_terminal_has_counts_documents_and_excerpts():
     assert [str(span.style) for span in terminal_text(TRACE).spans if "on" in str(span.style)]
 
 
+def test_the_terminal_gets_no_escape_sequences_of_a_document():
+    escape = "\x1b[31m\x9b\x7f"
+    document = TracedDocument({"id": escape}, escape, escape, f"ab{escape}cd", escape)
+    trace = Trace(f"ab\tcd{escape}\n", ((0, 2), (3, 5)), (Span(0, 2, 0, 5, 1, 1, (document,)),), 2)
+    plain = terminal_text(trace).plain
+    assert not {"\x1b", "\x9b", "\x7f"} & {*plain}
+    assert plain.startswith("ab\tcd\ufffd[31m\ufffd\ufffd\n")
+    assert plain.count("[31m") == 6
+
+
 def test_the_page_is_whole_and_loads_nothing():
     page = html_page(TRACE, title="A & B")
     assert "$" not in page
@@ -46,6 +56,7 @@ def test_the_page_is_whole_and_loads_nothing():
 def test_names():
     for names, shown in (
         ({"pmid": "7"}, "PMID 7"),
+        ({"id": "pmid:7", "pmid": "7"}, "PMID 7"),
         ({"doi": "10.1/x"}, "doi 10.1/x"),
         ({}, "a document without an id"),
         ({"id": "x", "pmid": "7", "doi": "y"}, "x, PMID 7"),
