@@ -62,6 +62,9 @@ VALIDATION = 0.02  # of the training documents
 TUNING_SEED = 1_000
 SCORED_ROWS = 16  # in a call of the model
 MATCHES = ("flops", "text", "steps")
+# Settings on which tokenizers, token rows and runs depend, but not the names of their directories.
+FIXED = ("source", "general", "vocab_size", "variant", "layers", "width", "heads", "length")
+FIXED += ("warmup_ratio", "validation_batches", "heldout", "heldout_bytes")
 
 
 def cut_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
@@ -112,7 +115,9 @@ def prepare(options: argparse.Namespace) -> None:
     if not training:
         raise SystemExit(f"got {len(texts)} documents; lower --heldout={options.heldout}")
     heads = [beginning(text, options.heldout_bytes) for text in heldout]
+    settings = {name: getattr(options, name) for name in FIXED}
     facts = {
+        "settings": settings,
         "documents": len(texts),
         "training_documents": len(training),
         "training_bytes": sum(len(text.encode("utf-8")) for text in training),
@@ -120,8 +125,10 @@ def prepare(options: argparse.Namespace) -> None:
         "heldout_bytes": sum(len(head.encode("utf-8")) for head in heads),
         "heldout_sha256": [digest(head) for head in heads],
     }
-    if (out / "split.json").exists() and read_json(out / "split.json") != facts:
-        raise SystemExit(f"{out} has another split of documents; choose another --out")
+    if (out / "split.json").exists() and (old := read_json(out / "split.json")) != facts:
+        others = [n for n in FIXED if old.get("settings", {}).get(n) != settings[n]]
+        what = f"--{others[0]}" if others else "split of the documents"
+        raise SystemExit(f"{out} was made with another {what}; choose another --out")
     write_json(out / "heldout.json", {"texts": heads})
     write_json(out / "split.json", facts)
     for name in options.tokenizers:

@@ -508,6 +508,20 @@ def test_the_ablation_compares_documents_in_pairs():
     assert both["high"] - both["low"] > width
 
 
+def test_other_settings_of_the_ablation_need_another_directory(tmp_path):
+    script, texts = ablation(), sentences(0)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    save_tokenizer(train_tokenizer(texts, vocab_size=400), tmp_path / "general")
+    flags = [f"--source=text:{tmp_path / 'a.jsonl'}", f"--general=general={tmp_path / 'general'}"]
+    flags += [f"--out={tmp_path / 'out'}", "--vocab_size=300", "--heldout=20", "--workers=1"]
+    (tmp_path / "out").mkdir()
+    script["prepare"](script["parse"](flags))
+    script["prepare"](script["parse"]([*flags, "--steps=7", "--seeds=5", "--match=text"]))
+    for other in ("--vocab_size=320", "--length=128", "--width=32", "--heldout_bytes=100"):
+        with pytest.raises(SystemExit, match=f"made with another {other.partition('=')[0]}"):
+            script["prepare"](script["parse"]([*flags, other]))
+
+
 def test_each_tokenizer_of_the_ablation_has_its_best_learning_rate(tmp_path):
     script = ablation()
     flags = ["--source=text:a", "--general=gpt2=b", f"--out={tmp_path}", "--steps=200"]
