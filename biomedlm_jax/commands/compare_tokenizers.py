@@ -69,9 +69,9 @@ def run(options: Flags) -> None:
 def _named(flag: str, values: Sequence[str] | None) -> dict[str, str]:
     """Return {NAME: PATH} for values NAME=PATH."""
     named = dict(value.split("=", 1) for value in values or () if "=" in value)
-    if len(named) < len(values or ()) or not all(named):
+    if len(named) < len(values or ()) or not all(named) or any(map(comparison.HALF.search, named)):
         got = " ".join(f"--{flag}={value}" for value in values or ())
-        raise InputError(f"got {got}; give each {flag} as NAME=PATH with a different name")
+        raise InputError(f"got {got}; give each {flag} as NAME=PATH with a different name in UTF-8")
     return named
 
 

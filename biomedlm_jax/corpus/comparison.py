@@ -23,6 +23,7 @@ from biomedlm_jax.errors import InputError
 
 BATCH = 64  # texts in a call of a tokenizer
 WORD = re.compile(r"[^\W_](?:\S*[^\W_])?")
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: bytes that are not UTF-8
 SPACE = "\u2581"  # an entry of this alone is white space, at a text's start without a place
 
 
@@ -111,8 +112,10 @@ def compare_tokenizers(
     a term without a word.
     """
     for term in (*terms, *(term for of_list in (lists or {}).values() for term in of_list)):
-        if not WORD.search(term):
-            raise InputError(f"got the term {term!r}; expected one with a letter or digit")
+        if not WORD.search(term) or HALF.search(term):
+            raise InputError(
+                f"got the term {term!r}; expected one with a letter or digit, in UTF-8"
+            )
     counts = {name: _Counts(tokenizer) for name, tokenizer in tokenizers.items()}
     size, number, words, texts = 0, 0, 0, iter(texts)
     while batch := list(islice(texts, BATCH)):

@@ -50,6 +50,8 @@ def test_the_command(tmp_path, capsys):
         ([*names, flags[0], "--plot=plot.svg"], "expected a new file that ends in .png"),
         ([*names, flags[0], flags[4]], "expected a new file that ends in .png"),
         ([*names, flags[0], "--terms=--"], "expected one with a letter or digit"),
+        ([*names, flags[0], "--terms=a\udcff"], "expected one with a letter or digit, in UTF-8"),
+        ([f"--tokenizer=a\udcff={out}", flags[0]], "with a different name in UTF-8"),
     ):
         assert cli.main(["compare-tokenizers", *bad]) == 2
         (line,) = capsys.readouterr().err.splitlines()
