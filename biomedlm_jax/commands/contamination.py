@@ -25,6 +25,7 @@ SPLIT = "Split of all sets; default: that in a file's name, or the last one in a
 FLAGS.define("split", None, SPLIT)
 FLAGS.define("fold", 0, "Which tenth of PubMedQA's training questions is dev, 0 to 9.", least=0)
 BAD = "Stop at a bad question, or skip it."
+BAD_FIX = "--on_bad_question=skip"
 FLAGS.define("on_bad_question", "raise", BAD, choices=("raise", "skip"))
 FLAGS.define("twins", "keep", "Questions with two equal options.", choices=("keep", "skip"))
 FLAGS.define("words", LENGTHS["words"], "Words of an n-gram; 0: none of words.", least=0)
@@ -51,7 +52,11 @@ def run(options: Flags) -> None:
         task, path = (value, None) if value.startswith("jsonl:") else value.partition("=")[::2]
         if path == "":
             raise InputError(f"got --task={value}; expected TASK=PATH or jsonl:PATH")
-        sets.append(report.read_set(task, path, **read))
+        try:
+            sets.append(report.read_set(task, path, **read))
+        except InputError as error:  # --on_error is of the documents here
+            fix = str(error).replace("--on_error=skip (config.task.on_error)", BAD_FIX)
+            raise InputError(fix) from error
         print(report.print_line(sets[-1]))
     with progress_line() as show:
         written = report.contamination(

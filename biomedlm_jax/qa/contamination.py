@@ -196,13 +196,14 @@ def contamination_markdown(report: dict[str, Any]) -> str:
     corpus, units = report["corpus"], report["lengths"]
     head = ["set", "n-grams of", "questions", *(one.replace("_", " ") for one in STATES)]
     lines = [[*head, *PARTS, "documents"], [":--", ":--", *["--:"] * (5 + len(PARTS))]]
-    for one in report["sets"]:
+    names = [f"{one['task']}, {one['split']}" for one in report["sets"]]
+    for one, name in zip(report["sets"], names, strict=True):
+        name += f" ({one['path']})" * (names.count(name) > 1)
         for unit, length in units.items():
             of = one["units"][unit]
             states = [f"{of[state]:,} ({of[state] / one['questions']:.1%})" for state in STATES]
             parts = [_part_text(of["parts"].get(part)) for part in PARTS]
-            label = cell_text(f"{one['task']}, {one['split']}")
-            cells = [label, f"{length} {unit}", f"{one['questions']:,}", *states, *parts]
+            cells = [cell_text(name), f"{length} {unit}", f"{one['questions']:,}", *states, *parts]
             lines.append([*cells, f"{of['documents']:,}"])
     size = f"{corpus['documents']:,} documents, {corpus['text_bytes'] / 1e6:,.1f} MB of text"
     notes = [f"Corpus: {', '.join(corpus['paths'])}: {size}; skipped: {corpus['skipped']}."]

@@ -20,6 +20,7 @@ def files(tmp_path_factory):
         for n, text in enumerate([QUESTION, OTHER])
     ]
     (folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "bad_dev.jsonl").write_text('{"id": "q0"}\n')
     text = f"Case 1. {QUESTION.replace(', ', ' - ')} He recovered."
     (folder / "corpus.jsonl").write_text(json.dumps({"body": text, "pmid": "7"}) + "\n")
     return folder
@@ -54,6 +55,7 @@ def test_the_command(files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--task=medqa={bad}"], "skip bad rows with --on_bad_question=skip"),
         (["--task=medqa"], "expected TASK=PATH or jsonl:PATH"),
         (["--task=medqa=nowhere"], "nowhere"),
         (["--task=other={dev}"], "expected a task among"),
@@ -66,7 +68,7 @@ def test_the_command(files, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_one_line(files, tmp_path, capsys, flags, message):
-    flags = [flag.format(dev=files / "dev.jsonl") for flag in flags]
+    flags = [flag.format(dev=files / "dev.jsonl", bad=files / "bad_dev.jsonl") for flag in flags]
     where = [f"--input={files / 'corpus.jsonl'}", f"--out={tmp_path / 'out'}"]
     assert cli.main(["contamination", *where, *flags]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line != "starting"]

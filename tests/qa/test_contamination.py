@@ -9,7 +9,13 @@ import pytest
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_jsonl
-from biomedlm_jax.qa.contamination import PARTS, Rule, contamination, read_set
+from biomedlm_jax.qa.contamination import (
+    PARTS,
+    Rule,
+    contamination,
+    contamination_markdown,
+    read_set,
+)
 from biomedlm_jax.qa.exclusions import read_exclusions
 
 RNG = random.Random(0)
@@ -184,3 +190,12 @@ def test_bad_input_leaves_nothing(folder, sets, tmp_path):
         contamination(sets, [folder / "a.jsonl"], tmp_path / "mine", overwrite=True)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["bad.jsonl", "mine"]
     assert {*PARTS} >= {"question", "context"}
+
+
+def test_sets_of_one_name_have_their_paths_in_the_table(report):
+    content = json.loads((report / "report.json").read_text())
+    first, other = content["sets"]
+    text = contamination_markdown({**content, "sets": [first, {**first, "path": "b|c"}, other]})
+    assert f"| medqa, test ({first['path']}) | 4 words |" in text
+    assert r"| medqa, test (b\|c) | 4 words |" in text
+    assert "| pubmedqa, test | 4 words |" in text
