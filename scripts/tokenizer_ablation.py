@@ -20,7 +20,8 @@
    resamples of documents, and of documents and seeds.
 
 Everything is written to --out, the figures to MATCH.json, MATCH.md and MATCH.png. The same command
-resumes, also with more seeds or with another --match. Each process has one thread.
+resumes, also with more seeds or with another --match; other data or models need another --out. Each
+process has one thread.
 """
 
 import argparse
