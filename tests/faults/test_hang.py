@@ -48,7 +48,8 @@ original_sums, checkpoint.write_sums = checkpoint.write_sums, write_sums
 """
 
 
-@pytest.mark.parametrize("place", ["step:3", pytest.param("write_sums:1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["step:3", "write_sums:1"])
 def test_a_run_that_hangs_ends_with_stacks(faults, dataset, tmp_path, place):
     run, patch = tmp_path / "run", LONG_UNTIL_MARK + HANGING_SAVE
     arguments = faults.pretrain_arguments(dataset, run, **SETTINGS)

@@ -23,6 +23,7 @@ lock.SEEN_SECONDS = 1.0
 """
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_until_the_first_has_ended(faults, dataset, tmp_path):
     run = tmp_path / "run"
     settings = {"training.steps": 10**6, "training.evaluate_every": 0, "checkpoint.every": 5}

@@ -72,6 +72,7 @@ def test_a_signal_in_an_evaluation_and_what_is_kept(faults, dataset, reference, 
     faults.assert_same_state(faults.saved_state(run), faults.saved_state(reference[0]))
 
 
+@pytest.mark.slow
 def test_processes_save_by_the_clock_and_stop_at_the_same_step(faults, dataset, tmp_path):
     """A signal to process 0 of 2 is in test_elastic_resume.py."""
     run, records = tmp_path / "run", tmp_path / "records"

@@ -8,10 +8,22 @@ from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.pairs import ADDED_TOKENS
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
 from biomedlm_jax.finetuning.start import load_base_model, make_recipe
-from biomedlm_jax.interop.finetuned import save_finetuned
+from biomedlm_jax.interop.finetuned import Head, save_finetuned, with_head
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.settings import read_settings
+
+
+@pytest.fixture(scope="module")
+def tuned_model(world, tmp_path_factory):
+    """A model with the added tokens and a head, as a run of questions saves it."""
+    model, tokenizer = load(world / "base")
+    tokenizer.add_special_tokens(list(ADDED_TOKENS))
+    model = grow_vocabulary(model, len(ADDED_TOKENS), key=jax.random.key(1))
+    head = Head(kind="choice", task="medqa", row_format="keep_end", max_length=32, classes=())
+    scorer = with_head(model, head, key=jax.random.key(2))
+    return save_finetuned(tmp_path_factory.mktemp("tuned") / "model", scorer, tokenizer, head)
 
 
 @pytest.fixture
@@ -32,10 +44,10 @@ def test_tokens_are_added_once_after_the_vocabulary(start, world, tmp_path):
     assert load(world / "base")[1].get_vocab_size() == 300  # the base's own is unchanged
 
 
-def test_a_token_that_the_model_has_keeps_its_row(start, world, short_text_run, tmp_path):
+def test_a_token_that_the_model_has_keeps_its_row(start, world, tuned_model, tmp_path):
     model, tokenizer = load(world / "base")
     assert tokenizer.token_to_id("[SEP]") is None
-    tuned = start(short_text_run[0])  # it has them, as rows 300 and 301
+    tuned = start(tuned_model, heads=True)  # it has them, as rows 300 and 301
     assert (tuned.new_tokens, tuned.config.vocab_size) == (0, 302)
     assert [tuned.tokenizer.token_to_id(token) for token in ADDED_TOKENS] == [300, 301]
     tokenizer.add_special_tokens(list(ADDED_TOKENS))
@@ -44,7 +56,7 @@ def test_a_token_that_the_model_has_keeps_its_row(start, world, short_text_run, 
         start(tmp_path / "short")
 
 
-def test_a_start_is_identified_by_content(start, world, write_base, short_question_run, tmp_path):
+def test_a_start_is_identified_by_content(start, world, write_base, tuned_model, tmp_path):
     shutil.copytree(world / "base", tmp_path / "moved")
     write_base(tmp_path / "other", initializer_range=0.03)
     one, same, other = (
@@ -54,7 +66,7 @@ def test_a_start_is_identified_by_content(start, world, write_base, short_questi
     assert one.pop("path") != same.pop("path")
     assert one == same
     assert {name for name in one if one[name] != other[name]} == {"weights"}
-    tuned = start(short_question_run[0], heads=True)
+    tuned = start(tuned_model, heads=True)
     assert tuned.new_tokens == 0
     assert tuned.head is not None
     assert tuned.started_from["weights"] != one["weights"]
