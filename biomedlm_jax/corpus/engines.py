@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.corpus.process_pool import Map, worker_processes
+from biomedlm_jax.corpus.process_pool import KILLED, Map, worker_processes
 from biomedlm_jax.errors import InputError
 
 DIRECT, DASK = "DirectRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"
@@ -30,6 +30,7 @@ DEFAULTS = {  # flags of the runners that run here
     DASK: ("--dask_partition_size=1",),
 }
 REFUSED, FAILED = ".refused", ".failed"  # tasks that raised InputError or OSError
+BEAM_THREADS = ("run_worker", "beam_control_read")  # that wait for a process of DirectRunner
 _lock = threading.Lock()
 
 
@@ -102,7 +103,8 @@ class _BeamMap:
         )
         result = None
         try:
-            result = pipeline.run()
+            with _fails_with_its_workers():
+                result = pipeline.run()
             state = result.wait_until_finish()
             if state != "DONE":
                 raise RuntimeError(f"the state is {state}")
@@ -124,6 +126,40 @@ class _BeamMap:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "Error" in line), (lines or [""])[-1])
         return OSError(f"the pipeline of Beam failed: {reason or type(error).__name__}")
+
+
+@contextlib.contextmanager
+def _fails_with_its_workers() -> Iterator[None]:
+    """Let a pipeline of DirectRunner fail in the block if one of its processes is killed.
+
+    Beam would wait for it for ever: as if it had reported an error, what it owes is answered here.
+    """
+    from apache_beam.portability.api import beam_fn_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    handlers, hook = worker_handlers.SubprocessSdkWorkerHandler, threading.excepthook
+    start, ended = handlers.start_worker, threading.Event()
+
+    def start_worker(handler: Any) -> None:
+        start(handler)
+        threading.Thread(target=watch, args=(handler,), daemon=True).start()
+
+    def watch(handler: Any) -> None:
+        handler.worker_thread.join()
+        while not ended.wait(0.2):  # it may be asked for more
+            for name, future in [*handler.control_conn._futures_by_id.items()]:
+                future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=KILLED))
+
+    def report(failure: Any) -> None:  # threads of Beam that a killed process ends are no news
+        if failure.thread is None or failure.thread.name not in BEAM_THREADS:
+            hook(failure)
+
+    handlers.start_worker, threading.excepthook = start_worker, report
+    try:
+        yield
+    finally:
+        ended.set()
+        handlers.start_worker, threading.excepthook = start, hook
 
 
 def _run_task(task: _Task, folder: str) -> int:

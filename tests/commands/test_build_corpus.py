@@ -38,7 +38,7 @@ def test_from_files_to_token_rows(tmp_path, capsys, report_at_both_ends):
     assert json.loads(figures.read_text()) == manifest
     assert "read                  101 / 0.0 MB" in printed.out
     assert "left out   1 of mine: older_version" in printed.out
-    assert f"corpus     {manifest['documents']} documents, 0.0 MB in 1 files" in printed.out
+    assert f"corpus     {manifest['documents']} documents, 0.0 MB in 1 file\n" in printed.out
     assert " s  read " in printed.err
     assert " s  write " in printed.err
     size = "--vocab_size=280"
@@ -137,7 +137,7 @@ def test_from_the_files_of_nlm_to_a_corpus(tmp_path, capsys, real_data):
     medline = f"--source=medline:{tmp_path / 'baseline'},{tmp_path / 'updates'}"
     flags = [medline, f"--source=pmc:{jats}", f"--out={tmp_path / 'corpus'}", "--workers=1"]
     assert cli.main(["build-corpus", *flags]) == 0
-    assert "not read   1 files, hidden or of unknown format" in capsys.readouterr().out
+    assert "not read   1 file, hidden or of unknown format" in capsys.readouterr().out
     manifest = read_corpus_manifest(tmp_path / "corpus")
     pubmed, pmc = manifest["sources"]
     assert pubmed["left_out"] == {"abstract_of_article": 1, "deleted": 1, "older_version": 1}

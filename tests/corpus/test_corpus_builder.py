@@ -12,10 +12,11 @@ from pool_tasks import DASK, DIRECT
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus import corpus_builder, deduplication
-from biomedlm_jax.corpus.corpus_builder import build_corpus, parts_folder
+from biomedlm_jax.corpus.corpus_builder import build_corpus
 from biomedlm_jax.corpus.corpus_settings import CorpusSettings
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.filters import Filters
+from biomedlm_jax.corpus.parts_folder import parts_folder
 from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import damage

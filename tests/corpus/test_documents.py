@@ -227,7 +227,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
         ("empty", "no file to read in .*empty; the known formats are"),
         ("a.csv", r"a\.csv has a name of unknown format; the known formats are"),
         ("a.*", r"a\.csv has a name of unknown format"),
-        ("blank.txt", "no documents in 1 file.* 1 empty texts"),
+        ("blank.txt", "no documents in 1 file.* 1 empty text"),
     ],
 )
 def test_input_that_is_not_there(tmp_path, name, message):

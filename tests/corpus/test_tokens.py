@@ -1,6 +1,7 @@
 """tokens.py: the same documents give the same rows, and a directory is whole or not there."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus import packer, row_shards, token_units, tokens
+from biomedlm_jax.corpus import parts_folder as folders
 from biomedlm_jax.corpus.documents import DocumentReader, Skipped, read_documents
 from biomedlm_jax.corpus.parts_folder import parts_folder
 from biomedlm_jax.corpus.rows import Rows
@@ -168,7 +170,7 @@ def test_an_interrupted_build_changes_nothing(build, out, documents, error, monk
 def test_progress_counts_what_was_packed(build, documents, report_at_both_ends):
     report_at_both_ends(tokens)
     counts = []
-    manifest = build(progress=lambda splits: counts.append(splits["train"]["rows"]))
+    manifest = build(progress=lambda state: counts.append(state.counts["train"]["rows"]))
     assert counts == [0, manifest["splits"]["train"]["rows"]]
 
 
@@ -449,11 +451,15 @@ def test_progress_counts_unfinished_units_and_never_goes_back(build_files, monke
         return call
 
     monkeypatch.setattr(tokens, "report_regularly", regularly)
-    monkeypatch.setattr(token_units, "LIVE_SECONDS", -1)
-    for module, name in ((token_units, "write_json"), (tokens, "make_unit")):
+    monkeypatch.setattr(folders, "LIVE_SECONDS", -1)
+    for module, name in ((folders, "write_json"), (tokens, "make_unit")):
         monkeypatch.setattr(module, name, reporting(getattr(module, name)))
-    manifest = build_files(progress=lambda splits: shown.append(splits["train"]["documents"]))
-    assert shown == sorted(shown)
-    assert len(shown) > 10
-    assert shown[0] > 0
-    assert shown[-1] == manifest["splits"]["train"]["documents"]
+    manifest = build_files(progress=lambda state: shown.append(dataclasses.replace(state)))
+    documents = [state.counts["train"]["documents"] for state in shown]
+    read, size = [state.done_bytes for state in shown], shown[-1].all_bytes
+    for values in (documents, read):
+        assert values == sorted(values)
+        assert len({*values}) > 10
+        assert values[0] > 0
+    assert documents[-1] == manifest["splits"]["train"]["documents"]
+    assert read[-1] == size == sum(file["bytes"] for file in manifest["inputs"])
