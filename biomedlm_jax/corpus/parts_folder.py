@@ -21,7 +21,7 @@ from biomedlm_jax.streams import reading
 
 PART = "part.json"
 LIVE = "live.json"  # the counts of a part that is being made
-LIVE_SECONDS = 5.0
+LIVE_SECONDS = 2.0
 
 
 def parts_folder(out: str | Path) -> Path:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from rich import progress
@@ -29,8 +30,8 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 class Remaining:
     """The time that is left, by the speed of the last half minute."""
 
-    def __init__(self):
-        self._bar = progress.Progress(disable=True)
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._bar = progress.Progress(disable=True, get_time=clock)
         self._task = self._bar.add_task("")
 
     def text(self, done: int, total: int) -> str:

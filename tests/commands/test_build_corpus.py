@@ -95,16 +95,18 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         ([f"--source=pmc:{tmp_path}", out], "no file to read in"),
         ([f"--source=pmc:{file}", out, "--subsets=a"], "subsets of records, but no source"),
         ([f"--source=pmc:{file}", out, "--field=body=a"], "no source of the kind text"),
-        ([source, out, "--languages=fr", "--workers=1"], "left out: 3 language_unknown"),
+        ([f"--source=text:{tmp_path / 'none'}", out], "no such file or directory"),
     ):
-        rows = ROWS[:3] if "language_unknown" not in message else [{"text": "x"}] * 3
-        write(file, rows)
         assert cli.main(["build-corpus", *flags]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    # The parts of the last one were read.
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.parts", "a.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    write(file, [{"text": "x"}] * 3)
+    assert cli.main(["build-corpus", source, out, "--languages=fr", "--workers=1"]) == 2
+    error, kept = capsys.readouterr().err.splitlines()
+    assert error.endswith("left out: 3 language_unknown")
+    assert f"kept: 1 finished part in {tmp_path / '.out.parts'}; the same command" in kept
 
 
 CITATION = (

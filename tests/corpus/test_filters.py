@@ -89,11 +89,11 @@ def test_uses_that_licenses_allow():
         ({"license": "free"}, "expected one of any, non-commercial, commercial"),
         (
             {"first_year": 2011, "last_year": 2010},
-            "got first_year=2011, which is above last_year=2010",
+            "first_year=2011, which is above",
         ),
         (
             {"min_characters": 5, "max_characters": 4},
-            "got min_characters=5, which is above max_characters=4",
+            "min_characters=5, which is above",
         ),
     ],
 )

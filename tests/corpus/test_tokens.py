@@ -423,7 +423,7 @@ def test_what_is_skipped_in_each_file_is_counted(build_files, files, tmp_path):
     assert (expected.bad, expected.empty, len(expected.files)) == (1, 1, 1)
     assert manifest["skipped"]["files"]["names"] == [str(tmp_path / "corpus" / "c.csv")]
     other = DocumentReader(subsets=("b",), subset_field="part", on_error="skip")
-    message = r"no documents of the subsets b in 1 file\(s\).*; skipped: 27 bad lines"
+    message = r"no documents of the subsets b in 1 file, .*; skipped: 27 bad lines"
     with pytest.raises(InputError, match=message):
         build_files(tmp_path / "none", [files[4]], reader=other)
     with pytest.raises(InputError, match=r"got workers=0; expected at least 1"):
@@ -459,7 +459,7 @@ def test_progress_counts_unfinished_units_and_never_goes_back(build_files, monke
     read, size = [state.done_bytes for state in shown], shown[-1].all_bytes
     for values in (documents, read):
         assert values == sorted(values)
-        assert len({*values}) > 10
-        assert values[0] > 0
+        assert len({*values}) > 4
+    assert documents[0] > 0
     assert documents[-1] == manifest["splits"]["train"]["documents"]
     assert read[-1] == size == sum(file["bytes"] for file in manifest["inputs"])
