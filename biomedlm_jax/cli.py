@@ -7,6 +7,7 @@ BIOMEDLM_TRACEBACK=1 prints the traceback instead.
 """
 
 import ast
+import gc
 import importlib
 import itertools
 import os
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         warnings.formatwarning = before
     if argv is None and code == FAILED:  # threads of a failed save may not end, or not silently
+        gc.collect()  # semaphores of ended processes, of which a tracker would warn
         sys.stderr.flush()
         os._exit(code)
     return code

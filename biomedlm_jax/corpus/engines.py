@@ -30,7 +30,11 @@ DEFAULTS = {  # flags of the runners that run here
     DASK: ("--dask_partition_size=1",),
 }
 REFUSED, FAILED = ".refused", ".failed"  # tasks that raised InputError or OSError
-BEAM_THREADS = ("run_worker", "beam_control_read")  # that wait for a process of DirectRunner
+BEAM_THREADS = (
+    "run_worker",
+    "beam_control_read",
+    "read_grpc_client_inputs",
+)  # that wait for a process of DirectRunner
 _lock = threading.Lock()
 
 
@@ -64,7 +68,11 @@ class _BeamMap:
     """A `Map` whose calls are pipelines; the calls of one thread, one after the other."""
 
     def __init__(self, options: Any, folder: Path):
+        from apache_beam.options.pipeline_options import StandardOptions
+
         self._options, self._folder = options, folder
+        # DirectRunner tries a task once, and its processes print the traceback of an error.
+        self._repeats = options.view_as(StandardOptions).runner not in (None, DIRECT)
 
     def __call__(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[Any]:
         """Run the tasks, and yield their results, which are JSON, in order."""
@@ -79,6 +87,8 @@ class _BeamMap:
             self._run(elements)
             if refusal := next(iter(sorted(self._folder.glob(f"*{REFUSED}"))), None):
                 raise InputError(json.loads(refusal.read_bytes()))
+            if failure := self._failure():
+                raise failure
             for number in range(len(elements)):
                 try:
                     text = _result(self._folder, number).read_bytes()
@@ -99,7 +109,7 @@ class _BeamMap:
             pipeline
             | beam.Create(elements, reshuffle=False)
             | beam.Reshuffle()
-            | beam.Map(_run_task, str(self._folder))
+            | beam.Map(_run_task, str(self._folder), repeats=self._repeats)
         )
         result = None
         try:
@@ -113,19 +123,24 @@ class _BeamMap:
                 with contextlib.suppress(Exception):
                     result.cancel()
             if isinstance(error, Exception):
-                raise self._failure(error) from error
+                raise self._failure() or _pipeline_failure(error) from error
             raise
         finally:
             if client := getattr(result, "client", None):  # of Dask, with processes of its own
                 client.close()
 
-    def _failure(self, error: Exception) -> Exception:
-        """Return the error of the first task that failed, or that of the pipeline in a line."""
+    def _failure(self) -> OSError | None:
+        """Return the error of the first task that failed."""
         for file in sorted(self._folder.glob(f"*{FAILED}")):
             return OSError(*json.loads(file.read_bytes()))
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), (lines or [""])[-1])
-        return OSError(f"the pipeline of Beam failed: {reason or type(error).__name__}")
+        return None
+
+
+def _pipeline_failure(error: Exception) -> OSError:
+    """Return the error of a pipeline in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in reversed(lines) if "Error" in line), (lines or [""])[-1])
+    return OSError(f"the pipeline of Beam failed: {reason or type(error).__name__}")
 
 
 @contextlib.contextmanager
@@ -162,14 +177,18 @@ def _fails_with_its_workers() -> Iterator[None]:
         handlers.start_worker, threading.excepthook = start, hook
 
 
-def _run_task(task: _Task, folder: str) -> int:
-    """Run a task in a worker and write its result, unless it is there; return its number."""
+def _run_task(task: _Task, folder: str, repeats: bool = True) -> int:
+    """Run a task in a worker and write its result, unless it is there; return its number.
+
+    An OSError is raised, for the runner to try again if it `repeats` tasks, or else recorded.
+    """
     place = Path(folder)
     if not place.is_dir():
         host = socket.gethostname()
         raise OSError(f"{folder} is not on {host}; use a directory that all workers share")
     result = _result(place, task.number)
-    if result.exists() or any(place.glob(f"*{REFUSED}")):
+    failed_before = not repeats and any(place.glob(f"*{FAILED}"))
+    if result.exists() or failed_before or any(place.glob(f"*{REFUSED}")):
         return task.number
     failed = result.with_suffix(FAILED)
     try:
@@ -180,7 +199,9 @@ def _run_task(task: _Task, folder: str) -> int:
     except OSError as error:
         file = None if error.filename is None else str(error.filename)
         _write(failed, [error.errno or 0, error.strerror or str(error), file])
-        raise
+        if repeats:
+            raise
+        return task.number
     failed.unlink(missing_ok=True)  # of an earlier attempt
     return task.number
 
