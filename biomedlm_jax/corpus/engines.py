@@ -152,8 +152,8 @@ def _fails_with_its_workers() -> Iterator[None]:
     from apache_beam.portability.api import beam_fn_api_pb2
     from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-    handlers, hook = worker_handlers.SubprocessSdkWorkerHandler, threading.excepthook
-    start, ended = handlers.start_worker, threading.Event()
+    handlers: Any = worker_handlers.SubprocessSdkWorkerHandler
+    start, hook, ended = handlers.start_worker, threading.excepthook, threading.Event()
 
     def start_worker(handler: Any) -> None:
         start(handler)

@@ -89,13 +89,13 @@ def _tokenizer(path: Path, sha256: str) -> Tokenizer:
 
 
 def write_unit(
-    folder: Path, encoder: Encoder, documents: Iterable[Document], files: Sequence[Path] = ()
+    folder: Path, encoder: Encoder, documents: Iterable[Document], inputs: Sequence[Path] = ()
 ) -> dict[str, Any]:
     """Write the ids of documents into `folder`, and return their counts; memory is constant.
 
-    `LiveCounts` has the counts so far, and the bytes that were read of `files`.
+    `LiveCounts` has the counts so far, and the bytes that were read of `inputs`.
     """
-    live = LiveCounts(folder, files)
+    live = LiveCounts(folder, inputs)
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(ids_file(folder, split).open("xb")) for split in SPLITS}
         for split, ids in encoder.ids(documents):
