@@ -107,8 +107,8 @@ def build_corpus(
     settings = settings or CorpusSettings()
     settings.check(sources)
     with (
-        naming(Path(out)),  # a full disk
         locked_parts_folder(out, "this corpus") as folder,
+        naming(Path(out)),  # a full disk
         atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
         open_engine(workers, folder, beam) as run_map,
     ):

@@ -221,8 +221,10 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus_builder, "make_part", fail)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as raised:
             build_corpus(given, out)
+    continues = "finished parts in {}; the same command continues with them"
+    assert raised.value.__notes__ == [f"kept: 3 {continues.format(parts_folder(out))}"]
     assert not out.exists()
     assert sorted(path.name for path in parts_folder(out).iterdir()) == sorted(
         folder.name for folder in made
@@ -237,6 +239,7 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left") as raised:
             build_corpus(given, out)
         assert raised.value.filename == str(out)
+        assert raised.value.__notes__ == [f"kept: 5 {continues.format(parts_folder(out))}"]
     assert read == ["1.jsonl", "2.jsonl"]  # of the articles
     assert not out.exists()
     assert build_corpus(given, out) == expected
