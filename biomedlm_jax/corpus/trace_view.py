@@ -45,7 +45,8 @@ def summary(trace: Trace) -> str:
     """Return the figures of a trace in one line."""
     words = len(trace.word_spans)
     share = f"{trace.covered:,} of {counted(words, 'word')} ({trace.covered / words:.0%})"
-    return f"{share} are in {counted(len(trace.spans), 'span')} of at least {trace.least} words"
+    spans, least = counted(len(trace.spans), "span"), counted(trace.least, "word")
+    return f"{share} are in {spans} of at least {least}"
 
 
 def terminal_text(trace: Trace) -> Text:

@@ -109,7 +109,7 @@ def test_subsets_of_the_pile(tmp_path):
     assert skipped == Skipped(subsets=Counter(Github=2))
     assert texts_of(path, subsets="Github") == ["Github"] * 2
     with pytest.raises(
-        ValueError, match=r"no documents of the subsets Pubmed .*4 of other.*Github"
+        ValueError, match=r"no documents of the subsets Pubmed .*4 lines of other.*Github"
     ):
         texts_of(path, subsets=["Pubmed"])
 
