@@ -7,6 +7,7 @@ BIOMEDLM_TRACEBACK=1 prints the traceback instead.
 """
 
 import ast
+import gc
 import importlib
 import itertools
 import os
@@ -17,7 +18,7 @@ import warnings
 from pathlib import Path
 
 from biomedlm_jax.buckets import SCHEME
-from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError
+from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, KEPT, InputError
 
 COMMANDS = (
     *("quickstart", "build-corpus", "train-tokenizer", "compare-tokenizers", "build-tokens"),
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         warnings.formatwarning = before
     if argv is None and code == FAILED:  # threads of a failed save may not end, or not silently
+        gc.collect()  # semaphores of ended processes, of which a tracker would warn
         sys.stderr.flush()
         os._exit(code)
     return code
@@ -113,7 +115,11 @@ def _run(argv: list[str]) -> int:
     except KeyboardInterrupt as error:
         if not getattr(error, "saved", False):  # which was printed
             print(f"biomedlm {name}: interrupted", file=sys.stderr)
+        _print_notes(name, error)
         return getattr(error, "code", INTERRUPTED)
+    except SystemExit as error:  # SIGTERM
+        _print_notes(name, error)
+        raise
     return 0
 
 
@@ -207,7 +213,15 @@ def _fail(name: str, text: str, error: Exception | None = None, *, code: int = B
         raise error
     program = f"biomedlm {name}".rstrip()
     print(f"{program}: error: {' '.join(text.split())}", file=sys.stderr)
+    if error is not None:
+        _print_notes(name, error)
     return code
+
+
+def _print_notes(name: str, error: BaseException) -> None:
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(KEPT):  # and none of a library
+            print(f"biomedlm {name}: {note}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import io
 import lzma
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from io import BufferedReader
@@ -27,6 +28,7 @@ _BLOCK, _BUFFER = 1 << 20, 1 << 17  # of `read_blocks`, of decompressors
 # block of 4 bytes can hold 128 KiB: 512 bytes of input give at most 16 MiB.
 _PIECE = 1 << 9
 _POINTER = b"version https://git-lfs.github.com/spec/"
+_reading = threading.local()  # the file that a thread reads, and a function that returns how far
 
 
 class BrokenStreamError(InputError):
@@ -98,7 +100,25 @@ def open_binary(path: Path) -> BufferedReader:
     if file.peek(len(_POINTER)).startswith(_POINTER):
         file.close()
         raise InputError(f"{path} is a Git LFS pointer, not the data; run `git lfs pull`")
+    follow(path, file.tell)
     return file
+
+
+def follow(path: Path, position: Callable[[], int]) -> None:
+    """Let `reading` return the position in a file that this thread reads from now on."""
+    _reading.file = (path, position)
+
+
+def reading() -> tuple[Path | None, int]:
+    """Return the file that this thread opened last and how many of its bytes were read.
+
+    They are those on the disk, compressed or not; of a file that is closed there are none.
+    """
+    path, position = getattr(_reading, "file", (None, lambda: 0))
+    try:
+        return path, position()
+    except ValueError:  # closed
+        return path, 0
 
 
 @contextlib.contextmanager

@@ -37,12 +37,12 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 LINES = {
     ("model",): 2_245,
     ("training",): 3_270,
-    ("corpus",): 9_205,
+    ("corpus",): 9_360,
     ("generation",): 2_270,
     ("interop",): 3_090,
     ("qa", "finetuning"): 8_190,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_880,
+    ("cli", "commands"): 1_905,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 from biomedlm_jax.cli import COMMANDS, main
 from biomedlm_jax.commands import pretrain
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import KEPT, InputError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/configs/pretrain.py:tiny"
@@ -139,6 +140,22 @@ def test_exit_codes(error, code, monkeypatch, capsys):
         monkeypatch.setenv("BIOMEDLM_TRACEBACK", "1")
         with pytest.raises(type(error)):
             main(["pretrain", CONFIG, "--workdir=x"])
+
+
+def test_what_is_kept_is_the_last_line_of_an_error(monkeypatch, capsys):
+    def run(flags):
+        error = errors.pop()
+        error.add_note("of a library")
+        error.add_note(f"{KEPT}2 parts")
+        raise error
+
+    monkeypatch.setattr(pretrain, "run", run)
+    errors = [InputError("bad"), OSError(28, "No space left"), KeyboardInterrupt(), SystemExit(143)]
+    for code, lines in ((143, []), (130, ["interrupted"]), (1, ["error: No space left"])):
+        with pytest.raises(SystemExit) if code == 143 else contextlib.nullcontext():
+            assert main(["pretrain", CONFIG, "--workdir=x"]) == code
+        lines = [f"biomedlm pretrain: {line}\n" for line in [*lines, "kept: 2 parts"]]
+        assert capsys.readouterr().err == "".join(lines)
 
 
 def test_defects_keep_their_traceback(monkeypatch):

@@ -26,3 +26,9 @@ def test_a_message_is_one_printable_line():
     long = str(errors.InputError("a" * 9_000 + "z" * 9_000))
     assert len(long) <= errors.LONGEST
     assert (long[0], long[-1], " ... " in long) == ("a", "z", True)
+
+
+def test_a_number_has_its_noun():
+    numbers = (0, 1, 1273)
+    assert [errors.counted(n, "epoch") for n in numbers] == ["0 epochs", "1 epoch", "1,273 epochs"]
+    assert [errors.counted(n, "entry", "entries") for n in (1, 2)] == ["1 entry", "2 entries"]

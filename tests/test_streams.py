@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from biomedlm_jax import streams
-from biomedlm_jax.streams import BrokenStreamError, read_blocks, read_lines
+from biomedlm_jax.streams import BrokenStreamError, read_blocks, read_lines, reading
 
 COMPRESS = {
     "": bytes,
@@ -86,3 +86,18 @@ def test_blocks_before_a_damage_are_read(tmp_path, suffix):
     read = b"".join(blocks)
     assert text.startswith(read)
     assert len(read) > 250_000
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_the_position_is_that_in_the_file_on_the_disk(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(COMPRESS[suffix](os.urandom(1 << 21)))
+    size, positions = path.stat().st_size, []
+    for _ in read_blocks(path):
+        file, position = reading()
+        assert file == path
+        positions.append(position)
+    assert positions == sorted(positions)
+    assert 0 < positions[0] < positions[-1] <= size
+    assert positions[-1] > 0.9 * size
+    assert reading() == (path, 0)  # closed

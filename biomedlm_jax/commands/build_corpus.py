@@ -16,8 +16,8 @@ from typing import Any
 
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import corpus_builder, corpus_settings, filters, normalisation, sources
-from biomedlm_jax.corpus.progress import progress_line
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.corpus.progress import Remaining, progress_line
+from biomedlm_jax.errors import InputError, counted
 
 FLAGS = Flags("out", "json")
 SOURCE = (
@@ -75,7 +75,7 @@ FILTERS += ("types", "without_types", "titles_only")
 
 def run(options: Flags) -> None:
     """Build and print a table; report progress on standard error."""
-    start = time.monotonic()
+    start, remaining = time.monotonic(), {step: Remaining() for step in ("read", "write")}
     chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in options.pick(*FILTERS).items()
@@ -96,9 +96,12 @@ def run(options: Flags) -> None:
     def report(state: corpus_builder.Progress) -> None:
         elapsed = time.monotonic() - start
         line = f"{elapsed:.0f} s  {state.step}"
-        if state.step in ("read", "write"):
-            done, size = state.done_bytes / 1e6, state.all_bytes / 1e6
-            line += f" {done:,.1f} of {size:,.1f} MB, {state.documents:,} documents"
+        if state.step in remaining:
+            done, size = state.done_bytes, state.all_bytes
+            line += f" {done / 1e6:,.1f} of {size / 1e6:,.1f} MB"
+            line += (
+                f", {counted(state.documents, 'document')}{remaining[state.step].text(done, size)}"
+            )
         show(line)
 
     with progress_line() as show:
@@ -155,11 +158,12 @@ def _print_table(manifest: dict[str, Any]) -> None:
         for flag, count in source["flags"].items():
             print(f"flagged    {count:,} of {source['name']}: {flag}")
         if other := source["lines_of_other_subsets"]:
-            print(f"not read   {other:,} lines of other subsets in {source['name']}")
+            print(f"not read   {counted(other, 'line')} of other subsets in {source['name']}")
     if count := manifest["files_not_read"]["count"]:
-        print(f"not read   {count:,} files, hidden or of unknown format")
+        print(f"not read   {counted(count, 'file')}, hidden or of unknown format")
     for source in named:
         if source["epochs"] != 1:
             print(f"epochs     {source['epochs']:g} of {source['name']}")
-    files, size = len(manifest["files"]), manifest["text_bytes"] / 1e6
-    print(f"corpus     {manifest['documents']:,} documents, {size:,.1f} MB in {files} files")
+    documents, files = counted(manifest["documents"], "document"), len(manifest["files"])
+    size = manifest["text_bytes"] / 1e6
+    print(f"corpus     {documents}, {size:,.1f} MB in {counted(files, 'file')}")

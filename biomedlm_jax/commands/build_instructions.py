@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 
 TASKS = ("ner", "relation", "nli", "classification")
 FLAGS = Flags()
@@ -89,7 +89,7 @@ def run(options: Flags) -> None:
         print(f"examples whose input has several outputs: {figures['contradictory']:,}")
     for reason, count in figures["left_out"].items():
         print(f"left out: {count:,} of {reason}")
-    print(f"wrote {figures['examples']:,} instructions to {options.out}")
+    print(f"wrote {counted(figures['examples'], 'instruction')} to {options.out}")
 
 
 def check_new_file(flag: str, path: str, *, overwrite: bool) -> None:

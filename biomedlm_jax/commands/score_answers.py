@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from biomedlm_jax.commands.shared_flags import Flags
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 
 FLAGS = Flags()
 FLAGS.define("instructions", None, "File that build-instructions wrote.", required=True)
@@ -59,5 +59,5 @@ def run(options: Flags) -> None:
         console.print(table, labels)
         left_out = one.get("left_out_of_f1")
         without = f"; precision, recall and F1 leave out {left_out!r}" if left_out else ""
-        print(f"{one['examples']:,} examples{without}; {one['definition']}")
+        print(f"{counted(one['examples'], 'example')}{without}; {one['definition']}")
         print(f"answers that could not be read, which count as wrong: {one['unread']:,}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import trace, trace_view
 from biomedlm_jax.corpus.progress import progress_line
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 
 FLAGS = Flags("json")
 CORPUS = "Directory of a corpus that biomedlm build-corpus wrote."
@@ -44,9 +44,9 @@ def run(options: Flags) -> None:
             totals = trace.build_indexes(
                 options.corpus,
                 workers=options.workers,
-                progress=lambda done, of: show(f"{done:,} of {of:,} shards"),
+                progress=lambda done, of: show(f"{done:,} of {counted(of, 'shard')}"),
             )
-        print(f"{totals['documents']:,} documents, {totals['words']:,} words")
+        print(f"{counted(totals['documents'], 'document')}, {counted(totals['words'], 'word')}")
         print(f"wrote {trace.index_folder(Path(options.corpus))}")
         return
     if options["workers"].present:

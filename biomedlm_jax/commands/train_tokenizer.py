@@ -11,6 +11,7 @@ import time
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus import comparison, documents, term_lists, tokenizer
 from biomedlm_jax.corpus.progress import report_regularly
+from biomedlm_jax.errors import counted
 from biomedlm_jax.outputs import atomic_directory
 
 FLAGS = Flags("input", "out")
@@ -33,7 +34,7 @@ def run(options: Flags) -> None:
 
     def report() -> None:
         elapsed = time.monotonic() - start
-        line = f"{elapsed:.0f} s  {phase}: {count:,} documents, {size / 1e6:,.1f} MB"
+        line = f"{elapsed:.0f} s  {phase}: {counted(count, 'document')}, {size / 1e6:,.1f} MB"
         clear = "\r\x1b[K" if terminal else ""  # the progress bar of `tokenizers` is on this line
         print(f"{clear}{line}", file=sys.stderr, flush=True)
 
@@ -46,7 +47,7 @@ def run(options: Flags) -> None:
     all_terms = [*term_lists.published_splits().splits]
     whole = comparison.whole_terms(trained, all_terms)
     terms = f"{len(whole)} of {len(all_terms)} are one token"
-    print(f"corpus     {count:,} documents, {size:,} bytes")
+    print(f"corpus     {counted(count, 'document')}, {counted(size, 'byte')}")
     print(f"skipped    {skipped}")
     print(f"tokenizer  {trained.get_vocab_size():,} entries, {tokenizer.tokenizer_hash(trained)}")
     print(f"terms      {terms}: {', '.join(whole) or 'none'}")

@@ -23,9 +23,8 @@ BY_POSITION = "directory"
 
 def run(options: Flags) -> None:
     """Print a line for each part, and raise InputError if one is damaged."""
-    from biomedlm_jax.errors import InputError
+    from biomedlm_jax.errors import InputError, counted
     from biomedlm_jax.interop.health import check_directory
-    from biomedlm_jax.qa.questions import counted
 
     parts = check_directory(options.directory, add_sums=options.write_sums)
     damaged = [part for part in parts if part.problems]

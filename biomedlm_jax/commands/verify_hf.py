@@ -13,6 +13,7 @@ import sys
 import warnings
 
 from biomedlm_jax.commands.shared_flags import Flags
+from biomedlm_jax.errors import counted
 from biomedlm_jax.outputs import local_copy
 
 FLAGS = Flags()
@@ -52,7 +53,7 @@ def run(options: Flags) -> None:
 
 def _print_figures(report: dict, options: Flags) -> None:
     if texts := report.get("texts_with_equal_ids"):
-        print(f"{texts} texts have the token ids of transformers")
+        print(f"{counted(texts, 'text has', 'texts have')} the token ids of transformers")
     for name in ("eager", "default", "run"):
         if name in report:
             other = f"the run {options.run}" if name == "run" else f"transformers, {name} attention"

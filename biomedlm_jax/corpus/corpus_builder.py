@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,8 +45,9 @@ from biomedlm_jax.corpus.normalisation import choose
 from biomedlm_jax.corpus.parts import OTHER_SUBSET, MapSettings, make_part, part_name
 from biomedlm_jax.corpus.parts_folder import (
     PART,
+    bytes_read,
+    live_counts,
     locked_parts_folder,
-    parts_folder,
     remove_other_parts,
 )
 from biomedlm_jax.corpus.process_pool import Map
@@ -106,17 +106,15 @@ def build_corpus(
         raise InputError(f"got workers={workers}; expected at least 1")
     settings = settings or CorpusSettings()
     settings.check(sources)
-    state = Progress()
-    report = (lambda: progress(state)) if progress else (lambda: None)
     with (
+        locked_parts_folder(out, "this corpus") as folder,
         naming(Path(out)),  # a full disk
         atomic_directory(out, replaceable=is_corpus, overwrite=overwrite) as new,
-        locked_parts_folder(out, "this corpus") as folder,
         open_engine(workers, folder, beam) as run_map,
-        report_regularly(report),
     ):
-        manifest = _Build(sources, settings, folder, new, run_map, state).run()
-    shutil.rmtree(parts_folder(out), ignore_errors=True)
+        build = _Build(sources, settings, folder, new, run_map)
+        with report_regularly(lambda: progress(build.progress()) if progress else None):
+            manifest = build.run()
     return manifest
 
 
@@ -130,10 +128,11 @@ class _Build:
         parts: Path,
         new: Path,
         run_map: Map,
-        state: Progress,
     ):
         self.sources, self.settings = sources, settings
-        self.folder, self.new, self.run_map, self.state = parts, new, run_map, state
+        self.folder, self.new, self.run_map = parts, new, run_map
+        self.state = self.shown = Progress()
+        self.sizes: dict[Path, int] = {}  # bytes of the files of each part
         self.parts: list[tuple[int, Path, dict[str, Any]]] = []  # source, directory, part.json
         self.banding = Banding.of(settings.near) if settings.near else Banding(0, 1)
         self.file_list: dict[str, Any] | None = None
@@ -161,6 +160,18 @@ class _Build:
         ]
         return self.write_manifest(described, shards)
 
+    def progress(self) -> Progress:
+        """Return the progress with parts that are being made, never below an earlier one."""
+        state = dataclasses.replace(self.state)
+        if state.step == "read":
+            live = list(live_counts(self.folder))
+            read = bytes_read(self.sizes, live)
+            documents = state.documents + sum(counts["documents"] for counts in live)
+            state.done_bytes = max(read, self.shown.done_bytes)
+            state.documents = max(documents, self.shown.documents)
+        self.shown = state
+        return state
+
     def make_parts(self) -> None:
         """Make the part of each batch of files, or take it from an earlier call."""
         files = [source.files(self.skipped) for source in self.sources]
@@ -171,14 +182,14 @@ class _Build:
                 folder = self.folder / part_name(source, index, batch)
                 kept.add(folder.name)
                 self.parts.append((number, folder, {}))
+                self.sizes[folder] = sum(file.stat().st_size for file in batch)
                 tasks.append((folder, source, batch, settings))
         remove_other_parts(self.folder, kept)
-        self.state.all_bytes = sum(file.stat().st_size for one in files for file in one)
+        self.state.all_bytes = sum(self.sizes.values())
         for index, part in enumerate(self.run_map(make_part, tasks)):
             inputs, _ = part.pop("inputs"), part.pop("ends")  # there may be millions
             part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
             self.parts[index] = (*self.parts[index][:2], part)
-            self.state.done_bytes += part["bytes"]
             self.state.documents += part["counts"]["documents"]
 
     def read_part(self, folder: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -19,7 +19,7 @@ from typing import Any
 from biomedlm_jax.corpus.input_files import format_of, input_files
 from biomedlm_jax.corpus.manifest import naming
 from biomedlm_jax.corpus.records import read_json_records, read_parquet_records, read_whole
-from biomedlm_jax.errors import InputError, one_line
+from biomedlm_jax.errors import InputError, counted, one_line
 from biomedlm_jax.files import parse_object
 from biomedlm_jax.streams import MAX_LINE_BYTES, read_lines
 
@@ -60,13 +60,14 @@ class Skipped:
 
     def __str__(self) -> str:
         """Return one line, "nothing" if all counts are zero."""
+        subsets, files = (", ".join(names[:30]) for names in (sorted(self.subsets), self.files))
         parts = [
-            (self.bad, f"bad lines, the first: {next(iter(self.examples), '')}"),
-            (self.empty, "empty texts"),
-            (self.subsets.total(), f"of other subsets: {', '.join(sorted(self.subsets)[:30])}"),
-            (len(self.files), f"files, hidden or of unknown format: {', '.join(self.files[:30])}"),
+            (self.bad, "bad line", f", the first: {next(iter(self.examples), '')}"),
+            (self.empty, "empty text", ""),
+            (self.subsets.total(), "line", f" of other subsets: {subsets}"),
+            (len(self.files), "file", f", hidden or of unknown format: {files}"),
         ]
-        text = "; ".join(f"{count:,} {what}" for count, what in parts if count)
+        text = "; ".join(counted(count, noun) + rest for count, noun, rest in parts if count)
         return one_line(text) or "nothing"
 
 
@@ -127,7 +128,7 @@ class DocumentReader:
     def no_documents(self, files: list[Path], skipped: Skipped) -> InputError:
         """Return the error of files without a document."""
         of = f" of the subsets {', '.join(sorted(self.subsets))}" if self.subsets else ""
-        where = f"{len(files)} file(s), the first is {files[0]}"
+        where = f"{counted(len(files), 'file')}, the first is {files[0]}"
         return InputError(f"no documents{of} in {where}; skipped: {skipped}")
 
     def _reader(self, skipped: Skipped) -> "_Reader":

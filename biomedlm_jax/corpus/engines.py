@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.corpus.process_pool import Map, worker_processes
+from biomedlm_jax.corpus.process_pool import KILLED, Map, worker_processes
 from biomedlm_jax.errors import InputError
 
 DIRECT, DASK = "DirectRunner", "apache_beam.runners.dask.dask_runner.DaskRunner"
@@ -30,6 +30,11 @@ DEFAULTS = {  # flags of the runners that run here
     DASK: ("--dask_partition_size=1",),
 }
 REFUSED, FAILED = ".refused", ".failed"  # tasks that raised InputError or OSError
+BEAM_THREADS = (
+    "run_worker",
+    "beam_control_read",
+    "read_grpc_client_inputs",
+)  # that wait for a process of DirectRunner
 _lock = threading.Lock()
 
 
@@ -63,7 +68,11 @@ class _BeamMap:
     """A `Map` whose calls are pipelines; the calls of one thread, one after the other."""
 
     def __init__(self, options: Any, folder: Path):
+        from apache_beam.options.pipeline_options import StandardOptions
+
         self._options, self._folder = options, folder
+        # DirectRunner tries a task once, and its processes print the traceback of an error.
+        self._repeats = options.view_as(StandardOptions).runner not in (None, DIRECT)
 
     def __call__(self, function: Callable[..., Any], tasks: Iterable[tuple]) -> Iterator[Any]:
         """Run the tasks, and yield their results, which are JSON, in order."""
@@ -78,6 +87,8 @@ class _BeamMap:
             self._run(elements)
             if refusal := next(iter(sorted(self._folder.glob(f"*{REFUSED}"))), None):
                 raise InputError(json.loads(refusal.read_bytes()))
+            if failure := self._failure():
+                raise failure
             for number in range(len(elements)):
                 try:
                     text = _result(self._folder, number).read_bytes()
@@ -98,11 +109,12 @@ class _BeamMap:
             pipeline
             | beam.Create(elements, reshuffle=False)
             | beam.Reshuffle()
-            | beam.Map(_run_task, str(self._folder))
+            | beam.Map(_run_task, str(self._folder), repeats=self._repeats)
         )
         result = None
         try:
-            result = pipeline.run()
+            with _fails_with_its_workers():
+                result = pipeline.run()
             state = result.wait_until_finish()
             if state != "DONE":
                 raise RuntimeError(f"the state is {state}")
@@ -111,29 +123,72 @@ class _BeamMap:
                 with contextlib.suppress(Exception):
                     result.cancel()
             if isinstance(error, Exception):
-                raise self._failure(error) from error
+                raise self._failure() or _pipeline_failure(error) from error
             raise
         finally:
             if client := getattr(result, "client", None):  # of Dask, with processes of its own
                 client.close()
 
-    def _failure(self, error: Exception) -> Exception:
-        """Return the error of the first task that failed, or that of the pipeline in a line."""
+    def _failure(self) -> OSError | None:
+        """Return the error of the first task that failed."""
         for file in sorted(self._folder.glob(f"*{FAILED}")):
             return OSError(*json.loads(file.read_bytes()))
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if "Error" in line), (lines or [""])[-1])
-        return OSError(f"the pipeline of Beam failed: {reason or type(error).__name__}")
+        return None
 
 
-def _run_task(task: _Task, folder: str) -> int:
-    """Run a task in a worker and write its result, unless it is there; return its number."""
+def _pipeline_failure(error: Exception) -> OSError:
+    """Return the error of a pipeline in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in reversed(lines) if "Error" in line), (lines or [""])[-1])
+    return OSError(f"the pipeline of Beam failed: {reason or type(error).__name__}")
+
+
+@contextlib.contextmanager
+def _fails_with_its_workers() -> Iterator[None]:
+    """Let a pipeline of DirectRunner fail in the block if one of its processes is killed.
+
+    Beam would wait for it for ever: as if it had reported an error, what it owes is answered here.
+    """
+    from apache_beam.portability.api import beam_fn_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    handlers: Any = worker_handlers.SubprocessSdkWorkerHandler
+    start, hook, ended = handlers.start_worker, threading.excepthook, threading.Event()
+
+    def start_worker(handler: Any) -> None:
+        start(handler)
+        threading.Thread(target=watch, args=(handler,), daemon=True).start()
+
+    def watch(handler: Any) -> None:
+        handler.worker_thread.join()
+        while not ended.wait(0.2):  # it may be asked for more
+            for name, future in [*handler.control_conn._futures_by_id.items()]:
+                future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=KILLED))
+
+    def report(failure: Any) -> None:  # threads of Beam that a killed process ends are no news
+        if failure.thread is None or failure.thread.name not in BEAM_THREADS:
+            hook(failure)
+
+    handlers.start_worker, threading.excepthook = start_worker, report
+    try:
+        yield
+    finally:
+        ended.set()
+        handlers.start_worker, threading.excepthook = start, hook
+
+
+def _run_task(task: _Task, folder: str, repeats: bool = True) -> int:
+    """Run a task in a worker and write its result, unless it is there; return its number.
+
+    An OSError is raised, for the runner to try again if it `repeats` tasks, or else recorded.
+    """
     place = Path(folder)
     if not place.is_dir():
         host = socket.gethostname()
         raise OSError(f"{folder} is not on {host}; use a directory that all workers share")
     result = _result(place, task.number)
-    if result.exists() or any(place.glob(f"*{REFUSED}")):
+    failed_before = not repeats and any(place.glob(f"*{FAILED}"))
+    if result.exists() or failed_before or any(place.glob(f"*{REFUSED}")):
         return task.number
     failed = result.with_suffix(FAILED)
     try:
@@ -144,7 +199,9 @@ def _run_task(task: _Task, folder: str) -> int:
     except OSError as error:
         file = None if error.filename is None else str(error.filename)
         _write(failed, [error.errno or 0, error.strerror or str(error), file])
-        raise
+        if repeats:
+            raise
+        return task.number
     failed.unlink(missing_ok=True)  # of an earlier attempt
     return task.number
 

@@ -93,11 +93,12 @@ class Filters:
         if self.license not in USES:
             raise InputError(f"got license={self.license!r}; expected one of {', '.join(USES)}")
         for least, most, what in (
-            (self.first_year, self.last_year, "years"),
-            (self.min_characters, self.max_characters, "characters"),
+            (self.first_year, self.last_year, ("first_year", "last_year")),
+            (self.min_characters, self.max_characters, ("min_characters", "max_characters")),
         ):
             if least is not None and most is not None and least > most:
-                raise InputError(f"got {least} to {most} {what}; the first must not be greater")
+                got = f"got {what[0]}={least}, which is above {what[1]}={most}"
+                raise InputError(f"{got}; the first must not be greater")
 
     def refusal(self, article: Article) -> str | None:
         """Return the reason why an article is left out, the first of the checks, or None."""

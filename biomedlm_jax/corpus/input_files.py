@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.corpus.corpus_manifest import is_corpus, shards_of
+from biomedlm_jax.corpus.corpus_manifest import INPUTS, LEFT_OUT, MANIFEST, is_corpus, shards_of
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.streams import COMPRESSIONS, open_binary
 
@@ -44,8 +44,8 @@ def input_files(
     others, and hidden files and directories, are added to `skipped`. Of a corpus that
     `build-corpus` wrote, its documents are listed and nothing else.
 
-    Raises InputError for no paths, a file of unknown format, a directory or glob without files, and
-    a path that does not exist or a link to one.
+    Raises InputError for no paths, a file of unknown format, one of a corpus without documents, a
+    directory or glob without files, and a path that does not exist or a link to one.
     """
     files: dict[Path, Path] = {}
     omitted: dict[str, None] = {}
@@ -100,6 +100,9 @@ def _expand(path: Path, omitted: dict[str, None], formats: tuple[str, ...]) -> l
             raise InputError(f"{file} has a name of unknown format; {known}")
         if not file.exists():
             raise InputError(f"{file} is a broken symbolic link; remove or repair it")
+        if file.name in (INPUTS, LEFT_OUT, MANIFEST) and is_corpus(file.parent):
+            fix = f"name {file.parent}/, or '{file.parent}/documents-*'"
+            raise InputError(f"{file} has no documents, but what the corpus was made of; {fix}")
     return sorted(files)
 
 

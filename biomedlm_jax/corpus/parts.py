@@ -32,7 +32,7 @@ from biomedlm_jax.corpus.input_files import check_sizes, describe
 from biomedlm_jax.corpus.licenses import FileList, read_file_list
 from biomedlm_jax.corpus.line_writer import LineWriter
 from biomedlm_jax.corpus.normalisation import flags_of, normalise_article
-from biomedlm_jax.corpus.parts_folder import make_once
+from biomedlm_jax.corpus.parts_folder import LiveCounts, make_once
 from biomedlm_jax.corpus.signatures import SEEDS, Banding, sign, text_hash
 from biomedlm_jax.corpus.sources import Record, Source, TextRecords, read_source
 from biomedlm_jax.errors import InputError
@@ -127,15 +127,18 @@ def _write(
     ends: list[int] = []
     segment = Segment()
     known = _file_list(settings.file_list) if settings.file_list else None
+    live = LiveCounts(folder, files)
     with LineWriter(folder / "left_out.jsonl.zst") as left_out:
         for number, record in enumerate(_records(source, files, settings.records, ends)):
+            live.write({"documents": counts["documents"] + len(segment.lines)})
             if isinstance(record, Rejection) and record.reason == OTHER_SUBSET:
                 counts[OTHER_SUBSET] += 1
                 continue
             stop = settings.on_damage == "raise"
             if isinstance(record, Rejection) and record.reason == TRUNCATED and stop:
                 fix = "copy the file again, or pass --on_error=skip"
-                raise InputError(f"{record.place} is truncated ({record.detail}); {fix}")
+                detail = record.detail.replace(f"{record.place}: ", "")
+                raise InputError(f"{record.place} is truncated ({detail}); {fix}")
             counts["records"] += not isinstance(record, Deletion)
             if isinstance(record, Article) and known and record.pmcid:
                 listed = known.license_of(record.pmcid)

@@ -8,15 +8,20 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import KEPT, InputError, counted
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.integrity import damage, has_sums, write_sums
+from biomedlm_jax.streams import reading
 
 PART = "part.json"
+LIVE = "live.json"  # the counts of a part that is being made
+LIVE_SECONDS = 2.0
 
 
 def parts_folder(out: str | Path) -> Path:
@@ -27,17 +32,27 @@ def parts_folder(out: str | Path) -> Path:
 
 @contextlib.contextmanager
 def locked_parts_folder(out: str | Path, what: str) -> Iterator[Path]:
-    """Make `parts_folder(out)`, lock it while the block runs, and remove it if it is empty then.
+    """Make `parts_folder(out)`, lock it while the block runs, and remove it when that succeeds.
+
+    After an error its finished parts stay, and a note of the exception names the folder.
 
     Raises InputError as `locked` does.
     """
     folder = parts_folder(out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder, what):
         try:
             yield folder
-        finally:
+        except BaseException as error:
+            for part in unfinished(folder):
+                shutil.rmtree(part, ignore_errors=True)
+            if finished := sum(map(has_sums, folder.iterdir())):
+                kept = f"{counted(finished, 'finished part')} in {folder}"
+                error.add_note(f"{KEPT}{kept}; the same command continues with them")
             with contextlib.suppress(OSError):  # it has parts
                 folder.rmdir()
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -53,6 +68,8 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another process builds {what}; {folder} is locked") from None
+        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise InputError(f"another process built {what} meanwhile; {folder} was removed")
         yield
     finally:
         os.close(descriptor)
@@ -91,6 +108,7 @@ def make_once(
     new.mkdir()
     try:
         part = {**identity, **write(new)}
+        (new / LIVE).unlink(missing_ok=True)
         write_json(new / PART, part)
         write_sums(new)
         try:
@@ -106,3 +124,34 @@ def make_once(
 def unfinished(folder: Path) -> Iterator[Path]:
     """Yield the directories of the parts that are being made."""
     return folder.glob(".*")
+
+
+class LiveCounts:
+    """Writes the counts of a part that is being made to `folder / LIVE`, every few seconds."""
+
+    def __init__(self, folder: Path, files: Sequence[Path]):
+        """Begin a part that is made of `files`, read in this thread by `streams.open_binary`."""
+        self._file, self._due = folder / LIVE, time.monotonic() + LIVE_SECONDS
+        sizes = accumulate((file.stat().st_size for file in files), initial=0)
+        self._before = dict(zip(files, sizes, strict=False))  # bytes of the files before each
+
+    def write(self, counts: Mapping[str, Any]) -> None:
+        """Write `counts`, and as `read_bytes` the bytes of the files that were read, if due."""
+        if time.monotonic() > self._due:
+            file, position = reading()
+            read = self._before[file] + position if file in self._before else 0
+            write_json(self._file, {**counts, "read_bytes": read})
+            self._due = time.monotonic() + LIVE_SECONDS
+
+
+def live_counts(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield what `LiveCounts` wrote of each part that is being made."""
+    for part in unfinished(folder):
+        with contextlib.suppress(InputError, OSError):  # not written yet, or no longer there
+            yield read_json(part / LIVE)
+
+
+def bytes_read(parts: Mapping[Path, int], live: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many bytes of their files parts have read, by the bytes of those of each."""
+    finished = sum(size for part, size in parts.items() if part.exists())
+    return finished + sum(counts["read_bytes"] for counts in live)

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 Result = TypeVar("Result")
 AHEAD = 2  # tasks for each process that are waiting
+KILLED = "a worker process was killed, perhaps for want of memory; run the command again"
 
 
 class Map(Protocol):
@@ -60,8 +61,7 @@ def worker_processes(workers: int) -> Iterator[Map]:
     try:
         yield run
     except BrokenProcessPool:
-        text = "a worker process was killed, perhaps for want of memory; run the command again"
-        raise OSError(errno.ECHILD, text) from None
+        raise OSError(errno.ECHILD, KILLED) from None
     finally:
         _end(pool)
 

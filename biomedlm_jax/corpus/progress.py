@@ -1,9 +1,12 @@
 """Progress of long work: a report every few seconds."""
 
 import contextlib
+import datetime
 import threading
+import time
 from collections.abc import Callable, Iterator
 
+from rich import progress
 from rich.console import Console
 
 SECONDS = 5.0
@@ -22,6 +25,20 @@ def progress_line() -> Iterator[Callable[[str], None]]:
                 console.print(line, soft_wrap=True, highlight=False)
 
         yield show
+
+
+class Remaining:
+    """The time that is left, by the speed of the last half minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._bar = progress.Progress(disable=True, get_time=clock)
+        self._task = self._bar.add_task("")
+
+    def text(self, done: int, total: int) -> str:
+        """Return ", 0:12:30 left" for so much of a total; "" before the speed is known."""
+        self._bar.update(self._task, completed=done, total=total)
+        seconds = self._bar.tasks[0].time_remaining
+        return f", {datetime.timedelta(seconds=seconds)} left" if seconds else ""
 
 
 @contextlib.contextmanager

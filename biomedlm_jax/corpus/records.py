@@ -13,7 +13,7 @@ from typing import Any
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import parse_object
-from biomedlm_jax.streams import BrokenStreamError, open_binary, read_blocks, read_lines
+from biomedlm_jax.streams import BrokenStreamError, follow, open_binary, read_blocks, read_lines
 
 BOM = b"\xef\xbb\xbf"
 _ROWS = 64  # of a parquet file in memory
@@ -72,6 +72,8 @@ def read_parquet_records(
             twice = [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]
             if set(twice) & (names if columns is None else columns):
                 raise BrokenStreamError(f"{path} has two columns with the name {twice[0]}")
+            rows, size = max(1, file.metadata.num_rows), path.stat().st_size
+            follow(path, lambda: size * number // rows)
             chosen = None
             if columns is not None and columns <= names:
                 chosen = sorted(columns | (names & {*optional}) - {*twice})

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +25,12 @@ from biomedlm_jax.corpus.documents import Document, DocumentReader, Skipped
 from biomedlm_jax.corpus.input_files import check_sizes, describe
 from biomedlm_jax.corpus.manifest import naming
 from biomedlm_jax.corpus.packer import SPLITS, THREADS, Encoder, Encoding
-from biomedlm_jax.corpus.parts_folder import make_once
-from biomedlm_jax.files import content_hash, write_json
+from biomedlm_jax.corpus.parts_folder import LiveCounts, make_once
+from biomedlm_jax.files import content_hash
 from biomedlm_jax.integrity import read_sums
 from biomedlm_jax.streams import COMPRESSIONS, BrokenStreamError, read_blocks
 
 VERSION = 1  # of the layout and of what is computed: a unit of another version is made again
-LIVE = "live.json"  # the counts of a unit that is being made
-LIVE_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ def make_unit(
         skipped = Skipped()
         tokenizer = _tokenizer(settings.tokenizer, settings.tokenizer_sha256)
         encoder = Encoder(tokenizer, settings.encoding, threads=threads or THREADS)
-        facts = write_unit(new, encoder, settings.reader.read(files, skipped))
+        facts = write_unit(new, encoder, settings.reader.read(files, skipped), files)
         texts = [text_sha256(*pair) for pair in zip(files, inputs, strict=True)]
         check_sizes(inputs)
         return {**facts, "texts": texts, "skipped": vars(skipped)}
@@ -91,22 +88,21 @@ def _tokenizer(path: Path, sha256: str) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def write_unit(folder: Path, encoder: Encoder, documents: Iterable[Document]) -> dict[str, Any]:
+def write_unit(
+    folder: Path, encoder: Encoder, documents: Iterable[Document], inputs: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Write the ids of documents into `folder`, and return their counts; memory is constant.
 
-    `folder / LIVE` has the counts so far, if it takes longer than LIVE_SECONDS.
+    `LiveCounts` has the counts so far, and the bytes that were read of `inputs`.
     """
-    due = time.monotonic() + LIVE_SECONDS
+    live = LiveCounts(folder, inputs)
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(ids_file(folder, split).open("xb")) for split in SPLITS}
         for split, ids in encoder.ids(documents):
             with naming(ids_file(folder, split)):  # a full disk
                 files[split].write(ids.data)
                 files[split].flush()
-            if time.monotonic() > due:
-                write_json(folder / LIVE, encoder.counts)
-                due = time.monotonic() + LIVE_SECONDS
-    (folder / LIVE).unlink(missing_ok=True)
+            live.write({"counts": encoder.counts})
     return {"counts": encoder.counts, "special_text": dict(encoder.special_text)}
 
 

@@ -23,6 +23,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,16 +47,15 @@ from biomedlm_jax.corpus.manifest import (
 )
 from biomedlm_jax.corpus.packer import COUNTS, SPLITS, Encoder, Encoding, read_rows
 from biomedlm_jax.corpus.parts_folder import (
+    bytes_read,
+    live_counts,
     locked_parts_folder,
     make_once,
-    parts_folder,
     remove_other_parts,
-    unfinished,
 )
 from biomedlm_jax.corpus.progress import report_regularly
 from biomedlm_jax.corpus.row_shards import make_row_shard, plan_shards, write_dataset
 from biomedlm_jax.corpus.token_units import (
-    LIVE,
     UnitSettings,
     ids_file,
     ids_sha256,
@@ -71,7 +71,7 @@ from biomedlm_jax.corpus.tokenizer import (
     tokenizer_hash,
 )
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import content_hash, read_json, write_json
+from biomedlm_jax.files import content_hash, write_json
 from biomedlm_jax.outputs import atomic_directory
 
 SEPARATORS = ("eos", "bos_eos", "none")
@@ -79,7 +79,14 @@ SHARD_BYTES = 1 << 28
 MAX_NAMES = 1000  # of files that were left out, in the manifest
 SCRATCH = "scratch"  # in the new directory until it is complete
 
-Progress = Callable[[dict[str, dict[str, int]]], None]
+
+@dataclass
+class Progress:
+    """How far a build is: the counts of each split, and the bytes of the input files."""
+
+    counts: dict[str, dict[str, int]]
+    done_bytes: int = 0  # of the files that were read
+    all_bytes: int = 0  # 0: unknown
 
 
 def build_tokens(
@@ -93,7 +100,7 @@ def build_tokens(
     inputs: Iterable[str | Path] = (),
     skipped: Skipped | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Tokenise documents, pack them into rows, write the directory `out`, return its manifest.
 
@@ -113,7 +120,7 @@ def build_tokens(
         rows twice).
       skipped: counts of the reader, for the manifest.
       overwrite: replace earlier token rows; any other non-empty directory is never replaced.
-      progress: called every few seconds, from another thread, with the counts of each split.
+      progress: called every few seconds, from another thread.
 
     Raises:
       InputError: `out` cannot be written.
@@ -123,7 +130,7 @@ def build_tokens(
     settings = (length, separator, validation_fraction)
     with (
         _new_rows(tokenizer, out, *settings, overwrite=overwrite) as build,
-        report_regularly(lambda: progress(build.live_counts()) if progress else None),
+        report_regularly(lambda: progress(build.progress()) if progress else None),
     ):
         entries = [describe(Path(file)) for file in inputs]
         corpora_of(entries)
@@ -148,7 +155,7 @@ def build_tokens_from_files(
     beam: Sequence[str] | None = None,
     skipped: Skipped | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Build token rows as `build_tokens` does, of the documents of `input_files(paths)`.
 
@@ -173,18 +180,24 @@ def build_tokens_from_files(
     reader, skipped = reader or DocumentReader(), Skipped() if skipped is None else skipped
     settings = (length, separator, validation_fraction)
     with (
+        locked_parts_folder(_local(out), "these token rows") as folder,
         _new_rows(tokenizer, out, *settings, overwrite=overwrite) as build,
-        locked_parts_folder(out, "these token rows") as build.folder,
-        report_regularly(lambda: progress(build.live_counts()) if progress else None),
+        report_regularly(lambda: progress(build.progress()) if progress else None),
     ):
-        build.workers, build.beam = workers, beam
+        build.folder, build.workers, build.beam = folder, workers, beam
         files = reader.files(paths, skipped)
         build.make_units(files, reader, tokenizer, skipped)
         if not any(counts["documents"] for counts in build.counts.values()):
             raise reader.no_documents(files, skipped)
         manifest = build.finish(skipped)
-    shutil.rmtree(parts_folder(out), ignore_errors=True)
     return manifest
+
+
+def _local(out: str | Path) -> Path:
+    if is_bucket(out):
+        fix = "write to a local directory; gcloud storage cp -r copies it"
+        raise InputError(f"got out={out}; expected a path of a file system: {fix}")
+    return Path(out)
 
 
 @contextlib.contextmanager
@@ -198,11 +211,8 @@ def _new_rows(
     overwrite: bool,
 ) -> Iterator["_Build"]:
     """Yield a build in a directory that replaces `out` when the block succeeds."""
-    if is_bucket(out):
-        fix = "write to a local directory; gcloud storage cp -r copies it"
-        raise InputError(f"got out={out}; expected a path of a file system: {fix}")
     with (
-        naming(Path(out)),  # a full disk
+        naming(_local(out)),  # a full disk
         atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new,
     ):
         save_tokenizer(tokenizer, new)
@@ -237,7 +247,8 @@ class _Build:
             split: dict.fromkeys((*COUNTS, "rows", "dropped_tokens"), 0) for split in SPLITS
         }
         self._texts: dict[str, str] = {}  # the path of each content
-        self._shown = self.counts
+        self._sizes: dict[Path, int] = {}  # bytes of the files of each unit
+        self._shown = Progress(self.counts)
 
     def make_units(
         self, files: Sequence[Path], reader: DocumentReader, tokenizer: Tokenizer, skipped: Skipped
@@ -248,6 +259,9 @@ class _Build:
         copy.write_bytes(state)
         settings = UnitSettings(copy, hashlib.sha256(state).hexdigest(), self.encoding, reader)
         units = {self.folder / unit_name(batch): batch for batch in batches(files)}
+        self._sizes = {
+            unit: sum(file.stat().st_size for file in batch) for unit, batch in units.items()
+        }
         shards = {path.name for split in SPLITS for path in self.folder.glob(f"{split}-*[0-9]")}
         remove_other_parts(self.folder, {path.name for path in units} | shards)
         workers = min(self.workers, len(units))
@@ -276,19 +290,20 @@ class _Build:
             for name, count in counts.items():
                 self.counts[split][name] += count
 
-    def live_counts(self) -> dict[str, dict[str, int]]:
-        """Return the counts with those of units that are being made, never below earlier ones."""
+    def progress(self) -> Progress:
+        """Return the progress with units that are being made, never below an earlier one."""
         counts = {split: dict(of_split) for split, of_split in self.counts.items()}
-        for unit in unfinished(self.folder):
-            with contextlib.suppress(InputError, OSError):  # not written yet, or no longer there
-                for split, of_split in read_json(unit / LIVE).items():
-                    for name, count in of_split.items():
-                        counts[split][name] += count
+        live = list(live_counts(self.folder))
+        for unit in live:
+            for split, of_split in unit["counts"].items():
+                for name, count in of_split.items():
+                    counts[split][name] += count
         for split, of_split in counts.items():  # a unit that waits for those before it is in none
             for name, count in of_split.items():
-                of_split[name] = max(count, self._shown[split][name])
-        self._shown = counts
-        return counts
+                of_split[name] = max(count, self._shown.counts[split][name])
+        read = max(self._shown.done_bytes, bytes_read(self._sizes, live))
+        self._shown = Progress(counts, read, sum(self._sizes.values()))
+        return self._shown
 
     def finish(self, skipped: Skipped) -> Manifest:
         """Write rows and manifest."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from biomedlm_jax.corpus.trace import SPANS, Trace, TracedDocument
+from biomedlm_jax.errors import counted
 from biomedlm_jax.files import write_text
 
 # Words of the longest span over a word from which it has this background, under black letters.
@@ -43,9 +44,9 @@ def pieces(trace: Trace) -> Iterator[tuple[str, int]]:
 def summary(trace: Trace) -> str:
     """Return the figures of a trace in one line."""
     words = len(trace.word_spans)
-    share = f"{trace.covered:,} of {words:,} words ({trace.covered / words:.0%})"
-    spans = f"{len(trace.spans):,} span{'s' * (len(trace.spans) != 1)}"
-    return f"{share} are in {spans} of at least {trace.least} words"
+    share = f"{trace.covered:,} of {counted(words, 'word')} ({trace.covered / words:.0%})"
+    spans, least = counted(len(trace.spans), "span"), counted(trace.least, "word")
+    return f"{share} are in {spans} of at least {least}"
 
 
 def terminal_text(trace: Trace) -> Text:
@@ -103,8 +104,8 @@ def _link(names: Mapping[str, str]) -> str:
 
 
 def _counts(words: int, occurrences: int, documents: int) -> str:
-    times, plural = "once" if occurrences == 1 else f"{occurrences:,} times", "s" * (documents > 1)
-    return f"{words:,} words, {times} in {documents:,} document{plural}"
+    times = "once" if occurrences == 1 else f"{occurrences:,} times"
+    return f"{counted(words, 'word')}, {times} in {counted(documents, 'document')}"
 
 
 def _colour(words: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_jsonl
 from biomedlm_jax.finetuning.instructions import (
     ANSWERS,
@@ -144,8 +144,9 @@ def score_answers(
     ids = [row["id"] for row in references]
     missing, extra = [one for one in ids if one not in answers], [*(answers.keys() - {*ids})]
     if missing or extra:
-        counts = f"{len(missing)} examples have no answer, {len(extra)} answers have no example"
-        raise InputError(f"{counts}; such as {min(missing or extra)!r}")
+        without = counted(len(missing), "example has no answer", "examples have no answer")
+        beyond = counted(len(extra), "answer has no example", "answers have no example")
+        raise InputError(f"{without}, {beyond}; such as {min(missing or extra)!r}")
     by_dataset: dict[str, list[Mapping[str, Any]]] = {}
     for row in references:
         by_dataset.setdefault(row["dataset"], []).append(row)

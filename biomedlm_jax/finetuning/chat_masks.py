@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.chat_template import ChatTemplate, Message
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.finetuning.conversations import ASSISTANT, SYSTEM, USER, Conversation, turn_starts
 from biomedlm_jax.generation.chat import encode_chat, stop_token
 from biomedlm_jax.qa.packing import TOKENS, Prompt, size
@@ -74,7 +74,7 @@ class Masker:
             try:
                 masker.mask(Conversation(messages, trained, "", ""))
             except InputError as error:
-                turns = f"a conversation of {len(messages) // 2} turn(s)"
+                turns = f"a conversation of {counted(len(messages) // 2, 'turn')}"
                 fix = "fix: set another --config.data.template"
                 raise InputError(f"cannot prove the masks of {turns}: {error}; {fix}") from None
         return masker

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import content_hash
 from biomedlm_jax.finetuning.config import QuestionSettings
 from biomedlm_jax.finetuning.losses import question_loss
@@ -22,7 +22,7 @@ from biomedlm_jax.model.heads import Scorer
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa.models import check_head
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, HEAD_PROMPTS, spells_special
-from biomedlm_jax.qa.questions import Skipped, counted, overlap, questions_hash
+from biomedlm_jax.qa.questions import Skipped, overlap, questions_hash
 from biomedlm_jax.qa.scoring import CLASSIFIER, score
 from biomedlm_jax.qa.splits import read_questions, refuse_copy
 from biomedlm_jax.qa.tasks import find_task, without_directory

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.tokenizer import copy_tokenizer, tokenizer_hash
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.finetuning.config import ChatSettings, QuestionSettings, TextSettings
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions, ShuffledTexts
 from biomedlm_jax.interop.directories import model_config
@@ -23,7 +23,6 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.vocabulary import with_added_tokens
 from biomedlm_jax.qa.models import check_model, load_model
-from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.description import describe_run
 from biomedlm_jax.training.metrics import flops_per_token
 from biomedlm_jax.training.provenance import weights_hash

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from biomedlm_jax.corpus.chat_template import chat_template, fixed_date, with_template
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.finetuning.chat_masks import Fitted, Masker
 from biomedlm_jax.finetuning.config import ChatSettings, ConversationSettings, TextSettings
 from biomedlm_jax.finetuning.conversations import Conversation, Fields, read_conversations
@@ -20,7 +20,6 @@ from biomedlm_jax.generation.chat import encode_chat
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.qa.packing import Prompt
 from biomedlm_jax.qa.prompts import special_texts
-from biomedlm_jax.qa.questions import counted
 
 
 @dataclasses.dataclass(frozen=True)

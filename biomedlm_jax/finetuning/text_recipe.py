@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import from_first_process
+from biomedlm_jax.errors import counted
 from biomedlm_jax.files import content_hash, read_json, write_json, write_jsonl
 from biomedlm_jax.finetuning.config import ChatSettings, TextSettings
 from biomedlm_jax.finetuning.losses import target_loss
@@ -27,7 +28,6 @@ from biomedlm_jax.interop.directories import GENERATION_CONFIG, MODEL_FOLDER
 from biomedlm_jax.interop.finetuned import save_finetuned
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.training.fit import fit
 from biomedlm_jax.training.provenance import check_run
 from biomedlm_jax.training.recipe import StepData

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.generation import decoder as decoders
 from biomedlm_jax.generation.decoder import Cache, Decoder, mesh_of
 from biomedlm_jax.generation.sampling import (
@@ -147,7 +147,7 @@ def decode(
 def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int):
     """Raise InputError, before anything is compiled, unless these prompts can be continued."""
     if not prompts or max_new_tokens < 1:
-        got = f"{len(prompts)} prompts and max_new_tokens={max_new_tokens}"
+        got = f"{counted(len(prompts), 'prompt')} and max_new_tokens={max_new_tokens}"
         raise InputError(f"got {got}; expected at least one of each")
     for number, prompt in enumerate(prompts):
         if not len(prompt):
@@ -162,7 +162,7 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new
             fix = "lower --max_new_tokens"
             if max_new_tokens < config.context_length:
                 fix += ", shorten the prompt, or cut its beginning (--truncate=left)"
-            got = f"{len(prompt)} tokens, and {max_new_tokens} new ones make {positions}"
+            got = f"{counted(len(prompt), 'token')}, and {max_new_tokens} new ones make {positions}"
             limit = f"the model has {config.context_length} positions"
             raise InputError(f"prompt {number} has {got}; {limit}: {fix}")
 

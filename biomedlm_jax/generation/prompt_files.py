@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import content_hash, parse_object, read_jsonl
 from biomedlm_jax.generation.chat import Chat, read_chats
 from biomedlm_jax.generation.generator import Generator
@@ -63,7 +63,7 @@ def answer_file(
     parts += [] if chat is None else [chat.template.text]
     settings = content_hash([weights, *parts])[:12]
     if kept := _kept_lines(out, [prompt for prompt, _ in prompts], settings, kind):
-        notify(f"{out} has {kept} of {len(prompts)} answers; resuming after them")
+        notify(f"{out} has {kept} of {counted(len(prompts), 'answer')}; resuming after them")
     columns = MofNCompleteColumn(), BarColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
     with out.open("a", encoding="utf-8") as file, bar:

@@ -6,6 +6,7 @@ import jax
 
 from biomedlm_jax import chips
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.errors import counted
 from biomedlm_jax.generation.decoder import Decoder, cache_bytes, mesh_of
 from biomedlm_jax.generation.decoding import Decoded
 
@@ -40,9 +41,9 @@ class Stats:
         # A small model's weights stay in a cache, which is faster than the memory.
         share = f": {moved / limit:.0%} of the memory's" if limit and moved < limit else ""
         return [
-            f"prefill  {self.prefill_tokens:,} tokens, "
+            f"prefill  {counted(self.prefill_tokens, 'token')}, "
             f"{self.prefill_tokens / self.prefill_seconds:,.0f} tokens/s",
-            f"decode   {self.decode_tokens:,} tokens, "
+            f"decode   {counted(self.decode_tokens, 'token')}, "
             f"{self.decode_tokens / self.decode_seconds:,.1f} tokens/s, "
             f"{1e3 * self.decode_seconds / self.steps:.2f} ms/step",
             f"read     {self.step_bytes / self.decode_tokens / 1e6:,.1f} MB/token, "

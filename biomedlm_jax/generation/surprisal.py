@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.corpus.tokenizer import prefix_ids, prefix_token_id
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.generation.decoding import bucket, on_mesh
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.training.loss import token_log_probabilities
@@ -54,7 +54,9 @@ def score_text(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ScoredT
     if not size:
         raise InputError("got an empty text; expected at least one token to score")
     if size > room:
-        raise InputError(f"got a text of {size} tokens; expected at most {room}: shorten it")
+        raise InputError(
+            f"got a text of {counted(size, 'token')}; expected at most {room}: shorten it"
+        )
     if max(ids) >= config.vocab_size:
         raise InputError(f"got token id {max(ids)}; expected 0 to {config.vocab_size - 1}")
     with on_mesh(model) as mesh:
@@ -106,8 +108,9 @@ def html_page(texts: Sequence[ScoredText], *, title: str) -> str:
     body = ""
     for text in texts:
         body += (
-            f'<p class="facts">{len(text.tokens):,} tokens, perplexity {text.perplexity:,.1f}, '
-            f'{np.mean(text.bits):.2f} bits/token</p>\n<p class="text">'
+            f'<p class="facts">{counted(len(text.tokens), "token")}, '
+            f"perplexity {text.perplexity:,.1f}, {np.mean(text.bits):.2f} bits/token</p>\n"
+            '<p class="text">'
         )
         for piece, bits in zip(text.pieces, text.bits, strict=True):
             odds = f"{2**-bits:.1%}" if 2**-bits >= 0.01 else f"1 in {2 ** min(bits, 1000):,.0f}"

@@ -12,7 +12,7 @@ from biomedlm_jax.corpus.chat_template import chat_template
 from biomedlm_jax.corpus.ngrams import words
 from biomedlm_jax.corpus.trace import Tracer
 from biomedlm_jax.corpus.trace_view import print_trace
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import write_text
 from biomedlm_jax.generation import surprisal
 from biomedlm_jax.generation.chat import Chat
@@ -71,7 +71,9 @@ def answer(flags, given: Mapping[str, Any]) -> None:
     elif (file := flags.messages or flags.prompts) is not None:
         named = flags.pick("field", "batch_size", "truncate") | {"notify": console.print}
         counts = answer_file(generator, file, flags.out, options, chat=chat, **named)
-        console.print(f"{flags.out}: {counts['made']} answers made, {counts['kept']} kept")
+        console.print(
+            f"{flags.out}: {counted(counts['made'], 'answer')} made, {counts['kept']} kept"
+        )
     elif flags.prompt is not None:
         if flags.stats:
             _print_answer(generator, flags.prompt, options, flags, show=False)  # compiles
@@ -90,7 +92,7 @@ def print_scores(flags) -> None:
     console.print(surprisal.coloured(scored), surprisal.legend(), sep="\n")
     total, perplexity = sum(scored.log_probabilities), scored.perplexity
     figures = f"log-probability {total:.2f}, perplexity {perplexity:.2f}"
-    console.print(f"{len(scored.tokens)} tokens, {figures}")
+    console.print(f"{counted(len(scored.tokens), 'token')}, {figures}")
     if flags.html:
         write_text(flags.html, surprisal.html_page([scored], title="Surprising tokens"))
         console.print(f"wrote {flags.html}")

@@ -11,7 +11,7 @@ from biomedlm_jax.corpus.manifest import MANIFEST, ROWS, read_manifest
 from biomedlm_jax.corpus.packer import SPLITS
 from biomedlm_jax.corpus.rows import Rows
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, tokenizer_hash
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_json
 from biomedlm_jax.integrity import SUMS, damage, has_sums, read_sums, write_sums
 from biomedlm_jax.interop.directories import CONFIG, MODEL_FOLDER
@@ -71,7 +71,7 @@ def _files(path: Path, name: str, *, add_sums: bool, complete: bool) -> Part:
             return Part(name, [f"{SUMS} is missing; {advice}"])
         write_sums(path)
         return Part(name, [], f"{SUMS} is written")
-    return Part(name, damage(path, complete=complete), f"{_count(path)} files are whole")
+    return Part(name, damage(path, complete=complete), _whole(path))
 
 
 def _is_earlier(rows: Path) -> bool:
@@ -82,11 +82,12 @@ def _is_earlier(rows: Path) -> bool:
         return False
 
 
-def _count(path: Path) -> int:
+def _whole(path: Path) -> str:
     try:
-        return len(read_sums(path))
+        count = len(read_sums(path))
     except (InputError, FileNotFoundError):  # damage, which is reported
-        return 0
+        count = 0
+    return counted(count, "file is whole", "files are whole")
 
 
 def _documents(corpus: Path) -> Part:
@@ -95,7 +96,7 @@ def _documents(corpus: Path) -> Part:
         manifest = read_corpus_manifest(corpus)
     except InputError as error:
         return Part("documents", [str(error)])
-    return Part("documents", [], f"the manifest lists {manifest['documents']:,} documents")
+    return Part("documents", [], f"the manifest lists {counted(manifest['documents'], 'document')}")
 
 
 def _token_rows(path: Path) -> Part:
@@ -125,7 +126,7 @@ def _parts_of_run(run: Path, *, add_sums: bool) -> Iterator[Part]:
             write_sums(folder)
             yield Part(name, [], f"{SUMS} is written")
         else:
-            yield Part(name, problems_of(folder), f"{_count(folder)} files are whole")
+            yield Part(name, problems_of(folder), _whole(folder))
     if (run / MODEL_FOLDER).is_dir():
         yield _files(run / MODEL_FOLDER, MODEL_FOLDER, add_sums=add_sums, complete=False)
 

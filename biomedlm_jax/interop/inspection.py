@@ -7,7 +7,7 @@ from typing import Any
 
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.corpus.mixtures import describe_source, read_sources
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_json
 from biomedlm_jax.integrity import SUMS, has_sums
 from biomedlm_jax.interop.health import check_directory
@@ -108,7 +108,8 @@ def describe(facts: dict[str, Any]) -> list[str]:
     for event in facts["starts"]:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
         changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items()]
-        where = ", ".join(_counted(event.get(name), name) for name in ("processes", "devices"))
+        nouns = (("process", "processes"), ("device", "devices"))
+        where = ", ".join(counted(event[plural], noun, plural) for noun, plural in nouns)
         lines.append(
             f"start {began} UTC after step {event['step']:,}, {where}"
             + (f"; changed: {', '.join(changed)}" if changed else "")
@@ -119,15 +120,10 @@ def describe(facts: dict[str, Any]) -> list[str]:
         parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
         lines.append(
             f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in "
-            f"{_counted(use['starts'], 'starts')} ({', '.join(parts)}); "
-            f"{use['steps_repeated']:,} steps were repeated"
+            f"{counted(use['starts'], 'start')} ({', '.join(parts)}); "
+            f"{counted(use['steps_repeated'], 'step was repeated', 'steps were repeated')}"
         )
     return lines
-
-
-def _counted(count: Any, plural: str) -> str:
-    singular = {"processes": "process"}.get(plural, plural.removesuffix("s"))
-    return f"{count} {singular if count == 1 else plural}"
 
 
 def draw(run: str | Path) -> Path:

@@ -13,13 +13,13 @@ from biomedlm_jax.corpus.corpus_manifest import corpora_of
 from biomedlm_jax.corpus.documents import DocumentReader
 from biomedlm_jax.corpus.ngram_search import Matches, UnitMatches, search_documents
 from biomedlm_jax.corpus.ngrams import LENGTHS, NgramIndex, excerpt
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_json, write_json, write_jsonl, write_text
 from biomedlm_jax.outputs import atomic_directory, check_output
 from biomedlm_jax.qa.exclusions import set_hash, write_exclusions
 from biomedlm_jax.qa.formats import CHOICE
 from biomedlm_jax.qa.presentation import JSON, cell_text, joined
-from biomedlm_jax.qa.questions import Question, Skipped, counted
+from biomedlm_jax.qa.questions import Question, Skipped
 from biomedlm_jax.qa.splits import read_questions
 from biomedlm_jax.qa.tasks import Task, default_split, find_task
 
@@ -205,7 +205,9 @@ def contamination_markdown(report: dict[str, Any]) -> str:
             parts = [_part_text(of["parts"].get(part)) for part in PARTS]
             cells = [cell_text(name), f"{length} {unit}", f"{one['questions']:,}", *states, *parts]
             lines.append([*cells, f"{of['documents']:,}"])
-    size = f"{corpus['documents']:,} documents, {corpus['text_bytes'] / 1e6:,.1f} MB of text"
+    size = (
+        f"{counted(corpus['documents'], 'document')}, {corpus['text_bytes'] / 1e6:,.1f} MB of text"
+    )
     notes = [f"Corpus: {', '.join(corpus['paths'])}: {size}; skipped: {corpus['skipped']}."]
     notes += [f"Contaminated ({unit}): {rule}." for unit, rule in report["rule"].items()]
     notes += [

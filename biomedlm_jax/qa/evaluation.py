@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.buckets import is_bucket
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.outputs import check_output
 from biomedlm_jax.qa import calibration, identity, prompts, report, statistics
 from biomedlm_jax.qa.exclusions import read_exclusions
@@ -27,7 +27,7 @@ from biomedlm_jax.qa.models import (
     refuse_equal,
 )
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, reorder_options
-from biomedlm_jax.qa.questions import Question, Skipped, counted, first_questions, questions_hash
+from biomedlm_jax.qa.questions import Question, Skipped, first_questions, questions_hash
 from biomedlm_jax.qa.scoring import BATCH_TOKENS, LETTER, NOT_PROBABILITIES, OPTION, WAYS, score
 from biomedlm_jax.qa.splits import note_shared_questions, read_questions, read_shots
 from biomedlm_jax.qa.summary import summarise
@@ -211,7 +211,8 @@ def evaluate(
         )
         reports[way if len(results) > 1 else ""] = summary, *seeds
         if summary["truncated"] and writes:
-            notify(f"{way}: {summary['truncated']:,} of {summary['n']:,} questions were cut to fit")
+            of = counted(summary["n"], "question")
+            notify(f"{way}: {summary['truncated']:,} of {of} were cut to fit")
     if writes:
         report.write_reports(out, reports, overwrite=overwrite)
         Journal(partial).remove()

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import content_hash, read_json, write_json
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.identity import question_hash
-from biomedlm_jax.qa.questions import Question, counted
+from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.statistics import Item
 
 FORMAT = {"format": "biomedlm_jax exclusion list", "version": 1}

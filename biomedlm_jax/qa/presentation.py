@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from biomedlm_jax.qa.questions import counted
+from biomedlm_jax.errors import counted
 
 JSON = "report.json"
 SHOWN = 20  # ids in report.md; report.json has all

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 
-from biomedlm_jax.errors import InputError, one_line
+from biomedlm_jax.errors import InputError, counted, one_line
 from biomedlm_jax.files import content_hash
 
 
@@ -114,11 +114,6 @@ def first_questions(questions: list[Question], limit: float | None) -> list[Ques
     if limit is None:
         return questions
     return questions[: math.ceil(len(questions) * limit) if limit < 1 else int(limit)]
-
-
-def counted(n: int, noun: str) -> str:
-    """Return the number with its noun: "1 question", "1,273 questions"."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def _plain(text: str) -> str:

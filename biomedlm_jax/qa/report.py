@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.qa import statistics
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
-from biomedlm_jax.qa.questions import counted
 from biomedlm_jax.qa.statistics import Item
 from biomedlm_jax.settings import check_object
 

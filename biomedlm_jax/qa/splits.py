@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.qa.folds import WHOLE_SETS, pubmedqa_split
 from biomedlm_jax.qa.formats import CHOICE, FORMATS, answer_number, first_numbers, to_questions
 from biomedlm_jax.qa.journal import print_progress
 from biomedlm_jax.qa.question_rows import Row, plain_name
-from biomedlm_jax.qa.questions import Question, Skipped, counted, overlap
+from biomedlm_jax.qa.questions import Question, Skipped, overlap
 from biomedlm_jax.qa.tasks import Task, default_split, find_task, split_files, split_in_name
 
 ON_ERROR = ("raise", "skip")

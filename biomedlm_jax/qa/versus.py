@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.buckets import is_bucket
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.interop.directories import training_record
 from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.outputs import check_output
@@ -34,7 +34,6 @@ from biomedlm_jax.qa.models import (
 from biomedlm_jax.qa.questions import (
     Question,
     Skipped,
-    counted,
     first_questions,
     overlap,
     questions_hash,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from biomedlm_jax.errors import counted
 from biomedlm_jax.qa.presentation import (
     FEW_GROUPS,
     cell_text,
@@ -11,7 +12,6 @@ from biomedlm_jax.qa.presentation import (
     p_text,
     points_text,
 )
-from biomedlm_jax.qa.questions import counted
 
 
 def versus_markdown(result: Mapping) -> str:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import check_agreement, from_first_process, versions
 from biomedlm_jax.allocator import keep_freed_memory
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer
 from biomedlm_jax.training.goodput import Stopwatch
 from biomedlm_jax.training.lock import lock_run
@@ -210,7 +210,7 @@ def fit(
                 plot_losses(workdir)
             except OSError as error:  # a full disk
                 recorder.print_line(f"cannot draw loss.png ({error})")
-        recorder.print_line(f"finished {steps:,} {'step' if steps == 1 else 'steps'}: {workdir}")
+        recorder.print_line(f"finished {counted(steps, 'step')}: {workdir}")
         return loop.model, {"step": loop.step, **result}
 
 

@@ -28,7 +28,7 @@ from biomedlm_jax.corpus.mixtures import (
 )
 from biomedlm_jax.corpus.packer import token_byte_counts
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_hash
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model, make_config
@@ -333,7 +333,7 @@ def _described_rows(
 ) -> list[str]:
     """Return a line about the steps and, of a mixture, one about each source."""
     length, split = manifests[0]["length"], manifests[0]["splits"]["train"]
-    line = f"{training.steps:,} steps of {training.batch_size} x {length} tokens"
+    line = f"{counted(training.steps, 'step')} of {training.batch_size} x {length} tokens"
     if len(sources) == 1:
         passes = training.steps * training.batch_size * length / split["tokens"]
         return [f"{line}: {passes:.2f} passes over {split['tokens']:,} tokens"]

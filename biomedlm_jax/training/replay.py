@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import checkify
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import read_json
 from biomedlm_jax.model.language_model import named_leaves
 from biomedlm_jax.training.state import TrainState, accumulate_gradients, step_key
@@ -56,7 +56,8 @@ def replay_update(
     before = int(state.step)
     lines = [f"step {step}, rows {record['rows'][:8]}, with the parameters of step {before}"]
     if before < step - 1:
-        lines.append(f"the {step - 1 - before} updates between them are not in any checkpoint")
+        between = counted(step - 1 - before, "update between them is", "updates between them are")
+        lines.append(f"the {between} not in any checkpoint")
     checks, (loss, grads) = compute(state.model, batch, *frozen)
     sizes = {name: float(abs(leaf).max()) for name, leaf in named_leaves(grads).items()}
     lines.append(f"loss {float(loss):.6g}, largest gradient {max(sizes.values()):.6g}")

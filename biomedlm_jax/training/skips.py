@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.files import write_json
 from biomedlm_jax.training.checkpoint import Checkpointer
 from biomedlm_jax.training.config import FaultSettings
@@ -68,8 +68,9 @@ class SkippedUpdates:
         saved = "no step is saved" if last is None else f"the last good checkpoint is step {last}"
         fix = "continue with a lower optimizer.learning_rate in a new run, or other data"
         if self._in_a_row >= self._settings.skipped_in_a_row:
+            updates = counted(self._in_a_row, "update was", "updates in a row were")
             raise InputError(
-                f"{self._in_a_row} updates in a row were skipped, until step {step} with {what}; "
+                f"{updates} skipped, until step {step} with {what}; "
                 f"{saved}; --replay={file} looks for the cause; {fix}"
             )
         if applied and self._settings.spike == "stop":

@@ -38,7 +38,7 @@ def test_from_files_to_token_rows(tmp_path, capsys, report_at_both_ends):
     assert json.loads(figures.read_text()) == manifest
     assert "read                  101 / 0.0 MB" in printed.out
     assert "left out   1 of mine: older_version" in printed.out
-    assert f"corpus     {manifest['documents']} documents, 0.0 MB in 1 files" in printed.out
+    assert f"corpus     {manifest['documents']} documents, 0.0 MB in 1 file\n" in printed.out
     assert " s  read " in printed.err
     assert " s  write " in printed.err
     size = "--vocab_size=280"
@@ -95,16 +95,18 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         ([f"--source=pmc:{tmp_path}", out], "no file to read in"),
         ([f"--source=pmc:{file}", out, "--subsets=a"], "subsets of records, but no source"),
         ([f"--source=pmc:{file}", out, "--field=body=a"], "no source of the kind text"),
-        ([source, out, "--languages=fr", "--workers=1"], "left out: 3 language_unknown"),
+        ([f"--source=text:{tmp_path / 'none'}", out], "no such file or directory"),
     ):
-        rows = ROWS[:3] if "language_unknown" not in message else [{"text": "x"}] * 3
-        write(file, rows)
         assert cli.main(["build-corpus", *flags]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    # The parts of the last one were read.
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.parts", "a.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    write(file, [{"text": "x"}] * 3)
+    assert cli.main(["build-corpus", source, out, "--languages=fr", "--workers=1"]) == 2
+    error, kept = capsys.readouterr().err.splitlines()
+    assert error.endswith("left out: 3 language_unknown")
+    assert f"kept: 1 finished part in {tmp_path / '.out.parts'}; the same command" in kept
 
 
 CITATION = (
@@ -137,7 +139,7 @@ def test_from_the_files_of_nlm_to_a_corpus(tmp_path, capsys, real_data):
     medline = f"--source=medline:{tmp_path / 'baseline'},{tmp_path / 'updates'}"
     flags = [medline, f"--source=pmc:{jats}", f"--out={tmp_path / 'corpus'}", "--workers=1"]
     assert cli.main(["build-corpus", *flags]) == 0
-    assert "not read   1 files, hidden or of unknown format" in capsys.readouterr().out
+    assert "not read   1 file, hidden or of unknown format" in capsys.readouterr().out
     manifest = read_corpus_manifest(tmp_path / "corpus")
     pubmed, pmc = manifest["sources"]
     assert pubmed["left_out"] == {"abstract_of_article": 1, "deleted": 1, "older_version": 1}

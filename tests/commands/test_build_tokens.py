@@ -26,7 +26,7 @@ def test_the_command(tmp_path, capsys, report_at_both_ends):
     assert manifest["length"] == 32
     assert manifest["inputs"][0]["path"] == str(corpus)
     assert f"train       {manifest['splits']['train']['documents']} documents" in captured.out
-    assert "skipped     1 empty texts" in captured.out
+    assert "skipped     1 empty text" in captured.out
     assert " s  " in captured.err
     assert " MB/s" in captured.err
     assert cli.main(["build-tokens", *flags]) == 2
@@ -47,6 +47,6 @@ def test_the_summary_accounts_for_every_file(tmp_path, capsys):
     assert "d.jsonl:1: the line is longer than 1,000 bytes" in capsys.readouterr().err
     assert cli.main(["build-tokens", *flags, "--on_error=skip"]) == 0
     out = capsys.readouterr().out
-    assert f"1 files, hidden or of unknown format: {corpus / 'c.csv'}" in out
+    assert f"1 file, hidden or of unknown format: {corpus / 'c.csv'}" in out
     assert f"{corpus / 'b.jsonl'} has the content of {corpus / 'a.json'}" in out
     assert "special     200 times the text spells <|endoftext|>" in out

@@ -14,6 +14,7 @@ from biomedlm_jax.corpus.ngrams import words
 from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.corpus.tokenizer import train_tokenizer
 from biomedlm_jax.corpus.trace import build_indexes
+from biomedlm_jax.errors import counted
 from biomedlm_jax.generation.generator import NOTICE, generate
 from biomedlm_jax.generation.surprisal import score_text
 from biomedlm_jax.interop.huggingface import export_hf
@@ -215,7 +216,7 @@ def test_an_answer_is_traced_to_documents(world, release, tmp_path, capsys, monk
     output = capsys.readouterr().out
     assert output.startswith(answer + "\n")
     count = len(words(answer))
-    assert f"{count} of {count} words (100%) are in 1 span" in output
+    assert f"{count} of {counted(count, 'word')} (100%) are in 1 span" in output
     assert "PMID 12: Title" in output
 
 

@@ -36,7 +36,7 @@ def test_the_command(tmp_path, capsys):
     write_jsonl(answers, of_rows[1:])
     for bad, message in (
         ([*flags, f"--items={items}"], "exists; name another file"),
-        (flags, "1 examples have no answer, 0 answers have no example; such as 'a.tsv:1'"),
+        (flags, "1 example has no answer, 0 answers have no example; such as 'a.tsv:1'"),
         ([*flags, "--field=text"], "answers.jsonl:1: expected the text 'text', got no such field"),
     ):
         assert cli.main(["score-answers", *bad]) == 2

@@ -42,7 +42,7 @@ def test_the_command(corpus, tmp_path, capsys):
     expected = tokenizer_hash(tokenizer.train_tokenizer(TEXTS, vocab_size=SIZE))
     assert f"{SIZE} entries, {expected}" in printed
     assert "50 documents" in printed
-    assert "skipped    1 bad lines" in printed
+    assert "skipped    1 bad line" in printed
     assert tokenizer_hash(load_tokenizer(out)) == expected
     assert "pass --overwrite" in fails("--on_error=skip")
     assert "too small for vocab_size=28896" in fails(

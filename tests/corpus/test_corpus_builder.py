@@ -12,10 +12,11 @@ from pool_tasks import DASK, DIRECT
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus import corpus_builder, deduplication
-from biomedlm_jax.corpus.corpus_builder import build_corpus, parts_folder
+from biomedlm_jax.corpus.corpus_builder import build_corpus
 from biomedlm_jax.corpus.corpus_settings import CorpusSettings
 from biomedlm_jax.corpus.documents import read_documents
 from biomedlm_jax.corpus.filters import Filters
+from biomedlm_jax.corpus.parts_folder import parts_folder
 from biomedlm_jax.corpus.sources import parse_sources
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import damage
@@ -220,8 +221,10 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(corpus_builder, "make_part", fail)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as raised:
             build_corpus(given, out)
+    continues = "finished parts in {}; the same command continues with them"
+    assert raised.value.__notes__ == [f"kept: 3 {continues.format(parts_folder(out))}"]
     assert not out.exists()
     assert sorted(path.name for path in parts_folder(out).iterdir()) == sorted(
         folder.name for folder in made
@@ -236,6 +239,7 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left") as raised:
             build_corpus(given, out)
         assert raised.value.filename == str(out)
+        assert raised.value.__notes__ == [f"kept: 5 {continues.format(parts_folder(out))}"]
     assert read == ["1.jsonl", "2.jsonl"]  # of the articles
     assert not out.exists()
     assert build_corpus(given, out) == expected

@@ -109,7 +109,7 @@ def test_subsets_of_the_pile(tmp_path):
     assert skipped == Skipped(subsets=Counter(Github=2))
     assert texts_of(path, subsets="Github") == ["Github"] * 2
     with pytest.raises(
-        ValueError, match=r"no documents of the subsets Pubmed .*4 of other.*Github"
+        ValueError, match=r"no documents of the subsets Pubmed .*4 lines of other.*Github"
     ):
         texts_of(path, subsets=["Pubmed"])
 
@@ -227,7 +227,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, suffix):
         ("empty", "no file to read in .*empty; the known formats are"),
         ("a.csv", r"a\.csv has a name of unknown format; the known formats are"),
         ("a.*", r"a\.csv has a name of unknown format"),
-        ("blank.txt", "no documents in 1 file.* 1 empty texts"),
+        ("blank.txt", "no documents in 1 file.* 1 empty text"),
     ],
 )
 def test_input_that_is_not_there(tmp_path, name, message):

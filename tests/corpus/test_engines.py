@@ -11,6 +11,7 @@ from pool_tasks import (
     DIRECT,
     fail_at,
     fail_with_full_disk,
+    kill_itself,
     slow_square,
     square_and_process,
 )
@@ -35,7 +36,7 @@ def no_pipeline(monkeypatch):
 
     def run(self, elements):
         for element in [*elements, *elements]:
-            engines._run_task(element, str(self._folder))
+            engines._run_task(element, str(self._folder), repeats=self._repeats)
 
     monkeypatch.setattr(engines._BeamMap, "_run", run)
 
@@ -53,7 +54,7 @@ def test_beam_runs_tasks_in_several_processes_and_keeps_their_order(tmp_path, im
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [DIRECT, DASK], ids=["DirectRunner", "DaskRunner"])
-def test_errors_of_tasks_reach_the_caller(tmp_path, importable, flags):
+def test_errors_of_tasks_reach_the_caller(tmp_path, importable, flags, capfd):
     with open_engine(1, tmp_path, flags) as run:
         processes = {pid for _, pid in run(square_and_process, ((n,) for n in range(12)))}
         assert len(processes) > 1
@@ -62,7 +63,11 @@ def test_errors_of_tasks_reach_the_caller(tmp_path, importable, flags):
             list(run(fail_at, ((n, 3) for n in range(6))))
         with pytest.raises(OSError, match="No space left on device: '/full/disk'"):
             list(run(fail_with_full_disk, ((n,) for n in range(4))))
+        if flags == DIRECT:
+            with pytest.raises(OSError, match=r"failed: .*a worker process was killed"):
+                list(run(kill_itself, ((n,) for n in range(4))))
     assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in capfd.readouterr().err or flags != DIRECT
 
 
 def test_a_task_that_runs_again_changes_nothing(tmp_path, no_pipeline):

@@ -80,6 +80,10 @@ def test_of_a_corpus_only_its_documents_are_read(tmp_path):
     assert names == ["corpora/more.txt", f"corpora/one/{shard}", f"corpora/two/{shard}"]
     assert skipped == []
     assert len(input_files([tmp_path / "corpora" / "one"])) == 1
+    for path in (f"{tmp_path}/corpora/*/*.zst", f"{tmp_path}/corpora/one/manifest.json"):
+        with pytest.raises(InputError, match=r"one/.* has no documents, .* name .*/one/, or '"):
+            input_files([path])
+    assert len(input_files([f"{tmp_path}/corpora/*/documents-*"])) == 2
     (tmp_path / "corpora" / "one" / shard).unlink()
     with pytest.raises(InputError, match=f"one/{shard} is missing; copy the corpus again"):
         input_files([tmp_path / "corpora"])

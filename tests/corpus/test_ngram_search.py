@@ -112,5 +112,5 @@ def test_no_documents(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
     (tmp_path / "index").mkdir()
     index, one = NgramIndex.of(["a b c"], "words", LENGTH), np.zeros(1, int)
-    with pytest.raises(InputError, match=r"no documents in 1 file.*1 empty texts"):
+    with pytest.raises(InputError, match=r"no documents in 1 file.*1 empty text"):
         search_documents([index], one, one, [tmp_path / "a.jsonl"], tmp_path / "index")

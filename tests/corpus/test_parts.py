@@ -176,10 +176,10 @@ def test_a_truncated_file_ends_the_part_unless_it_may_be_skipped(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     lines = "".join(json.dumps({"text": f"{n} " * 400}) + "\n" for n in range(50))
     file.write_bytes(gzip.compress(lines.encode())[:-200])
-    with pytest.raises(
-        InputError, match=r"is truncated \(.*\); copy the file again, or pass --on_error"
-    ):
+    message = r"is truncated \(the .*\); copy the file again, or pass --on_error"
+    with pytest.raises(InputError, match=message) as caught:
         make_part(tmp_path / "part", TEXT, [file], settings())
+    assert str(caught.value).count(str(file)) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl.gz"]
     part = make_part(tmp_path / "part", TEXT, [file], settings(on_damage="skip"))
     assert 0 < part["counts"]["documents"] < 50

@@ -14,15 +14,28 @@ from biomedlm_jax.corpus.parts_folder import (
 from biomedlm_jax.errors import InputError
 
 
-def test_the_folder_is_beside_the_output_and_empty_ones_are_removed(tmp_path):
+def interrupt(finished, out):
+    with locked_parts_folder(out, "it") as folder:
+        for number in range(finished):
+            make_once(folder / f"{number}", {}, lambda new: {})
+        (folder / ".other").mkdir()  # of a process that was killed
+        raise KeyboardInterrupt
+
+
+def test_the_folder_is_beside_the_output_until_that_is_complete(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert parts_folder(tmp_path / "link") == tmp_path / ".real.parts"
-    with locked_parts_folder(tmp_path / "a", "it") as folder:
-        assert folder.is_dir()
-    assert not folder.exists()
-    with locked_parts_folder(tmp_path / "a", "it"):
-        (folder / "part").mkdir()
-    assert (folder / "part").is_dir()
+    with locked_parts_folder(tmp_path / "deep" / "a", "it") as folder:
+        make_once(folder / "part", {}, lambda new: {})
+    assert list((tmp_path / "deep").iterdir()) == []
+    for finished, note in ((0, None), (1, "1 finished part in"), (2, "2 finished parts in")):
+        folder = parts_folder(tmp_path / "a")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            interrupt(finished, tmp_path / "a")
+        notes = [f"kept: {note} {folder}; the same command continues with them"]
+        assert getattr(caught.value, "__notes__", []) == notes * bool(note)
+        assert folder.exists() == bool(note)
+        assert not (folder / ".other").exists()
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     message = r"another process builds these rows; .*\.a\.parts is locked"

@@ -25,6 +25,15 @@ def test_reports_while_the_block_runs(monkeypatch):
     assert threading.main_thread() not in reports
 
 
+def test_the_time_that_is_left(monkeypatch):
+    clock = iter(range(0, 10_000, 5))
+    left = progress.Remaining(clock=lambda: next(clock))
+    # What is there at the start, of an earlier call, took no time of this one.
+    texts = [left.text(done, 1000) for done in (500, 510, 520, 530, 530)]
+    assert texts == ["", *(f", 0:0{n} left" for n in ("4:05", "4:00", "3:55", "3:55"))]
+    assert left.text(1000, 1000) == ""
+
+
 def test_lines_follow_each_other_where_there_is_no_terminal(capsys):
     with progress.progress_line() as show:
         show("5 s  read")

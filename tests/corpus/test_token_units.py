@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from biomedlm_jax.corpus import token_units
+from biomedlm_jax.corpus import parts_folder, token_units
 from biomedlm_jax.corpus.documents import DocumentReader
 from biomedlm_jax.corpus.packer import SPLITS, Encoding, split_of
 from biomedlm_jax.corpus.token_units import (
@@ -154,16 +154,18 @@ def test_threads_are_limited_in_the_environment_of_the_process(
 
 
 def test_the_counts_can_be_read_while_a_unit_is_made(tmp_path, files, settings, monkeypatch):
-    monkeypatch.setattr(token_units, "LIVE_SECONDS", -1)
-    live, write = [], token_units.write_json
+    monkeypatch.setattr(parts_folder, "LIVE_SECONDS", -1)
+    live, write = [], parts_folder.write_json
     monkeypatch.setattr(
-        token_units,
+        parts_folder,
         "write_json",
         lambda path, value: (write(path, value), live.append(json.loads(path.read_text()))),
     )
     unit = make_unit(tmp_path / "unit", files, settings(), None)
-    assert live[-1] == unit["counts"]
-    assert not (tmp_path / "unit" / token_units.LIVE).exists()
+    *_, last = (counts for counts in live if "read_bytes" in counts)
+    assert last["counts"] == unit["counts"]
+    assert os.path.getsize(files[0]) <= last["read_bytes"] <= sum(map(os.path.getsize, files))
+    assert not (tmp_path / "unit" / parts_folder.LIVE).exists()
 
 
 def test_a_damaged_file_is_compared_as_it_is(tmp_path):

@@ -1,6 +1,7 @@
 """tokens.py: the same documents give the same rows, and a directory is whole or not there."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from biomedlm_jax.cli import main
 from biomedlm_jax.corpus import packer, row_shards, token_units, tokens
+from biomedlm_jax.corpus import parts_folder as folders
 from biomedlm_jax.corpus.documents import DocumentReader, Skipped, read_documents
 from biomedlm_jax.corpus.parts_folder import parts_folder
 from biomedlm_jax.corpus.rows import Rows
@@ -168,7 +170,7 @@ def test_an_interrupted_build_changes_nothing(build, out, documents, error, monk
 def test_progress_counts_what_was_packed(build, documents, report_at_both_ends):
     report_at_both_ends(tokens)
     counts = []
-    manifest = build(progress=lambda splits: counts.append(splits["train"]["rows"]))
+    manifest = build(progress=lambda state: counts.append(state.counts["train"]["rows"]))
     assert counts == [0, manifest["splits"]["train"]["rows"]]
 
 
@@ -421,7 +423,7 @@ def test_what_is_skipped_in_each_file_is_counted(build_files, files, tmp_path):
     assert (expected.bad, expected.empty, len(expected.files)) == (1, 1, 1)
     assert manifest["skipped"]["files"]["names"] == [str(tmp_path / "corpus" / "c.csv")]
     other = DocumentReader(subsets=("b",), subset_field="part", on_error="skip")
-    message = r"no documents of the subsets b in 1 file\(s\).*; skipped: 27 bad lines"
+    message = r"no documents of the subsets b in 1 file, .*; skipped: 27 bad lines"
     with pytest.raises(InputError, match=message):
         build_files(tmp_path / "none", [files[4]], reader=other)
     with pytest.raises(InputError, match=r"got workers=0; expected at least 1"):
@@ -449,11 +451,15 @@ def test_progress_counts_unfinished_units_and_never_goes_back(build_files, monke
         return call
 
     monkeypatch.setattr(tokens, "report_regularly", regularly)
-    monkeypatch.setattr(token_units, "LIVE_SECONDS", -1)
-    for module, name in ((token_units, "write_json"), (tokens, "make_unit")):
+    monkeypatch.setattr(folders, "LIVE_SECONDS", -1)
+    for module, name in ((folders, "write_json"), (tokens, "make_unit")):
         monkeypatch.setattr(module, name, reporting(getattr(module, name)))
-    manifest = build_files(progress=lambda splits: shown.append(splits["train"]["documents"]))
-    assert shown == sorted(shown)
-    assert len(shown) > 10
-    assert shown[0] > 0
-    assert shown[-1] == manifest["splits"]["train"]["documents"]
+    manifest = build_files(progress=lambda state: shown.append(dataclasses.replace(state)))
+    documents = [state.counts["train"]["documents"] for state in shown]
+    read, size = [state.done_bytes for state in shown], shown[-1].all_bytes
+    for values in (documents, read):
+        assert values == sorted(values)
+        assert len({*values}) > 4
+    assert documents[0] > 0
+    assert documents[-1] == manifest["splits"]["train"]["documents"]
+    assert read[-1] == size == sum(file["bytes"] for file in manifest["inputs"])

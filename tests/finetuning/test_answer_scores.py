@@ -302,7 +302,7 @@ def test_datasets_are_scored_apart(tmp_path):
 def test_answers_and_references_must_match(tmp_path):
     rows = instructions(tmp_path, "w B-X\n\nw O\n", task="ner")
     for answers in ({}, {"gold.tsv:1": "None"}, {row["id"]: "" for row in rows} | {"x": ""}):
-        with pytest.raises(InputError, match=r"examples have no answer, . answers have no example"):
+        with pytest.raises(InputError, match=r"ha(s|ve) no answer, . answers? ha"):
             score_answers(rows, answers)
 
 

@@ -194,7 +194,7 @@ def test_every_file_of_a_corpus(tmp_path):
     source, corpus = tmp_path / "a.jsonl", tmp_path / "corpus"
     source.write_text('{"text": "Aspirin inhibits platelets."}\n')
     build_corpus(parse_sources([f"text:{source}"]), corpus)
-    assert lines(corpus) == [".: 4 files are whole", "documents: the manifest lists 1 documents"]
+    assert lines(corpus) == [".: 4 files are whole", "documents: the manifest lists 1 document"]
     (corpus / "more.txt").write_text("x")
     flip(corpus / "documents-00000-of-00001.jsonl.zst")
     (problems,) = damaged(corpus).values()

@@ -86,7 +86,7 @@ def test_the_lines(run):
         "skip at step 9: not finite",
     ]
     assert [line for line in lines if line in expected] == expected
-    assert "checkpoints/8: 1 files are whole" in lines
+    assert "checkpoints/8: 1 file is whole" in lines
     assert "of 160 s in 2 starts (start 20 s, step 60 s, " in lines[-1]
 
 

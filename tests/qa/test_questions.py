@@ -8,7 +8,6 @@ from biomedlm_jax.qa.questions import (
     Question,
     Skipped,
     check_limit,
-    counted,
     first_questions,
     overlap,
     questions_hash,
@@ -43,10 +42,6 @@ def test_a_limit_is_a_number_of_questions_or_a_fraction():
             check_limit(bad)
     for limit, n in ((None, 5), (3, 3), (9, 5), (0.5, 3)):
         assert first_questions([ONE] * 5, limit) == [ONE] * n
-
-
-def test_counted():
-    assert [counted(n, "epoch") for n in (0, 1, 1273)] == ["0 epochs", "1 epoch", "1,273 epochs"]
 
 
 def test_the_account_is_a_table_of_reasons_for_the_report():
