@@ -52,7 +52,7 @@ def render_page(title: str, sections: Sequence[Section], *, facts: Mapping[str, 
     environment.globals["kind"] = lambda part: type(part).__name__
     environment.filters["shown"] = _shown
     environment.tests["numeric"] = _is_numeric
-    text = resources.files(__package__).joinpath("html_page.html").read_text(encoding="utf-8")
+    text = resources.files("biomedlm_jax").joinpath("html_page.html").read_text(encoding="utf-8")
     page = environment.from_string(text)
     return page.render(title=title, sections=sections, facts=facts)
 
