@@ -167,6 +167,7 @@ def test_a_prompt_may_fill_the_positions(pairs, prompts_of, name):
     assert ours == peer.generate(prompts, max_new_tokens=6)[0]
 
 
+@pytest.mark.slow
 def test_a_trained_model_decodes_as_in_transformers(trained, prompts_of):
     model, decoder, peer = trained
     prompts = [

@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 
 
-@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("flag", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("layers", "heads", "width", "mlp_width"),
     [
@@ -56,7 +56,7 @@ def test_flag_changes_the_function(make_model):
     assert np.abs(on - off).max() > 0.1
 
 
-@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("flag", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_directory_that_transformers_wrote(tmp_path, flag):
     config = transformers.GPT2Config(
         vocab_size=131,
