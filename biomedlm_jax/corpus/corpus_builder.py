@@ -173,8 +173,12 @@ class _Build:
                 self.parts.append((number, folder, {}))
                 tasks.append((folder, source, batch, settings))
         remove_other_parts(self.folder, kept)
-        self.state.all_bytes = sum(file.stat().st_size for one in files for file in one)
-        for index, part in enumerate(self.run_map(make_part, tasks)):
+        # The longest first: one that starts last would leave the other processes without work.
+        sizes = [sum(file.stat().st_size for file in batch) for _, _, batch, _ in tasks]
+        self.state.all_bytes = sum(sizes)
+        order = sorted(range(len(tasks)), key=lambda index: -sizes[index])
+        results = self.run_map(make_part, (tasks[index] for index in order))
+        for index, part in zip(order, results, strict=True):
             inputs, _ = part.pop("inputs"), part.pop("ends")  # there may be millions
             part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
             self.parts[index] = (*self.parts[index][:2], part)
