@@ -1,8 +1,8 @@
 """Sorted runs: keys of records in files, so that equal keys meet in bounded memory.
 
 This is an external sort by two rounds of tasks. A task of the first round sorts the keys of some
-segments into a run. One of the second reads the keys of a range, at most about JOINED, from all runs. Keys
-are hashes: they are spread evenly over their 64 bits.
+segments into a run. One of the second reads the keys of a range, about JOINED or fewer, from all
+runs. Keys are hashes: they are spread evenly over their 64 bits.
 """
 
 import os
@@ -43,7 +43,7 @@ def write_run(work: Path, name: str, number: int, rows: Rows) -> None:
 
 
 def ranges(keys: int) -> list[tuple[int, int]]:
-    """Return (first, end) of ranges that hold at most about JOINED of so many keys, at least one."""
+    """Return (first, end) of ranges that hold about JOINED or fewer of so many keys."""
     least, most = SPREAD
     count = max(1, -(-keys // JOINED), min(-(-keys // least), most))
     ends = [(number << 64) // count for number in range(count + 1)]

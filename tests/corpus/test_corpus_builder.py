@@ -151,6 +151,19 @@ def test_any_number_of_processes_gives_the_same_bytes(given, tmp_path):
     assert counts == [len(lines(one, name)) for name in names]
 
 
+def test_the_largest_files_are_read_first(given, tmp_path, monkeypatch):
+    sizes, make_part = [], corpus_builder.make_part
+
+    def recorded(folder, source, files, settings):
+        sizes.append(sum(file.stat().st_size for file in files))
+        return make_part(folder, source, files, settings)
+
+    monkeypatch.setattr(corpus_builder, "make_part", recorded)
+    build_corpus(given, tmp_path / "corpus")
+    assert len({*sizes}) > 3
+    assert sizes == sorted(sizes, reverse=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [DIRECT, DASK], ids=["DirectRunner", "DaskRunner"])
 def test_beam_gives_the_same_bytes(given, tmp_path, flags, monkeypatch):
