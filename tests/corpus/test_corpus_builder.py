@@ -243,13 +243,14 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         module = "biomedlm_jax.corpus.parts"
         reader = sys.modules[module].read_source
-        patch.setattr(f"{module}.read_source", lambda *a: read.append(a[1].name) or reader(*a))
+        patch.setattr(f"{module}.read_source", lambda *a: read.append(a[1]) or reader(*a))
         full = OSError(28, "No space left on device")
         patch.setattr(corpus_builder, "write_shard", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(OSError, match="No space left") as raised:
             build_corpus(given, out)
         assert raised.value.filename == str(out)
-    assert read == ["1.jsonl", "2.jsonl"]  # of the articles
+    files = sorted(tmp_path.glob("a*/*.jsonl"), key=lambda file: file.stat().st_size)
+    assert read == files[1::-1]  # three were read before
     assert not out.exists()
     assert build_corpus(given, out) == expected
     assert content(out) == content(tmp_path / "expected")
