@@ -4,8 +4,9 @@
     python scripts/corpus_speed.py --megabytes=4300 --files=24 --references=40 --only --rounds=1
 
 Makes MEDLINE files of random words, builds a corpus of them in new processes, with 1 worker and
-with --workers in turn, and prints the median seconds, MB of XML per second, CPU seconds, and the
-peaks of resident memory of the parent and of its largest worker. Stops if the corpora differ.
+with --workers in turn, and prints the median seconds, MB of XML per second, CPU seconds, those that
+other processes of the machine used meanwhile, and the peaks of resident memory of the parent and of
+its largest worker. Stops if the corpora differ.
 With --only, the side with 1 worker is left out.
 """
 
@@ -81,15 +82,26 @@ def build(source: Path, out: Path, workers: int) -> dict[str, float]:
     script = out.with_name("child.py")
     script.write_text(CHILD)
     arguments = ["build-corpus", f"--source=medline:{source}", f"--out={out}", "--overwrite"]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), busy()
     command = [sys.executable, str(script), *arguments, f"--workers={workers}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"build-corpus failed: {done.stderr}")
     seconds = time.perf_counter() - start
+    used = busy() - used
     cpu, own, largest = map(float, done.stdout.splitlines()[-1].split())
     peaks = {"parent_mb": own * 1024 / 1e6, "worker_mb": largest * 1024 / 1e6 * (workers > 1)}
-    return {"seconds": seconds, "cpu_seconds": cpu, **peaks}
+    return {"seconds": seconds, "cpu_seconds": cpu, "others_cpu_seconds": used - cpu, **peaks}
+
+
+def busy() -> float:
+    """Return the CPU seconds that all processes of the machine have used; nan if not Linux."""
+    try:
+        ticks = Path("/proc/stat").read_text().split(maxsplit=8)[1:8]
+    except OSError:
+        return float("nan")
+    user, nice, system, _, _, interrupts, soft = map(int, ticks)
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -135,8 +147,9 @@ def main() -> None:
         rate = size / 1e6 / figures["seconds"]
         print(
             f"{workers} workers: {figures['seconds']:.1f} s, {rate:.1f} MB/s of XML, {ratio:.2f}x, "
-            f"CPU {figures['cpu_seconds']:.1f} s, peak {figures['parent_mb']:.0f} MB of the parent "
-            f"and {figures['worker_mb']:.0f} MB of a worker"
+            f"CPU {figures['cpu_seconds']:.1f} s, of others {figures['others_cpu_seconds']:.1f} s, "
+            f"peak {figures['parent_mb']:.0f} MB of the parent and {figures['worker_mb']:.0f} MB of "
+            "a worker"
         )
     if options.json:
         Path(options.json).write_text(json.dumps({"xml_bytes": size, "sides": medians}, indent=2))

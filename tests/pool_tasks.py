@@ -39,6 +39,16 @@ def fail_with_full_disk(number: int) -> int:
     return number
 
 
+def wait_for_file(path: str, number: int, last: int) -> bool:
+    """Return whether the file appears, for number 0; the last number makes it."""
+    if number == last:
+        Path(path).touch()
+    deadline = time.monotonic() + 30
+    while number == 0 and not Path(path).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return Path(path).exists()
+
+
 def write_pid_and_wait(folder: str, number: int) -> None:
     Path(folder, f"pid{number}").write_text(str(os.getpid()))
     time.sleep(60)

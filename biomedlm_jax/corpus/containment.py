@@ -1,6 +1,7 @@
 """Containment: texts most of whose shingles are in a text twice as long.
 
 A short text is looked up by its seeds, a few of its shingles, among the samples of longer texts.
+All of these are small hashes: their products with a constant are spread over the ranges of joins.
 """
 
 from itertools import pairwise
@@ -12,6 +13,7 @@ from biomedlm_jax.corpus.copies import Cache
 from biomedlm_jax.corpus.segments import Segments, open_segments
 from biomedlm_jax.corpus.signatures import SEEDS, containment
 from biomedlm_jax.corpus.sorted_runs import (
+    FACTOR,
     JOINED,
     Rows,
     groups,
@@ -41,7 +43,7 @@ def seed_rows(segments: Segments, kept: np.ndarray, first: int, end: int) -> Row
     single = np.sum([rows[name] != 0 for name in names], axis=0) == 1
     there = keys != 0
     owners = {"record": np.tile(rows["record"], SEEDS), "single": np.tile(single, SEEDS)}
-    return _without_common({"key": keys[there], **select(owners, there)})
+    return _without_common({"key": keys[there] * FACTOR, **select(owners, there)})
 
 
 def sample_rows(segments: Segments, kept: np.ndarray, first: int, end: int) -> Rows:
@@ -55,7 +57,7 @@ def sample_rows(segments: Segments, kept: np.ndarray, first: int, end: int) -> R
         these = long[own]
         parts.append((segments.column(segment, "sample")[these], own[these] + np.uint32(start)))
     keys, records = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _without_common({"key": keys, "record": records})
+    return _without_common({"key": keys * FACTOR, "record": records})
 
 
 def _without_common(rows: Rows) -> Rows:

@@ -186,7 +186,10 @@ class _Build:
                 tasks.append((folder, source, batch, settings))
         remove_other_parts(self.folder, kept)
         self.state.all_bytes = sum(self.sizes.values())
-        for index, part in enumerate(self.run_map(make_part, tasks)):
+        # The longest first: one that starts last would leave the other processes without work.
+        order = sorted(range(len(tasks)), key=lambda index: -self.sizes[tasks[index][0]])
+        results = self.run_map(make_part, (tasks[index] for index in order))
+        for index, part in zip(order, results, strict=True):
             inputs, _ = part.pop("inputs"), part.pop("ends")  # there may be millions
             part["files"], part["bytes"] = len(inputs), sum(file["bytes"] for file in inputs)
             self.parts[index] = (*self.parts[index][:2], part)

@@ -49,6 +49,7 @@ from biomedlm_jax.corpus.versions import (
 from biomedlm_jax.errors import InputError
 
 RUN_BYTES = 1 << 26  # of the numbers of segments whose keys are one run
+SORTING = (1 << 22, 16)  # bytes of a run, unless there are more runs
 LINKS = 1 << 20  # of components, in memory at once
 COMPARING = (1 << 14, 64)  # rows of a task that compares texts, unless there are more tasks
 
@@ -165,10 +166,13 @@ class _Steps:
         save(work / "shingles.npy", sizes)
         segments.write(work)
         self.runs: list[tuple[int, int]] = []  # first segment of each, and the one after the last
+        there = [(part / f"{number:05d}.npz").stat().st_size for part, number in segments.folders]
+        least, most = SORTING
+        enough = min(RUN_BYTES, max(least, -(-sum(there) // most)))
         first = size = 0
-        for segment, (part, number) in enumerate(segments.folders):
-            size += (part / f"{number:05d}.npz").stat().st_size
-            if size >= RUN_BYTES or segment + 1 == len(segments.folders):
+        for segment, more in enumerate(there):
+            size += more
+            if size >= enough or segment + 1 == len(segments.folders):
                 self.runs.append((first, segment + 1))
                 first, size = segment + 1, 0
 

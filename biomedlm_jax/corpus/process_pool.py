@@ -12,13 +12,14 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent import futures
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 Result = TypeVar("Result")
-AHEAD = 2  # tasks for each process that are waiting
+AHEAD = 2  # unfinished tasks for each process
 KILLED = "a worker process was killed, perhaps for want of memory; run the command again"
 
 
@@ -50,10 +51,13 @@ def worker_processes(workers: int) -> Iterator[Map]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
 
     def run(function: Callable[..., Result], tasks: Iterable[tuple]) -> Iterator[Result]:
-        waiting = deque()
+        waiting, unfinished = deque(), set()
         for task in tasks:
             waiting.append(pool.submit(function, *task))
-            if len(waiting) >= AHEAD * workers:
+            unfinished.add(waiting[-1])
+            if len(unfinished) >= AHEAD * workers:  # not those behind a long task
+                unfinished = futures.wait(unfinished, return_when=FIRST_COMPLETED).not_done
+            while waiting and waiting[0].done():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -14,9 +14,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasketch import MinHash
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 WIDTH = 5  # words of a shingle
 PERMUTATIONS = 128  # at most
@@ -150,7 +153,10 @@ def mixed(hashes: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(1)
-def _minhash(permutations: int) -> MinHash:
+def _minhash(permutations: int) -> "MinHash":
+    # It imports scipy.integrate, half a second: a parent of workers would only delay these.
+    from datasketch import MinHash
+
     return MinHash(num_perm=permutations, seed=1, scheme="affine32", hashfunc=int)
 
 

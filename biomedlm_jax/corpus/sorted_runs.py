@@ -1,8 +1,8 @@
 """Sorted runs: keys of records in files, so that equal keys meet in bounded memory.
 
 This is an external sort by two rounds of tasks. A task of the first round sorts the keys of some
-segments into a run. One of the second reads the keys of a range, about JOINED, from all runs. Keys
-are hashes: they are spread evenly over their 64 bits.
+segments into a run. One of the second reads the keys of a range, about JOINED or fewer, from all
+runs. Keys are hashes: they are spread evenly over their 64 bits.
 """
 
 import os
@@ -15,6 +15,7 @@ import numpy as np
 from biomedlm_jax.corpus.parts_folder import unique_name
 
 JOINED = 1 << 22  # keys, or rows, that a task holds
+SPREAD = (1 << 18, 16)  # keys of a range, unless there are more ranges: work for all processes
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: the product of a number has all its information
 _SMALL = 4096  # bytes of a file that is not worth mapping, or cannot be as it is empty
 
@@ -42,8 +43,9 @@ def write_run(work: Path, name: str, number: int, rows: Rows) -> None:
 
 
 def ranges(keys: int) -> list[tuple[int, int]]:
-    """Return (first, end) of ranges that hold about JOINED of so many keys, at least one range."""
-    count = max(1, -(-keys // JOINED))
+    """Return (first, end) of ranges that hold about JOINED or fewer of so many keys."""
+    least, most = SPREAD
+    count = max(1, -(-keys // JOINED), min(-(-keys // least), most))
     ends = [(number << 64) // count for number in range(count + 1)]
     return list(pairwise(ends))
 

@@ -1,8 +1,8 @@
 import numpy as np
-from duplicates import KEPT, RNG, WORDS, citation, decide, edited, full, text
+from duplicates import KEPT, RNG, WORDS, citation, decide, edited, full, text, write_segments
 
 from biomedlm_jax.corpus import containment, sorted_runs
-from biomedlm_jax.corpus.containment import pair_ranges
+from biomedlm_jax.corpus.containment import pair_ranges, sample_rows, seed_rows
 
 
 def test_a_text_inside_a_longer_one_is_left_out():
@@ -52,6 +52,19 @@ def test_a_common_phrase_is_no_containment(monkeypatch):
     records = [citation(abstract=phrase), *(full(body=f"{text(400)} {phrase}") for _ in range(6))]
     assert decide(records) == [KEPT] * 7  # more than COMMON articles have it: nobody's abstract
     assert decide(records[:5])[0] == ("contained", 1)
+
+
+def test_the_ranges_of_a_join_have_equal_parts_of_the_keys(tmp_path):
+    """Though seeds and samples are the smallest hashes of their texts."""
+    records = [citation(abstract=text(150)) for _ in range(150)]
+    segments, kept = write_segments(tmp_path, records), np.ones(150, bool)
+    edges = np.array([first for first, _ in sorted_runs.ranges(1 << 22)], np.uint64)
+    assert len(edges) == 16
+    for rows_of in (seed_rows, sample_rows):
+        keys = rows_of(segments, kept, 0, len(segments.sizes))["key"]
+        counts = np.bincount(np.searchsorted(edges, keys, side="right") - 1, minlength=16)
+        assert len(keys) > 800
+        assert counts.max() < 2 * counts.min()
 
 
 def test_ranges_of_pairs_have_a_limited_number_of_whole_parts(tmp_path, monkeypatch):

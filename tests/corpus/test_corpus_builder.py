@@ -152,6 +152,19 @@ def test_any_number_of_processes_gives_the_same_bytes(given, tmp_path):
     assert counts == [len(lines(one, name)) for name in names]
 
 
+def test_the_largest_files_are_read_first(given, tmp_path, monkeypatch):
+    sizes, make_part = [], corpus_builder.make_part
+
+    def recorded(folder, source, files, settings):
+        sizes.append(sum(file.stat().st_size for file in files))
+        return make_part(folder, source, files, settings)
+
+    monkeypatch.setattr(corpus_builder, "make_part", recorded)
+    build_corpus(given, tmp_path / "corpus")
+    assert len({*sizes}) > 3
+    assert sizes == sorted(sizes, reverse=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [DIRECT, DASK], ids=["DirectRunner", "DaskRunner"])
 def test_beam_gives_the_same_bytes(given, tmp_path, flags, monkeypatch):
@@ -233,14 +246,15 @@ def test_a_build_continues_after_an_error(given, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         module = "biomedlm_jax.corpus.parts"
         reader = sys.modules[module].read_source
-        patch.setattr(f"{module}.read_source", lambda *a: read.append(a[1].name) or reader(*a))
+        patch.setattr(f"{module}.read_source", lambda *a: read.append(a[1]) or reader(*a))
         full = OSError(28, "No space left on device")
         patch.setattr(corpus_builder, "write_shard", lambda *_: (_ for _ in ()).throw(full))
         with pytest.raises(OSError, match="No space left") as raised:
             build_corpus(given, out)
         assert raised.value.filename == str(out)
         assert raised.value.__notes__ == [f"kept: 5 {continues.format(parts_folder(out))}"]
-    assert read == ["1.jsonl", "2.jsonl"]  # of the articles
+    files = sorted(tmp_path.glob("a*/*.jsonl"), key=lambda file: file.stat().st_size)
+    assert read == files[1::-1]  # three were read before
     assert not out.exists()
     assert build_corpus(given, out) == expected
     assert content(out) == content(tmp_path / "expected")

@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from pool_tasks import fail_at, kill_itself, slow_square
+from pool_tasks import fail_at, kill_itself, slow_square, wait_for_file
 
 from biomedlm_jax.corpus.process_pool import worker_processes
 from biomedlm_jax.errors import InputError
@@ -27,6 +27,12 @@ def test_results_come_in_the_order_of_the_tasks():
             assert [*run(slow_square, [])] == []
             assert [*run(slow_square, [(3,)])] == [9]
     assert_that_all_have_ended()
+
+
+def test_a_long_task_does_not_stop_the_others(tmp_path):
+    with worker_processes(2) as run:
+        tasks = ((str(tmp_path / "last"), number, 19) for number in range(20))
+        assert next(run(wait_for_file, tasks))
 
 
 def test_an_error_ends_all_processes():

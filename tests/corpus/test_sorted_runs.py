@@ -33,6 +33,11 @@ def test_an_empty_range_and_no_keys(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_few_keys_have_several_ranges():
+    counts = [len(ranges(keys)) for keys in (1 << 18, (1 << 18) + 1, 1 << 22, 1 << 26, 1 << 28)]
+    assert counts == [1, 2, 16, 16, 64]
+
+
 @pytest.mark.parametrize("keys", [[], [3], [3, 3], [1, 2, 2, 5, 7, 7, 7]])
 def test_rows_whose_key_another_has(keys):
     keys = np.array(keys, np.uint64)
