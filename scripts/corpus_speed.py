@@ -148,8 +148,8 @@ def main() -> None:
         print(
             f"{workers} workers: {figures['seconds']:.1f} s, {rate:.1f} MB/s of XML, {ratio:.2f}x, "
             f"CPU {figures['cpu_seconds']:.1f} s, of others {figures['others_cpu_seconds']:.1f} s, "
-            f"peak {figures['parent_mb']:.0f} MB of the parent and {figures['worker_mb']:.0f} MB of "
-            "a worker"
+            f"peak {figures['parent_mb']:.0f} MB of the parent and {figures['worker_mb']:.0f} MB "
+            "of a worker"
         )
     if options.json:
         Path(options.json).write_text(json.dumps({"xml_bytes": size, "sides": medians}, indent=2))
