@@ -118,6 +118,7 @@ def test_pieces_of_characters_that_tokens_share_are_entries_of_the_vocabulary():
     assert (report.tokens, report.words, report.whole_words) == (2, 2, 1.0)
 
 
+@pytest.mark.slow
 def test_real_abstracts_keep_a_term_whole_that_gpt2_splits(real_data):
     gpt2 = load_tokenizer(real_data / "gpt2_tokenizer")
     assert (gpt2.get_vocab_size(), gpt2.token_to_id(END_OF_TEXT)) == (50_257, 50_256)

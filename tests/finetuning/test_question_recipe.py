@@ -152,6 +152,7 @@ def test_a_signal_stops_the_evaluation_between_its_batches(
     assert records(run) == records(short_question_run[0])
 
 
+@pytest.mark.slow
 def test_a_head_learns_beside_frozen_bfloat16_weights(world, question_config, lora, tmp_path):
     changes = {**lora, "lora__frozen_dtype": "bfloat16", "training__epochs": 1}
     with pytest.warns(RuntimeWarning, match="bfloat16 rounds"):

@@ -111,6 +111,7 @@ def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     assert names - {"score"} == {"lora", "rows"}
 
 
+@pytest.mark.slow
 def test_the_trained_parameters_and_what_was_left_out_are_printed(
     world, text_config, lora, tmp_path, capfd
 ):

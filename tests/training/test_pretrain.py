@@ -236,6 +236,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_the_model_of_a_run_with_lora_is_the_merged_one(continued, finished, tmp_path):
     source, run = shutil.copytree(finished, tmp_path / "source"), tmp_path / "run"
     for step in (8, 12):  # what is left has much to learn
@@ -444,6 +445,7 @@ def mixed(config, dataset, general):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture_resumes_to_the_same_bits(mixed, general, tmp_path, capsys):
     whole, part = tmp_path / "whole", tmp_path / "part"
     metrics = pretrain(mixed, whole)
