@@ -24,7 +24,7 @@ COMMANDS = (
     *("quickstart", "build-corpus", "train-tokenizer", "compare-tokenizers", "build-tokens"),
     *("pretrain", "build-instructions", "finetune", "contamination", "evaluate", "generate"),
     *("trace", "score-answers", "inspect", "verify", "import-hf", "export-hf", "verify-hf"),
-    *("plan", "bench"),
+    *("export-gguf", "push", "plan", "bench"),
 )
 
 # Flags that take a path of Google Cloud Storage, and commands whose --out does.

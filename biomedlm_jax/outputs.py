@@ -138,6 +138,38 @@ def atomic_directory(
 
 
 @contextlib.contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a new path beside the file `path`; what the block writes there replaces it at the end.
+
+    After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. What killed
+    processes left beside it is removed. Raises what `check_file` raises.
+    """
+    check_file(path, overwrite=overwrite)
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.new"):
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and left.is_file() and not process_is_alive(int(process)):
+            left.unlink(missing_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with _exit_on_sigterm():
+        try:
+            yield new
+            check_file(path, overwrite=overwrite)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def check_file(path: str | Path, *, overwrite: bool) -> None:
+    """Raise InputError if `path` is a directory, or exists and there is no `overwrite`."""
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory; name a file")
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path} exists; name another file, or pass --overwrite")
+
+
+@contextlib.contextmanager
 def _scratch_directory(path: Path) -> Iterator[None]:
     """Make a directory, and remove it after the block; its lock marks it as in use."""
     path.mkdir()

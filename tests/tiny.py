@@ -170,3 +170,17 @@ def directory_of(model_type: str, directory: Path, **changes: Any) -> Path:
     else:
         byte_pairs(directory, qwen=True)
     return directory
+
+
+def complete_merges(directory: Path) -> None:
+    """Give a tokenizer of `sentencepiece` the merges that transformers' converter lists: all."""
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    file = directory / "tokenizer.json"
+    state = json.loads(file.read_text())
+    vocabulary = state["model"]["vocab"]
+    special = {name for name, i in vocabulary.items() if i < 259}
+    scores = {name: 258.0 - i for name, i in vocabulary.items() if name not in special}
+    merges = generate_merges(vocabulary, scores, special)
+    state["model"]["merges"] = [list(pair) for pair in merges]
+    file.write_text(json.dumps(state, ensure_ascii=False))

@@ -261,7 +261,7 @@ def _warn_of_differences(directory: Path, name: str, tokenizer: Tokenizer, whole
     """Warn of the parts of tokenizer.json that the class `name` replaces."""
     used = json.loads(tokenizer.to_str())
     parts = ("normalizer", "pre_tokenizer")
-    if name == LLAMA and _spaced(whole) == _spaced(used):
+    if name == LLAMA and space_scheme(whole) == space_scheme(used):
         parts = ()
     left_out = [
         f"{part} {_kind(whole.get(part))}"
@@ -283,7 +283,7 @@ def _warn_of_differences(directory: Path, name: str, tokenizer: Tokenizer, whole
         )
 
 
-def _spaced(state: Mapping) -> tuple | None:
+def space_scheme(state: Mapping) -> tuple | None:
     """Return where spaces are put and replaced, in either form of SentencePiece's conversion."""
     normalizer, words = state.get("normalizer"), state.get("pre_tokenizer")
     if normalizer is None and words and words["type"] == "Metaspace":

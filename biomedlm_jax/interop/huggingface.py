@@ -232,7 +232,8 @@ def export_hf(
     if fold_attention_scale:
         config, fold = family(config.model_type).fold_attention_scale(config)
     fields = config_to_hf(config) | (_head_fields(head, tokenizer, config) if head else {})
-    shapes, read = weights.tensor_shapes(model), weights.tensor_reader(model, fold=fold)
+    shapes = weights.tensor_shapes(model)
+    read = weights.folded(model, weights.tensor_reader(model), fold)
     dtypes = dict.fromkeys(shapes, dtype) if isinstance(dtype, str) else dict(dtype)
     if unknown := sorted({*dtypes.values()} - {*WRITTEN}):
         raise InputError(f"got dtype={unknown[0]!r}; expected one of {', '.join(WRITTEN)}")

@@ -145,11 +145,10 @@ def read_model(
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[leaf_name(path)], abstract)
 
 
-def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.ndarray]:
+def tensor_reader(model: Any) -> Callable[[str], np.ndarray]:
     """Return a function from a Hugging Face name to that tensor of `model`: float32, on the host.
 
-    Leaves with `fold` in their name are divided by the layer's index + 1, see the family's
-    `fold_attention_scale`. Raises InputError for a model spread over several processes.
+    Raises InputError for a model spread over several processes.
     """
     leaves, shapes, where = named_leaves(model), _shapes(model), hf_tensor_map(model)
     if not all(leaf.is_fully_addressable for leaf in leaves.values()):
@@ -162,10 +161,7 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
             array = jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
         elif array.shape != shapes[leaf]:  # vocabulary padding
             array = array[tuple(map(slice, shapes[leaf]))]
-        values = np.asarray(array, np.float32)
-        if layer is not None and fold is not None and fold in leaf:
-            values = values / np.float32(layer + 1)
-        return values
+        return np.asarray(array, np.float32)
 
     def read(name: str) -> np.ndarray:
         names, layer, transposed = where[name]
@@ -173,6 +169,28 @@ def tensor_reader(model: Any, *, fold: str | None = None) -> Callable[[str], np.
         return tensor.T if transposed else tensor
 
     return read
+
+
+def folded(
+    model: Any, read: Callable[[str], np.ndarray], fold: str | None
+) -> Callable[[str], np.ndarray]:
+    """Return a `read` whose leaves with `fold` in their name are divided by the layer's index + 1.
+
+    See the family's `fold_attention_scale`.
+    """
+    where = hf_tensor_map(model)
+
+    def divided(name: str) -> np.ndarray:
+        tensor, (leaves, layer, transposed) = read(name), where[name]
+        if fold is None or layer is None or not any(fold in leaf for leaf in leaves):
+            return tensor
+        parts = np.split(tensor.T if transposed else tensor, len(leaves), axis=-1)
+        divisor = np.float32(layer + 1)
+        parts = [p / divisor if fold in leaf else p for p, leaf in zip(parts, leaves, strict=True)]
+        tensor = np.concatenate(parts, axis=-1)
+        return tensor.T if transposed else tensor
+
+    return divided
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:

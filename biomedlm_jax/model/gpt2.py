@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model import layers
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.language_model import Family, LanguageModel, Tensor, stack_blocks
+from biomedlm_jax.model.language_model import GGUF, Family, LanguageModel, Tensor, stack_blocks
 from biomedlm_jax.settings import setting
 
 PARTS = ("query", "key", "value")
@@ -318,6 +318,10 @@ FAMILY = Family(
     buffers=r"h\.\d+\.attn\.(bias|masked_bias)",  # causal mask, masked logit
     # The config by which released weights are recognised, and their licence.
     published={"BioMedLM": (GPT2Config(), "bigscience-bloom-rail-1.0")},
+    gguf=GGUF(
+        architecture="gpt2",
+        fields=lambda config: {"attention.layer_norm_epsilon": float(config.layer_norm_epsilon)},
+    ),
     fold_attention_scale=fold_attention_scale,
     export_warning=export_warning,
 )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from biomedlm_jax.errors import InputError
@@ -30,6 +31,23 @@ class Tensor(NamedTuple):
 
     leaves: tuple[str, ...]
     transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GGUF:
+    """A family in llama.cpp: the name of its architecture, its settings, and what it cannot do.
+
+    `fields` are settings by llama.cpp's names beside those that all families have, `constants` are
+    tensors by its names that Hugging Face has not.
+    """
+
+    architecture: str
+    fields: Callable[[Any], dict[str, int | float]]
+    constants: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
+    # Leaves whose heads it rotates as pairs of neighbours, not of halves, with their heads.
+    neighbours: Callable[[Any], dict[str, int]] = lambda config: {}
+    # What of a config it does not compute; None: it computes the same function.
+    unsupported: Callable[[Any], str | None] = lambda config: None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,7 @@ class Family:
     stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in every export
     read_more: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
     write_more: Callable[[Any], dict[str, Any]] = lambda config: {}
+    gguf: GGUF
     tied: Mapping[str, str]  # tensors that repeat another if the output head is the embedding
     unprefixed: tuple[str, ...] = ()  # tensors whose names never have the prefix
     other_heads: str = "(?!)"  # pattern of tensors that a language model drops

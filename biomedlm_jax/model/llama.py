@@ -22,7 +22,7 @@ from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import constrain
 from biomedlm_jax.model import layers
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.language_model import Family, LanguageModel, Tensor, stack_blocks
+from biomedlm_jax.model.language_model import GGUF, Family, LanguageModel, Tensor, stack_blocks
 from biomedlm_jax.settings import check_object, setting
 
 # Settings of the type llama3 -> their names in Hugging Face's rope_scaling.
@@ -421,6 +421,39 @@ def _qwen2_entries_to_hf(config: LlamaConfig) -> dict[str, Any]:
     return _qwen_window_to_hf(config) | ({} if usual else {"head_dim": config.head_dim})
 
 
+def _gguf_fields(config: LlamaConfig) -> dict[str, int | float]:
+    return {
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_epsilon),
+        "attention.head_count_kv": config.key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float(config.rope_theta),
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _gguf_constants(config: LlamaConfig) -> dict[str, np.ndarray]:
+    """Return what llama.cpp divides the frequencies of the plain type by."""
+    if config.rope_type == "default":
+        return {}
+    settings = {"rope_type": "default", **dict.fromkeys(ROPE_SETTINGS)}
+    plain = rope_frequencies(dataclasses.replace(config, **settings))
+    return {"rope_freqs.weight": plain / rope_frequencies(config)}
+
+
+def _gguf_unsupported(config: LlamaConfig) -> str | None:
+    if config.model_type == "qwen2" and config.heads * config.head_dim != config.width:
+        return f"head_dim={config.head_dim}, which is not width / heads"
+    if config.model_type == "qwen3" and config.attention_bias:
+        return "attention_bias=True"
+    return None
+
+
+def _gguf_neighbours(config: LlamaConfig) -> dict[str, int]:
+    return {".q_proj.": config.heads, ".k_proj.": config.key_value_heads}
+
+
 FIELDS = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
@@ -456,6 +489,14 @@ def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
     read_window, write_window = settings.pop("window", (lambda _: {}, lambda _: {}))
     absent = {"rms_norm_epsilon": 1e-6, **settings.pop("absent", {})}
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    own = config.model_type in ("qwen2", "qwen3")  # the others are llama.cpp's Llama
+    gguf = GGUF(
+        architecture=config.model_type if own else "llama",
+        fields=_gguf_fields,
+        constants=_gguf_constants,
+        neighbours=(lambda _: {}) if own else _gguf_neighbours,
+        unsupported=_gguf_unsupported,
+    )
     return Family(
         config=config,
         model=Llama,
@@ -480,6 +521,7 @@ def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
         read_more=lambda entries: _rope_from_hf(entries) | read_window(entries),
         write_more=lambda config: _rope_to_hf(config) | write_window(config),
         tensors=TENSORS,
+        gguf=gguf,
         tied={"lm_head.weight": "embed_tokens.weight"},
         buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq",
         other_heads=r"(v_head|qa_outputs)\..+",
