@@ -122,7 +122,12 @@ def test_formats_of_numbers(dtype, sources, tmp_path):
     # Largest error, as a part of the largest number of a block of 32.
     error = {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.57 / 127}
     # Scales and offsets have 16 bits.
-    bits = {"q5_1": 1 / 31 + 2e-3, "q5_0": 1 / 16, "q4_1": 1 / 15 + 2e-3, "q4_0": 1 / 8}
+    bits = {
+        "q5_1": 1 / 31 + 2e-3,
+        "q5_0": 1 / 16 + 2e-3,
+        "q4_1": 1 / 15 + 2e-3,
+        "q4_0": 1 / 8 + 2e-3,
+    }
     kinds = set()
     for name, tensor in tensors_of(path).items():
         kind = tensor.tensor_type.name.lower()
@@ -131,7 +136,7 @@ def test_formats_of_numbers(dtype, sources, tmp_path):
         if expected.ndim == 1:
             assert kind == "f32"
         else:
-            kinds.add((kind, name == "token_embd.weight"))
+            kinds.add((kind, name in ("token_embd.weight", "output.weight")))
         blocks = np.abs(expected).reshape(-1, 16 if expected.size % 32 else 32)
         most = blocks.max(1, keepdims=True) * (error | bits)[kind] + 1e-7
         assert (np.abs(got - expected).reshape(blocks.shape) <= most).all(), name
@@ -231,42 +236,41 @@ def test_a_damaged_file_and_a_missing_package(sources, tmp_path, monkeypatch):
         export_gguf(sources["gpt2"], path, overwrite=True)
 
 
-def llama_cpp_logits(llama, ids) -> np.ndarray:
-    llama.reset()
-    llama.eval(list(ids))
-    return np.array(llama.scores[: len(ids)])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["gpt2", *tiny.TYPES, "llama3"])
 def test_llama_cpp_computes_the_same(model_type, sources, tmp_path):
     reason = "llama-cpp-python is not installed: it is built from source in about ten minutes"
     llama_cpp = pytest.importorskip("llama_cpp", reason=reason)
     source = sources.get(model_type)
-    if source is None:
-        source = tiny.directory_of("llama", tmp_path / "l", rope_parameters=LLAMA_3, **WIDE)
-        changes = {
-            "bos_token_id": 397,
-            "eos_token_id": 398,
-            "attention_bias": True,
-            "mlp_bias": True,
-        }
-        source = tiny.directory_of(
-            "llama", tmp_path / "source", rope_parameters=LLAMA_3, **WIDE, **changes
-        )
+    if source is None:  # biases everywhere, frequencies that are divided, other words
+        changes = {"bos_token_id": 397, "eos_token_id": 398, "attention_bias": True}
+        changes |= {"mlp_bias": True, "rope_parameters": LLAMA_3, **WIDE}
+        source = tiny.directory_of("llama", tmp_path / "source", **changes)
         tiny.byte_pairs(source, qwen=False)
     model, tokenizer = load(source)
-    longest = min(48, model.config.context_length, model.config.sliding_window or 48)
-    random = np.random.default_rng(0)
-    texts = [TEXT, "心 naïve\n\n  12345 it's <unk> x_y", *tiny.sentences()[:10]]
-    for dtype, most in (("f32", 5e-3), ("f16", 5e-3)):
-        path = export_gguf(source, tmp_path / f"{dtype}.gguf", dtype=dtype, notify=quiet)
-        llama = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False, n_threads=2)
-        ids = random.integers(0, model.config.vocab_size - 10, longest)
-        ours = np.asarray(model(ids[None].astype(np.int32)))[0]
-        difference = np.abs(llama_cpp_logits(llama, ids) - ours)
-        assert difference.max() < most * max(1, np.abs(ours).max() / 10)
-        for text in texts:
-            got = llama.tokenize(text.encode(), add_bos=True, special=True)
-            assert got == tokenizer.encode(text).ids, text
-        del llama
+    length = min(48, model.config.context_length, model.config.sliding_window or 48)
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size - 10, length)
+    ours = np.asarray(model(tokens[None].astype(np.int32)))[0]
+    path = export_gguf(source, tmp_path / "x.gguf", dtype="f32", notify=quiet)
+    # Keys and values in 32 bits; GELU is a table of 16 bits.
+    options = {"n_ctx": 64, "logits_all": True, "type_k": 0, "type_v": 0, "verbose": False}
+    llama = llama_cpp.Llama(str(path), **options)
+    llama.eval(tokens.tolist())
+    np.testing.assert_allclose(llama.scores[:length], ours, rtol=0, atol=5e-3)
+    assert ours.std() > 0.05
+    texts = [TEXT, "心 naïve\n\n  12345 it's I'LL x_y\t", *tiny.sentences()[:20]]
+    if model_type not in ("llama", "mistral"):  # they put no space after a special token
+        texts.append(f"a{tokenizer.id_to_token(model.config.eos_token_id)} b")
+    for text in texts:
+        ids = llama.tokenize(text.encode(), add_bos=True, special=True)
+        assert ids == tokenizer.encode(text).ids, text
+    prompt = tokenizer.encode(TEXT).ids[: length // 2]
+    llama.reset()
+    greedy = [
+        token
+        for token, _ in zip(llama.generate(prompt, temp=0.0), range(length // 2), strict=False)
+    ]
+    row = [*prompt, *greedy]
+    best = np.asarray(model(np.array([row], np.int32)))[0, len(prompt) - 1 : -1]
+    chosen = best[np.arange(len(greedy)), greedy]
+    assert (best.max(1) - chosen < 1e-2).all()
