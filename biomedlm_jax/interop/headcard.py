@@ -4,7 +4,6 @@ import textwrap
 
 from biomedlm_jax.interop.finetuned import CHOICE, KEEP_END, Head
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import family
 
 INPUTS = {
     "choice": "If there is a context, `question` is the context, a space and the question.",
@@ -13,34 +12,10 @@ INPUTS = {
 }
 RECORD = """config.json has the head's record, `biomedlm_jax_head`; the tensors `score.*` are a
 torch `Linear` that reads the last token's state after the final norm."""
+NO_BIAS = """transformers reports `score.bias` as unexpected: a softmax over the options is the same
+without it."""
 # Texts that are too long are cut as in the library's own rows.
-CHOICE_LOADER = """
-import torch
-from transformers import AutoTokenizer, {trunk}, {pretrained}
-
-
-class MultipleChoice({pretrained}):
-    def __init__(self, config):
-        super().__init__(config)
-        self.{attribute} = {trunk}(config)
-        self.score = torch.nn.Linear(config.hidden_size, 1)
-        self.post_init()
-
-    def forward(self, ids):
-        return self.score(self.{attribute}(ids).last_hidden_state[:, -1])[:, 0]
-
-
-model = MultipleChoice.from_pretrained("DIR", attn_implementation="eager")
-tokenizer = AutoTokenizer.from_pretrained("DIR")
-LENGTH = {length}  # tokens of a row
-
-
-def scores(question, options):
-{rows}
-    with torch.no_grad():
-        return torch.cat([model(torch.tensor([row])) for row in rows])
-"""
-CLASSIFICATION_LOADER = """
+LOADER = """
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -49,11 +24,15 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 {marks}LENGTH = {length}  # tokens of a row
 
 
-def scores(question, context):
+def scores(question, {answers}):
 {rows}
     with torch.no_grad():
-        return model(torch.tensor([row])).logits[0]
+        return {scores}
 """
+SCORES = {
+    "choice": "torch.cat([model(torch.tensor([row])).logits[0] for row in rows])",
+    "classification": "model(torch.tensor([row])).logits[0]",
+}
 MARKS = """\
 CONTEXT, QUESTION, ANSWER = (
     [tokenizer.convert_tokens_to_ids(t)] for t in ("<|CONTEXT|>", "<|QUESTION1|>", "<|ANSWER|>")
@@ -89,11 +68,11 @@ ROWS = {
 
 def scoring_section(config: ModelConfig, head: Head) -> str:
     """Return the section with the code that defines `scores`, as Markdown."""
-    whose = "a class of a few lines" if head.kind == CHOICE else "transformers' own class"
-    inputs = f"{INPUTS[head.kind]} {RECORD}"
+    less = ", less its bias, which is one number for all options" if head.kind == CHOICE else ""
+    inputs = f"{INPUTS[head.kind]} {RECORD}" + (f" {NO_BIAS}" if head.kind == CHOICE else "")
     return f"""## Scoring with it
 
-In torch, with {whose}. The scores are those of `biomedlm evaluate --model=DIR`:
+With transformers' own class. The scores are those of `biomedlm evaluate --model=DIR`{less}:
 
 ```python
 {scoring_code(config, head)}
@@ -104,14 +83,10 @@ In torch, with {whose}. The scores are those of `biomedlm evaluate --model=DIR`:
 
 def scoring_code(config: ModelConfig, head: Head) -> str:
     """Return Python code that loads the directory DIR and defines `scores`."""
-    of_family = family(config.model_type)
-    trunk = of_family.architectures["trunk"]
-    loader = CHOICE_LOADER if head.kind == CHOICE else CLASSIFICATION_LOADER
-    return loader.format(
-        trunk=trunk,
-        pretrained=trunk.removesuffix("Model") + "PreTrainedModel",
-        attribute=of_family.prefix.removesuffix("."),
-        marks=MARKS if head.row_format == KEEP_END else "",
+    return LOADER.format(
+        marks=MARKS if head.row_format == KEEP_END and head.kind != CHOICE else "",
         length=min(head.max_length, config.context_length),
+        answers="options" if head.kind == CHOICE else "context",
         rows=ROWS[head.kind, head.row_format],
+        scores=SCORES[head.kind],
     ).strip()

@@ -212,13 +212,14 @@ def export_hf(
 ) -> Path:
     """Write `model` as the Hugging Face directory `path`, read it back, and return it.
 
-    A classification head becomes transformers' own class. For choices transformers has none: the
-    model card has the code that loads the directory. `fold_attention_scale` folds the inverse-layer
-    attention scale into the weights, for engines without that setting. `dtype` is float32, bfloat16
-    or float16, or that of each tensor by its name; a warning states what it rounds. Weights larger
-    than `max_shard_size`, bytes or "5GB", are written in shards. `training_facts` are sections of
-    the model card, `training_record` is written as training.json, `generation` has the entries of
-    generation_config.json; `export_directory` reads all three from a directory.
+    A head becomes transformers' class of sequence classification, with one label for a choice: it
+    scores one option at a time, without the bias, which is equal for all. `fold_attention_scale`
+    folds the inverse-layer attention scale into the weights, for engines without that setting.
+    `dtype` is float32, bfloat16 or float16, or that of each tensor by its name; a warning states
+    what it rounds. Weights larger than `max_shard_size`, bytes or "5GB", are written in shards.
+    `training_facts` are sections of the model card, `training_record` is written as training.json,
+    `generation` has the entries of generation_config.json; `export_directory` reads all three from
+    a directory.
 
     Raises InputError if `path` may not be overwritten, tokenizer or head do not fit the model, or a
     parameter is not finite, and OSError if the directory does not read back as it was written;
@@ -298,12 +299,11 @@ def _head_fields(head: Head, tokenizer: Tokenizer | None, config: ModelConfig) -
     if padding is None:
         raise InputError(f"the tokenizer lacks {PAD}; pass the one in the fine-tuned directory")
     fields: dict = {"pad_token_id": padding, directories.HEAD_ENTRY: head.to_json()}
-    architectures = family(config.model_type).architectures
-    if head.kind == CHOICE:
-        return {**fields, "architectures": [architectures["trunk"]]}
-    labels = {str(i): name for i, name in enumerate(head.classes)}
+    names = ["score"] if head.kind == CHOICE else head.classes
+    labels = {str(i): name for i, name in enumerate(names)}
     fields |= {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}
-    return {**fields, "architectures": [architectures["classification"]], "num_labels": len(labels)}
+    architecture = family(config.model_type).architectures["classification"]
+    return {**fields, "architectures": [architecture], "num_labels": len(labels)}
 
 
 def _check_written(directory: Path, config: ModelConfig, fields: dict, shapes: dict, cast) -> None:

@@ -17,7 +17,7 @@ from biomedlm_jax.corpus.chat_template import read_chat_template
 from biomedlm_jax.corpus.tokenizer import special_id
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import HUGGING_FACE, kind_of, model_config, read_tokenizer
-from biomedlm_jax.interop.finetuned import CHOICE, CLASSIFICATION, load_finetuned, read_head
+from biomedlm_jax.interop.finetuned import CHOICE, load_finetuned, read_head
 from biomedlm_jax.interop.huggingface import PAD, load
 from biomedlm_jax.interop.tensorfiles import TensorFiles
 from biomedlm_jax.model.attention import Mask
@@ -272,11 +272,10 @@ def _of_transformers(
     """What transformers computes, and its config."""
     torch, transformers = _peers()
     head = read_head(path)
-    loader = {
-        None: transformers.AutoModelForCausalLM,
-        CHOICE: transformers.AutoModel,  # transformers has no class for choices
-        CLASSIFICATION: transformers.AutoModelForSequenceClassification,
-    }[head and head.kind]
+    loader = transformers.AutoModelForCausalLM
+    if head is not None:
+        loader = transformers.AutoModelForSequenceClassification
+        options["num_labels"] = head.outputs
     model = loader.from_pretrained(path, **options).float().eval()
     computed = {}
     for name, of_kind in rows.items():
@@ -288,10 +287,9 @@ def _of_transformers(
             tokens = torch.from_numpy(of_kind.tokens_BxL.astype(np.int64))
             result = model(tokens, **given, output_hidden_states=states)
         if head is not None and head.kind == CHOICE:
-            files = TensorFiles(path, model_config(path))
-            weight, bias = (files.read(f"score.{part}") for part in ("weight", "bias"))
-            state_BxD = result.last_hidden_state[:, -1].numpy()
-            outputs = (state_BxD @ weight.T + bias)[:, 0]
+            # transformers' class has one score for a choice, too, but no bias.
+            bias = TensorFiles(path, model_config(path)).read("score.bias")
+            outputs = result.logits.numpy()[:, 0] + bias
         else:
             outputs = result.logits.numpy()
             outputs = outputs[:, -of_kind.kept :] if head is None else outputs

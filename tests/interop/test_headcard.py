@@ -50,6 +50,9 @@ def scores_here(model, tokenizer, head) -> list[list[float]]:
     scores = iter(np.asarray(model(states[np.arange(len(rows)), last])).tolist())
     if head.kind == "classification":
         return list(scores)
+    bias = float(model.score.bias[0])  # which transformers' class has not
+    assert bias == 0.375
+    scores = iter([score - bias for score in scores])
     return [[next(scores) for _ in rows_of[question]] for question in sorted(rows_of)]
 
 
