@@ -9,6 +9,7 @@ The public names below are imported on first use, so `import biomedlm_jax` stays
     generate(model, tokenizer, prompts, ...) -> texts
     export_directory(source, path, ...)     -> what `biomedlm export-hf` writes, settings included
     export_hf(model, tokenizer, path, ...), import_hf(source, path), verify_hf(path, ...)
+    export_gguf(source, path, dtype="q8_0") -> a file for llama.cpp
     make_model(GPT2Config(...), key=key)    -> LanguageModel: model(tokens_BxL) -> logits_BxLxV
 """
 
@@ -26,6 +27,7 @@ _PUBLIC = {
     "load": "interop.huggingface",
     "export_directory": "interop.huggingface",
     "export_hf": "interop.huggingface",
+    "export_gguf": "interop.gguf_files",
     "import_hf": "interop.huggingface",
     "verify_hf": "interop.verify",
     "plan": "planning.planner",

@@ -35,14 +35,14 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 2_245,
+    ("model",): 2_300,
     ("training",): 3_270,
     ("corpus",): 9_385,
     ("generation",): 2_270,
-    ("interop",): 3_090,
+    ("interop",): 3_600,
     ("qa", "finetuning"): 8_190,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_905,
+    ("cli", "commands"): 1_970,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -2,13 +2,14 @@
 
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from processes import run_process
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.outputs import atomic_directory, check_output, recover_directory
+from biomedlm_jax.outputs import atomic_directory, atomic_file, check_output, recover_directory
 
 
 def names(directory: Path) -> list[str]:
@@ -154,3 +155,38 @@ def test_a_build_killed_between_its_renames_is_restored_by_the_next(tmp_path):
         pass
     assert names(tmp_path) == ["rows"]
     assert (path / "file").read_text() == "old"
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path):
+    path = tmp_path / "x.gguf"
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left = tmp_path / f".x.gguf.{process.pid}.new"  # of a process that was killed
+    left.write_bytes(b"half")
+    with atomic_file(path, overwrite=False) as new:
+        assert not left.exists()
+        new.write_bytes(b"one")
+        assert not path.exists()
+    with pytest.raises(InputError, match="exists; name another file, or pass --overwrite"):
+        with atomic_file(path, overwrite=False):
+            raise AssertionError
+    with pytest.raises(KeyboardInterrupt), atomic_file(path, overwrite=True) as new:
+        new.write_bytes(b"two")
+        raise KeyboardInterrupt
+    other = tmp_path / "other"
+    with pytest.raises(InputError, match="exists"), atomic_file(other, overwrite=False) as new:
+        new.write_bytes(b"three")
+        other.write_bytes(b"another process's")
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {
+        "x.gguf": b"one",
+        "other": b"another process's",
+    }
+    with pytest.raises(InputError, match="is a directory; name a file"):
+        with atomic_file(tmp_path, overwrite=True):
+            raise AssertionError
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with atomic_file(link, overwrite=True) as new:
+        new.write_bytes(b"four")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"four"

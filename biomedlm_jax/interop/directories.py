@@ -74,7 +74,7 @@ def read_config(path: str | Path) -> dict:
     if not file.exists():
         if (as_path(path) / ADAPTER).exists():
             fix = f"biomedlm import-hf --source={path} --base={_base_of(path)} --out=RUN"
-            got = f"{path} is an adapter, without the model that it changes"
+            got = f"{path} is a PEFT adapter, without the model that it changes"
             raise InputError(f"{got}; merge it first: {fix}, then use RUN")
         raise InputError(f"{path} has no {CONFIG}; expected a run or Hugging Face directory")
     return read_json(file)

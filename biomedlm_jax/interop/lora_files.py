@@ -276,7 +276,7 @@ def import_adapter(
     named = read_settings(source).get("base_model_name_or_path")
     base = named if base is None else hub.download(base)
     if base is None or not as_path(base).is_dir():
-        got = f"{source} is an adapter of {named!r}"
+        got = f"{source} is a PEFT adapter of {named!r}"
         raise InputError(f"{got}, which is no directory here; pass --base=DIR")
     directories.refuse_heads(base)
     given, lines = dict(ids), []
@@ -300,7 +300,7 @@ def import_adapter(
     generation = directories.model_directory(base) / directories.GENERATION_CONFIG
     kept = {generation.name: read_json(generation)} if generation.is_file() else {}
     merged = weights.read_model(finetuned.abstract_on(grown, None, None), changes.applied(read))
-    notify(f"merged {len(changes.factors)} LoRA updates of {source} into {base}")
+    notify(f"merged {len(changes.factors)} LoRA updates of the PEFT adapter {source} into {base}")
     options = {"replaceable": is_run, "overwrite": overwrite, "files": kept}
     return finetuned.save_finetuned(path, merged, tokenizer, facts={"source": facts}, **options)
 

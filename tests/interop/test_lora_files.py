@@ -180,7 +180,9 @@ def test_an_adapter_that_peft_trained(name, bases, tmp_path):
     lines: list[str] = []
     run = import_hf(tmp_path / "adapter", tmp_path / "run", notify=lines.append)  # names its base
     np.testing.assert_allclose(logits_here(run), logits_of(theirs), rtol=0, atol=1e-4)
-    assert any(line.startswith("merged ") and "LoRA updates" in line for line in lines)
+    assert any(
+        line.startswith("merged ") and "LoRA updates of the PEFT adapter" in line for line in lines
+    )
     facts = json.loads((run / "config.json").read_text())["facts"]["source"]
     assert facts["adapter"] == str(tmp_path / "adapter")
 
@@ -262,7 +264,10 @@ def test_runs_without_factors_are_refused(bases, make_finetuned, exported, tmp_p
         ((*flags, f"--model={lora}", "--step=9"), "no checkpoint of step 9, but of [4]; choose"),
         ((*flags, f"--model={lora}", "--dtype=float16"), "got --dtype with --adapter"),
         (("export-hf", f"--out={out}", f"--model={lora}", "--base=x"), "--base without --adapter"),
-        (("export-hf", f"--out={out}", f"--model={exported}"), "is an adapter, without the model"),
+        (
+            ("export-hf", f"--out={out}", f"--model={exported}"),
+            "is a PEFT adapter, without the model",
+        ),
         (("import-hf", f"--out={out}", f"--source={plain}", "--base=x"), "which is for an adapter"),
         (
             ("import-hf", f"--out={out}", f"--source={exported}", "--resize_embeddings"),
@@ -317,7 +322,7 @@ def test_every_command_refuses_an_adapter_with_the_command_that_merges_it(
         done = command(*words)
         assert done.code == 2
         fix = f"biomedlm import-hf --source={adapter} --base={base.format(here=here)} --out=RUN"
-        assert f"{adapter} is an adapter, without the model that it changes" in done.error
+        assert f"{adapter} is a PEFT adapter, without the model that it changes" in done.error
         assert f"merge it first: {fix}, then use RUN" in done.error.splitlines()[-1]
     assert not out.exists()
 

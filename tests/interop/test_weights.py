@@ -4,6 +4,7 @@ import pytest
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.interop.weights import (
     check_tensors,
+    folded,
     read_model,
     tensor_reader,
     tensor_shapes,
@@ -49,12 +50,10 @@ def test_query_key_value_are_joined_in_that_order(model):
 def test_fold_divides_the_query_alone(model):
     width = model.config.width
     for name in ("h.2.attn.c_attn.weight", "h.2.attn.c_attn.bias"):
-        plain, folded = (
-            tensor_reader(model)(name),
-            tensor_reader(model, fold=".c_attn.query.")(name),
-        )
-        np.testing.assert_array_equal(folded[..., :width], plain[..., :width] / np.float32(3))
-        np.testing.assert_array_equal(folded[..., width:], plain[..., width:])
+        read = tensor_reader(model)
+        plain, divided = read(name), folded(model, read, ".c_attn.query.")(name)
+        np.testing.assert_array_equal(divided[..., :width], plain[..., :width] / np.float32(3))
+        np.testing.assert_array_equal(divided[..., width:], plain[..., width:])
 
 
 def test_each_mismatch_is_one_line_with_names_and_shapes(model):
