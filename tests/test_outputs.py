@@ -157,36 +157,38 @@ def test_a_build_killed_between_its_renames_is_restored_by_the_next(tmp_path):
     assert (path / "file").read_text() == "old"
 
 
+def write_file(path, content, *, overwrite=False, then=lambda: None) -> None:
+    with atomic_file(path, overwrite=overwrite) as new:
+        new.write_bytes(content)
+        then()
+
+
 def test_a_file_is_replaced_in_one_step(tmp_path):
-    path = tmp_path / "x.gguf"
+    path, other, link = (tmp_path / name for name in ("x.gguf", "other", "link"))
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     left = tmp_path / f".x.gguf.{process.pid}.new"  # of a process that was killed
     left.write_bytes(b"half")
-    with atomic_file(path, overwrite=False) as new:
-        assert not left.exists()
-        new.write_bytes(b"one")
+
+    def nothing_yet():
         assert not path.exists()
-    with pytest.raises(InputError, match="exists; name another file, or pass --overwrite"):
-        with atomic_file(path, overwrite=False):
-            raise AssertionError
-    with pytest.raises(KeyboardInterrupt), atomic_file(path, overwrite=True) as new:
-        new.write_bytes(b"two")
+        assert not left.exists()
+
+    def interrupted():
         raise KeyboardInterrupt
-    other = tmp_path / "other"
-    with pytest.raises(InputError, match="exists"), atomic_file(other, overwrite=False) as new:
-        new.write_bytes(b"three")
-        other.write_bytes(b"another process's")
-    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {
-        "x.gguf": b"one",
-        "other": b"another process's",
-    }
+
+    write_file(path, b"one", then=nothing_yet)
+    with pytest.raises(InputError, match="exists; name another file, or pass --overwrite"):
+        write_file(path, b"two", then=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, b"two", overwrite=True, then=interrupted)
+    with pytest.raises(InputError, match="exists"):
+        write_file(other, b"three", then=lambda: other.write_bytes(b"another process's"))
     with pytest.raises(InputError, match="is a directory; name a file"):
-        with atomic_file(tmp_path, overwrite=True):
-            raise AssertionError
-    link = tmp_path / "link"
+        write_file(tmp_path, b"four", overwrite=True)
+    left = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
+    assert left == {"x.gguf": b"one", "other": b"another process's"}
     link.symlink_to(path)
-    with atomic_file(link, overwrite=True) as new:
-        new.write_bytes(b"four")
+    write_file(link, b"four", overwrite=True)
     assert link.is_symlink()
     assert path.read_bytes() == b"four"
