@@ -98,7 +98,15 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     prompts = [tokenizer.decode(start) for start in starts[: options.prompts]]
     answers = generate(model, tokenizer, prompts, max_new_tokens=options.new_tokens)
     others = [greedy_of(p, tokenizer.encode(p).ids, options.new_tokens) for p in prompts]
-    equal = sum(one == other for one, other in zip(answers, others, strict=True))
+    gaps = []
+    for prompt, one, other in zip(prompts, answers, others, strict=True):
+        if one != other:
+            a, b = (tokenizer.encode(prompt + answer).ids for answer in (one, other))
+            at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+            if at is None:  # one text is the start of the other
+                raise SystemExit(f"the answers to {prompt!r} have other lengths")
+            row = np.asarray(here(model, np.array([a[:at]], np.int32)))[0, -1]
+            gaps.append(float(row[a[at]] - row[b[at]]))
     return {
         "tokens": rows.size,
         "largest logit": float(np.abs(ours).max()),
@@ -106,7 +114,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "mean |difference| of logits": float(difference.mean()),
         "perplexity here": perplexity(ours, rows),
         "perplexity there": perplexity(theirs, rows),
-        "equal greedy texts": f"{equal} of {len(prompts)}",
+        "equal greedy texts": f"{len(prompts) - len(gaps)} of {len(prompts)}",
+        "gaps of the two logits where texts part": gaps,
     }
 
 
