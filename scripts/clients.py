@@ -9,6 +9,7 @@ llama-cpp-python or ctranslate2.
 """
 
 import argparse
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,9 @@ Greedy = Callable[[str, list[int], int], str]
 
 def llama_cpp(file: str, length: int) -> tuple[Logits, Greedy]:
     """Return the functions of llama.cpp, with its defaults: 16-bit keys and values."""
-    from llama_cpp import Llama
-
-    engine: Any = Llama(file, n_ctx=length, logits_all=True, verbose=False)
+    engine: Any = importlib.import_module("llama_cpp").Llama(
+        file, n_ctx=length, logits_all=True, verbose=False
+    )
 
     def logits(ids: list[int]) -> np.ndarray:
         engine.reset()
@@ -46,9 +47,7 @@ def llama_cpp(file: str, length: int) -> tuple[Logits, Greedy]:
 
 def ctranslate2(file: str, model: str) -> tuple[Logits, Greedy]:
     """Return the functions of CTranslate2."""
-    import ctranslate2
-
-    engine = ctranslate2.Generator(file)
+    engine: Any = importlib.import_module("ctranslate2").Generator(file)
     _, tokenizer = load(model)
     assert tokenizer is not None
 
@@ -70,7 +69,7 @@ def perplexity(logits_NxLxV: np.ndarray, ids_NxL: np.ndarray) -> float:
     """Return exp of the mean negative log-probability of each token but the first."""
     before = logits_NxLxV[:, :-1].astype(np.float64)
     chosen = np.take_along_axis(before, ids_NxL[:, 1:, None], axis=-1)[..., 0]
-    return float(np.exp(np.mean(logsumexp(before, axis=-1) - chosen)))
+    return float(np.exp(np.mean(np.asarray(logsumexp(before, axis=-1)) - chosen)))
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("engine", choices=("llama.cpp", "ctranslate2"))
     parser.add_argument("--model", required=True, help="Run or Hugging Face directory.")
     parser.add_argument("--file", required=True, help="What the engine reads.")

@@ -369,6 +369,19 @@ def get_config(variant):
     assert jnp.isfinite(logits).all()
 
 
+def test_the_perplexity_of_clients_is_torchs():
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    logits, ids = random.normal(size=(2, 6, 9)), random.integers(0, 9, (2, 6))
+    perplexity = runpy.run_path(str(ROOT / "scripts" / "clients.py"))["perplexity"]
+    before, after = (
+        torch.tensor(logits[:, :-1].reshape(-1, 9)),
+        torch.tensor(ids[:, 1:].reshape(-1)),
+    )
+    expected = torch.nn.functional.cross_entropy(before, after).exp()
+    assert perplexity(logits, ids) == pytest.approx(float(expected))
+
+
 # A fake `biomedlm bench` that writes figures in the layout of its revision, and its calls.
 BENCH = """
 import json, sys

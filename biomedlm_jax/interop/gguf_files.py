@@ -4,6 +4,7 @@ Names of tensors, formats of numbers and the layout of the file are those of the
 """
 
 import contextlib
+import dataclasses
 import types
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 
 from biomedlm_jax.buckets import as_path
 from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import read_json
 from biomedlm_jax.interop import directories, finetuned, weights
 from biomedlm_jax.interop.gguf_vocabulary import gguf_vocabulary
 from biomedlm_jax.interop.modelcard import stated_licence, training_facts
@@ -72,7 +74,8 @@ def export_gguf(
         raise InputError(f"{got}, which llama.cpp does not compute; use biomedlm export-hf")
     tokenizer = directories.read_tokenizer(source, config, required=True)
     assert tokenizer is not None
-    vocabulary = gguf_vocabulary(tokenizer, config, where=str(source))
+    ended = _with_all_ends(source, config)
+    vocabulary = gguf_vocabulary(tokenizer, ended, where=str(source))
     window, positions = config.sliding_window, config.context_length
     if window is not None and window < positions:
         positions = window
@@ -105,6 +108,16 @@ def _package() -> types.ModuleType:
         fix = "pip install 'biomedlm-jax[gguf]'"
         raise InputError(f"export-gguf needs {error.name}, which is not installed; {fix}") from None
     return gguf
+
+
+def _with_all_ends(source: str | Path, config: ModelConfig) -> ModelConfig:
+    """Return the config with the end ids of generation_config.json beside its own."""
+    file = directories.model_directory(source) / directories.GENERATION_CONFIG
+    ends = read_json(file).get("eos_token_id") if file.exists() else None
+    ends = ends if isinstance(ends, list) else [ends]
+    more = [i for i in ends if type(i) is int and i not in config.end_ids]
+    more = [i for i in more if 0 <= i < config.vocab_size]
+    return dataclasses.replace(config, more_eos_token_ids=(*config.more_eos_token_ids, *more))
 
 
 @contextlib.contextmanager
@@ -144,7 +157,7 @@ def _plan(
         axes = axis_names(parameters[leaf])
         turned = leaf.endswith(".kernel") and not where[name].transposed  # to [out, in]
         heads = next((count for part, count in heads_of.items() if part in leaf), 0)
-        shape = shape[::-1] if turned else shape
+        shape: tuple[int, ...] = shape[::-1] if turned else shape
         kind = dtype
         if len(shape) < 2 or "length" in axes:
             kind = "f32"
@@ -175,7 +188,7 @@ def _add_metadata(
 ) -> None:
     of_family = family(config.model_type).gguf
     writer.add_type("model")
-    writer.add_name(directories.model_directory(source).resolve().name)
+    writer.add_name(as_path(source).resolve().name)
     licence = stated_licence(source)
     if licence is None and directories.is_run(source):
         licence = training_facts(source).get("Source", {}).get("licence")
@@ -221,7 +234,7 @@ def _write(gguf: Any, writer: Any, plan: dict[str, _Written]) -> dict[str, tuple
             raise InputError(f"{got}; choose bf16 or f32")
         numbers = np.ascontiguousarray(gguf.quantize(tensor, kinds[name]))
         writer.write_tensor_data(numbers)
-        sums[name] = shape[::-1], kinds[name], zlib.crc32(numbers.reshape(-1).view(np.uint8))
+        sums[name] = shape[::-1], kinds[name], zlib.crc32(numbers.reshape(-1).view(np.uint8).data)
     return sums
 
 
@@ -231,7 +244,7 @@ def _check_written(gguf: Any, path: Path, sums: dict[str, tuple]) -> None:
         tensor.name: (
             tuple(tensor.shape.tolist()),
             tensor.tensor_type,
-            zlib.crc32(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)),
+            zlib.crc32(np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8).data),
         )
         for tensor in reader.tensors
     }

@@ -214,7 +214,10 @@ def test_what_llama_cpp_does_not_compute_is_refused(sources, make_finetuned, tmp
 def test_rows_that_no_block_divides_are_16_bits(tmp_path):
     lines = []
     source = tiny.directory_of("qwen2", tmp_path / "source")  # rows of 48 and 80
+    (source / "generation_config.json").write_text('{"eos_token_id": [397, 399, 398]}')
     path = export_gguf(source, tmp_path / "x.gguf", dtype="q4_0", notify=lines.append)
+    ends = [field(path, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    assert ends == [399, 397, 398]
     assert "15 matrices have rows that are no multiple of 32, and are f16" in lines
     assert {t.tensor_type.name for t in tensors_of(path).values()} == {"F32", "F16"}
 

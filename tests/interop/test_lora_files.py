@@ -215,7 +215,10 @@ def exported(bases, tmp_path_factory):
         ({"trainable_token_indices": None}, "has trainable_token_indices=None"),
         ({"trainable_token_indices": {"embed_tokens": [400], "lm_head": [7]}}, "has no row 400 of"),
         ({"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [7]}}, "for 2 ids"),
-        ({"base_model_name_or_path": "owner/name"}, "an adapter of 'owner/name', which is no dir"),
+        (
+            {"base_model_name_or_path": "owner/name"},
+            "a PEFT adapter of 'owner/name', which is no dir",
+        ),
     ],
 )
 def test_what_is_not_plain_lora_is_refused(changes, message, exported, tmp_path):
@@ -347,5 +350,5 @@ def test_commands_there_and_back(bases, tmp_path, command):
     assert "LoRA factors of rank 3 for the llama model" in card
     done = command("import-hf", f"--source={out}", f"--base={other}", f"--out={tmp_path / 'back'}")
     assert (done.code, done.error) == (0, "")
-    assert f"LoRA updates of {out} into {other}" in done.out
+    assert f"LoRA updates of the PEFT adapter {out} into {other}" in done.out
     np.testing.assert_allclose(logits_here(tmp_path / "back"), logits_here(run), rtol=0, atol=2e-5)
