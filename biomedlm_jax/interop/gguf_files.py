@@ -157,13 +157,13 @@ def _plan(
         axes = axis_names(parameters[leaf])
         turned = leaf.endswith(".kernel") and not where[name].transposed  # to [out, in]
         heads = next((count for part, count in heads_of.items() if part in leaf), 0)
-        shape: tuple[int, ...] = shape[::-1] if turned else shape
-        kind = dtype
+        shape = shape[::-1] if turned else shape
+        row, kind = shape[-1], dtype
         if len(shape) < 2 or "length" in axes:
             kind = "f32"
         elif "vocab" in axes and dtype not in WHOLE:
             kind = "q8_0"
-        if kind[0] == "q" and shape[-1] % 32:
+        if kind[0] == "q" and row % 32:
             kind = "f16"
         suffixes = (".weight", ".bias")
         full = names.get_name(weights.file_name(name, config), try_suffixes=suffixes)
