@@ -2,7 +2,7 @@
 
 README.md is the site's first page, CONTRIBUTING.md and CHANGELOG.md are pages of it, and the page
 of the commands is made from their help. Links work in the repository and on the site: one to a
-file that is no page becomes a link to the repository, or its text if `repo_url` is not set.
+file that is no page becomes a link to the repository, or its text if `extra.repository` is not set.
 """
 
 import importlib
@@ -30,7 +30,9 @@ log = logging.getLogger("mkdocs.plugins.site_pages")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Leave a page out of the navigation while nobody has written it."""
+    """Link the repository; leave a page out of the navigation while nobody has written it."""
+    if repository := config.extra["repository"]:
+        config.extra["social"] = [{"icon": "fontawesome/brands/github", "link": repository}]
     if not (ROOT / "docs" / OPTIONAL).exists():
         for section in config.nav or ():
             for entries in section.values():
@@ -66,9 +68,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return f"[{text}]({posixpath.relpath(pages[target], start)}{anchor})"
         if not (ROOT / target).exists():
             log.warning("%s links to %s, which does not exist", here, target)
-        if not config.repo_url:
+        if not (repository := config.extra["repository"]):
             return text
-        return f"[{text}]({config.repo_url.rstrip('/')}/blob/main/{target}{anchor})"
+        return f"[{text}]({repository}/blob/main/{target}{anchor})"
 
     parts, end = [], 0
     for block in CODE.finditer(markdown):
