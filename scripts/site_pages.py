@@ -9,6 +9,7 @@ import importlib
 import logging
 import posixpath
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ OPTIONAL = "clients.md"
 COMMANDS_PAGE = "reference/commands.md"
 CODE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[([^]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
+TAGGED = re.compile(
+    r"^(```\w+) #.*$", re.MULTILINE
+)  # ```bash # command, which mkdocs does not read
 log = logging.getLogger("mkdocs.plugins.site_pages")
 
 
@@ -57,6 +61,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """Point links at the site's pages, or at the repository's files."""
     here = page.file.src_uri
     folder = "" if here in SOURCES else posixpath.join("docs", posixpath.dirname(here))
+    markdown = TAGGED.sub(r"\1", markdown)
     pages = {f"docs/{file.src_uri}": file.src_uri for file in files.documentation_pages()}
     pages |= {source: name for name, source in SOURCES.items()}
 
@@ -84,16 +89,32 @@ def commands_page() -> str:
     lines = ["# Commands", "", "`biomedlm COMMAND --help` prints the same text.", ""]
     for name in COMMANDS:
         command = importlib.import_module(f"biomedlm_jax.commands.{name.replace('-', '_')}")
-        about = (command.__doc__ or "").strip()
-        lines += [f"## biomedlm {name}", "", "```text", about, "```", ""]
+        lines += [f"## biomedlm {name}", "", *paragraphs(command.__doc__ or ""), ""]
         lines += [f"- {flag_line(command.FLAGS[flag])}" for flag in sorted(command.FLAGS)]
         lines.append("")
     return "\n".join(lines)
 
 
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a docstring as Markdown; indented ones are commands."""
+    lines = []
+    for paragraph in text.strip().split("\n\n"):
+        if paragraph.startswith("    "):
+            lines += ["```text", textwrap.dedent(paragraph), "```", ""]
+        else:
+            lines += [plain(paragraph), ""]
+    return lines
+
+
+def plain(text: str) -> str:
+    """Return a text in which Markdown and HTML find no mark-up but code."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [re.sub(r"[*<>&\[\]]", lambda m: f"&#{ord(m[0])};", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
 def flag_line(flag: flags.Flag[Any]) -> str:
     """Return a flag's name, meaning and default."""
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    about = re.sub(r"([<>*_|\[\]])", r"\\\1", " ".join((flag.help or "").split()))
-    default = "" if flag.default in (None, [], "") else f" (default: `{flag.default_as_str}`)"
-    return f"`{name}`: {about}{default}"
+    default = "" if flag.default in (None, [], "") else flag.default_as_str.strip("'")
+    return f"`{name}`: {plain(flag.help or '')}" + (f" (default: `{default}`)" if default else "")

@@ -262,6 +262,7 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
+        assert "```" not in page.read_text(encoding="utf-8"), f"{page}: a block is read as text"
         loads = Loads()
         loads.feed(page.read_text(encoding="utf-8"))
         assert not [url for url in loads.urls if re.match(r"(\w+:)?//", url)], page
