@@ -29,7 +29,7 @@ class Block(NamedTuple):
     text: str
     line: int
     reason: str = ""  # why it is not run
-    files: tuple[str, ...] = ()  # that have this content
+    file: str = ""  # that has this content
 
 
 def blocks(page: Path) -> list[Block]:
@@ -42,9 +42,9 @@ def blocks(page: Path) -> list[Block]:
         kind, value = comment.groups() if comment else ("", "")
         reason = value if kind == "not run" else of_page[1] if of_page else ""
         language = match[2].split()[0] if match[2].split() else ""
-        files = tuple(value.split()) if kind == "file" else ()
+        file = value if kind == "file" else ""
         line = text.count("\n", 0, match.start()) + 1
-        made.append(Block(language, match[3], line, " ".join(reason.split()), files))
+        made.append(Block(language, match[3], line, " ".join(reason.split()), file))
     return made
 
 
@@ -95,6 +95,8 @@ def write_inputs(folder: Path) -> None:
         chosen = [json.loads(line) for line in whole[:number]]
         for name in ("medqa", "medmcqa", "quickstart/questions"):
             write_lines(folder / name / f"{split}.jsonl", chosen)
+        if split != "train":  # which is in the page
+            write_lines(folder / "my_questions" / f"{split}.jsonl", chosen)
         pairs = [
             {"id": f"{split}{i}", "sentence1": row["question"], "sentence2": texts[i][:80]}
             for i, row in enumerate(chosen)
