@@ -19,6 +19,7 @@ SIZES = {
     "01_pretrain_and_export.ipynb": {"DOCUMENTS": 240, "STEPS": 8},
     "02_question_answering.ipynb": {"FAMILIES": 40, "DOCUMENTS": 600, "STEPS": 8, "EPOCHS": 1},
     "03_generation.ipynb": {"STEPS": 20},
+    "04_plan_a_pod.ipynb": {"LAYERS": 2, "WIDTH": 256, "LENGTH": 256, "ROWS": 16},
 }
 # What each one prints, and how many plots it shows at least.
 PRINTED = {
@@ -31,11 +32,13 @@ PRINTED = {
         "beam search does not sample",
         "programs compiled by each call: [2, 0, 0, 0, 2, 0]",
     ),
+    "04_plan_a_pod.ipynb": ("8 x TPU v5 lite | attention kernel: splash", "fits: True"),
 }
 PLOTS = {
     "01_pretrain_and_export.ipynb": 2,
     "02_question_answering.ipynb": 4,
     "03_generation.ipynb": 2,
+    "04_plan_a_pod.ipynb": 3,
 }
 KERNEL = """
 import matplotlib, os, runpy
