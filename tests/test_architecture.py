@@ -22,7 +22,7 @@ FLOORS = (
     ("training",),
     ("interop",),
     ("generation",),
-    ("qa",),
+    ("qa", "serving"),
     ("finetuning",),
     ("planning", "quickstart", "benchmarks"),
     ("commands",),
