@@ -56,5 +56,6 @@ def run(options: Flags) -> None:
             reach = "other computers can reach this server, which has no password"
             print(f"warning: got --host={options.host}: {reach}", file=sys.stderr)
         host, port = bound.getsockname()[:2]
+        host = f"[{host}]" if ":" in host else host
         print(f"{name}: http://{host}:{port}/v1 (Ctrl-C ends)", file=sys.stderr, flush=True)
         server.run(own.app([*server.LOCAL, options.host, *options.allowed_hosts]), bound)

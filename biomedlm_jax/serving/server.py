@@ -164,12 +164,14 @@ def load_server(
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that is bound to an address; raise InputError if it cannot be."""
+    if not 0 <= port < 2**16:
+        raise InputError(f"got --port={port}; expected one up to 65535, or 0 for any that is free")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         got = f"cannot listen at {host}:{port}: {getattr(error, 'strerror', None) or error}"
         raise InputError(f"{got}; fix: another --host or --port") from None
     return bound
@@ -188,16 +190,15 @@ async def _next(
     events: asyncio.Queue, deadline: float, request: Request | None = None
 ) -> tuple[int, str] | None:
     """Return the next piece, None at the end; raise ApiError if none comes."""
-    while True:
+    while (left := deadline - asyncio.get_running_loop().time()) > 0:
         with contextlib.suppress(TimeoutError):
-            event = await asyncio.wait_for(events.get(), POLL)
+            event = await asyncio.wait_for(events.get(), min(POLL, left))
             if isinstance(event, Exception):
                 raise ApiError(500, str(event))
             return event
         if request is not None and await request.is_disconnected():
             raise ApiError(499, "the client is gone")
-        if asyncio.get_running_loop().time() > deadline:
-            raise ApiError(504, "the time of this request is over; ask for fewer tokens")
+    raise ApiError(504, "the time of this request is over; ask for fewer tokens")
 
 
 def _data(chunk: dict) -> dict[str, str]:
