@@ -27,9 +27,9 @@ from biomedlm_jax.generation.generator import generate
 from biomedlm_jax.interop.huggingface import load
 
 WORDS = (
-    "aspirin kinase tumour renal insulin receptor trial serum cardiac infection dose protein "
-    "therapy lesion plasma enzyme"
-).split()
+    *("aspirin", "kinase", "tumour", "renal", "insulin", "receptor", "trial", "serum", "cardiac"),
+    *("infection", "dose", "protein", "therapy", "lesion", "plasma", "enzyme"),
+)
 
 
 def prompts_of(count: int) -> list[str]:

@@ -5,8 +5,8 @@
 
 The server answers at http://127.0.0.1:8000/v1 until Ctrl-C, with the texts of `biomedlm generate`.
 Requests that arrive together are decoded together if they have the same temperature, stop strings
-and other options of sampling. It is for this computer, has no password, and is no medical device:
-answers are not medical advice.
+and other options. The server has no password and is for this computer. Answers are not medical
+advice.
 """
 
 import sys

@@ -214,9 +214,7 @@ def model_options(
         raise InputError(f"{error} ({GENERATION_CONFIG} or {CONFIG} of {directory})") from None
 
 
-def options_from(
-    config: ModelConfig, entries: dict[str, Any], **given: Any
-) -> tuple[Options, int]:
+def options_from(config: ModelConfig, entries: dict[str, Any], **given: Any) -> tuple[Options, int]:
     """Return what `model_options` does, from the entries of a generation_config.json."""
     length, entries = 0, dict(entries)
     if entries.get("max_new_tokens") is None and given.get("max_new_tokens") is None:

@@ -22,8 +22,8 @@ from biomedlm_jax.generation.stops import state_after
 
 COLLECT = 0.01  # seconds in which requests that arrive together become one batch
 AGAIN = 0.03  # seconds in which the clients of a batch may send their next requests
-PIECE = 0.03  # seconds between two pieces of a text, if a step takes less
-MOST_STEPS = 8  # between two pieces, and after which an abandoned request is noticed
+PIECE = 0.1  # seconds between two pieces of a text, if a step takes less
+MOST_STEPS = 16  # between two pieces, and after which an abandoned request is noticed
 STOPPING = RuntimeError("the server is stopping")
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation import decoding
+from biomedlm_jax.generation.generator import Generator, generate
 from biomedlm_jax.generation.options import Options
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.generation.generator import Generator, generate
 from biomedlm_jax.serving import batcher as batchers
 from biomedlm_jax.serving.batcher import Batcher, Job, Row
 
