@@ -118,7 +118,7 @@ class Reader:
             raise ApiError(400, f"the body: {error}") from None
         body = {name: value for name, value in body.items() if value is not None}
         known = (*(("messages", "max_completion_tokens") if chat else ("prompt",)), *READ)
-        for name in {*body} - {*known, *IGNORED}:
+        for name in sorted({*body} - {*known, *IGNORED}):
             if json.dumps(body[name]) not in NEUTRAL.get(name, ()):
                 got = f"got {name}, which is not supported"
                 raise ApiError(400, f"{got}; expected some of {', '.join(known)}", name)

@@ -202,7 +202,7 @@ async def _next(
 
 
 def _data(chunk: dict) -> dict[str, str]:
-    return {"data": json.dumps(chunk, ensure_ascii=False)}
+    return {"data": json.dumps(chunk)}
 
 
 async def _error(request: Request, error: Exception) -> Response:

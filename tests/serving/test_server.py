@@ -14,9 +14,11 @@ from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.generation import decoding
 from biomedlm_jax.generation.generator import NOTICE, generate
 from biomedlm_jax.interop.huggingface import load
+from biomedlm_jax.mesh import make_mesh
 from biomedlm_jax.serving import batcher
 from biomedlm_jax.serving.server import listen, load_server
 
+WORDS = ("the", "a", "what", "is", "of", "drug", "trial", "Below")
 FIELDS = {"model": "model", "prompt": "the kinase", "max_tokens": 8}
 
 
@@ -59,9 +61,7 @@ def test_eight_streams_at_the_same_time(served, directories, monkeypatch):
 
     monkeypatch.setattr(decoding, "decode", decode)
     monkeypatch.setattr(batcher, "COLLECT", 0.5)
-    prompts = [
-        f"{word} kinase" for word in ["the", "a", "what", "is", "of", "drug", "trial", "Below"]
-    ]
+    prompts = [f"{word} kinase" for word in WORDS]
 
     def stream(prompt: str) -> str:
         chunks = served[2].completions.create(**{**FIELDS, "prompt": prompt}, stream=True)
@@ -71,6 +71,15 @@ def test_eight_streams_at_the_same_time(served, directories, monkeypatch):
         texts = [*pool.map(stream, prompts)]
     assert sizes == [8]
     assert texts == generate(*load(directories["gpt"]), prompts, max_new_tokens=8)
+
+
+def test_a_mesh(directories, serve):
+    model, tokenizer = load(directories["gpt"])
+    with serve(directories["gpt"], mesh=make_mesh(data=4, tensor=2)) as (_, _, client):
+        answer = client.completions.create(**FIELDS, temperature=1, seed=2, n=2)
+    options = {"max_new_tokens": 8, "temperature": 1.0, "seed": 2, "samples": 2}
+    texts = generate(model, tokenizer, [FIELDS["prompt"]], **options)
+    assert [choice.text for choice in answer.choices] == texts
 
 
 def test_models_health_and_the_notice(served):
@@ -127,11 +136,10 @@ def test_requests_that_wait_have_a_limit_and_give_their_place_back(directories, 
 
 def test_a_request_has_a_time_limit(directories, serve, slow):
     with serve(directories["gpt"], timeout=0.3) as (_, _, client):
-        chunks = []
+        chunks = client.completions.create(**{**FIELDS, "max_tokens": 40}, stream=True)
+        assert next(chunks).choices[0].text
         with pytest.raises(openai.APIError, match="the time of this request is over"):
-            for chunk in client.completions.create(**{**FIELDS, "max_tokens": 40}, stream=True):
-                chunks.append(chunk)
-        assert chunks
+            [*chunks]
         with pytest.raises(openai.InternalServerError, match="the time of this request is over"):
             client.completions.create(**{**FIELDS, "max_tokens": 40})
 
