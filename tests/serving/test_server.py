@@ -139,7 +139,7 @@ def test_a_request_has_a_time_limit(directories, serve, slow):
         chunks = client.completions.create(**{**FIELDS, "max_tokens": 40}, stream=True)
         assert next(chunks).choices[0].text
         with pytest.raises(openai.APIError, match="the time of this request is over"):
-            [*chunks]
+            list(chunks)
         with pytest.raises(openai.InternalServerError, match="the time of this request is over"):
             client.completions.create(**{**FIELDS, "max_tokens": 40})
 
