@@ -20,8 +20,7 @@ from biomedlm_jax.generation.options import Options
 from biomedlm_jax.generation.sampling import row_keys
 from biomedlm_jax.generation.stops import state_after
 
-COLLECT = 0.01  # seconds in which requests that arrive together become one batch
-AGAIN = 0.03  # seconds in which the clients of a batch may send their next requests
+COLLECT = 0.03  # seconds after a request in which the next one joins its batch
 PIECE = 0.1  # seconds between two pieces of a text, if a step takes less
 MOST_STEPS = 16  # between two pieces, and after which an abandoned request is noticed
 STOPPING = RuntimeError("the server is stopping")
@@ -96,10 +95,14 @@ class Batcher:
         before = 0  # jobs of the last batch
         while not self._closed:
             with self._changed:
-                self._wait(min(len(self.waiting) + before, self.rows), AGAIN)
-                if not self.waiting:
+                if not (self.waiting or before):
                     self._wait(1)
-                    self._wait(self.rows, COLLECT)
+                # The clients of the last batch may send their next requests now.
+                expected = min(len(self.waiting) + before, self.rows) if before else self.rows
+                count = -1
+                while count < len(self.waiting) < expected:
+                    count = len(self.waiting)
+                    self._wait(count + 1, COLLECT)
                 batch, free = [], self.rows
                 for job in self.waiting:  # the oldest, and those that fit into its batch
                     if (not batch or _shared(job) == _shared(batch[0])) and len(job.rows) <= free:
