@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from openai import OpenAI
 
@@ -37,12 +38,16 @@ def prompts_of(count: int) -> list[str]:
     return [f"{n}. " + " ".join(islice(cycle(WORDS), n, 6 + 2 * n % 15 + n)) for n in range(count)]
 
 
-def ask(client: OpenAI, model: str, prompt: str, options: dict) -> tuple[str, int, float]:
+def ask(client: OpenAI, model: str, prompt: str, max_tokens: int) -> tuple[str, int, float]:
     """Return the text of a streamed answer, its tokens and the seconds to its first piece."""
     began, first, text, tokens = time.perf_counter(), 0.0, "", 0
-    usage = {"include_usage": True}
     stream = client.completions.create(
-        model=model, prompt=prompt, stream=True, stream_options=usage, **options
+        model=model,
+        prompt=prompt,
+        stream=True,
+        stream_options={"include_usage": True},
+        max_tokens=max_tokens,
+        temperature=0,
     )
     for chunk in stream:
         if chunk.usage:
@@ -74,13 +79,15 @@ def main() -> int:
     if not line:
         return server.wait() or 1
     client = OpenAI(base_url=line.split()[1], api_key="none", max_retries=0)
-    prompts, options = prompts_of(flags.streams), {"max_tokens": flags.max_tokens, "temperature": 0}
+    prompts = prompts_of(flags.streams)
     texts: list[set[str]] = [set() for _ in prompts]
     speeds: dict[int, list[float]] = {1: [], flags.streams: []}
     firsts: dict[int, list[float]] = {1: [], flags.streams: []}
 
     def answer(stream: int) -> list[tuple[str, int, float]]:
-        return [ask(client, "model", prompts[stream], options) for _ in range(flags.requests)]
+        return [
+            ask(client, "model", prompts[stream], flags.max_tokens) for _ in range(flags.requests)
+        ]
 
     try:
         with ThreadPoolExecutor(flags.streams) as pool:
@@ -100,10 +107,11 @@ def main() -> int:
         server.wait()
     keep_freed_memory()
     model, tokenizer = load(flags.model)
+    assert tokenizer is not None
     settings = {"directory": flags.model, "max_new_tokens": flags.max_tokens, "temperature": 0.0}
     expected = generate(model, tokenizer, prompts, batch_size=1, **settings)
     different = sum(got != {text} for got, text in zip(texts, expected, strict=True))
-    figures = {"different_texts": different, "texts": len(prompts)}
+    figures: dict[str, Any] = {"different_texts": different, "texts": len(prompts)}
     for streams, values in speeds.items():
         median = statistics.median(values)
         first = statistics.median(firsts[streams])

@@ -57,5 +57,7 @@ def run(options: Flags) -> None:
             print(f"warning: got --host={options.host}: {reach}", file=sys.stderr)
         host, port = bound.getsockname()[:2]
         host = f"[{host}]" if ":" in host else host
+        bound.listen()  # clients that connect from now on are answered
         print(f"{name}: http://{host}:{port}/v1 (Ctrl-C ends)", file=sys.stderr, flush=True)
-        server.run(own.app([*server.LOCAL, options.host, *options.allowed_hosts]), bound)
+        hosts = [*server.LOCAL, options.host, *options.allowed_hosts]
+        server.Web(own, hosts).run(sockets=[bound])

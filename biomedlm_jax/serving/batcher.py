@@ -148,8 +148,9 @@ class Batcher:
                 if row.finish or job.ended:
                     continue
                 tokens, hit = tokens[: row.limit], 0
-                for token in tokens[len(row.tokens) :] if stops is not None else ():
-                    row.state, hit = divmod(int(stops[row.state, token]), 2)
+                if stops is not None:
+                    for token in tokens[len(row.tokens) :]:
+                        row.state, hit = divmod(int(stops[row.state, token]), 2)
                 row.tokens = tokens
                 if hit or (tokens and tokens[-1] in strategy.ends):
                     row.finish = "stop"

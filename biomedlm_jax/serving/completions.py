@@ -130,13 +130,17 @@ class Reader:
             expected = "expected true or false, and an object of options with true only"
             raise ApiError(400, f"got stream={stream!r}; {expected}", "stream")
         options, given = self._options(body)
-        if chat and isinstance(self.template, InputError):
-            raise ApiError(400, f"{self.template} (chats need one; /v1/completions does not)")
-        if chat:
-            prompts = [self._chat(body.get("messages"))]
-            options = chat_options(options, self.template, self.generator)
-        else:
+        template = self.template
+        if not chat:
             prompts = self._prompts(body.get("prompt"))
+        elif isinstance(template, InputError):
+            raise ApiError(400, f"{template} (chats need one; /v1/completions does not)")
+        else:
+            options = chat_options(options, template, self.generator)
+            messages = body.get("messages")
+            messages = [*map(_with_text, messages)] if isinstance(messages, list) else messages
+            check_messages(messages, "messages")
+            prompts = [encode_chat(self.generator.tokenizer, template.render(messages))]
         if len(prompts) * options.samples > self.rows:
             got = f"got {counted(len(prompts), 'prompt')} with n={options.samples}"
             raise ApiError(400, f"{got}; expected at most {self.rows} answers", "n")
@@ -175,12 +179,6 @@ class Reader:
             return self.generator.encode(prompts, Options(max_new_tokens=1))
         except InputError:
             raise self._too_long("prompt") from None
-
-    def _chat(self, messages: Any) -> list[int]:
-        messages = [*map(_with_text, messages)] if isinstance(messages, list) else messages
-        check_messages(messages, "messages")
-        assert isinstance(self.template, ChatTemplate)
-        return encode_chat(self.generator.tokenizer, self.template.render(messages, True))
 
     def _limit(self, size: int, options: Options, given: int | None) -> int:
         """Return how many tokens an answer to a prompt of `size` tokens may have."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from sse_starlette.sse import EventSourceResponse
+from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -27,7 +27,7 @@ from biomedlm_jax.generation.generator import NOTICE, Generator
 from biomedlm_jax.generation.options import model_options, read_generation_config
 from biomedlm_jax.interop.directories import GENERATION_CONFIG, model_config
 from biomedlm_jax.interop.huggingface import load
-from biomedlm_jax.serving.batcher import Batcher
+from biomedlm_jax.serving.batcher import STOPPING, Batcher
 from biomedlm_jax.serving.completions import ApiError, Completion, Reader
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -45,7 +45,7 @@ class Server:
     max_body_bytes: int
     timeout: float  # seconds of a request, with waiting
 
-    def app(self, hosts: Sequence[str] = LOCAL) -> Starlette:
+    def app(self, hosts: Sequence[str]) -> Starlette:
         """Return the ASGI application; it answers requests whose Host header is one of `hosts`."""
         routes = [
             Route("/health", self.health),
@@ -56,15 +56,7 @@ class Server:
         # A page that rebinds its name to 127.0.0.1 sends its own name as Host.
         trusted = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
         errors = {ApiError: _error, HTTPException: _error, ClientDisconnect: _error}
-        return Starlette(
-            routes=routes, middleware=[trusted], exception_handlers=errors, lifespan=self._run
-        )
-
-    @contextlib.asynccontextmanager
-    async def _run(self, app: Starlette) -> AsyncIterator[None]:
-        self.batcher.start()
-        yield
-        await run_in_threadpool(self.batcher.close)
+        return Starlette(routes=routes, middleware=[trusted], exception_handlers=errors)
 
     async def health(self, request: Request) -> Response:
         """Return that the server runs, and how many requests wait."""
@@ -101,7 +93,11 @@ class Server:
         return EventSourceResponse(chunks, headers=HEADERS, sep="\n")
 
     async def _chunks(
-        self, completion: Completion, event, events: asyncio.Queue, deadline: float
+        self,
+        completion: Completion,
+        event: tuple[int, str] | None,
+        events: asyncio.Queue[tuple[int, str] | Exception | None],
+        deadline: float,
     ) -> AsyncIterator[dict[str, str]]:
         """Yield the events of a stream; sse-starlette closes it when its client is gone."""
         try:
@@ -177,24 +173,37 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(app: Starlette, bound: socket.socket) -> None:
-    """Serve until a signal arrives; it is raised again once the open requests have ended."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="none", http="h11", server_header=False,
-        proxy_headers=False, timeout_graceful_shutdown=GRACE,
-    )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[bound])
+class Web(uvicorn.Server):
+    """The process's web server; the first signal ends the open requests."""
+
+    def __init__(self, own: Server, hosts: Sequence[str]):
+        config = uvicorn.Config(
+            own.app(hosts), log_level="warning", access_log=False, ws="none", http="h11",
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE,
+            log_config=None,  # which would close the handlers of others
+        )  # fmt: skip
+        super().__init__(config)
+        AppStatus.disable_automatic_graceful_drain()  # which would cut streams without an error
+        self.batcher = own.batcher
+        self.batcher.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the requests with an error, and then the connections."""
+        await run_in_threadpool(self.batcher.close)
+        await super().shutdown(sockets)
 
 
 async def _next(
-    events: asyncio.Queue, deadline: float, request: Request | None = None
+    events: asyncio.Queue[tuple[int, str] | Exception | None],
+    deadline: float,
+    request: Request | None = None,
 ) -> tuple[int, str] | None:
     """Return the next piece, None at the end; raise ApiError if none comes."""
     while (left := deadline - asyncio.get_running_loop().time()) > 0:
         with contextlib.suppress(TimeoutError):
             event = await asyncio.wait_for(events.get(), min(POLL, left))
             if isinstance(event, Exception):
-                raise ApiError(500, str(event))
+                raise ApiError(503 if event is STOPPING else 500, str(event))
             return event
         if request is not None and await request.is_disconnected():
             raise ApiError(499, "the client is gone")

@@ -7,7 +7,6 @@ import time
 import jax
 import numpy as np
 import pytest
-import uvicorn
 from chats import save, text_of
 from openai import OpenAI
 
@@ -17,7 +16,7 @@ from biomedlm_jax.interop.huggingface import export_hf
 from biomedlm_jax.model.families import make_model
 from biomedlm_jax.model.gpt2 import GPT2Config
 from biomedlm_jax.model.llama import LlamaConfig
-from biomedlm_jax.serving.server import LOCAL, listen, load_server
+from biomedlm_jax.serving.server import LOCAL, Web, listen, load_server
 
 SIZES = {"vocab_size": 285, "context_length": 96, "layers": 1, "width": 32, "heads": 2}
 SIZES |= {"eos_token_id": 279, "bos_token_id": 279}
@@ -48,12 +47,11 @@ def directories(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def serving(directory, *, hosts=LOCAL, **changes):
+def serving(directory, **changes):
     """Yield a server, its address and a client; it runs in a thread of this process."""
     own = load_server(directory, name="model", **{**LIMITS, **changes})
     with listen("127.0.0.1", 0) as bound:
-        config = uvicorn.Config(own.app(hosts), log_level="warning", ws="none")
-        web = uvicorn.Server(config)
+        web = Web(own, LOCAL)
         thread = threading.Thread(target=web.run, kwargs={"sockets": [bound]})
         thread.start()
         address = f"http://127.0.0.1:{bound.getsockname()[1]}"
