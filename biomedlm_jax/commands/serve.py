@@ -1,4 +1,4 @@
-"""Serve a model on this computer to clients of OpenAI's completions and chat completions.
+"""Serve a model on this computer to clients of OpenAI's API.
 
     biomedlm serve --model=run
     biomedlm serve --model=chat --port=8001 --batch_size=16
