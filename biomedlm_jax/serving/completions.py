@@ -137,7 +137,7 @@ class Reader:
             raise ApiError(400, f"{template} (chats need one; /v1/completions does not)")
         else:
             options = chat_options(options, template, self.generator)
-            messages = body.get("messages")
+            messages: Any = body.get("messages")
             messages = [*map(_with_text, messages)] if isinstance(messages, list) else messages
             check_messages(messages, "messages")
             prompts = [encode_chat(self.generator.tokenizer, template.render(messages))]
