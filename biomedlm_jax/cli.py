@@ -23,8 +23,8 @@ from biomedlm_jax.errors import BAD_INPUT, FAILED, INTERRUPTED, KEPT, InputError
 COMMANDS = (
     *("quickstart", "build-corpus", "train-tokenizer", "compare-tokenizers", "build-tokens"),
     *("pretrain", "build-instructions", "finetune", "contamination", "evaluate", "generate"),
-    *("trace", "score-answers", "inspect", "verify", "import-hf", "export-hf", "verify-hf"),
-    *("export-gguf", "push", "plan", "bench"),
+    *("serve", "trace", "score-answers", "inspect", "verify", "import-hf", "export-hf"),
+    *("verify-hf", "export-gguf", "push", "plan", "bench"),
 )
 
 # Flags that take a path of Google Cloud Storage, and commands whose --out does.

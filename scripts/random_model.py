@@ -4,7 +4,7 @@
 
 The run has `config.json`, one checkpoint at step 0, and with --tokenizer=DIR a tokenizer. Every
 command that takes `--model` accepts it. The config must set the vocabulary size, the context length
-and the EOS id.
+and the EOS id; `--set layers=8 width=384` changes its sizes.
 """
 
 import argparse
@@ -26,6 +26,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="FILE:VARIANT of a pre-training config")
+    parser.add_argument("--set", nargs="*", default=[], help="NAME=NUMBER, sizes of the model")
     parser.add_argument("--out", required=True, type=Path, help="a new directory")
     parser.add_argument("--tokenizer", help="directory of a tokenizer to copy")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
@@ -34,7 +35,8 @@ def main() -> None:
     path, _, variant = options.config.partition(":")
     get_config = runpy.run_path(path)["get_config"]
     fields = (get_config(variant) if variant else get_config()).model
-    config = make_config(fields.to_dict())
+    sizes = {name: int(size) for name, _, size in (one.partition("=") for one in options.set)}
+    config = make_config({**fields.to_dict(), **sizes})
 
     options.out.mkdir(parents=True)
     write_json(options.out / "config.json", {"model": config.to_json()})

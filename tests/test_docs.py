@@ -33,7 +33,7 @@ RUN_BY_DEFAULT = ("docs/data.md",)
 RUN = "--config.training.steps=4 --config.optimizer.warmup_steps=1 --config.checkpoint.every=4"
 SMALL = {
     "pretrain": f"{RUN} --config.training.evaluate_every=4 --config.training.batch_size=8",
-    "finetune": "--config.training.epochs=1 --config.training.batch_size=8",
+    "finetune": "--config.training.epochs=1 --config.training.batch_size=4",
 }
 TEXTS = (
     "--config.data.dev_fraction=0.2 --config.data.row_tokens=64 "

@@ -135,20 +135,7 @@ def read_chats(path: str | Path) -> list[tuple[list[dict[str, str]], dict[str, A
         messages = record.get("messages")
         if messages is None and "instruction" in record:
             messages = _of_instruction(record, where)
-        if not (isinstance(messages, list) and messages):
-            raise InputError(f"{where}: expected messages, a list of objects, or an instruction")
-        for number, one in enumerate(messages, 1):
-            fields = {**one} if isinstance(one, dict) else {}
-            if fields.get("role") not in ROLES or not isinstance(fields.get("content"), str):
-                got = f"message {number} has role {fields.get('role')!r}"
-                expected = f"expected one of {', '.join(ROLES)}, and the text content"
-                raise InputError(f"{where}: {got}; {expected}")
-            if unknown := sorted({*fields} - {*TEXTS, "role"}):
-                raise InputError(f"{where}: message {number} has {unknown[0]!r}, which is not read")
-            if bad := [n for n in TEXTS if not isinstance(fields.get(n, ""), str)]:
-                raise InputError(f"{where}: message {number} has a {bad[0]} that is no text")
-        if messages[-1]["role"] != "user":
-            raise InputError(f"{where}: the last message is not a user's, so nothing is to answer")
+        check_messages(messages, where)
         identity = {"id": record["id"]} if "id" in record else {}
         try:  # half of a surrogate pair, NaN: such an answer could not be written
             json.dumps([messages, identity], ensure_ascii=False, allow_nan=False).encode()
@@ -158,6 +145,24 @@ def read_chats(path: str | Path) -> list[tuple[list[dict[str, str]], dict[str, A
     if not chats:
         raise InputError(f"{path} has no chats; expected one a line")
     return chats
+
+
+def check_messages(messages: Any, where: str) -> None:
+    """Raise InputError unless these are messages of known roles with texts, the last a user's."""
+    if not (isinstance(messages, list) and messages):
+        raise InputError(f"{where}: expected messages, a list of objects, or an instruction")
+    for number, one in enumerate(messages, 1):
+        fields = {**one} if isinstance(one, dict) else {}
+        if fields.get("role") not in ROLES or not isinstance(fields.get("content"), str):
+            got = f"message {number} has role {fields.get('role')!r}"
+            expected = f"expected one of {', '.join(ROLES)}, and the text content"
+            raise InputError(f"{where}: {got}; {expected}")
+        if unknown := sorted({*fields} - {*TEXTS, "role"}):
+            raise InputError(f"{where}: message {number} has {unknown[0]!r}, which is not read")
+        if bad := [n for n in TEXTS if not isinstance(fields.get(n, ""), str)]:
+            raise InputError(f"{where}: message {number} has a {bad[0]} that is no text")
+    if messages[-1]["role"] != "user":
+        raise InputError(f"{where}: the last message is not a user's, so nothing is to answer")
 
 
 def _of_instruction(record: dict[str, Any], where: str) -> list[dict[str, str]]:

@@ -89,6 +89,7 @@ def decode(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     samples: int = 1,
+    keys: jax.Array | None = None,
     every: int | None = None,
     watch: Callable[[list[list[int]]], Sequence[bool]] | None = None,
     stops: np.ndarray | None = None,
@@ -99,6 +100,7 @@ def decode(
     Args:
       strategy: how tokens are chosen; greedy by default, up to the model's end of text.
       numbers: a number for each prompt, 0, 1, .. by default; it and `seed` decide its `samples`.
+      keys: a key for each sample of each prompt, in place of those of `seed` and `numbers`.
       watch: called with all rows' new tokens after `every` steps; returns which rows to stop.
       stops: the `stop_table` of strings that end an answer.
       stops_span: whether a stop string may begin in the prompt, as in transformers.
@@ -113,7 +115,10 @@ def decode(
     numbers = range(rows // samples) if numbers is None else numbers
     with on_mesh(decoder) as mesh:
         B, N = batch_bucket(rows, mesh), bucket(max_new_tokens)
-        keys_B = row_keys(seed, np.resize(np.asarray(numbers, np.uint32), B), samples)[:B]
+        if keys is None:
+            keys_B = row_keys(seed, np.resize(np.asarray(numbers, np.uint32), B), samples)[:B]
+        else:
+            keys_B = keys[np.arange(B) % rows]
         tokens_BxP1, lengths_B = align(prompts, rows=B)
         began = time.perf_counter()
         stop_B = stop_states(stops, prompts if stops_span else (), B)

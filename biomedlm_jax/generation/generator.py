@@ -25,6 +25,7 @@ from biomedlm_jax.model.language_model import LanguageModel
 
 NOTICE = "A model's answers are not medical advice: they may be wrong, numbers above all."
 TRUNCATE = ("error", "left")
+TABLES = 16  # of stop strings that are kept; each has a column for every token
 UNFINISHED = "\ufffd"  # how a byte-level tokenizer shows the first bytes of a character
 
 
@@ -98,12 +99,12 @@ class Generator:
 
         def show(rows: list[list[int]]) -> list[bool]:
             if watch:
-                watch([self._text(row, strategy.ends, options.stop, settled_text) for row in rows])
+                watch([self.text(row, strategy.ends, options.stop, settled_text) for row in rows])
             return [False] * len(rows)
 
         new = options.max_length - len(prompts[0]) if options.max_length else options.max_new_tokens
         common = {"max_new_tokens": new, "strategy": strategy}
-        common |= {"numbers": numbers, "stops": self._stops(options.stop), "stops_span": stops_span}
+        common |= {"numbers": numbers, "stops": self.stops(options.stop), "stops_span": stops_span}
         if options.beams > 1:
             decoded = beam.search(self.decoder, prompts, beams=options.part(Beams), **common)
         else:
@@ -115,7 +116,7 @@ class Generator:
         scores = decoded.scores or [[None] * len(rows) for rows in decoded.tokens]
         return [
             [
-                Answer(self._text(tokens, strategy.ends, options.stop), tokens, score)
+                Answer(self.text(tokens, strategy.ends, options.stop), tokens, score)
                 for tokens, score in zip(*of_prompt, strict=True)
             ]
             for of_prompt in zip(decoded.tokens, scores, strict=True)
@@ -145,8 +146,11 @@ class Generator:
                 shown = text
         yield result.result()[len(shown) :]
 
-    def _stops(self, strings: tuple[str, ...]) -> np.ndarray | None:
+    def stops(self, strings: tuple[str, ...]) -> np.ndarray | None:
+        """Return the `stop_table` of strings, None of none."""
         if strings and strings not in self._tables:
+            if len(self._tables) >= TABLES:
+                del self._tables[next(iter(self._tables))]
             self._tables[strings] = stop_table(strings, self._token_bytes)
         return self._tables.get(strings)
 
@@ -154,7 +158,7 @@ class Generator:
     def _token_bytes(self) -> list[bytes]:
         return token_bytes(self.tokenizer, self.config.vocab_size)
 
-    def _text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str], cut=None) -> str:
+    def text(self, tokens: list[int], ends: Sequence[int], stops: Sequence[str], cut=None) -> str:
         """Return the text before end and stop strings, as `cut`, without special tokens."""
         before = tokens[:-1] if tokens and tokens[-1] in ends else tokens
         whole = self.tokenizer.decode(before, skip_special_tokens=False)

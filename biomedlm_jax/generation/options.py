@@ -207,17 +207,16 @@ def model_options(
     """
     entries = {} if directory is None else read_generation_config(directory)
     try:
-        return _model_options(config, entries, **given)
+        return options_from(config, entries, **given)
     except InputError as error:
         if not entries:
             raise
         raise InputError(f"{error} ({GENERATION_CONFIG} or {CONFIG} of {directory})") from None
 
 
-def _model_options(
-    config: ModelConfig, entries: dict[str, Any], **given: Any
-) -> tuple[Options, int]:
-    length = 0
+def options_from(config: ModelConfig, entries: dict[str, Any], **given: Any) -> tuple[Options, int]:
+    """Return what `model_options` does, from the entries of a generation_config.json."""
+    length, entries = 0, dict(entries)
     if entries.get("max_new_tokens") is None and given.get("max_new_tokens") is None:
         length = Options(max_length=entries.get("max_length") or 0).max_length  # or InputError
         length, short = min(length, config.context_length), config.context_length // 2
