@@ -637,7 +637,8 @@ def test_scaling_continues_after_an_interruption(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("biomedlm_jax.plan", stopped, raising=False)
     with pytest.raises(KeyboardInterrupt):
         run_tool("scaling.py", *arguments, monkeypatch=monkeypatch)
-    assert len(read_json(tmp_path / "scaling" / "scaling.json")["points"]) == 3
+    stopped_at = len(read_json(tmp_path / "scaling" / "scaling.json")["points"])
+    assert stopped_at == 3 + 3  # compiled, refused
     monkeypatch.setattr("biomedlm_jax.plan", rest, raising=False)
     run_tool("scaling.py", *arguments, monkeypatch=monkeypatch)
     points = read_json(tmp_path / "scaling" / "scaling.json")["points"]
