@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 import os
 import re
 import runpy
@@ -15,12 +17,15 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from biomedlm_jax.chips import chip
 from biomedlm_jax.cli import COMMANDS
 from biomedlm_jax.commands import bench, plan, pretrain
 from biomedlm_jax.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model.families import make_config
+from biomedlm_jax.planning.compiled import Collective, Figures
+from biomedlm_jax.planning.planner import Plan, Row
 from biomedlm_jax.training.state import random_model
 
 PATH = "/usr/bin:/bin"
@@ -596,3 +601,81 @@ def test_the_tokenizer_ablation_runs_and_resumes(tmp_path):
     assert (out / "flops.png").read_bytes().startswith(b"\x89PNG")
     assert printed.endswith(f"{(out / 'flops.md').read_text()}\n")
     assert "| general_cut | 320 | " in printed
+
+
+class FakePlanner:
+    """Stands for the planner: v5e chips, 0.4 s of operations; state alone fills fewer than 16."""
+
+    def __init__(self, interrupt_at: int = -1):
+        self.configs, self.interrupt_at = [], interrupt_at
+
+    def __call__(self, config, topology, *, suggest, progress):
+        if len(self.configs) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.configs.append(config)
+        mesh, batch = config.mesh.to_dict(), config.training.batch_size
+        chips = math.prod(mesh.values())
+        assert not suggest  # other meshes would be compiled
+        sent = Collective("all-gather", "bf16", 2**30, 2, 3, True, "")  # sends 1.5 GiB
+        figures = Figures(1.0, {"total": 2**33}, 0.0, 0.0, cycles=1, collectives=[sent])
+        row = Row(mesh, {}, {"parameters": 2**40 // chips})
+        if chips < 16:
+            row = dataclasses.replace(row, problem="out of memory: needs 256 of 16 GiB")
+        else:
+            seconds = {"operations": 0.4, "kernels": 0.1, "exposed collectives": 0.125}
+            row = dataclasses.replace(row, figures=figures, seconds=seconds)
+        tokens = batch * config.model.context_length
+        known = chip("TPU v5e")
+        flops = 0.625 * chips * 197e12 / 2  # half the peak
+        kind = ("train", "TPU v5 lite", chips, known, "splash", tokens, flops)
+        return Plan(topology, *kind, steps=1, rows=[row])
+
+
+def test_scaling_continues_after_an_interruption(tmp_path, monkeypatch, capsys):
+    arguments = [f"--out={tmp_path / 'scaling'}"]
+    stopped, rest = FakePlanner(interrupt_at=3), FakePlanner()
+    monkeypatch.setattr("biomedlm_jax.plan", stopped, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_tool("scaling.py", *arguments, monkeypatch=monkeypatch)
+    stopped_at = len(read_json(tmp_path / "scaling" / "scaling.json")["points"])
+    assert stopped_at == 3 + 3  # compiled, refused
+    monkeypatch.setattr("biomedlm_jax.plan", rest, raising=False)
+    run_tool("scaling.py", *arguments, monkeypatch=monkeypatch)
+    points = read_json(tmp_path / "scaling" / "scaling.json")["points"]
+    keys = [one["key"] for one in points]
+    batch = [one for one in points if one.get("breaks") == "batch"]
+    assert len(set(keys)) == len(keys) == 3 + len(rest.configs) + len(batch)
+    assert {one["problem"] for one in batch} == {
+        "1,024 rows do not divide over 2,560 chips",
+        "1,600 rows do not divide over 256 chips",
+        "1,600 rows do not divide over 1,024 chips",
+    }
+    for config in (*stopped.configs, *rest.configs):
+        mesh, training = config.mesh, config.training
+        assert training.batch_size % (mesh.data * mesh.fsdp * training.accumulation) == 0
+
+    # Each figure by hand: 1,024 rows of 1,024 tokens in 0.625 s on 256 chips.
+    flagship = next(one for one in points if one["key"].startswith("GPT-2 2.6B, v5e:16x16,"))
+    assert flagship["mesh"] == {"data": 8, "fsdp": 32, "tensor": 1}
+    assert (flagship["hbm_gib"], flagship["exposed_gib"], flagship["mfu"]) == (8, 3, 0.5)
+    assert flagship["collective_share"] == pytest.approx(0.2)
+    assert flagship["tokens_per_second_per_chip"] == pytest.approx(2**20 / 0.625 / 256)
+    hours = 300e9 / 2**20 * 0.625 / 3600
+    assert flagship["run_chip_hours"] == pytest.approx(hours * 256)
+    assert flagship["run_days"] == pytest.approx(hours / 24)
+
+    output = capsys.readouterr().out
+    assert output == (tmp_path / "scaling" / "scaling.md").read_text(encoding="utf-8") + "\n"
+    row = "| 256 | v5e:16x16 | data 8 x fsdp 32 | 1,024 (4) | 8.00 | 0.500 | 0.125 | 20.0% | 0.625 "
+    assert output.count(row) == 2  # both weak and strong
+    assert "\n4 chips: HBM breaks: out of memory: needs 256 of 16 GiB\n" in output
+    table = [line.count("|") for line in output.splitlines() if line.startswith("|")]
+    assert set(table) == {14}
+    assert (tmp_path / "scaling" / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_does_not_mix_compiler_versions(tmp_path, monkeypatch, capsys):
+    write_json(tmp_path / "scaling.json", {"versions": {"jax": "0", "libtpu": "0"}, "points": []})
+    with pytest.raises(SystemExit, match="2"):
+        run_tool("scaling.py", f"--out={tmp_path}", monkeypatch=monkeypatch)
+    assert "; fix: another --out" in capsys.readouterr().err

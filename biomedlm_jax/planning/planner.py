@@ -95,6 +95,7 @@ def plan(
     tensor: tuple[int, ...] = (1, 2, 4),
     step: str = "train",
     hlo: str | Path | None = None,
+    suggest: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Compile a config's step for `topology` (v5e:16x16; 2xv5e:16x16; local: jax's devices).
@@ -103,8 +104,8 @@ def plan(
     `step` is train, score (the loss of a batch) or decode (one token for each row, full cache).
     `hlo` is a directory for the optimised programs; `progress` receives a line before and after
     each compilation. A mesh that does not fit into memory becomes a row with the reason, and if no
-    mesh fits, other meshes and settings are compiled until some fit. Raises InputError before it
-    compiles if mesh, model and batch do not fit together.
+    mesh fits, other meshes and settings are compiled until some fit, unless `suggest` is False.
+    Raises InputError before it compiles if mesh, model and batch do not fit together.
     """
     if step not in STEPS:
         raise InputError(f"got step={step!r}; choose one of {', '.join(STEPS)}")
@@ -154,7 +155,7 @@ def plan(
     )
     compile_row = functools.partial(_compile_row, result, config, hlo=hlo, progress=progress)
     rows = [compile_row(mesh, {}) for mesh in tried]
-    if not any(row.fits for row in rows):
+    if suggest and not any(row.fits for row in rows):
         meshes_tried = [row.mesh for row in rows]
         kinds = alternatives(settings, model, meshes_tried, step=step, slices=slices)
         if known and min(sum(row.state_bytes.values()) for row in rows) > known.device_memory:

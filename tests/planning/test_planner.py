@@ -124,6 +124,12 @@ def test_when_nothing_fits_the_row_says_so(config, monkeypatch):
         "compiling fsdp 8 for local",
         "compiling data 2 x fsdp 4, model.remat=full for local",
     ]
+    lines.clear()
+    made = planner.plan(config, "local", suggest=False, progress=lines.append)
+    assert [line for line in lines if line.startswith("compiling")] == [
+        "compiling data 2 x fsdp 4 for local"
+    ]
+    assert "fits:" not in str(made.rows[0].problem)
 
 
 def test_a_search_on_a_slice_that_is_too_small_names_the_memory(config, monkeypatch):
