@@ -8,10 +8,11 @@ The recipe is that of the published script (stanford-crfm/BioMedLM, `tokenize/tr
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,10 +203,11 @@ def save_tokenizer(
         would read another tokenizer from the files.
     """
     source: Source | None = vars(tokenizer).get("source")
-    if source:
-        contents = _changed_files(source, tokenizer)
-    else:
-        contents = _new_files(tokenizer, model_max_length)
+    with _uncollected():
+        if source:
+            contents = _changed_files(source, tokenizer)
+        else:
+            contents = _new_files(tokenizer, model_max_length)
     directory = as_path(directory)
     paths = [directory / name for name in contents]
     for path in paths:
@@ -346,11 +348,25 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
     of the files, nor, for a GPT-2, on whether the tokenizer was read from tokenizer.json or from
     vocabulary and merges.
     """
-    return hashlib.sha256(_canonical_json(tokenizer, json.loads(tokenizer.to_str()))).hexdigest()
+    with _uncollected():
+        state = json.loads(tokenizer.to_str())
+        return hashlib.sha256(_canonical_json(tokenizer, state)).hexdigest()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause the garbage collector, which visits all objects often while many merges are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _canonical_json(tokenizer: Tokenizer, state: dict[str, Any]) -> bytes:
-    """`state` is the tokenizer's JSON, which takes a tenth of a second to make and to parse."""
+    # `state` is the tokenizer's JSON, which takes a tenth of a second to make and to parse.
     model, tokens = state["model"], sorted(tokenizer.get_added_tokens_decoder().items())
     added = [(i, token.content) for i, token in tokens]
     parts = [sorted(tokenizer.get_vocab().items()), model.get("merges", ()), added]
