@@ -13,13 +13,14 @@ def test_every_side_is_measured(tmp_path, capsys):
     file = tmp_path / "texts.jsonl"  # one unit, for which no process is started
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=280), tmp_path / "tokenizer")
-    result = measure([file], tmp_path / "tokenizer", length=16, rounds=1)
+    beam = ["--runner=DirectRunner"]  # no pipeline for one unit
+    result = measure([file], tmp_path / "tokenizer", length=16, rounds=1, beam=beam)
     assert (result["documents"], result["text_bytes"]) == (len(TEXTS), sum(map(len, TEXTS)))
     sides = result["tables"]["tokens"]
-    several = f"{BUILD}, 2 processes"
-    assert list(sides) == [BUILD, several, "encode_batch", "encode_batch_fast"]
+    several = [f"{BUILD}, 2 processes", f"{BUILD}, Beam"]
+    assert list(sides) == [BUILD, *several, "encode_batch", "encode_batch_fast"]
     assert sides[BUILD]["ratio"] == 1
-    assert sides.pop(several)["mb_per_cpu_second"] is None
+    assert [sides.pop(name)["mb_per_cpu_second"] for name in several] == [None, None]
     assert all(side["mb_per_cpu_second"] > 0 for side in sides.values())
     print_result(result)
     assert "encode_batch_fast" in capsys.readouterr().out
