@@ -1,9 +1,9 @@
 """Benchmark of `build-tokens`, from files to rows on disk, against `tokenizers` alone.
 
-The build runs in this process, in several, which it starts, and as pipelines of Apache Beam if there
-are flags for it. The baselines tokenise texts in
-memory with all threads and discard the result: `encode_batch`, which also computes the offset of
-each token, and `encode_batch_fast`, which does not and which the build calls.
+The build runs in this process, in several, which it starts, and with Apache Beam if there are flags
+for it. The baselines tokenise texts in memory with all threads and discard the result:
+`encode_batch`, which also computes the offset of each token, and `encode_batch_fast`, which does
+not and which the build calls.
 """
 
 import statistics
@@ -35,8 +35,8 @@ def measure(
     """Time each side; return MB (10^6 bytes of UTF-8 text) per second and per CPU second.
 
     `tokenizer` is a directory or a tokenizer.json. `workers` are the processes of the second build,
-    each with files of its own (small ones are batched), `beam` the flags of a third; the CPU time of
-    processes is not known. `ratio` is a side's time over that of the first build: the speed of that
+    each with files of its own (small ones are batched), `beam` the flags of a third; their CPU
+    time is not known. `ratio` is a side's time over that of the first build: the speed of that
     relative to the side. All texts are held in memory.
     """
     loaded, paths = load_tokenizer(tokenizer), input_files(paths)
