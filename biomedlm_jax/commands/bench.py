@@ -16,6 +16,7 @@ extras `hf` and `harness`, and accelerate.
 """
 
 import importlib
+import shlex
 
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.errors import InputError
@@ -50,6 +51,7 @@ FLAGS.define("profile", None, "train: directory for a trace; the longest kernels
 FLAGS.define_sizes("batch_sizes", (1, 8, 16), "decode: batch sizes of greedy decoding.")
 FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
 FLAGS.define_text("tokens: ")
+FLAGS.define("beam_options", None, "tokens: flags of Apache Beam, for a build with it as well.")
 FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
 FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
 FLAGS.define("path", None, "questions: file or directory of MedQA; readers: of XML.")
@@ -69,7 +71,7 @@ CONFIG = ("layers", "width", "heads", "vocab_size", "dtype")
 MORE = {
     "train": (*CONFIG, "length", "unroll"),
     "decode": CONFIG,
-    "tokens": ("input",),
+    "tokens": ("input", "beam_options"),
     "questions": (),
     "readers": (),
     "packing": (*CONFIG, "length"),
@@ -92,6 +94,8 @@ def run(options: Flags) -> None:
         arguments["config"] = _config(options)
     if what == "tokens":
         arguments["paths"] = options.input_paths()
+        if options.beam_options is not None:
+            arguments["beam"] = shlex.split(options.beam_options)
 
     from biomedlm_jax.benchmarks.rounds import print_result
 

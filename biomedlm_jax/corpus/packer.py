@@ -88,7 +88,8 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, encoding: Encoding, *, threads: int = THREADS):
-        self._tokenizer = plain_text_tokenizer(tokenizer)
+        plain = tokenizer.encode_special_tokens  # already; to copy it takes a tenth of a second
+        self._tokenizer = tokenizer if plain else plain_text_tokenizer(tokenizer)
         self._encoding, self._threads = encoding, min(threads, THREADS)
         added = tokenizer.get_added_tokens_decoder().values()
         self._special = [token.content for token in added if token.special]

@@ -85,7 +85,9 @@ def make_unit(
 
 @functools.lru_cache(1)
 def _tokenizer(path: Path, sha256: str) -> Tokenizer:
-    return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True  # as in `plain_text_tokenizer`
+    return tokenizer
 
 
 def write_unit(

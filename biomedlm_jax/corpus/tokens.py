@@ -20,9 +20,11 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -54,7 +56,12 @@ from biomedlm_jax.corpus.parts_folder import (
     remove_other_parts,
 )
 from biomedlm_jax.corpus.progress import report_regularly
-from biomedlm_jax.corpus.row_shards import make_row_shard, plan_shards, write_dataset
+from biomedlm_jax.corpus.row_shards import (
+    make_row_shard,
+    plan_shards,
+    row_features,
+    write_dataset,
+)
 from biomedlm_jax.corpus.token_units import (
     UnitSettings,
     ids_file,
@@ -77,6 +84,7 @@ from biomedlm_jax.outputs import atomic_directory
 SEPARATORS = ("eos", "bos_eos", "none")
 SHARD_BYTES = 1 << 28
 MAX_NAMES = 1000  # of files that were left out, in the manifest
+DELAY = 0.3
 SCRATCH = "scratch"  # in the new directory until it is complete
 
 
@@ -214,6 +222,7 @@ def _new_rows(
     with (
         naming(_local(out)),  # a full disk
         atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new,
+        ThreadPoolExecutor(1) as pool,
     ):
         save_tokenizer(tokenizer, new)
         header = _manifest_header(tokenizer, length, separator, validation_fraction)
@@ -230,7 +239,22 @@ def _new_rows(
             validation_fraction=validation_fraction,
         )
         (new / SCRATCH).mkdir()
-        yield _Build(new, header, encoding)
+        build = _Build(new, header, encoding)
+        build.hashed = pool.submit(_hash, tokenizer, length, header["dtype"], build.needs_hash)
+        try:
+            yield build
+        finally:
+            build.needs_hash.set()
+
+
+def _hash(tokenizer: Tokenizer, length: int, dtype: str, needed: threading.Event) -> str:
+    """Return `tokenizer_hash` of a tokenizer, and import TFDS; both while the text is tokenised.
+
+    They hold the GIL, without which no tokenising starts: it gets DELAY seconds.
+    """
+    needed.wait(DELAY)
+    row_features(length, dtype)
+    return tokenizer_hash(tokenizer)
 
 
 class _Build:
@@ -238,6 +262,8 @@ class _Build:
 
     def __init__(self, new: Path, header: Mapping[str, Any], encoding: Encoding):
         self.new, self.folder, self.header, self.encoding = new, new / SCRATCH, header, encoding
+        self.hashed: Future[str] = Future()
+        self.needs_hash = threading.Event()
         self.workers = 1
         self.beam: Sequence[str] | None = None
         self.units: list[Path] = []
@@ -316,6 +342,7 @@ class _Build:
                 f"the corpus has {tokens} training tokens, not enough for one row of {length}; "
                 "give more text or a smaller length"
             )
+        self.needs_hash.set()
         hashes = self.write_rows(length, self.header["dtype"])
         splits = {split: {**self.counts[split], "sha256": hashes[split]} for split in SPLITS}
         left_out: dict[str, Any] = {
@@ -324,7 +351,8 @@ class _Build:
             "subsets": dict(skipped.subsets),
             "files": {"count": len(skipped.files), "names": skipped.files[:MAX_NAMES]},
         }
-        manifest = {**self.header, "splits": splits, "skipped": left_out, "inputs": self.inputs}
+        header = {**self.header, "tokenizer_hash": self.hashed.result()}
+        manifest = {**header, "splits": splits, "skipped": left_out, "inputs": self.inputs}
         if corpora := corpora_of(self.inputs):
             manifest["corpora"] = corpora
         manifest["special_text"] = dict(self.special_text)
@@ -352,11 +380,11 @@ class _Build:
         remove_other_parts(self.folder, kept)
         hashes = {split: hashlib.sha256() for split in SPLITS}
         parts: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {split: [] for split in SPLITS}
-        # To start a process takes longer than to write a few megabytes.
+        # To start a process or a pipeline takes longer than to write a few megabytes.
         tokens = sum(counts["tokens"] for counts in self.counts.values())
         useful = 1 + tokens * np.dtype(dtype).itemsize // (SHARD_BYTES // 16)
-        workers = min(self.workers, len(tasks), useful)
-        with open_engine(workers, self.folder, self.beam) as run_map:
+        workers, beam = min(self.workers, len(tasks), useful), self.beam if useful > 1 else None
+        with open_engine(workers, self.folder, beam) as run_map:
             for (split, folder, spans), part in zip(
                 shards, run_map(make_row_shard, tasks), strict=True
             ):
@@ -396,7 +424,7 @@ def _manifest_header(
         "eos_id": eos_id,
         "separator": separator,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "int32",
-        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "tokenizer_hash": "",  # set at the end
         "validation_fraction": validation_fraction,
     }
 

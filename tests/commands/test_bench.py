@@ -67,6 +67,9 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
     assert main(["bench", "tokens", f"--input={files[0]},{files[1]}", "--tokenizer=t"]) == 0
     assert set(calls["tokens"]) == expected("tokens")
     assert calls["tokens"]["paths"] == files
+    beam = "--beam_options=--runner=DirectRunner --direct_num_workers=2"
+    assert main(["bench", "tokens", f"--input={files[0]}", "--tokenizer=t", beam]) == 0
+    assert calls["tokens"]["beam"] == ["--runner=DirectRunner", "--direct_num_workers=2"]
     assert main(["bench", "questions", "--path=p", "--hf_batch_sizes=2"]) == 0
     assert calls["questions"]["hf_batch_sizes"] == (2,)
     assert main(["bench", "readers", "--path=p", "--rounds=2"]) == 0

@@ -7,6 +7,7 @@ import resource
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 
 from biomedlm_jax.corpus.row_shards import make_row_shard, plan_shards, write_dataset
 
@@ -74,6 +75,21 @@ def test_the_dataset_is_that_of_tfds_own_writer(units, tmp_path):
     assert len(names) == 5
     for name in names:
         assert (out / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("length", [2, 110, 1024, 70_000])  # written in 1, 2 and 3 bytes
+@pytest.mark.parametrize("dtype", ["uint16", "int32"])
+def test_records_of_any_length_are_those_of_tfds(tmp_path, length, dtype):
+    stream = np.random.default_rng(0).integers(0, 2**16, 3 * length).astype(dtype)
+    (tmp_path / "ids").write_bytes(stream.tobytes())
+    spans = [(tmp_path / "ids", 0, stream.size)]
+    part = make_row_shard(tmp_path / "shard", spans, length, dtype, {})
+    tensor = tfds.features.Tensor(shape=(length,), dtype=np.dtype(dtype), encoding="bytes")
+    features = tfds.features.FeaturesDict({"tokens": tensor})
+    records = [features.serialize_example({"tokens": row}) for row in stream.reshape(3, length)]
+    reader = ArrayRecordReader(str(tmp_path / "shard" / "rows.array_record"))
+    assert reader.read([0, 1, 2]) == records
+    assert part["bytes"] == sum(map(len, records))
 
 
 def test_a_full_disk_is_an_error_of_the_operating_system(units, tmp_path):
