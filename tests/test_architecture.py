@@ -36,13 +36,13 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 2_245,
-    ("training",): 3_270,
+    ("training",): 3_540,
     ("corpus",): 9_360,
     ("generation",): 2_270,
-    ("interop",): 3_090,
-    ("qa", "finetuning"): 8_190,
+    ("interop",): 3_280,
+    ("qa", "finetuning"): 8_415,
     ("planning",): 1_100,
-    ("cli", "commands"): 1_905,
+    ("cli", "commands"): 1_925,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(
