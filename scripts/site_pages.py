@@ -116,5 +116,5 @@ def plain(text: str) -> str:
 def flag_line(flag: flags.Flag[Any]) -> str:
     """Return a flag's name, meaning and default."""
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    default = "" if flag.default in (None, [], "") else flag.default_as_str.strip("'")
+    default = "" if flag.default in (None, [], "") else (flag.default_as_str or "").strip("'")
     return f"`{name}`: {plain(flag.help or '')}" + (f" (default: `{default}`)" if default else "")
