@@ -23,7 +23,6 @@ from biomedlm_jax.cli import COMMANDS
 ROOT = Path(__file__).parents[1]
 SOURCES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}
 SOURCES["changelog.md"] = "CHANGELOG.md"
-OPTIONAL = "clients.md"
 COMMANDS_PAGE = "reference/commands.md"
 CODE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[([^]]*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
@@ -34,18 +33,9 @@ log = logging.getLogger("mkdocs.plugins.site_pages")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Link the repository; leave a page out of the navigation while nobody has written it."""
+    """Link the repository in the footer, if it is known."""
     if repository := config.extra["repository"]:
         config.extra["social"] = [{"icon": "fontawesome/brands/github", "link": repository}]
-    if not (ROOT / "docs" / OPTIONAL).exists():
-        for section in config.nav or ():
-            for entries in section.values():
-                if isinstance(entries, list):
-                    entries[:] = [
-                        e
-                        for e in entries
-                        if OPTIONAL not in dict(e if isinstance(e, dict) else {}).values()
-                    ]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

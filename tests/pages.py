@@ -15,6 +15,7 @@ from nlm import jats_article, pubmed_article, pubmed_set
 from biomedlm_jax.cli import main
 from biomedlm_jax.quickstart.abstracts import write_world
 from biomedlm_jax.quickstart.multiple_choice import write_questions
+from biomedlm_jax.serving import server
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^( *)```([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
@@ -55,7 +56,10 @@ def lines(block: Block) -> list[str]:
 
 
 def run_line(line: str, *, extra: dict[str, str], typed: str = "What is it?\n") -> None:
-    """Run one `biomedlm` command in this process, with flags for a tiny run after its --config."""
+    """Run one `biomedlm` command in this process, with flags for a tiny run after its --config.
+
+    A server starts, listens and ends; `typed` is what a user types.
+    """
     program, command, *arguments = shlex.split(line, comments=True)
     if program == "pip":
         assert command == "install", line
@@ -67,6 +71,9 @@ def run_line(line: str, *, extra: dict[str, str], typed: str = "What is it?\n") 
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         errors = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         stack.enter_context(mock.patch("sys.stdin", io.StringIO(typed)))
+        stack.enter_context(
+            mock.patch.object(server.Web, "run", lambda web, sockets: web.batcher.close())
+        )
         code = main([command, *arguments])
     assert code == 0, f"{line}\nexit code {code}: {errors.getvalue()}"
 

@@ -51,22 +51,29 @@ MAKE_RUN = (
 MAKE_CORPUS = "biomedlm build-corpus --source=text:articles/ --out=corpus/"
 MAKE_INDEX = "biomedlm trace --corpus=corpus/ --build"
 FIRST = (MAKE_TOKENIZER, MAKE_TOKENS, MAKE_RUN)
+LORA = (
+    "biomedlm export-hf --model=run --out=checkpoint",
+    "biomedlm finetune --config=configs/finetune.py:instruct_lora --model=checkpoint "
+    "--config.data.train=chats.jsonl --config.data.format=messages "
+    "--config.data.template=zephyr --config.data.row_tokens=64 "
+    f"--config.data.dev_fraction=0.2 {ANSWERS} --workdir=lora",
+)
 BEFORE = {
     "README.md": (MAKE_CORPUS, MAKE_INDEX),
-    "docs/migrate.md": (
-        *FIRST,
-        "biomedlm export-hf --model=run --out=checkpoint",
-        "biomedlm finetune --config=configs/finetune.py:instruct_lora --model=run --workdir=lora "
-        "--config.data.train=chats.jsonl --config.data.format=messages "
-        "--config.data.template=zephyr --config.data.row_tokens=64 "
-        f"--config.data.dev_fraction=0.2 {ANSWERS}",
-        "biomedlm export-hf --model=lora --out=adapter --adapter",
-    ),
+    "docs/clients.md": (*FIRST, *LORA),
+    "docs/serving.md": FIRST,
+    "docs/migrate.md": (*FIRST, *LORA, "biomedlm export-hf --model=lora --out=adapter --adapter"),
     "docs/reproduce.md": (MAKE_TOKENIZER,),
     "docs/own_questions.md": FIRST,
     "docs/reliability.md": FIRST,
 }
 SUBSTITUTES: dict[str, tuple[tuple[str, str], ...]] = {
+    "docs/clients.md": (
+        ("--model=run --out=adapter", "--model=lora --out=adapter"),
+        ("--base=base", "--base=checkpoint"),
+        ("max_new_tokens=40", "max_new_tokens=4"),
+    ),
+    "docs/serving.md": (("biomedlm serve", "biomedlm serve --port=0"),),
     "docs/data.md": (
         ("--vocab_size=28896", "--vocab_size=512"),
         ("--length=1024", "--length=64 --validation_fraction=0.1"),
@@ -145,6 +152,7 @@ SUBSTITUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("--config.training.epochs=6", "--config.training.epochs=1"),
     ),
     "README.md": (
+        ("biomedlm serve", "biomedlm serve --port=0"),
         ("--vocab_size=28896", "--vocab_size=512"),
         ("--length=256", "--length=64 --validation_fraction=0.1"),
         ("configs/pretrain.py:gpt_cpu", "configs/pretrain.py:tiny"),
@@ -210,7 +218,7 @@ def check_scripts_and_extras(block: Block, place: str) -> None:
 
 @pytest.mark.parametrize("name", mostly_slow(map(name_of, EXECUTED), RUN_BY_DEFAULT))
 def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
-    for module in ("transformers", "torch", "pydivsufsort"):
+    for module in ("transformers", "torch", "pydivsufsort", "peft", "gguf", "starlette"):
         pytest.importorskip(module, reason=f"{module} is in the extra `dev`")
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path)
