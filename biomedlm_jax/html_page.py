@@ -47,14 +47,18 @@ class Section:
 
 
 def render_page(title: str, sections: Sequence[Section], *, facts: Mapping[str, object]) -> str:
-    """Return a page, `facts` (names and values) below its title; all text is escaped."""
+    """Return a page, `facts` (names and values) below its title; all text is escaped.
+
+    NUL and half of a surrogate pair, which HTML does not have, are shown as escape sequences.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.globals["kind"] = lambda part: type(part).__name__
     environment.filters["shown"] = _shown
     environment.tests["numeric"] = _is_numeric
     text = resources.files("biomedlm_jax").joinpath("html_page.html").read_text(encoding="utf-8")
     page = environment.from_string(text)
-    return page.render(title=title, sections=sections, facts=facts)
+    shown = page.render(title=title, sections=sections, facts=facts)
+    return shown.encode("utf-8", "backslashreplace").decode().replace("\0", r"\0")
 
 
 def _shown(value: object) -> str:

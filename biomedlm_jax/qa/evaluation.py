@@ -201,6 +201,7 @@ def evaluate(
             skipped=skipped.tables(),
             provenance={**provenance, "way": way},
             uses=uses,
+            questions=questions,
             shuffled=bias_of_seeds(shuffled[way], orderings) if way in shuffled else None,
             calibrated={
                 "name": str(calibrate),

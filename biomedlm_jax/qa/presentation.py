@@ -14,8 +14,8 @@ BLUE, ORANGE, GREY = "#2a6ebb", "#d9822b", "#6b7280"
 FEW_GROUPS = 20  # below it a cluster bootstrap's percentile intervals are too narrow
 
 
-def markdown(summary: Mapping) -> str:
-    """Return the summary as one table and the conclusions that it allows."""
+def result_rows(summary: Mapping) -> list[tuple[str, str]]:
+    """Return the labels and the values of a summary's figures."""
     questions = f"{_count(summary)} ({summary['truncated']:,} truncated)"
     rows = [("questions", questions)]
     seeds, baseline, score = summary["seeds"], summary["baseline"], summary["accuracy"]
@@ -60,18 +60,18 @@ def markdown(summary: Mapping) -> str:
         rows += [(f"right only here / only in {who}", counts)]
         rows += [(f"{baseline['test']}, two-sided", p_text(baseline["p_value"]))]
     rows += [(f"published: {k}", f"{v:.1f} %") for k, v in summary["published_percent"].items()]
-    lines = [
-        f"# {summary['task']}: {summary['what']}",
-        "",
-        *labelled_rows(rows),
-        *_conclusions(summary),
-        "",
-    ]
+    return rows
+
+
+def markdown(summary: Mapping) -> str:
+    """Return the summary as one table and the conclusions that it allows."""
+    lines = [f"# {summary['task']}: {summary['what']}", "", *labelled_rows(result_rows(summary))]
+    lines += [*(f"- {line}" for line in conclusions(summary)), ""]
     if summary["subjects"]:
         subjects = [(k, f"{v['n']:,}: {interval_text(v)}") for k, v in summary["subjects"].items()]
         lines += ["## By subject", "", *labelled_rows(subjects)]
     if curve := summary["risk_coverage"]:
-        first = " of the first seed" if seeds else ""
+        first = " of the first seed" if summary["seeds"] else ""
         points = [
             (
                 f"confidence at least {one['threshold']:.3f}",
@@ -80,15 +80,22 @@ def markdown(summary: Mapping) -> str:
             for one in curve
         ]
         lines += [f"## Risk and coverage{first}", "", *labelled_rows(points)]
-    if account := _account(summary):
+    if account := account_rows(summary):
         lines += ["## Left out, cut or indistinct", "", *labelled_rows(account)]
     if provenance := summary["provenance"]:
-        lines += ["## What this is of", "", *labelled_rows(_flat(provenance))]
+        lines += ["## What this is of", "", *labelled_rows(flat(provenance))]
     return "\n".join(lines)
 
 
 def table(summaries: Sequence[Mapping]) -> str:
-    """Return several results side by side, one per row, in Markdown.
+    """Return several results side by side, one per row, in Markdown."""
+    head, *rows = table_cells(summaries)
+    cells = [[cell_text(what), *figures] for what, *figures in rows]
+    return joined([head, [":--", *["--:"] * (len(head) - 1)], *cells]) + "\n"
+
+
+def table_cells(summaries: Sequence[Mapping]) -> list[list[str]]:
+    """Return the head and the rows of a table of several results.
 
     With a baseline there are the difference to it, in points, and its p-value.
     """
@@ -98,7 +105,7 @@ def table(summaries: Sequence[Mapping]) -> str:
     excluding = any(summary["without_excluded"] for summary in summaries)
     head += ["without the excluded [95 %]", "their n"] if excluding else []
     head += ["to the baseline [95 %]", "p"] if compared else []
-    lines = [head, [":--", *["--:"] * (len(head) - 1)]]
+    lines = [head]
     for one in summaries:
         what = one["what"] if len(tasks) == 1 else f"{one['task']}: {one['what']}"
         f1 = interval_text(one["macro_f1"]) if one["macro_f1"] else "-"
@@ -115,8 +122,8 @@ def table(summaries: Sequence[Mapping]) -> str:
                 if versus
                 else ["-", "-"]
             )
-        lines.append([cell_text(what), _count(one), score, f1, *figures])
-    return joined(lines) + "\n"
+        lines.append([what, _count(one), score, f1, *figures])
+    return lines
 
 
 def joined(lines: Iterable[Sequence[str]]) -> str:
@@ -164,10 +171,11 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
 
 
-def _conclusions(summary: Mapping) -> list[str]:
+def conclusions(summary: Mapping) -> list[str]:
+    """Return what the figures of a summary allow to conclude, and what limits them."""
     score, bootstrap, groups = summary["accuracy"], summary["bootstrap"], summary["groups"]
     if not score:
-        return ["- The questions have no gold labels: these are predictions, without a score."]
+        return ["The questions have no gold labels: these are predictions, without a score."]
     units = f"{groups:,} groups of questions" if groups else "questions"
     units += f" and {summary['seeds']['n']} seeds" if summary["seeds"] else ""
     lines = [
@@ -204,10 +212,10 @@ def _conclusions(summary: Mapping) -> list[str]:
     if summary["published_percent"]:
         split = summary["published_split"] and f" on the {summary['published_split']} split"
         lines.append(f"Published scores are as reported{split}; other questions, other scores.")
-    return [f"- {line}" for line in lines]
+    return lines
 
 
-def _account(summary: Mapping) -> list[tuple[str, str]]:
+def account_rows(summary: Mapping) -> list[tuple[str, str]]:
     """Return a row for each reason why questions were left out, cut, or hard to tell apart."""
     listed = {
         "truncated to fit": summary["truncated_ids"],
@@ -248,11 +256,11 @@ def _abstention(chosen: Mapping) -> str:
     return f"below {chosen['threshold']:.3f} (at most {_percent(chosen['risk'])} wrong): {kept}"
 
 
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Return the leaves of nested dicts and lists with their dotted names."""
     if isinstance(value, Mapping | list | tuple) and value:
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value, 1)
-        return [row for key, one in pairs for row in _flat(one, f"{name}.{key}".strip("."))]
+        return [row for key, one in pairs for row in flat(one, f"{name}.{key}".strip("."))]
     return [(name, str(value))]
 
 

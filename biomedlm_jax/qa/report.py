@@ -8,12 +8,13 @@ from biomedlm_jax.files import read_json, read_jsonl, write_json, write_jsonl, w
 from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.qa import statistics
+from biomedlm_jax.qa.html_report import overview_page, report_page, versus_page
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
 from biomedlm_jax.qa.statistics import Item
 from biomedlm_jax.settings import check_object
 
-ITEMS, MARKDOWN, PLOT = "items.jsonl", "report.md", "reliability.png"
-FILES = (ITEMS, JSON, MARKDOWN, PLOT)
+ITEMS, MARKDOWN, PLOT, PAGE = "items.jsonl", "report.md", "reliability.png", "report.html"
+FILES = (ITEMS, JSON, MARKDOWN, PLOT, PAGE)
 SEED_ITEMS = "items-{}.jsonl"  # of the second seed and later ones
 
 
@@ -87,8 +88,9 @@ def write_reports(
 ) -> None:
     """Write reports, each (summary, items of every seed) into a folder of its name, or none.
 
-    The name "" is `directory` itself. Scores that are no probabilities get no plot. `whole` is a
-    summary of all reports, and its Markdown, for `directory` itself.
+    The name "" is `directory` itself. Scores that are no probabilities get no plot. `whole` is the
+    summary of a comparison, and its Markdown, for `directory` itself. Pages have what is in
+    `report.json`, and the plot.
     """
     with atomic_directory(directory, replaceable=is_report, overwrite=overwrite) as new:
         for name, (summary, *seeds) in reports.items():
@@ -100,9 +102,15 @@ def write_reports(
             write_text(folder / MARKDOWN, markdown(summary))
             if summary["reliability"]:
                 plot(summary, folder / PLOT)
+            png = (folder / PLOT).read_bytes() if summary["reliability"] else None
+            write_text(folder / PAGE, report_page(read_json(folder / JSON), png))
         if whole:
             write_json(new / JSON, whole[0])
             write_text(new / MARKDOWN, whole[1])
+            write_text(new / PAGE, versus_page(read_json(new / JSON)))
+        elif len(reports) > 1:
+            summaries = {name.replace(" ", "_"): one for name, (one, *_) in reports.items()}
+            write_text(new / PAGE, overview_page(summaries))
 
 
 def is_report(path: Path) -> bool:
@@ -113,7 +121,7 @@ def is_report(path: Path) -> bool:
 
 def _is_single(folder: Path) -> bool:
     names = {one.name for one in folder.iterdir()}
-    return {*FILES} - {PLOT} <= names and all(map(_of_report, folder.iterdir()))
+    return {*FILES} - {PLOT, PAGE} <= names and all(map(_of_report, folder.iterdir()))
 
 
 def _of_report(path: Path) -> bool:

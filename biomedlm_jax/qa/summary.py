@@ -6,12 +6,15 @@ import numpy as np
 
 from biomedlm_jax.qa import calibration, statistics
 from biomedlm_jax.qa.exclusions import Exclusions, score_without
+from biomedlm_jax.qa.questions import Question
 from biomedlm_jax.qa.statistics import Item
 
 SCORES = (
     *("groups", "accuracy", "majority_class", "gold_positions", "macro_f1", "subjects"),
     *("subject_mean", "ece", "brier", "reliability", "risk_coverage", "aurc", "seeds"),
+    *("confusion", "worst"),
 )
+WORST = 20  # wrong answers that a summary has with their texts
 
 
 def summarise(
@@ -31,13 +34,14 @@ def summarise(
     uses: Sequence[str] = (),
     calibrated: Mapping | None = None,
     shuffled: Mapping | None = None,
+    questions: Iterable[Question] = (),
     seed: int = 0,
 ) -> dict:
     """Return everything that the report prints, as one dict that JSON can hold.
 
     Args:
-      seeds: the results of every seed. Figures are means; reliability, risk_coverage and the
-        truncated questions are the first seed's.
+      seeds: the results of every seed. Figures are means; reliability, risk_coverage, confusion,
+        worst and the truncated questions are the first seed's.
       name: the task; `what` is the model and mode.
       official: the number of questions of the split as published.
       published: percentages on `published_split`.
@@ -49,12 +53,17 @@ def summarise(
       uses: what these questions were in training: "train", "dev" (it chose the checkpoint).
       calibrated: figures of `calibration.apply`, with the dev report's name.
       shuffled: the figures of `orders.position_bias`.
+      questions: those of the items, for the texts of the worst answers.
       seed: of the bootstrap.
 
     Items without gold labels give the number of predictions of each option and no score.
     """
     items = seeds[0]
-    labelled = any(item["gold"] is not None for item in items)
+    labelled, listed = any(item["gold"] is not None for item in items), {}
+    if labelled:
+        texts = {one.id: {"question": one.question, "context": one.context} for one in questions}
+        listed = {"worst": [{**one, **texts.get(one["id"], {})} for one in worst_answers(items)]}
+        listed["confusion"] = confusion(items) if with_macro_f1 else None
     return {
         "task": name,
         "what": what,
@@ -68,6 +77,7 @@ def summarise(
         "predicted_positions": _shares((one["prediction"] for of in seeds for one in of), items),
         **dict.fromkeys(SCORES),
         **(_scores(seeds, with_macro_f1=with_macro_f1, seed=seed) if labelled else {}),
+        **listed,
         "without_excluded": score_without(seeds, exclusions, with_macro_f1=with_macro_f1, seed=seed)
         if exclusions
         else None,
@@ -112,6 +122,33 @@ def _scores(seeds: Sequence[Sequence[Item]], *, with_macro_f1: bool, seed: int) 
         else None,
         "seeds": _over_seeds(every) if len(every) > 1 else None,
     }
+
+
+def confusion(items: Sequence[Item]) -> dict:
+    """Return the classes and, by gold class, the number of predictions of each class."""
+    classes = [*map(str, items[0]["options"])]
+    counts = np.zeros((len(classes), len(classes)), int)
+    np.add.at(counts, ([one["gold"] for one in items], [one["prediction"] for one in items]), 1)
+    return {"classes": classes, "counts": counts.tolist()}
+
+
+def worst_answers(items: Sequence[Item]) -> list[dict]:
+    """Return the most confident wrong answers, the worst first, WORST at most.
+
+    `confidence` is the probability of the answer, or how far its score is above the gold option's
+    where scores are no probabilities.
+    """
+    wrong = []
+    for item in items:
+        answer, gold, stated = item["prediction"], item["gold"], item["probabilities"]
+        if answer != gold:
+            scores = [*map(float, item["scores"])]
+            sure = stated[answer] if stated is not None else scores[answer] - scores[gold]
+            kept = {name: item.get(name) for name in ("id", "subject", "options")}
+            kept |= {"gold": int(gold), "prediction": int(answer), "scores": scores}
+            probabilities = None if stated is None else [*map(float, stated)]
+            wrong.append({**kept, "probabilities": probabilities, "confidence": float(sure)})
+    return sorted(wrong, key=lambda one: -one["confidence"])[:WORST]
 
 
 def _by_subject(seeds: Sequence[Sequence[Item]], *, seed: int) -> dict[str, dict]:

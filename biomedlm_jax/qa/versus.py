@@ -225,6 +225,7 @@ def versus(
             skipped=skipped.tables(),
             provenance={"models": [of.described], **provenance, "way": of.chosen.name},
             uses=identity.used_in_training(*place, split, whole),
+            questions=questions,
         )
         reports[role] = summary, items
         uses = identity.used_in_training(*place, dev_split, dev_whole) if dev_whole else []

@@ -13,57 +13,90 @@ from biomedlm_jax.qa.presentation import (
     points_text,
 )
 
+NOT_CHOSEN = "Not chosen, and no result: whoever picks the best of these has chosen on {}."
+
 
 def versus_markdown(result: Mapping) -> str:
     """Return the summary that `versus` returns as Markdown."""
-    models, difference = result["models"], result["versus"]
-    split, on = result["task"].rpartition(", ")[2], result["chosen_on"]
-    on_dev = f"accuracy on {on['split']} [95 %]" if on else ""
-    f1 = any(one["macro_f1"] for one in models.values())
-    head = ["", "setting" + (f", chosen on {on['split']}" if on else ", not chosen")]
-    head += [on_dev] * bool(on) + [f"accuracy on {split} [95 %]"] + ["macro-F1 [95 %]"] * f1
-    lines = [head, [":--", ":--", *["--:"] * (len(head) - 2)]]
-    for role, one in models.items():
-        cells = [cell_text(f"{role}: {one['path']}"), one["setting"]]
-        cells += [interval_text(one["dev"][one["setting"]])] if on else []
-        cells += [interval_text(one["accuracy"])]
-        lines.append(cells + ([interval_text(one["macro_f1"])] if f1 else []))
-    outcome = f"**{points_text(difference['difference'])}**, {p_text(difference['p_value'])}"
-    lines.append(["model minus base, in points", *[""] * (1 + bool(on)), outcome, *[""] * f1])
-    text = [f"# {result['task']}: a model against its base", "", joined(lines), ""]
-    text += [f"- {line}" for line in _conclusions(result, split)]
+    models, on = result["models"], result["chosen_on"]
+    split = scored_split(result)
+    head, *rows = accuracy_cells(result, bold="**")
+    rows = [[cell_text(first), *others] for first, *others in rows]
+    text = [f"# {result['task']}: a model against its base", ""]
+    text += [joined([head, [":--", ":--", *["--:"] * (len(head) - 2)], *rows]), ""]
+    text += [f"- {line}" for line in versus_conclusions(result)]
     if on:
         heading = f"All settings on {on['split']} ({counted(on['n'], 'question')})"
         text += ["", f"## {heading}", "", _settings(models, "dev", chosen=True)]
     if any(one["not_chosen"] for one in models.values()):
-        line = f"Not chosen, and no result: whoever picks the best of these has chosen on {split}."
         heading = f"The other settings on {split}: not chosen"
-        text += ["", f"## {heading}", "", line, "", _settings(models, "not_chosen")]
+        text += ["", f"## {heading}", "", NOT_CHOSEN.format(split), ""]
+        text += [_settings(models, "not_chosen")]
+    return "\n".join([*text, "", "## What this is of", "", *labelled_rows(versus_sources(result))])
+
+
+def scored_split(result: Mapping) -> str:
+    """Return the name of the split that a comparison scored."""
+    return result["task"].rpartition(", ")[2]
+
+
+def accuracy_cells(result: Mapping, *, bold: str = "") -> list[list[str]]:
+    """Return the head and the rows of the table of both models; `bold` surrounds the difference."""
+    models, difference = result["models"], result["versus"]
+    split, on = scored_split(result), result["chosen_on"]
+    f1 = any(one["macro_f1"] for one in models.values())
+    head = ["", "setting" + (f", chosen on {on['split']}" if on else ", not chosen")]
+    head += [f"accuracy on {on['split']} [95 %]"] if on else []
+    head += [f"accuracy on {split} [95 %]"] + ["macro-F1 [95 %]"] * f1
+    lines = [head]
+    for role, one in models.items():
+        cells = [f"{role}: {one['path']}", one["setting"]]
+        cells += [interval_text(one["dev"][one["setting"]])] if on else []
+        cells += [interval_text(one["accuracy"])]
+        lines.append(cells + ([interval_text(one["macro_f1"])] if f1 else []))
+    points = f"{bold}{points_text(difference['difference'])}{bold}"
+    outcome = f"{points}, {p_text(difference['p_value'])}"
+    blank = [""] * (1 + bool(on))
+    return [*lines, ["model minus base, in points", *blank, outcome, *[""] * f1]]
+
+
+def versus_sources(result: Mapping) -> list[tuple[str, str]]:
+    """Return what a comparison is of: names and hashes."""
+    models, on = result["models"], result["chosen_on"]
     questions, shots = (result["provenance"][name] for name in ("questions", "shots"))
     rows = [(f"weights of the {role}", one["weights"]) for role, one in models.items()]
     rows += [(f"tokenizer of the {role}", one["tokenizer"]) for role, one in models.items()]
-    rows += [(f"questions of {split}", f"{questions['path']}: {questions['hash']}")]
+    rows += [(f"questions of {scored_split(result)}", f"{questions['path']}: {questions['hash']}")]
     rows += [(f"questions of {on['split']}", f"{on['path']}: {on['hash']}")] if on else []
     rows += [("shots of letter prompts", str(shots["count"]))]
-    rows += [(name, result["provenance"][name]) for name in ("version", "date", "command")]
-    return "\n".join([*text, "", "## What this is of", "", *labelled_rows(rows)])
+    return rows + [(name, result["provenance"][name]) for name in ("version", "date", "command")]
 
 
 def _settings(models: Mapping[str, Mapping], of: str, *, chosen: bool = False) -> str:
-    """Return a table of the accuracies of all settings, those that were chosen in bold."""
+    head, *rows = settings_cells(models, of, chosen=chosen, bold="**")
+    return joined([head, [":--", *["--:"] * len(models)], *rows])
+
+
+def settings_cells(
+    models: Mapping[str, Mapping], of: str, *, chosen: bool = False, bold: str = ""
+) -> list[list[str]]:
+    """Return the accuracies of all settings, with a head; `bold` surrounds those `chosen`."""
     names = dict.fromkeys(name for one in models.values() for name in one[of] or ())
-    lines = [["setting", *models], [":--", *["--:"] * len(models)]]
+    lines = [["setting", *models]]
     for name in names:
         cells = []
         for one in models.values():
             accuracy = (one[of] or {}).get(name)
             text = interval_text(accuracy) if accuracy else "-"
-            cells.append(f"**{text}, chosen**" if chosen and name == one["setting"] else text)
+            is_chosen = chosen and name == one["setting"]
+            cells.append(f"{bold}{text}, chosen{bold}" if is_chosen else text)
         lines.append([name, *cells])
-    return joined(lines)
+    return lines
 
 
-def _conclusions(result: Mapping, split: str) -> list[str]:
+def versus_conclusions(result: Mapping) -> list[str]:
+    """Return what a comparison allows to conclude, and what limits it."""
+    split = scored_split(result)
     models, versus, on = result["models"], result["versus"], result["chosen_on"]
     n, groups, bootstrap = result["n"], result["groups"], result["bootstrap"]
     lines = []

@@ -11,52 +11,9 @@ def interval(value):
     return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
 
-def one(path, setting, dev):
-    return {
-        "path": path,
-        "weights": f"w-{path}",
-        "tokenizer": "t",
-        "chat_template": False,
-        "setting": setting,
-        "tied": [],
-        "dev": {k: interval(v) for k, v in dev.items()},
-        "accuracy": interval(0.5),
-        "macro_f1": None,
-        "truncated": 0,
-        "not_chosen": None,
-        "trained_on": False,
-        "chose_checkpoint": False,
-        "trained_on_dev": False,
-    }
-
-
 @pytest.fixture
-def result():
-    base = one("b|ase", "letter", {"letter": 0.4, "option": 0.3})
-    dev = {"letter": 0.3, "option": 0.6, "letter, chat template": 0.6}
-    model = {**one("child", "option", dev), "chat_template": True}
-    model["tied"] = ["letter, chat template"]
-    questions = {"path": "d", "hash": "h-test", "limit": None, "in_split": 40}
-    versus = {"difference": interval(0.05), "p_value": 0.0004, "only_first": 9, "only_second": 7}
-    return {
-        "task": "medqa, test",
-        "n": 40,
-        "groups": None,
-        "chance": 0.25,
-        "bootstrap": {"level": 0.95, "resamples": 10_000, "seed": 0},
-        "chosen_on": {"split": "dev", "path": "d", "n": 20, "hash": "h-dev", "left_out": ["x"]},
-        "not_chosen_because": "",
-        "models": {"base": base, "model": model},
-        "versus": {**versus, "test": "McNemar's exact test"},
-        "base_in_record": None,
-        "provenance": {
-            "questions": questions,
-            "shots": {"count": 0, "hash": None},
-            "version": "v",
-            "date": "now",
-            "command": "c",
-        },
-    }
+def result(comparison):
+    return comparison
 
 
 def test_one_table_has_both_models_and_the_difference(result):
