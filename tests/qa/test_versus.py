@@ -262,6 +262,7 @@ def test_the_report_has_both_models_and_says_what_was_chosen(compared, child, ba
         "base",
         "model",
         "report.json",
+        "report.html",
         "report.md",
         "SHA256SUMS",
     }
