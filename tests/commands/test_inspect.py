@@ -35,6 +35,22 @@ def test_the_flags_reach_the_library(run, capsys, tmp_path):
     assert (facts["last_step"], facts["health"]) == (3, {"record": "record: whole"})
 
 
+def test_the_page(run, capsys, tmp_path):
+    page = tmp_path / "pages" / "run.html"
+    assert main(["inspect", str(run), f"--html={page}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {page}"
+    assert "data:image/png;base64," in page.read_text()
+    assert {one.name for one in run.iterdir()} == {"run.json", "metrics.jsonl"}
+    for arguments, message in (
+        ([f"--html={page}"], "exists; name another file, or pass --overwrite"),
+        ([f"--html={run}"], "is a directory; name a file"),
+        (["--overwrite"], "got --overwrite without --html"),
+    ):
+        assert main(["inspect", str(run), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["inspect", str(run), f"--html={page}", "--overwrite"]) == 0
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
