@@ -124,7 +124,7 @@ def shared() -> ConfigDict:
                 "frozen_dtype": "float32",  # of the frozen matrices; or bfloat16
             },
             "checkpoint": {"every": 500, "minutes": 0.0, "keep": 1, "keep_every": 0},
-            "logging": {"every": 10, "tensorboard": True},
+            "logging": {"every": 10, "trackers": ("tensorboard",)},  # wandb, mlflow, trackio
             "faults": {
                 "skipped_in_a_row": 10,
                 "spike": "log",  # off, log, skip (the update) or stop (the run)

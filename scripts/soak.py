@@ -517,7 +517,7 @@ def soak(out: Path, options: argparse.Namespace, kinds: list[str]) -> int:
         "optimizer.final_lr_fraction": 1.0,
         "checkpoint.keep": 3,
         "logging.every": 1,
-        "logging.tensorboard": False,
+        "logging.trackers": (),
     }
     run, expected = out / "disk" / "run", out / "undisturbed"
     soak = Soak(out, run, settings, seed=options.seed)

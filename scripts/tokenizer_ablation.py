@@ -171,7 +171,7 @@ def run_config(options: argparse.Namespace, name: str, steps: int, rate: float, 
     config.training.update(steps=steps, batch_size=options.batch_size, seed=seed)
     config.training.update(evaluate_every=steps, evaluate_batches=options.validation_batches)
     config.checkpoint.update(every=max(50, steps // 4), keep=1)
-    config.logging.update(every=max(1, steps // 40), tensorboard=False)
+    config.logging.update(every=max(1, steps // 40), trackers=())
     return config
 
 

@@ -26,7 +26,7 @@ SETTINGS = {
     "training.evaluate_every": 6,
     "checkpoint.every": 3,
     "logging.every": 1,
-    "logging.tensorboard": False,
+    "logging.trackers": (),
     "mesh.data": 2,
     "mesh.fsdp": 4,
 }

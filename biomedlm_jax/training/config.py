@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.mesh import make_mesh
 from biomedlm_jax.settings import Settings, setting
+from biomedlm_jax.training.trackers import TENSORBOARD, TRACKERS
 
 # What runs did before a setting existed.
 ABSENT = {"lora.frozen_dtype": "float32"}
@@ -131,11 +132,20 @@ class FaultSettings(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoggingSettings(Settings):
-    """When figures are written."""
+    """When figures are written, and to which trackers beside the run directory."""
 
     group = "logging"
     every: int = setting(least=1, free=True)  # steps
-    tensorboard: bool = setting(True, free=True)
+    trackers: tuple[str, ...] = setting((TENSORBOARD,), free=True)  # of TRACKERS; (): none
+
+    def __post_init__(self):
+        super().__post_init__()
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            expected = f"expected some of {', '.join(TRACKERS)}"
+            fix = "fix: --config.logging.trackers=\"('tensorboard','wandb')\""
+            raise InputError(f"got logging.trackers with {unknown[0]!r}; {expected}; {fix}")
+        if len({*self.trackers}) < len(self.trackers):
+            raise InputError(f"got logging.trackers={self.trackers}; expected each name once")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ from biomedlm_jax.training.stopping import (
     stop_signals,
     wait_for_all,
 )
+from biomedlm_jax.training.trackers import check_trackers
 from biomedlm_jax.training.watchdog import watch
 
 
@@ -63,7 +64,8 @@ def fit(
 ) -> tuple[Any, dict]:
     """Train until the recipe's last step, or resume the run in `workdir`.
 
-    Writes `run.json`, `checkpoints/`, `metrics.jsonl`, `events.jsonl` and TensorBoard events. A
+    Writes `run.json`, `checkpoints/`, `metrics.jsonl`, `events.jsonl` and, for trackers, what
+    they write. A
     signal (`stopping.SIGNALS`) ends the step or the evaluation's batch, saves and raises
     Interrupted; an evaluation that was not finished is the first thing that a resumed run does. The
     state is saved before it is evaluated. An update that is not finite is skipped and counted.
@@ -106,6 +108,7 @@ def fit(
         watchdog = resources.enter_context(watch(faults.hang_minutes))
         check_agreement({**record, "versions": versions()})
         checked()
+        from_first_process(lambda: check_trackers(settings.logging.trackers))
         resources.enter_context(interrupted_by_signals())  # the lock is released, then
         resources.enter_context(lock_run(workdir))
         resuming = checked()  # again: nobody else writes it now
@@ -160,8 +163,9 @@ def fit(
         begin = int(state.step)
         recorder = NullRecorder()
         if jax.process_index() == 0:
-            board = settings.logging.tensorboard
-            recorder = Recorder(workdir, first_step=begin, steps=steps, tensorboard=board)
+            names, facts = settings.logging.trackers, {**record, "versions": versions()}
+            about = {"trackers": names, "facts": facts}
+            recorder = Recorder(workdir, first_step=begin, steps=steps, **about)
         resources.callback(recorder.close)
         wait_for_all("open")
         for line in recipe.introduction:

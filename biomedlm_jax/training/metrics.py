@@ -7,9 +7,8 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from biomedlm_jax.chips import chip
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import AppendedText, write_text
 from biomedlm_jax.model.language_model import LanguageModel, parameter_count
-from biomedlm_jax.outputs import upload
+from biomedlm_jax.training.trackers import TENSORBOARD, TensorBoard, Tracker, start_tracker
 
 EVENTS = "events.jsonl"
 QUIET_SECONDS = 30.0  # after so long without a line, the next step prints one
@@ -94,20 +93,27 @@ class StepTimer:
 
 
 class Recorder:
-    """Writes figures to the console, `metrics.jsonl` and TensorBoard, events to `events.jsonl`.
+    """Writes figures to the console, `metrics.jsonl` and trackers, events to `events.jsonl`.
 
     A resumed run drops what it wrote of steps after `first_step`, which run again; events only
     grow. Training does not end because a line cannot be written: the console says so once, and the
     line is written with a later one. In a bucket, lines wait for some seconds, and TensorBoard's
-    for the next event. Close it.
+    for the next event. `facts` (settings, versions) are for the trackers. Close it.
     """
 
-    def __init__(self, run_directory: Path, *, first_step: int, steps: int, tensorboard: bool):
+    def __init__(
+        self,
+        run_directory: Path,
+        *,
+        first_step: int,
+        steps: int,
+        trackers: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+    ):
         self._printed = time.monotonic()
         self._progress: Any = None
-        self._board: Any = None
-        self._directory = run_directory
-        self._local: tempfile.TemporaryDirectory | None = None  # TensorBoard's, for a bucket
+        self._trackers: dict[str, Tracker] = {}
+        self._finished = False
         self._failed: set[str] = set()
         path, self._reached = run_directory / "metrics.jsonl", first_step
         with self._survive(path.name):
@@ -115,15 +121,10 @@ class Recorder:
         self._metrics, self._events = AppendedText(path), AppendedText(run_directory / EVENTS)
         self._steps = steps
         self._timed: tuple[int, float] | None = None  # the first step, which compiled, and its end
-        if tensorboard:
-            with self._survive("TensorBoard's events"):
-                from tensorboardX import SummaryWriter  # it imports torch if that is there: 2 s
-
-                purge = first_step + 1 if first_step else None
-                if is_bucket(run_directory):  # tensorboardX could block there after an error
-                    self._local = tempfile.TemporaryDirectory()
-                folder = self._local.name if self._local else run_directory
-                self._board = SummaryWriter(str(folder), purge_step=purge)
+        given = {"first_step": first_step, "facts": facts or {}, "report": self.print_line}
+        for name in trackers:
+            with self._survive(_label(name)):
+                self._trackers[name] = start_tracker(name, run_directory, **given)
         self._began = time.monotonic()
         if sys.stderr.isatty():
             columns = ("[bold]step", MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
@@ -142,17 +143,11 @@ class Recorder:
                 self._failed.add(what)
                 self.print_line(f"cannot write {what} ({error}); training continues without")
 
-    def _check_board(self) -> None:
-        """Raise OSError if TensorBoard's thread has ended: its queue, once full, would block."""
-        writer = getattr(self._board.file_writer, "event_writer", None)
-        worker = getattr(writer, "_worker", None)  # private, so it may be absent
-        if worker is not None and not worker.is_alive():
-            raise OSError("its thread ended with an error")
-
     def event(self, name: str, **facts: Any) -> None:
         """Record that something happened, with the time; `inspect` reads it."""
         if name == "start":
             facts["reached"] = self._reached  # before a kill
+        self._finished = name == "finish"
         with self._survive(EVENTS):
             self._events.append(json.dumps({"time": round(time.time(), 3), "event": name, **facts}))
         self.flush()
@@ -162,20 +157,18 @@ class Recorder:
         for file in (self._metrics, self._events):
             with self._survive(file.path.name):
                 file.flush()
-        if self._local and self._board:
-            with self._survive("TensorBoard's events"):
-                self._board.flush()
-                upload(Path(self._local.name), self._directory)
+        board = self._trackers.get(TENSORBOARD)
+        if isinstance(board, TensorBoard):
+            with self._survive(_label(TENSORBOARD)):
+                board.flush()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Record one line of figures of `step`."""
         with self._survive("metrics.jsonl"):
             self._metrics.append(json.dumps({"step": step, **values}))
-        if self._board:
-            with self._survive("TensorBoard's events"):
-                for name, value in values.items():
-                    self._check_board()
-                    self._board.add_scalar(name, value, step)
+        for name, tracker in self._trackers.items():
+            with self._survive(_label(name)):
+                tracker.log(step, values)
         if self._progress and "loss" in values:
             brief = f"loss {values['loss']:.3f}  {values.get('tokens_per_second', 0):,.0f} tokens/s"
             self._progress.update(self._task, completed=step, description=brief)
@@ -212,16 +205,16 @@ class Recorder:
         """Flush and close the files, and leave the terminal in order."""
         if self._progress:
             self._progress.stop()
-        with self._survive("TensorBoard's events"):
-            if self._board:
-                self._check_board()
-                self.flush()
-                self._board.close()
-            if self._local:
-                self._local.cleanup()
+        for name, tracker in self._trackers.items():
+            with self._survive(_label(name)):
+                tracker.close(finished=self._finished)
         for file in (self._metrics, self._events):
             with self._survive(file.path.name):
                 file.close()
+
+
+def _label(tracker: str) -> str:
+    return "TensorBoard's events" if tracker == TENSORBOARD else tracker
 
 
 class NullRecorder:

@@ -331,7 +331,7 @@ def test_after_an_error_the_same_batch_is_next(damageable):
 PRETRAIN = """
 -m biomedlm_jax.cli pretrain --config={config}:tiny --config.data.path={data} --workdir={run}
 --config.training.steps=4 --config.training.evaluate_every=4 --config.training.evaluate_batches=4
---config.checkpoint.every=4 --config.optimizer.warmup_steps=1 --config.logging.tensorboard=false
+--config.checkpoint.every=4 --config.optimizer.warmup_steps=1 --config.logging.trackers=()
 """
 
 

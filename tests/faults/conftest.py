@@ -41,7 +41,7 @@ TINY = {
     "checkpoint.keep": 2,
     "checkpoint.keep_every": 4,
     "logging.every": 1,
-    "logging.tensorboard": False,
+    "logging.trackers": (),
 }
 PRETRAIN = {"training.steps": 12, "training.evaluate_every": 6, "model.layers": 1, **TINY}
 ELASTIC = {"training.steps": 8, "training.evaluate_every": 8, "checkpoint.keep": 9}

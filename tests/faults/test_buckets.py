@@ -33,7 +33,7 @@ QUESTIONS = runpy.run_path(str(ROOT / "tests/finetuning/conftest.py"))
 TIMED = ("step_seconds", "tokens_per_second", "mfu")
 CHANGES = ["--config.model.residual_dropout=0.1", "--config.training.steps=12"]
 CHANGES += ["--config.training.evaluate_every=6", "--config.checkpoint.every=4"]
-CHANGES += ["--config.logging.every=1", "--config.logging.tensorboard=False"]
+CHANGES += ["--config.logging.every=1", "--config.logging.trackers=()"]
 # Ends at once while the second checkpoint is written: all its files and their hashes are there, but
 # not the mark that completes it.
 KILLED = """
@@ -240,7 +240,7 @@ def question_config(tmp_path_factory):
     config.task.update(name=f"jsonl:{path}", max_length=32, format="questions")
     config.training.update(epochs=2, batch_size=8)
     config.optimizer.update(learning_rate=3e-3, warmup_ratio=0.1)
-    config.logging.update(every=1, tensorboard=True)
+    config.logging.update(every=1, trackers=("tensorboard",))
     return config
 
 

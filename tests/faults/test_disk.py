@@ -285,7 +285,7 @@ def test_without_tensorboard_and_after_a_line_that_a_crash_cut_off(
     file, before = begun / "events.jsonl", faults.read_events(begun)
     file.write_bytes(file.read_bytes()[:-9])
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    settings = {**SETTINGS, "logging.tensorboard": True}
+    settings = {**SETTINGS, "logging.trackers": ("tensorboard",)}
     assert main(faults.pretrain_arguments(dataset, begun, **settings)) == 0
     assert capsys.readouterr().err.count("cannot write TensorBoard's events (") == 1
     assert_as_undisturbed(faults, begun, undisturbed)
@@ -306,7 +306,7 @@ def flush(self, visits=[]):
         raise OSError({errno.ENOSPC}, "No space left on device")
 EventsWriter.flush = flush
 """
-    settings = {**SETTINGS, "logging.tensorboard": True, "faults.hang_minutes": 1}
+    settings = {**SETTINGS, "logging.trackers": ("tensorboard",), "faults.hang_minutes": 1}
     arguments = faults.pretrain_arguments(dataset, tmp_path / "run", **settings)
     process = faults.start(arguments, tmp_path / "records", patch=patch)
     (text,) = faults.ended(process)

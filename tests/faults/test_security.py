@@ -312,10 +312,10 @@ for line in open("commands", encoding="utf-8"):
 """
 TINY = [f"--config={ROOT}/configs/pretrain.py:tiny", "--config.training.steps=4"]
 TINY += ["--config.optimizer.warmup_steps=0"]
-TINY += ["--config.logging.tensorboard=false"]
+TINY += ["--config.logging.trackers=()"]
 TUNE = [f"--config={ROOT}/configs/finetune.py:small_world", "--config.training.epochs=1"]
 TUNE += ["--config.training.batch_size=4"]
-TUNE += ["--config.task.name=jsonl:questions", "--config.logging.tensorboard=false"]
+TUNE += ["--config.task.name=jsonl:questions", "--config.logging.trackers=()"]
 
 
 def run_blocked(place: Path, *commands: list[str], expected: dict[str, int] | None = None):

@@ -140,7 +140,7 @@ def question_config(world, get_config):
         config.optimizer.update(learning_rate=3e-3, warmup_ratio=0.1)
         config.model.update(embedding_dropout=0.0, attention_dropout=0.0)
         config.checkpoint.keep = 99
-        config.logging.update(every=1, tensorboard=False)
+        config.logging.update(every=1, trackers=())
         return changed(config, changes)
 
     return make
@@ -161,7 +161,7 @@ def text_config(world, get_config):
         config.evaluation.update(examples=2, final_examples=6)
         config.generation.update(beams=2, max_new_tokens=14)
         config.checkpoint.keep = 99
-        config.logging.update(every=1, tensorboard=False)
+        config.logging.update(every=1, trackers=())
         return changed(config, changes)
 
     return make
@@ -181,7 +181,7 @@ def chat_config(world, get_config):
         config.evaluation.update(examples=2, final_examples=6)
         config.generation.update(max_new_tokens=12)
         config.checkpoint.keep = 99
-        config.logging.update(every=1, tensorboard=False)
+        config.logging.update(every=1, trackers=())
         return changed(config, changes)
 
     return make

@@ -47,7 +47,7 @@ def tiny_config(dataset):
     config.training.evaluate_every = 6
     config.checkpoint.every = 4
     config.logging.every = 1
-    config.logging.tensorboard = False
+    config.logging.trackers = ()
     return config
 
 

@@ -46,7 +46,7 @@ def test_bits_per_byte():
 
 
 def test_the_recorder_writes_json_lines_and_tensorboard_events(tmp_path, capsys):
-    recorder = Recorder(tmp_path, first_step=0, steps=10, tensorboard=True)
+    recorder = Recorder(tmp_path, first_step=0, steps=10, trackers=("tensorboard",))
     recorder.write(1, {"loss": 2.5})
     recorder.write(2, {"validation_loss": 2.25})
     recorder.close()
@@ -62,7 +62,7 @@ def test_the_recorder_writes_json_lines_and_tensorboard_events(tmp_path, capsys)
 def test_the_remaining_time_is_that_of_steps_after_the_first(tmp_path, monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    recorder = Recorder(tmp_path, first_step=5, steps=20, tensorboard=False)
+    recorder = Recorder(tmp_path, first_step=5, steps=20, trackers=())
     for step, now in ((6, 100.0), (8, 104.0), (10, 108.0)):  # compilation takes 98 s
         clock[0] = now
         recorder.write(step, {"loss": 2.5})
@@ -78,12 +78,12 @@ def test_the_remaining_time_is_that_of_steps_after_the_first(tmp_path, monkeypat
 def test_a_resumed_recorder_drops_lines_of_steps_that_run_again(tmp_path):
     lines = ['{"step": 4, "loss": 1.0}', '{"step": 5, "loss": 1.0}', '{"step": 6, "lo']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    Recorder(tmp_path, first_step=4, steps=10, tensorboard=False).close()
+    Recorder(tmp_path, first_step=4, steps=10, trackers=()).close()
     assert read_metrics(tmp_path) == [{"step": 4, "loss": 1.0}]
 
 
 def test_the_loss_curve_is_a_picture(tmp_path):
-    recorder = Recorder(tmp_path, first_step=0, steps=10, tensorboard=False)
+    recorder = Recorder(tmp_path, first_step=0, steps=10, trackers=())
     for step in range(1, 5):
         recorder.write(step, {"loss": 4.0 / step})
     recorder.write(4, {"validation_loss": 1.5})
@@ -109,7 +109,7 @@ def test_a_recorder_in_a_bucket_writes_before_a_checkpoint_and_drops_what_runs_a
 ):
     monkeypatch.setattr("biomedlm_jax.files.REWRITE_SECONDS", 3600.0)
     run = as_path(bucket) / "run"
-    first = Recorder(run, first_step=0, steps=10, tensorboard=True)
+    first = Recorder(run, first_step=0, steps=10, trackers=("tensorboard",))
     for step in (1, 2, 3):
         first.write(step, {"loss": 2.5 / step})
     first.flush()  # before the checkpoint of step 3
@@ -120,7 +120,7 @@ def test_a_recorder_in_a_bucket_writes_before_a_checkpoint_and_drops_what_runs_a
     first.write(5, {"loss": 0.4})
     first.close()
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5]
-    again = Recorder(run, first_step=3, steps=10, tensorboard=False)
+    again = Recorder(run, first_step=3, steps=10, trackers=())
     again.write(4, {"loss": 0.5})
     again.close()
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4]
@@ -129,7 +129,7 @@ def test_a_recorder_in_a_bucket_writes_before_a_checkpoint_and_drops_what_runs_a
 
 def test_a_bucket_that_fails_does_not_end_a_run(bucket, monkeypatch, capsys):  # noqa: F811
     run = as_path(bucket) / "run"
-    recorder = Recorder(run, first_step=0, steps=10, tensorboard=True)
+    recorder = Recorder(run, first_step=0, steps=10, trackers=("tensorboard",))
     original = type(run).write_bytes
 
     def fail(path, data):
@@ -167,7 +167,7 @@ def test_a_closed_terminal_does_not_end_a_run(tmp_path, monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    recorder = Recorder(tmp_path, first_step=0, steps=10, tensorboard=False)
+    recorder = Recorder(tmp_path, first_step=0, steps=10, trackers=())
     recorder.write(1, {"loss": 2.0})
     recorder.close()
     assert metrics.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
