@@ -36,14 +36,14 @@ CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
     ("model",): 2_300,
-    ("training",): 3_270,
+    ("training",): 3_540,
     ("corpus",): 9_385,
     ("generation",): 2_285,
     ("serving",): 635,
-    ("interop",): 3_610,
-    ("qa", "finetuning"): 8_190,
+    ("interop",): 3_800,
+    ("qa", "finetuning"): 8_415,
     ("planning",): 1_100,
-    ("cli", "commands"): 2_030,
+    ("cli", "commands"): 2_045,
 }
 # GPT-2's names of itself, of its settings and of its tensors.
 GPT2_NAMES = re.compile(

@@ -24,8 +24,8 @@ PANELS: tuple[tuple[str, dict[str, str]], ...] = (
     ("MFU", {"mfu": ""}),
 )
 SHOWN = 200  # rows of a table; the first and the last ones of more
-NOT_EVALUATIONS = {"step", "loss", "learning_rate", "grad_norm", "step_seconds"}
-NOT_EVALUATIONS |= {"tokens_per_second", "mfu"}
+OF_STEPS = {"step", "loss", "learning_rate", "grad_norm", "step_seconds"}
+OF_STEPS |= {"tokens_per_second", "mfu"}
 
 
 def run_page(run: str | Path, facts: Mapping[str, Any]) -> str:
@@ -42,7 +42,7 @@ def run_page(run: str | Path, facts: Mapping[str, Any]) -> str:
     evaluations = [line for line in lines if "loss" not in line]
     if evaluations:
         names = dict.fromkeys(name for line in evaluations for name in line)
-        head = [name for name in names if name not in NOT_EVALUATIONS]
+        head = [name for name in names if name not in OF_STEPS]
         rows = [[line["step"], *map(line.get, head)] for line in evaluations]
         sections += [Section("Evaluations", [_table(["step", *head], rows)])]
     if facts["starts"]:
@@ -131,7 +131,7 @@ def _points(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]
 def _curves(lines: Sequence[Mapping], events: Sequence[Mapping]) -> bytes | None:
     """Return a PNG of a panel for each group of metrics that has a value; None without any."""
     series = []
-    for title, names in [*PANELS, ("evaluation (share)", _shares(lines))]:
+    for title, names in [*PANELS, ("accuracy and other shares", _shares(lines))]:
         of_panel = [(label, *_points(lines, name)) for name, label in names.items()]
         drawn = [one for one in of_panel if any(map(math.isfinite, one[2]))]
         series += [(title, drawn)] if drawn else []
@@ -139,7 +139,7 @@ def _curves(lines: Sequence[Mapping], events: Sequence[Mapping]) -> bytes | None
         return None
     from matplotlib.figure import Figure as Drawing  # slow to import
 
-    drawing = Drawing(figsize=(9, 2.1 * len(series) + 0.6), layout="constrained")
+    drawing = Drawing(figsize=(7, 1.9 * len(series) + 0.6), layout="constrained")
     panels = drawing.subplots(len(series), sharex=True, squeeze=False)[:, 0]
     marks = _marks(events)
     for axes, (title, drawn) in zip(panels, series, strict=True):
@@ -158,16 +158,16 @@ def _curves(lines: Sequence[Mapping], events: Sequence[Mapping]) -> bytes | None
     panels[-1].set_xlabel("step")
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     image = io.BytesIO()
-    drawing.savefig(image, dpi=110, format="png")
+    drawing.savefig(image, dpi=140, format="png")
     return image.getvalue()
 
 
 def _shares(lines: Sequence[Mapping]) -> dict[str, str]:
     """Return the metrics of evaluations that are shares: accuracies, F1, ROUGE."""
     names: dict[str, str] = {}
-    known = {name for _, of_panel in PANELS for name in of_panel} | NOT_EVALUATIONS
+    known = {name for _, of_panel in PANELS for name in of_panel} | OF_STEPS
     for line in lines:
-        names |= {name: name for name in line if name not in known}
+        names |= {name: name for name in line if name not in known | {"bits_per_byte"}}
     inside = {}
     for name, label in names.items():
         finite = [value for value in _points(lines, name)[1] if math.isfinite(value)]

@@ -27,7 +27,9 @@ DIAGRAM = "Reliability: the accuracy of answers by their probability, and the qu
 def report_page(summary: Mapping, png: bytes | None) -> str:
     """Return the page of one summary, as report.json has it; `png` is its reliability diagram."""
     first = " of the first seed" if summary["seeds"] else ""
-    sections = [Section("Result", [Table(["", ""], result_rows(summary)), *conclusions(summary)])]
+    sections = [
+        Section("Result", [Table(["figure", "value"], result_rows(summary)), *conclusions(summary)])
+    ]
     if png:
         sections += [Section(f"Calibration{first}", [Figure(png, DIAGRAM), *_coverage(summary)])]
     if summary["subjects"]:
@@ -49,7 +51,7 @@ def report_page(summary: Mapping, png: bytes | None) -> str:
         sections += [Section("Left out, cut or indistinct", [Table(["reason", "questions"], rows)])]
     if provenance := summary["provenance"]:
         rows = [[*row] for row in flat(provenance)]
-        sections += [Section("What this is of", [Table(["", ""], rows)])]
+        sections += [Section("What this is of", [Table(["name", "value"], rows)])]
     score = summary["accuracy"]
     facts = {"accuracy": interval_text(score) if score else None, "questions": summary["n"]}
     facts |= {"groups": summary["groups"]} if summary["groups"] else {}
@@ -60,9 +62,10 @@ def report_page(summary: Mapping, png: bytes | None) -> str:
 def overview_page(summaries: Mapping[str, Mapping]) -> str:
     """Return the page that lists the summaries, by folder, of one evaluation."""
     head, *rows = table_cells([*summaries.values()])
-    rows = [[*row, f"{folder}/report.html"] for row, folder in zip(rows, summaries, strict=True)]
+    rows = [[*row, folder] for row, folder in zip(rows, summaries, strict=True)]
     one = next(iter(summaries.values()))
-    parts = [Table([*head, "page"], rows), *conclusions(one)[:1]]
+    parts = [Table([*head, "folder"], rows), *conclusions(one)[:1]]
+    parts += ["Each folder has a report.html."]
     facts = _origin(one["provenance"])
     return render_page(one["task"], [Section("Ways of scoring", parts)], facts=facts)
 
@@ -82,7 +85,7 @@ def versus_page(result: Mapping) -> str:
         sections += [Section(f"The other settings on {split}", parts)]
     if rows := account_rows({"truncated_ids": [], "indistinct_ids": [], **result}):
         sections += [Section("Left out or noted", [Table(["reason", "questions"], rows)])]
-    sections += [Section("What this is of", [Table(["", ""], versus_sources(result))])]
+    sections += [Section("What this is of", [Table(["name", "value"], versus_sources(result))])]
     title = f"{result['task']}: a model against its base"
     facts = {"questions": result["n"], **_origin(result["provenance"])}
     return render_page(title, sections, facts=facts)
