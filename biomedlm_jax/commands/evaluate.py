@@ -5,8 +5,8 @@
     biomedlm evaluate --model=RUN --harness_tasks=sciq --num_fewshot=5 --limit=100 --out=RESULTS
 
 A language model is scored by option letters and by option texts; a fine-tuned model by its head.
-REPORT gets items.jsonl, report.json, report.md and a plot for each way of scoring; after an
-interruption the same command resumes from REPORT.partial. The second form compares a model with
+REPORT gets items.jsonl, report.json, report.md, report.html and a plot for each way of scoring;
+after an interruption the same command resumes from REPORT.partial. The second form compares a model with
 the base it came from. For each, the dev split chooses the way of scoring, with or without its chat
 template; then the scored split is answered once. Its report has both accuracies with intervals, a
 paired test, and the figures of all settings on dev. The third form runs tasks of

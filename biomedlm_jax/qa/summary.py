@@ -1,6 +1,7 @@
 """The summary of a set of answered questions: everything that its report prints."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,8 @@ def summarise(
     Items without gold labels give the number of predictions of each option and no score.
     """
     items = seeds[0]
-    labelled, listed = any(item["gold"] is not None for item in items), {}
+    labelled = any(item["gold"] is not None for item in items)
+    listed: dict[str, Any] = {}
     if labelled:
         texts = {one.id: {"question": one.question, "context": one.context} for one in questions}
         listed = {"worst": [{**one, **texts.get(one["id"], {})} for one in worst_answers(items)]}

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,8 +86,7 @@ class Wandb:
     """A run of Weights & Biases: WANDB_MODE=offline writes to the run directory only."""
 
     def __init__(self, run_directory: Path, id: str, facts: Mapping[str, Any]):
-        import wandb
-
+        wandb = import_module("wandb")
         offline = wandb.setup().settings.mode in ("offline", "disabled", "dryrun")
         if not offline and not wandb.login(prompt=False, verify=False):
             raise OSError("no API key; fix: wandb login, or WANDB_MODE=offline")
@@ -115,10 +115,8 @@ class MLflow:
     """A run of MLflow where MLFLOW_TRACKING_URI says, or in its default store."""
 
     def __init__(self, run_directory: Path, id: str, facts: Mapping[str, Any]):
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-
-        self._client = MlflowClient()
+        self._client = import_module("mlflow").MlflowClient()
+        self._entities = import_module("mlflow.entities")
         if id:
             self._client.update_run(id, status="RUNNING")
             self.id = id
@@ -127,16 +125,16 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self.id = self._client.create_run(number, run_name=run_directory.name).info.run_id
-        known = [Param(name, str(value)[:500]) for name, value in flatten(facts).items()]
+        known = [
+            self._entities.Param(name, str(value)[:500]) for name, value in flatten(facts).items()
+        ]
         for first in range(0, len(known), 100):  # MLflow takes no more at once
             self._client.log_batch(self.id, params=known[first : first + 100])
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the figures in one call."""
-        from mlflow.entities import Metric
-
-        now = int(1000 * time.time())
-        values = [Metric(name, value, now, step) for name, value in metrics.items()]
+        metric, now = self._entities.Metric, int(1000 * time.time())
+        values = [metric(name, value, now, step) for name, value in metrics.items()]
         self._client.log_batch(self.id, metrics=values)
 
     def close(self, *, finished: bool) -> None:
@@ -148,8 +146,7 @@ class Trackio:
     """A run of trackio: a local database, or the Space that TRACKIO_SPACE_ID names."""
 
     def __init__(self, run_directory: Path, id: str, facts: Mapping[str, Any]):
-        import trackio
-
+        trackio = import_module("trackio")
         self.id = id or f"{run_directory.name}-{secrets.token_hex(4)}"
         self._run = trackio.init(
             project=PROJECT,
