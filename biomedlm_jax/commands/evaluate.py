@@ -6,10 +6,10 @@
 
 A language model is scored by option letters and by option texts; a fine-tuned model by its head.
 REPORT gets items.jsonl, report.json, report.md, report.html and a plot for each way of scoring;
-after an interruption the same command resumes from REPORT.partial. The second form compares a model with
-the base it came from. For each, the dev split chooses the way of scoring, with or without its chat
-template; then the scored split is answered once. Its report has both accuracies with intervals, a
-paired test, and the figures of all settings on dev. The third form runs tasks of
+after an interruption the same command resumes from REPORT.partial. The second form compares a model
+with the base it came from. For each, the dev split chooses the way of scoring, with or without its
+chat template; then the scored split is answered once. Its report has both accuracies with
+intervals, a paired test, and the figures of all settings on dev. The third form runs tasks of
 lm-evaluation-harness (extra `harness`), its own or those of --harness_directory, and
 writes its results_*.json. Offline, its data sets come from the `datasets` cache. All devices work;
 several processes are started as for `biomedlm pretrain`.
