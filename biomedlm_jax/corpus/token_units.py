@@ -14,7 +14,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,16 @@ def unit_name(files: Sequence[Path]) -> str:
 
 
 def make_unit(
-    folder: Path, files: Sequence[Path], settings: UnitSettings, threads: int | None
+    folder: Path,
+    files: Sequence[Path],
+    settings: UnitSettings,
+    threads: int | None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write the unit `folder` of a batch of files, unless it is there, and return its part.json.
 
-    `threads` limits the cores that the tokenizer uses in this process; None: all.
+    `threads` limits the cores that the tokenizer uses in this process; None: all. `meanwhile` is
+    that of `write_unit`.
 
     Raises what `DocumentReader.read` raises, and InputError for a file that changes meanwhile or
     is not as the manifest of its corpus says.
@@ -77,7 +82,7 @@ def make_unit(
         skipped = Skipped()
         tokenizer = _tokenizer(settings.tokenizer, settings.tokenizer_sha256)
         encoder = Encoder(tokenizer, settings.encoding, threads=threads or THREADS)
-        facts = write_unit(new, encoder, settings.reader.read(files, skipped))
+        facts = write_unit(new, encoder, settings.reader.read(files, skipped), meanwhile)
         texts = [text_sha256(*pair) for pair in zip(files, inputs, strict=True)]
         check_sizes(inputs)
         return {**facts, "texts": texts, "skipped": vars(skipped)}
@@ -93,10 +98,16 @@ def _tokenizer(path: Path, sha256: str) -> Tokenizer:
     return tokenizer
 
 
-def write_unit(folder: Path, encoder: Encoder, documents: Iterable[Document]) -> dict[str, Any]:
+def write_unit(
+    folder: Path,
+    encoder: Encoder,
+    documents: Iterable[Document],
+    meanwhile: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Write the ids of documents into `folder`, and return their counts; memory is constant.
 
-    `folder / LIVE` has the counts so far, if it takes longer than LIVE_SECONDS.
+    `meanwhile` is called once while the encoder's threads have work, as far as there is more than a
+    few MB. `folder / LIVE` has the counts so far, if it takes longer than LIVE_SECONDS.
     """
     due = time.monotonic() + LIVE_SECONDS
     with contextlib.ExitStack() as stack:
@@ -105,6 +116,9 @@ def write_unit(folder: Path, encoder: Encoder, documents: Iterable[Document]) ->
             with naming(ids_file(folder, split)):  # a full disk
                 files[split].write(ids.data)
                 files[split].flush()
+            if meanwhile:
+                meanwhile()
+                meanwhile = None
             if time.monotonic() > due:
                 write_json(folder / LIVE, encoder.counts)
                 due = time.monotonic() + LIVE_SECONDS
