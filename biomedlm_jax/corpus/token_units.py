@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,16 @@ def unit_name(files: Sequence[Path]) -> str:
 
 
 def make_unit(
-    folder: Path, files: Sequence[Path], settings: UnitSettings, threads: int | None
+    folder: Path,
+    files: Sequence[Path],
+    settings: UnitSettings,
+    threads: int | None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write the unit `folder` of a batch of files, unless it is there, and return its part.json.
 
-    `threads` limits the cores that the tokenizer uses in this process; None: all.
+    `threads` limits the cores that the tokenizer uses in this process; None: all. `meanwhile` is
+    that of `write_unit`.
 
     Raises what `DocumentReader.read` raises, and InputError for a file that changes meanwhile or
     is not as the manifest of its corpus says.
@@ -74,7 +79,8 @@ def make_unit(
         skipped = Skipped()
         tokenizer = _tokenizer(settings.tokenizer, settings.tokenizer_sha256)
         encoder = Encoder(tokenizer, settings.encoding, threads=threads or THREADS)
-        facts = write_unit(new, encoder, settings.reader.read(files, skipped), files)
+        documents = settings.reader.read(files, skipped)
+        facts = write_unit(new, encoder, documents, files, meanwhile)
         texts = [text_sha256(*pair) for pair in zip(files, inputs, strict=True)]
         check_sizes(inputs)
         return {**facts, "texts": texts, "skipped": vars(skipped)}
@@ -91,11 +97,16 @@ def _tokenizer(path: Path, sha256: str) -> Tokenizer:
 
 
 def write_unit(
-    folder: Path, encoder: Encoder, documents: Iterable[Document], inputs: Sequence[Path] = ()
+    folder: Path,
+    encoder: Encoder,
+    documents: Iterable[Document],
+    inputs: Sequence[Path] = (),
+    meanwhile: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Write the ids of documents into `folder`, and return their counts; memory is constant.
 
-    `LiveCounts` has the counts so far, and the bytes that were read of `inputs`.
+    `meanwhile` is called once while the encoder's threads have work, as far as there is more than a
+    few MB. `LiveCounts` has the counts so far, and the bytes that were read of `inputs`.
     """
     live = LiveCounts(folder, inputs)
     with contextlib.ExitStack() as stack:
@@ -104,6 +115,9 @@ def write_unit(
             with naming(ids_file(folder, split)):  # a full disk
                 files[split].write(ids.data)
                 files[split].flush()
+            if meanwhile:
+                meanwhile()
+                meanwhile = None
             live.write({"counts": encoder.counts})
     return {"counts": encoder.counts, "special_text": dict(encoder.special_text)}
 

@@ -20,11 +20,9 @@ import contextlib
 import hashlib
 import os
 import shutil
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -84,7 +82,6 @@ from biomedlm_jax.outputs import atomic_directory
 SEPARATORS = ("eos", "bos_eos", "none")
 SHARD_BYTES = 1 << 28
 MAX_NAMES = 1000  # of files that were left out, in the manifest
-DELAY = 0.3
 SCRATCH = "scratch"  # in the new directory until it is complete
 
 
@@ -144,7 +141,9 @@ def build_tokens(
         corpora_of(entries)
         build.add_inputs(entries, [text_sha256(Path(e["path"]), e) for e in entries])
         encoder, unit = Encoder(tokenizer, build.encoding), build.folder / "unit"
-        facts = make_once(unit, {}, lambda new: write_unit(new, encoder, documents))
+        facts = make_once(
+            unit, {}, lambda new: write_unit(new, encoder, documents, meanwhile=build.prepare)
+        )
         build.add_unit(unit, facts)
         manifest = build.finish(skipped or Skipped())
     return manifest
@@ -194,7 +193,7 @@ def build_tokens_from_files(
     ):
         build.folder, build.workers, build.beam = folder, workers, beam
         files = reader.files(paths, skipped)
-        build.make_units(files, reader, tokenizer, skipped)
+        build.make_units(files, reader, skipped)
         if not any(counts["documents"] for counts in build.counts.values()):
             raise reader.no_documents(files, skipped)
         manifest = build.finish(skipped)
@@ -222,7 +221,6 @@ def _new_rows(
     with (
         naming(_local(out)),  # a full disk
         atomic_directory(out, replaceable=_holds_rows, overwrite=overwrite) as new,
-        ThreadPoolExecutor(1) as pool,
     ):
         save_tokenizer(tokenizer, new)
         header = _manifest_header(tokenizer, length, separator, validation_fraction)
@@ -239,31 +237,15 @@ def _new_rows(
             validation_fraction=validation_fraction,
         )
         (new / SCRATCH).mkdir()
-        build = _Build(new, header, encoding)
-        build.hashed = pool.submit(_hash, tokenizer, length, header["dtype"], build.needs_hash)
-        try:
-            yield build
-        finally:
-            build.needs_hash.set()
-
-
-def _hash(tokenizer: Tokenizer, length: int, dtype: str, needed: threading.Event) -> str:
-    """Return `tokenizer_hash` of a tokenizer, and import TFDS; both while the text is tokenised.
-
-    They hold the GIL, without which no tokenising starts: it gets DELAY seconds.
-    """
-    needed.wait(DELAY)
-    row_features(length, dtype)
-    return tokenizer_hash(tokenizer)
+        yield _Build(new, header, encoding, tokenizer)
 
 
 class _Build:
     """One build. `folder` has its units and shards, `counts` what is in them."""
 
-    def __init__(self, new: Path, header: Mapping[str, Any], encoding: Encoding):
+    def __init__(self, new: Path, header: dict[str, Any], encoding: Encoding, tokenizer: Tokenizer):
         self.new, self.folder, self.header, self.encoding = new, new / SCRATCH, header, encoding
-        self.hashed: Future[str] = Future()
-        self.needs_hash = threading.Event()
+        self.tokenizer = tokenizer
         self.workers = 1
         self.beam: Sequence[str] | None = None
         self.units: list[Path] = []
@@ -276,11 +258,18 @@ class _Build:
         self._sizes: dict[Path, int] = {}  # bytes of the files of each unit
         self._shown = Progress(self.counts)
 
-    def make_units(
-        self, files: Sequence[Path], reader: DocumentReader, tokenizer: Tokenizer, skipped: Skipped
-    ) -> None:
+    def prepare(self) -> None:
+        """Import TFDS and hash the tokenizer, unless it was done: most of a second.
+
+        Not in a thread of its own: imports of other threads fail while TFDS is imported.
+        """
+        if self.header["tokenizer_hash"] is None:
+            row_features(self.header["length"], self.header["dtype"])
+            self.header["tokenizer_hash"] = tokenizer_hash(self.tokenizer)
+
+    def make_units(self, files: Sequence[Path], reader: DocumentReader, skipped: Skipped) -> None:
         """Make the unit of each batch of files, or take it from an earlier call."""
-        state = tokenizer.to_str().encode("utf-8")
+        state = self.tokenizer.to_str().encode("utf-8")
         copy = self.new / SCRATCH / "tokenizer.json"
         copy.write_bytes(state)
         settings = UnitSettings(copy, hashlib.sha256(state).hexdigest(), self.encoding, reader)
@@ -294,7 +283,8 @@ class _Build:
         threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
         if self.beam is not None and len(units) > 1:
             threads = 1
-        tasks = ((folder, batch, settings, threads) for folder, batch in units.items())
+        here = None if threads else self.prepare  # this process makes the units
+        tasks = ((folder, batch, settings, threads, here) for folder, batch in units.items())
         with open_engine(workers, self.folder, self.beam) as run_map:
             for folder, unit in zip(units, run_map(make_unit, tasks), strict=True):
                 self.add_inputs(unit["inputs"], unit["texts"])
@@ -342,7 +332,7 @@ class _Build:
                 f"the corpus has {tokens} training tokens, not enough for one row of {length}; "
                 "give more text or a smaller length"
             )
-        self.needs_hash.set()
+        self.prepare()
         hashes = self.write_rows(length, self.header["dtype"])
         splits = {split: {**self.counts[split], "sha256": hashes[split]} for split in SPLITS}
         left_out: dict[str, Any] = {
@@ -351,8 +341,7 @@ class _Build:
             "subsets": dict(skipped.subsets),
             "files": {"count": len(skipped.files), "names": skipped.files[:MAX_NAMES]},
         }
-        header = {**self.header, "tokenizer_hash": self.hashed.result()}
-        manifest = {**header, "splits": splits, "skipped": left_out, "inputs": self.inputs}
+        manifest = {**self.header, "splits": splits, "skipped": left_out, "inputs": self.inputs}
         if corpora := corpora_of(self.inputs):
             manifest["corpora"] = corpora
         manifest["special_text"] = dict(self.special_text)
@@ -424,7 +413,7 @@ def _manifest_header(
         "eos_id": eos_id,
         "separator": separator,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "int32",
-        "tokenizer_hash": "",  # set at the end
+        "tokenizer_hash": None,  # `_Build.prepare` sets it
         "validation_fraction": validation_fraction,
     }
 

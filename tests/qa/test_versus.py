@@ -353,13 +353,13 @@ def test_it_resumes(root, compared, child, base, folder, monkeypatch):
     assert not out.with_name("resumed.partial").exists()
 
 
-def test_a_finetuned_head_has_one_setting(root, tokenizer, config, base, folder):
+def test_a_finetuned_head_has_one_setting(root, compared, config, base, folder):
     head = Head(kind=CHOICE, task="own", row_format=KEEP_END, max_length=64)
     grown = copy.deepcopy(load_tokenizer(base))
     added = grown.add_special_tokens(list(ADDED_TOKENS[CHOICE]))
     trunk = grow_vocabulary(make_model(config, key=jax.random.key(0)), added, key=jax.random.key(0))
     model = with_head(trunk, head, key=jax.random.key(3))
-    weights = json.loads((root / "report" / "report.json").read_text())["models"]["base"]["weights"]
+    weights = compared[0]["models"]["base"]["weights"]
     facts = {"task": "own", "dev_accuracy": 1.0, "started_from": {"weights": weights}}
     path = save_finetuned(root / "head", model, grown, head, step=1, facts=facts)
     given = {"task": f"jsonl:{folder}", "notify": silent, "progress": silent}
