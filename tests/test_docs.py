@@ -33,7 +33,7 @@ RUN_BY_DEFAULT = ("docs/own_questions.md",)
 RUN = "--config.training.steps=4 --config.optimizer.warmup_steps=1 --config.checkpoint.every=4"
 SMALL = {
     "pretrain": f"{RUN} --config.training.evaluate_every=4 --config.training.batch_size=8",
-    "finetune": "--config.training.epochs=1 --config.training.batch_size=4",
+    "finetune": "--config.training.epochs=1 --config.training.batch_size=8",
 }
 TEXTS = (
     "--config.data.dev_fraction=0.2 --config.data.row_tokens=64 "
@@ -148,7 +148,10 @@ SUBSTITUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("--config.data.train=", f"{TEXTS} {ANSWERS} --config.data.train="),
     ),
     "docs/own_questions.md": (
-        ("--config.task.max_length=256", "--config.task.max_length=64"),
+        (
+            "--config.task.max_length=256",
+            "--config.task.max_length=64 --config.training.batch_size=4",
+        ),
         ("--config.training.epochs=6", "--config.training.epochs=1"),
     ),
     "README.md": (
