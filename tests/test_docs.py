@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LOADERS = ("scripts/one_gpu.sh", "scripts/slurm_gpu.sbatch", "scripts/tpu_pod.sh")  # of `pretrain`
 
-RUN_BY_DEFAULT = ("docs/own_questions.md",)
+RUN_BY_DEFAULT = ("docs/tpu_pods.md",)
 # A run of two layers, with rows of 64 tokens. (text in the page, text that runs): each must occur.
 RUN = "--config.training.steps=4 --config.optimizer.warmup_steps=1 --config.checkpoint.every=4"
 SMALL = {

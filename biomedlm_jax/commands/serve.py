@@ -9,6 +9,7 @@ and other options. The server has no password and is for this computer. Answers 
 advice.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def run(options: Flags) -> None:
         raise InputError(f"{error.name} is not installed; fix: {fix}") from None
     from biomedlm_jax.allocator import keep_freed_memory
     from biomedlm_jax.generation.generator import NOTICE
-    from biomedlm_jax.training.stopping import interrupted_by_signals
+    from biomedlm_jax.training.stopping import Interrupted, interrupted_by_signals
 
     with interrupted_by_signals(), server.listen(options.host, options.port) as bound:
         keep_freed_memory()
@@ -61,3 +62,5 @@ def run(options: Flags) -> None:
         print(f"{name}: http://{host}:{port}/v1 (Ctrl-C ends)", file=sys.stderr, flush=True)
         hosts = [*server.LOCAL, options.host, *options.allowed_hosts]
         server.Web(own, hosts).run(sockets=[bound])
+        # It ends by a signal only, and raises it again, unless the process began by ignoring it.
+        raise Interrupted(signal.SIGINT)

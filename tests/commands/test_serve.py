@@ -38,13 +38,13 @@ def test_addresses(release, capsys, monkeypatch):
         web.batcher.close()
 
     monkeypatch.setattr(server.Web, "run", run)
-    assert main(["serve", f"--model={release}", "--port=0"]) == 0
+    assert main(["serve", f"--model={release}", "--port=0"]) == 130  # as for an ignored Ctrl-C
     output = capsys.readouterr()
     assert NOTICE in output.err
     assert re.search(r"^release: http://127\.0\.0\.1:\d+/v1 ", output.err, re.MULTILINE)
     assert "warning" not in output.err
     flags = ("--port=0", "--host=0.0.0.0", "--allowed_hosts=lab.example", "--tensor=2")
-    assert main(["serve", f"--model={release}", *flags]) == 0
+    assert main(["serve", f"--model={release}", *flags]) == 130
     assert "warning: got --host=0.0.0.0: other computers can reach" in capsys.readouterr().err
     local = [*server.LOCAL]
     assert served == [

@@ -194,6 +194,7 @@ def test_verify_and_inspect_read_a_run_of_a_bucket(remote, storage, capsys):
     assert "set aside: checkpoints/6.unfinished" in lines
 
 
+@pytest.mark.slow
 def test_commands_read_a_run_of_a_bucket(remote, local, storage, tmp_path, capsys):
     """generate, evaluate and export-hf give the same as for the local run."""
     questions = tmp_path / "dev.jsonl"
@@ -219,6 +220,7 @@ def test_commands_read_a_run_of_a_bucket(remote, local, storage, tmp_path, capsy
     assert items["local"] == items["remote"] == items["export"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_export_of_a_bucket(remote, storage, capsys):
     assert cli.main(["import-hf", f"--source={storage}/export", f"--out={storage}/imported"]) == 0
     assert_equal_weights(f"{storage}/imported", remote)

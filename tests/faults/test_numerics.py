@@ -294,7 +294,7 @@ def test_a_spike(faults, dataset, calm, tmp_path, poison, monkeypatch, capsys, k
     ("variant", "module", "loss"),
     [
         pytest.param("medqa", question_recipe, "question_loss", marks=pytest.mark.slow),
-        ("meqsum", text_recipe, "target_loss"),
+        pytest.param("meqsum", text_recipe, "target_loss", marks=pytest.mark.slow),
     ],
 )
 def test_both_kinds_of_fine_tuning(faults, finetuning, tmp_path, poison, variant, module, loss):

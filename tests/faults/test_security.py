@@ -332,6 +332,7 @@ def test_the_block_works(tmp_path):
     assert "network" in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_no_command_uses_the_network(tmp_path):
     pytest.importorskip("transformers", reason="transformers is in the extra `dev`")
     write_world(tmp_path / "world", families=12, documents=200)

@@ -134,6 +134,7 @@ def test_beam_search_does_not_sample(pairs):
         )
 
 
+@pytest.mark.slow
 def test_a_trained_model_searches_as_in_transformers(trained):
     prompts = [[3, 4, 5, 6], [20, 22, 24], [7, 10, 13, 16, 19]]
     options = {"beams": 5, "length_penalty": -0.5, "no_repeat_ngram_size": 6, "min_length": 5}

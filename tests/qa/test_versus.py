@@ -202,6 +202,7 @@ def references(child, base, llama, rows):
     }
 
 
+@pytest.mark.slow
 def test_all_figures_are_those_of_transformers(compared, references):
     result, *_ = compared
     chosen = {}

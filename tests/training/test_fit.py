@@ -50,6 +50,7 @@ def test_lines_that_no_checkpoint_kept_are_dropped(config, finished, tmp_path):
     assert without_speed(run) == without_speed(finished)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh_with_the_same_validation_loss(config, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     for step in (8, 12):

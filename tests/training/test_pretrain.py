@@ -395,6 +395,7 @@ def test_a_run_of_constant_rate_gets_more_steps(continued, finished, tmp_path, c
         pretrain(continued, parts)
 
 
+@pytest.mark.slow
 def test_a_run_whose_rate_would_change_needs_permission(config, finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     config.training.steps = 24

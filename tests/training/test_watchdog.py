@@ -25,6 +25,7 @@ with watch(float(sys.argv[1]) / 60) as watchdog:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["python", pytest.param("C code", marks=pytest.mark.slow)])
 def test_a_process_that_hangs_ends_with_the_stacks_of_its_threads(where):
     done = run_process(["-c", BEATS, "3.5", where])
