@@ -73,6 +73,10 @@ SUBSTITUTES: dict[str, tuple[tuple[str, str], ...]] = {
         ("--base=base", "--base=checkpoint"),
         ("max_new_tokens=40", "max_new_tokens=4"),
     ),
+    "docs/reliability.md": (
+        ("configs/pretrain.py:gpt_cpu", "configs/pretrain.py:tiny"),
+        ("('tensorboard','wandb')", "('tensorboard',)"),  # needs no account
+    ),
     "docs/serving.md": (("biomedlm serve", "biomedlm serve --port=0"),),
     "docs/data.md": (
         ("--vocab_size=28896", "--vocab_size=512"),
