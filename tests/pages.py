@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -13,6 +14,7 @@ from unittest import mock
 from nlm import jats_article, pubmed_article, pubmed_set
 
 from biomedlm_jax.cli import main
+from biomedlm_jax.errors import INTERRUPTED
 from biomedlm_jax.quickstart.abstracts import write_world
 from biomedlm_jax.quickstart.multiple_choice import write_questions
 from biomedlm_jax.serving import server
@@ -64,6 +66,9 @@ def run_line(line: str, *, extra: dict[str, str], typed: str = "What is it?\n") 
     if program == "pip":
         assert command == "install", line
         return
+    if program == "sed":
+        subprocess.run([program, command, *arguments], check=True)
+        return
     assert program == "biomedlm", f"{line}: mark the block with <!-- not run: REASON -->"
     place = next((i for i, flag in enumerate(arguments) if flag.startswith("--config=")), -1)
     arguments[place + 1 : place + 1] = extra.get(command, "").split()
@@ -75,7 +80,8 @@ def run_line(line: str, *, extra: dict[str, str], typed: str = "What is it?\n") 
             mock.patch.object(server.Web, "run", lambda web, sockets: web.batcher.close())
         )
         code = main([command, *arguments])
-    assert code == 0, f"{line}\nexit code {code}: {errors.getvalue()}"
+    expected = INTERRUPTED if command == "serve" else 0
+    assert code == expected, f"{line}\nexit code {code}: {errors.getvalue()}"
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -135,9 +141,10 @@ def write_inputs(folder: Path) -> None:
     ]
     write_lines(folder / "chats.jsonl", [{"messages": chat} for chat in chats])
     write_lines(folder / "ask.jsonl", [{"messages": chat[:1]} for chat in chats[:2]])
-    rows = ["BRCA1\tB-Gene", "mutations\tO", "cause\tO", "cancer\tB-Disease", ".\tO"]
+    rows = ["mutations\tO", "cause\tO", "cancer\tB-Disease", ".\tO", ""]
     for name in ("train.tsv", "test.tsv"):
-        (folder / name).write_text("\n".join([*rows, ""] * 12) + "\n")
+        cells = [line for i in range(12) for line in (f"GENE{i}\tB-Gene", *rows)]
+        (folder / name).write_text("\n".join(cells) + "\n")
 
     for name, first in (("baseline", 0), ("updatefiles", 100)):
         (folder / name).mkdir()
