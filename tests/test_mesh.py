@@ -20,6 +20,14 @@ def test_minus_one_takes_the_rest():
     }
 
 
+def test_freed_memory_is_kept_before_there_are_devices(monkeypatch):
+    calls, devices = [], jax.devices()
+    monkeypatch.setattr(meshes, "keep_freed_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr(jax, "devices", lambda: calls.append("devices") or devices)
+    meshes.make_mesh()
+    assert calls == ["memory", "devices"]
+
+
 @pytest.mark.parametrize(
     "sizes",
     [

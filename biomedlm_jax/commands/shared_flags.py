@@ -260,7 +260,9 @@ class Flags(flags.FlagValues):
         """Connect the processes of `define_processes`; if one fails in the block, all end."""
         from biomedlm_jax import distributed
         from biomedlm_jax.agreement import check_agreement, versions
+        from biomedlm_jax.allocator import keep_freed_memory
 
+        keep_freed_memory()  # before jax makes its devices, to count processes
         if self.coordinator and self.distributed:
             raise InputError("got --coordinator and --distributed; expected one of them")
         for name in ("process_count", "process_id"):

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.agreement import check_agreement, from_first_process, versions
-from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.errors import InputError, counted
 from biomedlm_jax.training.checkpoint import MODEL, TRAINED, Checkpointer
 from biomedlm_jax.training.goodput import Stopwatch
@@ -85,7 +84,6 @@ def fit(
       SaveError: a checkpoint could not be written.
     """
     stopwatch = Stopwatch()
-    keep_freed_memory()
     settings, steps = recipe.settings, recipe.steps
     faults = settings.faults
     tx, schedule = make_optimizer(settings.optimizer, steps=steps)

@@ -3,10 +3,11 @@ import importlib
 import json
 from collections.abc import Callable
 
+import jax
 import pytest
 from absl import flags
 
-from biomedlm_jax import distributed
+from biomedlm_jax import allocator, distributed
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.corpus.documents import Skipped
 from biomedlm_jax.settings import Settings, setting
@@ -113,6 +114,14 @@ def test_processes_start_when_the_flags_name_them(arguments, expected, monkeypat
     monkeypatch.setattr(distributed, "start_processes", start)
     with parsed("processes", *arguments).multiprocess_run():
         assert started == ([expected] if expected else [])
+
+
+def test_freed_memory_is_kept_before_there_are_devices(monkeypatch):
+    calls = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr(jax, "process_count", lambda: calls.append("devices") or 1)
+    with parsed("processes").multiprocess_run():
+        assert calls[:2] == ["memory", "devices"]
 
 
 @pytest.mark.parametrize(
