@@ -263,7 +263,7 @@ SPIKE = {
 }
 
 
-@pytest.mark.parametrize("kind", mostly_slow(["off", "log", "skip", "stop"], ["off", "skip"]))
+@pytest.mark.parametrize("kind", mostly_slow(["off", "log", "skip", "stop"], ["skip"]))
 def test_a_spike(faults, dataset, calm, tmp_path, poison, monkeypatch, capsys, kind):
     run = shutil.copytree(calm, tmp_path / "run")
     monkeypatch.setattr(spikes, "LEAST", 3)  # losses before there is a limit

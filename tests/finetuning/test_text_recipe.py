@@ -48,6 +48,7 @@ def test_a_tiny_model_learns_to_answer(text_run, tmp_path):
     assert json.loads(answers.read_text())["answers"] == [first["answer"]]
 
 
+@pytest.mark.slow
 def test_a_stop_is_honoured_while_dev_sources_are_answered(
     world, text_config, short_text_run, records, tmp_path, monkeypatch
 ):

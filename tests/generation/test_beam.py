@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from cases import mostly_slow
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.generation import beam, decoding
@@ -93,7 +94,7 @@ def test_all_hypotheses_are_returned_with_their_scores(pairs, prompts_of):
     np.testing.assert_allclose(np.ravel(ours.scores), scores, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["scaled", "window"])
+@pytest.mark.parametrize("name", mostly_slow(["scaled", "window"], ["window"]))
 def test_a_search_does_not_depend_on_its_batch(pairs, prompts_of, name):
     _, decoder, _ = pairs[name]
     prompts = prompts_of(9, 23, 14)

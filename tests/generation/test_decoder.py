@@ -44,10 +44,10 @@ def test_a_call_flattens_arrays_and_no_modules(pairs):
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        ("scaled", {"data": 8}),
-        ("scaled", {"fsdp": 8}),
+        pytest.param("scaled", {"data": 8}, marks=pytest.mark.slow),
+        pytest.param("scaled", {"fsdp": 8}, marks=pytest.mark.slow),
         ("scaled", {"tensor": 4, "data": 2}),
-        ("scaled", {"fsdp": 2, "tensor": 2}),
+        pytest.param("scaled", {"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         ("window", {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
     ids=str,

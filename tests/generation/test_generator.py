@@ -63,9 +63,8 @@ def test_greedy_tokens_are_the_argmax_of_the_full_forward_pass(model, tokenizer)
     assert message == [tokenizer.decode(expected)]
 
 
-@pytest.mark.parametrize(
-    "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_batches_and_samples_are_the_same_on_a_mesh(model, tokenizer, sizes):
     mesh = meshes.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract_model(model.config, mesh))

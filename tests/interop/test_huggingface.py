@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from cases import mostly_slow
 from safetensors.numpy import load_file, save_file
 
 from biomedlm_jax import mesh as meshes
@@ -592,6 +593,7 @@ def test_unknown_and_old_types(llama_source, tmp_path, edit_config):
         quietly(path, tmp_path / "other")
 
 
+@pytest.mark.parametrize("source", mostly_slow(tiny.TYPES, ["llama"]), indirect=True)
 def test_classifiers_of_the_second_family_score_alike(source, make_finetuned, tmp_path):
     """transformers reads the last token that is not padding, on either side."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")

@@ -147,7 +147,7 @@ def test_a_joined_kernel_is_exact(bases, tmp_path):
         assert not block.any()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", mostly_slow(["gpt2", "llama"], ["llama"]))
 def test_an_adapter_that_peft_trained(name, bases, tmp_path):
     """Some kernels, ranks and alphas of their own, one factor A for query, key and value."""
     import transformers

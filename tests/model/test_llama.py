@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import mostly_slow
 from peers import make_peer, random_model, read_by_transformers, tensors_of
 
 from biomedlm_jax import mesh as meshes
@@ -216,7 +217,10 @@ def test_loss_and_gradients_are_those_of_torch(name, peer_of):
         np.testing.assert_allclose(gradient.numpy(), theirs, rtol=0, atol=atol, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", ["llama, biases, tied", "qwen3, window, biases, tied"])
+DEVICES = ("llama, biases, tied", "qwen3, window, biases, tied")
+
+
+@pytest.mark.parametrize("name", mostly_slow(DEVICES, DEVICES[1:]))
 def test_eight_devices_compute_what_one_does(name):
     model, tokens = model_of(name), tokens_of(CONFIGS[name], rows=4)
     loss, gradients = loss_and_gradients(model, tokens)

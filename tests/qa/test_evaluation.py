@@ -9,6 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from cases import mostly_slow
 from tokenizers import Tokenizer
 
 import biomedlm_jax
@@ -690,7 +691,7 @@ def test_a_format_and_groups(tmp_path, release, monkeypatch):
     ] * 2
 
 
-@pytest.mark.parametrize("kind", ["language model", "classifier"])
+@pytest.mark.parametrize("kind", mostly_slow(["language model", "classifier"], ["language model"]))
 def test_a_mesh_changes_no_answer(tmp_path, release, classifier, pubmedqa, kind):
     model = release if kind == "language model" else classifier
     mode = "letter" if kind == "language model" else "auto"

@@ -89,6 +89,7 @@ def test_three_tasks_of_each_request_type_are_those_of_the_hf_backend(
     assert len({row["resps"][0][0] for row in got["samples"]["generated_1"]}) > 2
 
 
+@pytest.mark.slow
 def test_repeats_sample_and_answers_are_extracted(exported, tasks, tmp_path):
     run = {"tasks": ["reasoned"], "task_directory": tasks, "limit": 5}
     results = [evaluate_tasks([exported], tmp_path / n, **run) for n in ("one", "two")]

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from cases import mostly_slow
 from tokenizers import Tokenizer
 
 from biomedlm_jax import mesh as meshes
@@ -416,7 +417,7 @@ def test_a_classifier_scores_every_class_of_a_text(classifier, tmp_path):
         np.testing.assert_allclose(item["scores"], state(text) @ kernel, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [CHOICE, CLASSIFICATION])
+@pytest.mark.parametrize("kind", mostly_slow([CHOICE, CLASSIFICATION], [CHOICE]))
 def test_heads_do_not_depend_on_batches_or_devices(choice, classifier, kind):
     finetuned, tokenizer = choice if kind == CHOICE else classifier
     questions, task = (CHOICES, MEDQA) if kind == CHOICE else (ABSTRACTS, PUBMEDQA)

@@ -65,7 +65,9 @@ def simulated(rng, groups, size, *, spread):
     return (rng.random(len(group_N)) < share_G[group_N]).astype(int), group_N
 
 
-@pytest.mark.parametrize(("spread", "clustered"), [(0, False), (0.5, True)])
+@pytest.mark.parametrize(
+    ("spread", "clustered"), [pytest.param(0, False, marks=pytest.mark.slow), (0.5, True)]
+)
 def test_the_interval_covers_the_truth_about_as_often_as_it_claims(spread, clustered):
     rng, covered = np.random.default_rng(1), []
     for trial in range(400):

@@ -230,6 +230,7 @@ def test_all_figures_are_those_of_transformers(compared, references):
     assert versus["difference"]["value"] == pytest.approx(gain.mean())
 
 
+@pytest.mark.slow
 def test_a_llama_with_another_template_and_questions_in_groups(
     root, llama, base, grouped, rows, references
 ):

@@ -23,7 +23,10 @@ def short_times(monkeypatch):
         monkeypatch.setattr(lock, f"{name}_SECONDS", seconds)
 
 
-@pytest.fixture(params=["local", "bucket"])
+PLACES = ["local", "bucket"]
+
+
+@pytest.fixture(params=PLACES)
 def run(request, tmp_path):
     if request.param == "bucket":
         return as_path(request.getfixturevalue("bucket")) / "run"
@@ -66,6 +69,7 @@ def test_a_living_holder_is_refused_and_keeps_its_lock(run):
         pass
 
 
+@pytest.mark.parametrize("run", mostly_slow(PLACES, ["bucket"]), indirect=True)
 def test_only_one_of_two_that_start_together_gets_it(run):
     begin, got = threading.Barrier(4), []
 
@@ -100,6 +104,7 @@ def test_a_number_that_another_process_got_is_no_holder(run, monkeypatch):
         assert content(run)["key"] != "other"
 
 
+@pytest.mark.parametrize("run", mostly_slow(PLACES, ["bucket"]), indirect=True)
 def test_a_silent_holder_of_another_host_is_replaced_after_a_while(run):
     write_lock(run, host="elsewhere")
     start = time.monotonic()
@@ -108,6 +113,7 @@ def test_a_silent_holder_of_another_host_is_replaced_after_a_while(run):
         assert content(run)["key"] != "other"
 
 
+@pytest.mark.parametrize("run", mostly_slow(PLACES, ["bucket"]), indirect=True)
 def test_a_beating_holder_of_another_host_is_refused(run):
     write_lock(run, host="elsewhere")
     beat = threading.Timer(0.5, lambda: write_lock(run, host="elsewhere", heartbeat=1))
@@ -118,6 +124,7 @@ def test_a_beating_holder_of_another_host_is_refused(run):
     assert content(run)["heartbeat"] == 1
 
 
+@pytest.mark.parametrize("run", mostly_slow(PLACES, ["local"]), indirect=True)
 def test_a_container_with_this_hosts_name_and_other_processes_is_watched(run, ended_process):
     facts = {"host": socket.gethostname(), "machine": "of another container"}
     write_lock(run, **facts, pid=ended_process, pid_started="1")
@@ -153,6 +160,7 @@ def test_a_beat_that_is_being_written_does_not_bring_a_lock_back(tmp_path, monke
         assert not (tmp_path / "run" / LOCK).exists()
 
 
+@pytest.mark.parametrize("run", mostly_slow(PLACES, ["local"]), indirect=True)
 @pytest.mark.parametrize("torn", mostly_slow(["", '{"host": "elsewh', "[]"], ['{"host": "elsewh']))
 def test_a_torn_lock_counts_as_one_of_an_unknown_host(run, torn):
     run.mkdir(exist_ok=True)
