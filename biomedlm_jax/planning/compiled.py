@@ -122,8 +122,10 @@ def read_program(program: Program) -> dict[str, Any]:
         for inner, collective in _collectives(program, instruction, where, times):
             # An asynchronous collective appears at its start, in the fusion that overlaps it and
             # at its end, all with one channel: one asynchronous appearance makes it overlapped.
-            # Synchronous ones may share a channel (those of one `ppermute`), and count one by one.
-            alone = inner is instruction and collective.exposed
+            # Synchronous ones may share a channel (those of one `ppermute`, reduce-scatters of
+            # several arrays), and count one by one.
+            scattered = instruction.opcode == "fusion" and collective.kind == "reduce-scatter"
+            alone = collective.exposed and (inner is instruction or scattered)
             key = (where, (not alone and inner.attribute("channel_id")) or inner.name)
             if key not in collectives or (collectives[key].exposed and not collective.exposed):
                 collectives[key] = collective

@@ -84,6 +84,43 @@ def test_each_collective_counts_once_with_its_bytes_and_group():
     assert wire["all-reduce"] == 2 * 40 * 15 / 16
 
 
+# What libtpu writes for four reduce-scatters, two and two together: all have one channel.
+TOGETHER = """HloModule step
+
+%all-reduce-scatter.6 (a: bf16[64,32], b: bf16[64,32]) -> (bf16[8,32], bf16[8,32]) {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[64,32]{1,0} parameter(1)
+  %ar.6 = (bf16[64,32]{1,0}, bf16[64,32]{1,0}) all-reduce(%a, %b), channel_id=1, \
+replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %s.6 = (bf16[8,32]{1,0}, bf16[8,32]{1,0}) tuple(%a, %b)
+}
+
+%all-reduce-scatter.7 (c: bf16[64,32], d: bf16[32,64]) -> (bf16[8,32], bf16[32,8]) {
+  %c = bf16[64,32]{1,0} parameter(0)
+  %d = bf16[32,64]{1,0} parameter(1)
+  %ar.7 = (bf16[64,32]{1,0}, bf16[32,64]{1,0}) all-reduce(%c, %d), channel_id=1, \
+replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %s.7 = (bf16[8,32]{1,0}, bf16[32,8]{1,0}) tuple(%c, %d)
+}
+
+ENTRY %main (m: bf16[64,32], n: bf16[32,64]) -> (bf16[8,32], bf16[32,8]) {
+  %m = bf16[64,32]{1,0} parameter(0)
+  %n = bf16[32,64]{1,0} parameter(1)
+  %rs.6 = (bf16[8,32]{1,0}, bf16[8,32]{1,0}) fusion(%m, %m), kind=kCustom, \
+calls=%all-reduce-scatter.6
+  ROOT %rs.7 = (bf16[8,32]{1,0}, bf16[32,8]{1,0}) fusion(%m, %n), kind=kCustom, \
+calls=%all-reduce-scatter.7
+}
+""".replace("\\\n", "")
+
+
+def test_reduce_scatters_that_share_a_channel_count_one_by_one():
+    fields = read_program(Program(TOGETHER))["collectives"]
+    assert [(c.kind, c.bytes, c.exposed) for c in fields] == [
+        ("reduce-scatter", 2 * 64 * 32 * 2, True)
+    ] * 2
+
+
 # A permutation, starts of several arrays at once, and a choice by truth and one by index.
 STARTS = """HloModule step
 
