@@ -35,14 +35,14 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 2_300,
+    ("model",): 2_330,
     ("training",): 3_540,
     ("corpus",): 9_460,
     ("generation",): 2_285,
     ("serving",): 635,
     ("interop",): 3_800,
     ("qa", "finetuning"): 8_415,
-    ("planning",): 1_100,
+    ("planning",): 1_105,
     ("cli", "commands"): 2_060,
 }
 # GPT-2's names of itself, of its settings and of its tensors.

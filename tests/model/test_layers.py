@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from biomedlm_jax import mesh as meshes
+from biomedlm_jax.model import layers
 from biomedlm_jax.model.layers import (
     LayerNorm,
     RMSNorm,
@@ -233,3 +234,29 @@ def test_a_linear_layer_may_have_no_bias():
     x_BxLxD = jax.random.normal(jax.random.key(1), (2, 5, 3))
     y_BxLxF = apply_linear("BLD,DF->BLF", "float32", x_BxLxD, layer)
     np.testing.assert_allclose(y_BxLxF, layer(x_BxLxD), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_tpu_the_gradient_of_the_heads_bias_is_a_product_and_the_same(dtype, monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (3, 37, 12), dtype)
+    dy = jax.random.normal(keys[1], (3, 2, 37, 4), dtype) + 1
+    layer = nnx.Linear(12, 8, rngs=nnx.Rngs(0))
+    layer.bias[...] = jax.random.normal(keys[2], (8,))
+
+    def of(layer, x):
+        shapes = {"shape": (-1, 2, 4), "bias": (2, 1, 4)}
+        return apply_linear("BLD,DHK->BHLK", "compute", x, layer, **shapes)
+
+    results, products = {}, {}
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(layers, "platform", lambda name=platform: name)
+        y, back = jax.vjp(of, layer, x)
+        products[platform] = str(jax.make_jaxpr(back)(dy)).count("dot_general[")
+        results[platform] = y, back(dy)
+    assert products == {"cpu": 2, "tpu": 3}
+    for ours, theirs in zip(*map(jax.tree.leaves, results.values()), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    exact = np.asarray(dy, np.float64).sum((0, 2)).ravel()
+    np.testing.assert_allclose(results["tpu"][1][0].bias[...], exact, rtol=1e-6)
