@@ -36,7 +36,7 @@ Chats and instructions:
     instruct_lora_one_chip
                    for 7B on one v5e chip of 16 GB: frozen weights in bfloat16 (exact for weights
                    that are published so), 16 rows of 1,024 tokens one by one. The compiled step of
-                   Llama 2 7B needs 14.63 GiB (pretrain.py:llama_2_7b_lora). No dev answers are
+                   Llama 2 7B needs 14.65 GiB (pretrain.py:llama_2_7b_lora). No dev answers are
                    decoded: a copy of the weights for decoding has no room. The model is merged in
                    the host's memory (27 GB)
 data.format is messages, alpaca or pairs, and is never guessed. data.template is that of the

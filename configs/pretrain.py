@@ -25,7 +25,7 @@ llama_2_7b     Llama 2 7B's shape with 256 rows of 2,048 tokens, for the planner
                MaxText's compiled step (docs/benchmarks.md). Its optimizer is BioMedLM's.
 llama_2_7b_lora
                the same shape with low-rank factors of rank 16 beside frozen bfloat16 weights, and
-               16 rows of 1,024 tokens one by one: 14.63 GiB, planned, of one v5e chip's 15.75.
+               16 rows of 1,024 tokens one by one: 14.65 GiB, planned, of one v5e chip's 15.75.
                Learning rate and rank are not published. To train one, --init=DIR of a 7B Llama.
 llama_cpu, llama_tiny
                the same sizes with Llama's layers, and two query heads for each key.
