@@ -35,7 +35,7 @@ CROSS_CUTTING = {"architecture", "docs", "end_to_end", "notebooks", "scripts"}
 CROSS_CUTTING_FOLDER = "faults"  # so are all in it
 # The most lines of each wing: a wing that must grow says so here.
 LINES = {
-    ("model",): 2_330,
+    ("model",): 2_350,
     ("training",): 3_540,
     ("corpus",): 9_460,
     ("generation",): 2_285,

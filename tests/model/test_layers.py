@@ -260,3 +260,20 @@ def test_on_a_tpu_the_gradient_of_the_heads_bias_is_a_product_and_the_same(dtype
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     exact = np.asarray(dy, np.float64).sum((0, 2)).ravel()
     np.testing.assert_allclose(results["tpu"][1][0].bias[...], exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_tpu_the_mean_of_layer_norm_is_a_product_and_the_same(dtype, monkeypatch):
+    x = (jax.random.normal(jax.random.key(0), (2, 5, 52)) * 3 + 7).astype(dtype)
+    norm, results, products = LayerNorm(52, epsilon=1e-5, dtype=jnp.float32), {}, {}
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(layers, "platform", lambda name=platform: name)
+        y, back = jax.vjp(lambda norm, x: norm(x), norm, x)
+        products[platform] = str(jax.make_jaxpr(lambda x: norm(x))(x)).count("dot_general[")
+        results[platform] = y, back(jnp.cos(y))
+    assert products == {"cpu": 0, "tpu": 1}
+    for ours, theirs in zip(*map(jax.tree.leaves, results.values()), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    wide = np.asarray(x, np.float64)
+    exact = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(results["tpu"][0], exact, rtol=1e-5, atol=1e-5)
