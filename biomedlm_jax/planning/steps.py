@@ -23,7 +23,7 @@ def trace_step(settings: PretrainSettings, config: ModelConfig, mesh: Mesh, step
     """Trace a step on `mesh`; return it, its compiler options and its state's bytes per device."""
     batch, chunks = settings.training.batch_size, settings.training.loss_chunks
     tokens = _abstract(mesh, (batch, config.context_length), "batch", "length")
-    options = states.compiler_options(mesh.devices.flat[0])
+    options = states.compiler_options(mesh.devices.flat[0], training=step == "train")
     if step == "train":
         traced, state = _trace_train(settings, config, mesh, tokens)
     elif step == "score":  # the summed loss of a batch

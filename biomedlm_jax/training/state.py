@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from biomedlm_jax.chips import COMPILER_OPTIONS, chip
+from biomedlm_jax.chips import COMPILER_OPTIONS, TRAINING_OPTIONS, chip
 from biomedlm_jax.mesh import make_mesh, sharding
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import make_model
@@ -177,18 +177,20 @@ def jit_step(step, *, abstract: TrainState, **static):
         interned(functools.partial(step, **static)),
         donate_argnums=0,
         out_shardings=(shardings, None),
-        compiler_options=compiler_options(devices.flat[0]) or None,
+        compiler_options=compiler_options(devices.flat[0], training=True) or None,
     )
 
 
 @functools.cache
-def compiler_options(device) -> dict[str, str]:
+def compiler_options(device, *, training: bool = False) -> dict[str, str]:
     """Return those of `chips.COMPILER_OPTIONS` that the device's compiler accepts.
 
-    One that it refuses on an empty program is left out with a warning.
+    For `training`, those of `chips.TRAINING_OPTIONS` too. One that it refuses on an empty program
+    is left out with a warning.
     """
-    known_chip = chip(device.device_kind)
-    wanted = COMPILER_OPTIONS.get(known_chip.name, {}) if known_chip else {}
+    known_chip, wanted = chip(device.device_kind), {}
+    for table in (COMPILER_OPTIONS, TRAINING_OPTIONS if training else {}):
+        wanted |= table.get(known_chip.name, {}) if known_chip else {}
     known = {}
     alone = make_mesh(data=1, fsdp=1, tensor=1, devices=[device])
     one = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(alone))
