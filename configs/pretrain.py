@@ -9,7 +9,7 @@ biomedlm_2_7b  the published run (Bolton et al. 2024, arXiv 2403.18421): 300 B t
 biomedlm_2_7b_fast
                the same run, but the devices sum the gradients of matrix products in bfloat16
                (model.reduce_dtype=compute), not in float32 as published. The collectives that a
-               step waits for shrink from 10.54 to 5.70 GiB (v5e:16x16, docs/benchmarks.md).
+               step waits for shrink from 10.14 to 5.31 GiB (v5e:16x16, docs/benchmarks.md).
 gpt_125m       one GPU or a small TPU slice: the size of the paper's tokenizer ablation (table 4),
                whose optimizer settings are not published; the rate is GPT-3's for this size (arXiv
                2005.14165, table 2.1). 20,000 steps of 256 x 1024 tokens are 5.2 B tokens.
