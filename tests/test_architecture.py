@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "biomedlm_jax"
 # Each floor imports from lower ones only.
 FLOORS = (
-    ("errors",),
+    ("errors", "allocator"),
     ("buckets",),
     ("streams", "integrity"),
-    ("files", "settings", "chips", "mesh", "allocator", "distributed", "outputs", "html_page"),
+    ("files", "settings", "chips", "mesh", "distributed", "outputs", "html_page"),
     ("agreement",),
     ("corpus", "model"),
     ("training",),
