@@ -58,7 +58,7 @@ def test_help_describes_that_commands_flags_only(name, capsys):
         (["quickstart", "--out"], "Missing value for flag --out"),
         (["verify-hf", "--model=x", '--tolerance="1"'], 'got --tolerance="1"; expected a number'),
         (["pretrain", "--distributed='yes'"], "got --distributed='yes'; expected true or false"),
-        (["bench", "'foo'"], "got --what='foo'; expected one of train, decode, tokens, questions"),
+        (["bench", "'foo'"], "got --what='foo'; expected one of train, score, generate, load"),
         (["pretrain"], "error: --config is required. --workdir is required."),
         (["pretrain", "--config=no.py", "--workdir=x"], "error: no such config file: no.py"),
         (["pretrain", "--config", "no.py", "--workdir=x"], "error: no such config file: no.py"),

@@ -34,6 +34,8 @@ RUN = "--config.training.steps=4 --config.optimizer.warmup_steps=1 --config.chec
 SMALL = {
     "pretrain": f"{RUN} --config.training.evaluate_every=4 --config.training.batch_size=8",
     "finetune": "--config.training.epochs=1 --config.training.batch_size=8",
+    "bench": "--layers=1 --width=32 --heads=2 --vocab_size=64 --length=32 --rounds=1 --steps=1 "
+    "--questions=2 --batch_sizes=1 --beams=2 --new_tokens=4 --peers= --hf= --nodetails",
 }
 TEXTS = (
     "--config.data.dev_fraction=0.2 --config.data.row_tokens=64 "
@@ -345,6 +347,7 @@ def test_messages_name_flags_that_exist():
     known |= {f"no{flag}" for flag in known} | {"help", "version", "config", "name", "local-dir"}
     # Of Apache Beam, by corpus/engines.py.
     known |= {"runner", "dask_npartitions", "dask_partition_size", "default_sdk_harness_log_level"}
+    known |= {"query-gpu", "format", "loop-ms", "list-gpus"}  # of nvidia-smi
     unknown = {
         (path.name, flag)
         for path in (ROOT / "biomedlm_jax").rglob("*.py")

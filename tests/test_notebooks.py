@@ -20,6 +20,7 @@ SIZES = {
     "02_question_answering.ipynb": {"FAMILIES": 40, "DOCUMENTS": 600, "STEPS": 8, "EPOCHS": 1},
     "03_generation.ipynb": {"STEPS": 20},
     "04_plan_a_pod.ipynb": {"LAYERS": 2, "WIDTH": 256, "LENGTH": 256, "ROWS": 16},
+    "05_efficiency.ipynb": {"LAYERS": 1, "ROUNDS": 1, "QUESTIONS": 2, "DETAILS": False},
 }
 # What each one prints, and how many plots it shows at least.
 PRINTED = {
@@ -33,12 +34,14 @@ PRINTED = {
         "programs compiled by each call: [2, 0, 0, 0, 2, 0]",
     ),
     "04_plan_a_pod.ipynb": ("8 x TPU v5 lite | attention kernel: splash", "fits: True"),
+    "05_efficiency.ipynb": ("exit code 0", "all sides compute the same: True"),
 }
 PLOTS = {
     "01_pretrain_and_export.ipynb": 2,
     "02_question_answering.ipynb": 4,
     "03_generation.ipynb": 2,
     "04_plan_a_pod.ipynb": 3,
+    "05_efficiency.ipynb": 1,
 }
 KERNEL = """
 import matplotlib, os, runpy

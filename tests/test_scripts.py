@@ -398,22 +398,26 @@ with open("../calls", "a") as calls:
     print(Path.cwd().name, what, *flags, file=calls)
 ours = {"biomedlm_jax": {"median_seconds": SECONDS, "ratio": 1.0}}
 cases = {"batch 1": ours, "5 beams": ours}
-FIGURES = {"decode": DECODE, "train": TRAIN}
+FIGURES = {"decode": DECODE, "generate": DECODE, "train": TRAIN}
 if SECONDS < 0:
     sys.exit("expected seconds, got fewer")
 Path(output.removeprefix("--json=")).write_text(json.dumps({"shape": "a", **FIGURES[what]}))
 """
 
 
-def write_checkout(path: Path, seconds: float, decode: str, train: str) -> None:
+def write_checkout(path: Path, seconds: float, decode: str, train: str, new=False) -> None:
     body = BENCH.replace("SECONDS", str(seconds)).replace("DECODE", decode)
     write_program(path / "biomedlm_jax" / "cli.py", body.replace("TRAIN", train))
     (path / "biomedlm_jax" / "__init__.py").touch()
+    (path / "biomedlm_jax" / "benchmarks").mkdir()
+    if new:
+        (path / "biomedlm_jax" / "benchmarks" / "bench_generate.py").touch()
 
 
 def test_two_revisions_are_measured_in_alternating_processes(tmp_path, monkeypatch, capsys):
     write_checkout(tmp_path / "a", 2.0, '{"cases": cases}', '{"sides": ours}')
-    write_checkout(tmp_path / "b", 1.0, '{"tables": cases}', '{"tables": {"train": ours}}')
+    more = '{"train": ours, "peak memory": {"biomedlm_jax": {"peak_gb": 1.0}}}'
+    write_checkout(tmp_path / "b", 1.0, '{"tables": cases}', f'{{"tables": {more}}}', new=True)
     arguments = [f"--old={tmp_path / 'a'}", f"--new={tmp_path / 'b'}", "--rounds=2", "--calls=3"]
     run_tool("compare_revisions.py", *arguments, monkeypatch=monkeypatch)
     rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
@@ -421,13 +425,15 @@ def test_two_revisions_are_measured_in_alternating_processes(tmp_path, monkeypat
     assert rows[0] == ["seconds", "old", "new", "new / old"]
     assert rows[1:] == [[case, *figures] for case in ("batch 1", "5 beams", "training step")]
     calls = (tmp_path / "calls").read_text().splitlines()
+    names = {"a": ("decode", "train"), "b": ("generate", "train")}
     assert [call.split()[:2] for call in calls] == [
-        [side, what] for what in ("decode", "train") for side in "abba"
+        [side, names[side][number]] for number in (0, 1) for side in "abba"
     ]
-    peers = {"decode": "--hf=", "train": "--peers="}
     for call in calls:
-        what, *flags = call.split()[1:]
-        assert flags == [peers[what], "--layers=8", "--width=384", "--heads=6", "--rounds=3"]
+        side, what, *flags = call.split()
+        peers = "--peers=" if what == "train" else "--hf="
+        peers = [peers] if side == "a" else [peers, "--nodetails"]
+        assert flags == [*peers, "--layers=8", "--width=384", "--heads=6", "--rounds=3"]
 
 
 def test_a_revision_that_cannot_be_measured_is_named(tmp_path, monkeypatch, capsys):
@@ -435,7 +441,7 @@ def test_a_revision_that_cannot_be_measured_is_named(tmp_path, monkeypatch, caps
     write_checkout(tmp_path / "b", 1.0, "{}", "{}")
     for old, message in (("a", "expected seconds, got fewer"), ("b", "no figures of biomedlm_jax")):
         arguments = [f"--old={tmp_path / old}", f"--new={tmp_path / 'b'}", "--rounds=1"]
-        with pytest.raises(SystemExit, match=rf"bench decode of .*/{old}.*(\n.*)*{message}"):
+        with pytest.raises(SystemExit, match=rf"bench generate of .*/{old}.*(\n.*)*{message}"):
             run_tool("compare_revisions.py", *arguments, monkeypatch=monkeypatch)
     with pytest.raises(SystemExit, match="2"):
         run_tool("compare_revisions.py", "--old=/", "--new=/", monkeypatch=monkeypatch)

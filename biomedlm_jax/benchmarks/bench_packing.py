@@ -6,7 +6,7 @@ label, instructions with a paragraph, and chats of several turns.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.benchmarks.bench_train import Steps, jax_steps
+from biomedlm_jax.benchmarks.bench_train import JaxSteps
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.losses import Batch, target_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts
@@ -55,10 +55,10 @@ def measure(
     full = fullness(prompts, masks, length=length)
     chosen = [range(i * batch_size, (i + 1) * batch_size) for i in range(steps)]
     make = functools.partial(random_model, config, seed=0)
-    learn = functools.partial(jax_steps, meshes.one_device(), make, target_loss)
+    learn = functools.partial(JaxSteps, meshes.one_device(), make, target_loss)
     rows = functools.partial(batches, (prompts, masks), chosen)
     shortest = longest(prompts, steps * batch_size)
-    sides: dict[str, Steps] = {
+    sides: dict[str, Callable] = {
         PACKED: learn(rows(length=length), OPTIMIZER),
         PADDED: learn(rows(length=length, apart=True), OPTIMIZER),
         LONGEST: learn(rows(length=shortest, apart=True), OPTIMIZER),

@@ -1,19 +1,14 @@
 """Benchmark of a training step: this library against transformers with torch's AdamW.
 
-Both sides train the same model on the same tokens with the same number of threads. On a CPU both
-run in one process and rounds alternate. On a GPU each needs the whole memory, so blocks of rounds
-alternate: a side starts in a process of its own, warms up, is timed and ends; then the next side.
+All sides train the same model, with equal weights at the start, on the same tokens with the same
+number of threads. On a CPU all run in one process and rounds alternate. On a GPU each needs the
+whole memory, so blocks of rounds alternate: a side starts in a process of its own, warms up, is
+timed and ends; then the next side.
 """
 
 import dataclasses
 import functools
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,36 +18,37 @@ from jax.sharding import Mesh
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
+from biomedlm_jax.benchmarks.energy import open_meter
 from biomedlm_jax.benchmarks.kernels import profile_lines, profile_steps
+from biomedlm_jax.benchmarks.own_process import measure_alone, on_gpu, peak_memory
+from biomedlm_jax.benchmarks.release import execution_of, random_release
 from biomedlm_jax.benchmarks.rounds import OURS, Timing
+from biomedlm_jax.benchmarks.utilisation import utilisation
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json, write_json
+from biomedlm_jax.interop.directories import model_config
+from biomedlm_jax.interop.huggingface import load
 from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
-from biomedlm_jax.model.families import abstract_model, config_to_hf, make_config
 from biomedlm_jax.training.config import OptimizerSettings
 from biomedlm_jax.training.loss import next_token_loss
-from biomedlm_jax.training.metrics import flops_per_token, peak_flops
 from biomedlm_jax.training.optimizer import make_optimizer
-from biomedlm_jax.training.state import (
-    TrainState,
-    init_state,
-    jit_step,
-    random_model,
-    train_step,
-)
-
-Steps = Callable[[], list[float]]  # one or more training steps; returns their losses
+from biomedlm_jax.training.state import TrainState, init_state, jit_step, train_step
 
 BLOCKS_ON_GPU = 2
+# A constant rate from the first step on: a warmup would start at 0, and nothing would be compared.
 OPTIMIZER = OptimizerSettings(
-    schedule="cosine",
+    schedule="constant",
     learning_rate=1.6e-4,
-    warmup_steps=100,
+    final_lr_fraction=1.0,
+    warmup_steps=0,
     beta2=0.95,
     weight_decay=1.6e-5,
     decoupled=True,
 )
+PEERS = ("torch eager fused", "torch sdpa fused", "torch sdpa fused compile")
+STEP, FORWARD, GRADIENT = "step", "forward", "forward and backward"
+# Largest difference of losses, relative to ours: after some steps, rounding has grown.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
 def measure(
@@ -62,53 +58,114 @@ def measure(
     loss_chunks: int = 1,
     rounds: int = 5,
     steps: int = 4,
-    peers: tuple[str, ...] = ("torch sdpa", "torch sdpa fused"),
+    peers: Iterable[str] = PEERS,
     blocks: int | None = None,
     profile: str | None = None,
+    details: bool = True,
 ) -> dict[str, Any]:
     """Time each side in `rounds` alternating rounds of `steps` steps; return the figures.
 
     `peers` name PyTorch variants: "torch ATTENTION [fused] [compile]". With `blocks` each side has
     a process of its own in each of so many blocks, and is timed for `rounds` rounds there; None is
     `BLOCKS_ON_GPU` on a GPU, and elsewhere one process in which rounds alternate. `profile` is a
-    directory for a trace of our side, after its last round.
+    directory for a trace of our side, after its last round. `difference` is the largest one between
+    the losses of a side and ours, of the first and of the last step, relative to ours: the result
+    has an error if it is above `TOLERANCE`. `details` adds the parts of a step, the FLOPs
+    utilisation and the peak memory.
     """
+    config = dataclasses.replace(config, **timed.NO_DROPOUT)  # whose samples differ on the sides
     for peer in peers:
         check_peer(peer)
-    names, shared = (OURS, *peers), {"batch_size": batch_size, "loss_chunks": loss_chunks}
-    blocks = BLOCKS_ON_GPU if blocks is None and _on_gpu() else blocks
+    notes: list[str] = []
+    peers = timed.available_peers(peers, notes)
+    names, failures = (OURS, *peers), {}
+    work = {"length": config.context_length, "batch_size": batch_size, "loss_chunks": loss_chunks}
+    gpu = on_gpu()
+    blocks = BLOCKS_ON_GPU if blocks is None and gpu else blocks
     if blocks is None:
-        keep_freed_memory()  # as pretrain() does; it applies to the peers in this process, too
-        about = device_of(config)
-        sides = {name: make_side(name, config, **shared) for name in names}
-        timings = timed.alternate(sides, rounds=rounds, calls=steps, warmup=1)
-        profiled = profile_steps(sides[OURS], profile) if profile else None
-    else:
-        timings, about, profiled = _in_blocks(
-            config, names, blocks, steps=rounds * steps, profile=profile, **shared
-        )
+        # As pretrain() does, before jax starts its threads; it applies to the peers, too.
+        keep_freed_memory()
+    with random_release(config, apart=blocks is not None) as release:
+        work |= {"release": str(release), "execution": execution_of(config)}
+        profiled, memory = None, {}
+        if blocks is None:
+            device, energy = about(**work), open_meter(gpu=False)
+            sides = {name: functools.partial(make_side, name, **work) for name in names}
+            timings, parts = _alternate(sides, rounds, steps, failures, energy[1], details)
+            if profile:
+                profiled = profile_steps(parts.pop("profiled"), profile)
+            energy = energy[0]
+        else:
+            timings, parts, answer = _in_blocks(work, names, blocks, rounds * steps, profile)
+            device, profiled, energy = answer["about"], answer["profile"], answer["energy"]
+            memory = answer["memory"]
+        parts.pop("profiled", None)
+        if details and not memory:
+            memory, lines = peak_memory("bench_train", timings, work)
+            notes += lines
+    notes += [f"{name} is left out, as it fails here: {text}" for name, text in failures.items()]
     tokens = batch_size * config.context_length
-    flops = flops_per_token(abstract_model(config), config.context_length) * tokens
-    sides = timed.summarise_timings(timings, "tokens", tokens)
-    peak = peak_flops(about["device_kind"])
-    for name, side in sides.items():
-        speed = flops / side["median_seconds"]
-        side |= {"flops_per_second": speed, "mfu": speed / peak if peak else None}
-        side["first_loss"] = timings[name].first[0]
-    notes = [f"attention of {OURS}: {about['attention']}"]
+    table = timed.summarise_timings(timings, "tokens", tokens)
+    for name, side in table.items():
+        losses = [(timing.first[0], timing.last[0]) for timing in (timings[name], timings[OURS])]
+        side["first_loss"], side["last_loss"] = losses[0]
+        side["difference"] = max(abs(a / b - 1) for a, b in zip(*losses, strict=True))
+    tables = {"train": table}
+    if details:
+        tables["parts of a step"] = split_step(table, parts)
+        share, line = utilisation(config, table, device["device_kind"], device["dtype"])
+        tables["utilisation of FLOPs"] = share
+        tables["peak memory"] = memory
+        notes.append(line)
+    notes = [f"attention of {OURS}: {device['attention']}", f"energy: {energy}", *notes]
     if blocks:
         notes.append(f"each side in processes of its own, alternating in blocks: {blocks}")
-    config = dataclasses.replace(config, compute_dtype=about["dtype"])
-    work = f"length {config.context_length}, batch {batch_size}"
+    config = dataclasses.replace(config, compute_dtype=device["dtype"])
+    size = f"length {config.context_length}, batch {batch_size}"
     packages = ("jax", "flax", "torch", "transformers")
+    header = timed.benchmark_header(size, packages, config=config, device=device["device_kind"])
     return {
-        **timed.benchmark_header(work, packages, config=config, device=about["device_kind"]),
+        **header,
         "notes": notes + (profile_lines(profiled) if profiled else []),
-        "attention": about["attention"],
+        "errors": timed.unequal(table, "losses", TOLERANCE[device["dtype"]]),
+        "attention": device["attention"],
         "blocks": blocks,
-        "tables": {"train": sides},
+        "tables": {title: rows for title, rows in tables.items() if rows},
         "profile": profiled,
     }
+
+
+def _alternate(makers: Mapping, rounds: int, steps: int, failures: dict, meter, details: bool):
+    """Time the steps of all sides in turn, then the parts of a step; return both timings."""
+    sides = {name: make() for name, make in makers.items()}
+    options: dict[str, Any] = {"rounds": rounds, "failures": failures, "warmup": 1}
+    whole = {name: calls[STEP] for name, calls in sides.items()}
+    timings = timed.alternate(whole, calls=steps, meter=meter, **options)
+    parts: dict[str, Any] = {}
+    for part in (FORWARD, GRADIENT) if details else ():
+        calls = {name: sides[name][part] for name in timings}
+        parts[part] = timed.alternate(calls, calls=steps, case=part, **options)
+    return timings, {**parts, "profiled": whole[OURS]}
+
+
+def split_step(table: Mapping[str, Mapping], parts: Mapping[str, Mapping[str, Timing]]) -> dict:
+    """Return the seconds of forward and backward pass and update, of the medians of each side.
+
+    A forward pass is timed alone, then with the backward pass, then the whole step; each part is
+    the difference to the part before it.
+    """
+    split = {}
+    for name, side in table.items():
+        ends = [float(np.median(parts[part][name].seconds)) for part in (FORWARD, GRADIENT)]
+        forward, both, whole = *ends, side["median_seconds"]
+        split[name] = {
+            "forward_seconds": forward,
+            "backward_seconds": both - forward,
+            "update_seconds": whole - both,
+            "step_seconds": whole,
+            "compile_seconds": side["compile_seconds"],
+        }
+    return split
 
 
 def check_peer(name: str) -> None:
@@ -121,8 +178,9 @@ def check_peer(name: str) -> None:
         )
 
 
-def device_of(config: ModelConfig) -> dict[str, str]:
+def about(*, release: str, execution: Mapping[str, Any], **work: Any) -> dict[str, str]:
     """Return the device, dtype and attention kernel of this library in this process."""
+    config = model_config(release, **execution)
     return {
         "device_kind": jax.devices()[0].device_kind,
         "dtype": np.dtype(config.dtype).name,
@@ -130,72 +188,132 @@ def device_of(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def make_side(name: str, config: ModelConfig, *, batch_size: int, loss_chunks: int) -> Steps:
-    """Return one step of this library (`OURS`) or of a peer, on random tokens."""
-    shape = batch_size, config.context_length
+def make_side(
+    name: str,
+    *,
+    release: str,
+    execution: Mapping[str, Any],
+    length: int,
+    batch_size: int,
+    loss_chunks: int,
+) -> dict[str, Callable]:
+    """Return a step of this library (`OURS`) or of a peer, and its parts, on random tokens."""
+    config = model_config(release, **execution)
+    shape = batch_size, length
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, shape).astype(np.int32)
     if name == OURS:
+        mesh = meshes.make_mesh()
+        model, _ = load(release, mesh=mesh, **execution)
         loss_fn = functools.partial(next_token_loss, chunks=loss_chunks)
-        make = functools.partial(random_model, config, seed=0)
-        return jax_steps(meshes.make_mesh(), make, loss_fn, [tokens], OPTIMIZER)
-    check_peer(name)
-    return _torch_side(config, tokens, *name.split()[1:])
+        copy = functools.partial(jax.tree.map, jax.numpy.copy)  # a step reuses the model's buffers
+        side: Any = JaxSteps(mesh, copy, loss_fn, [tokens], OPTIMIZER, model)
+    else:
+        check_peer(name)
+        side = _torch_side(release, config, tokens, *name.split()[1:])
+    return {STEP: side, FORWARD: side.forward, GRADIENT: side.gradient}
 
 
-def jax_steps(
-    mesh: Mesh, make: Callable, loss_fn: Callable, batches, settings: OptimizerSettings, *base: Any
-) -> Steps:
-    """Return a call that updates the model `make(*base)` once with each batch."""
-    tx, _ = make_optimizer(settings, steps=1_000_000)
-    layout = meshes.sharding(mesh, "batch", None)
+class JaxSteps:
+    """A call updates the model `make(*base)` once with each batch, and returns the losses."""
 
-    def start(*base) -> TrainState:
-        return init_state(make(*base), tx)
+    def __init__(
+        self, mesh: Mesh, make: Callable, loss_fn: Callable, batches, settings, *base: Any
+    ):
+        tx, _ = make_optimizer(settings, steps=1_000_000)
+        layout = meshes.sharding(mesh, "batch", None)
 
-    with jax.set_mesh(mesh):
-        abstract = meshes.abstract_sharded(start, mesh, *base)
-        state = jax.jit(start, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(*base)
-        update = jit_step(train_step, abstract=abstract, tx=tx, seed=0, loss_fn=loss_fn)
+        def start(*base) -> TrainState:
+            return init_state(make(*base), tx)
 
-    def run() -> list[float]:
-        nonlocal state
-        losses = []
+        self.mesh, self.batches = mesh, batches
+        self.place = functools.partial(jax.tree.map, lambda array: meshes.place(array, layout))
         with jax.set_mesh(mesh):
-            for batch in batches:
-                placed = jax.tree.map(lambda array: meshes.place(array, layout), batch)
-                state, metrics = update(state, placed)
+            abstract = meshes.abstract_sharded(start, mesh, *base)
+            shardings = jax.tree.map(lambda x: x.sharding, abstract)
+            self.state = jax.jit(start, out_shardings=shardings)(*base)
+            self.update = jit_step(train_step, abstract=abstract, tx=tx, seed=0, loss_fn=loss_fn)
+        self._loss = jax.jit(loss_fn)
+        self._gradient = jax.jit(jax.value_and_grad(loss_fn))
+
+    def __call__(self) -> list[float]:
+        """Update once with each batch; return the losses."""
+        losses = []
+        with jax.set_mesh(self.mesh):
+            for batch in self.batches:
+                self.state, metrics = self.update(self.state, self.place(batch))
                 losses.append(metrics["loss"])
         return [float(loss) for loss in losses]
 
-    return run
+    def forward(self) -> list[float]:
+        """Return the losses of the batches, without gradients."""
+        return [float(loss) for loss in self._compute(self._loss)]
+
+    def gradient(self) -> list[float]:
+        """Compute the gradients of each batch; return the losses."""
+        return [float(loss) for loss, _ in self._compute(self._gradient)]
+
+    def _compute(self, function: Callable) -> list:
+        with jax.set_mesh(self.mesh):
+            return [
+                jax.block_until_ready(function(self.state.model, self.place(batch)))
+                for batch in self.batches
+            ]
 
 
-def torch_steps(parameters, losses: Sequence[Callable], settings, *, fused: bool = False) -> Steps:
-    """Return a call that updates `parameters` once with each function of `losses`."""
-    import torch
+class TorchSteps:
+    """A call updates `parameters` once with each function of `losses`, and returns the losses."""
 
-    parameters, rate = list(parameters), settings.learning_rate
-    betas, decay = (settings.beta1, settings.beta2), settings.weight_decay / rate
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused)
+    def __init__(self, parameters, losses: Sequence[Callable], settings, *, fused: bool = False):
+        import torch
 
-    def update(loss_fn: Callable) -> float:
+        self.parameters, rate = list(parameters), settings.learning_rate
+        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay / rate
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused
+        )
+        clip = torch.nn.utils.clip_grad_norm_
+        self.clip = functools.partial(clip, self.parameters, settings.clip_norm)
+        self.losses = losses
+
+    def __call__(self) -> list[float]:
+        """Update once with each loss; return them."""
+        return [self._step(loss_fn) for loss_fn in self.losses]
+
+    def _step(self, loss_fn: Callable) -> float:
         loss = loss_fn()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        self.clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         return loss.item()
 
-    return lambda: [update(loss_fn) for loss_fn in losses]
+    def forward(self) -> list[float]:
+        """Return the losses; what the backward pass needs is stored, too."""
+        return [loss_fn().item() for loss_fn in self.losses]
+
+    def gradient(self) -> list[float]:
+        """Compute the gradients of each loss; return the losses."""
+        return [self._gradient(loss_fn) for loss_fn in self.losses]
+
+    def _gradient(self, loss_fn: Callable) -> float:
+        loss = loss_fn()
+        loss.backward()
+        if self.parameters[0].is_cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        self.optimizer.zero_grad()
+        return loss.item()
 
 
-def _torch_side(config: ModelConfig, tokens: np.ndarray, kernel: str, *options: str) -> Steps:
+def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options: str):
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     device, half = timed.torch_device(), config.dtype == jax.numpy.bfloat16
-    hf_config = AutoConfig.for_model(**config_to_hf(config))
-    model: Any = AutoModelForCausalLM.from_config(hf_config, attn_implementation=kernel)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        release, attn_implementation=kernel, dtype=torch.float32
+    )
     model = model.to(device).train()
     model = torch.compile(model) if "compile" in options else model
     batch = torch.from_numpy(tokens).long().to(device)
@@ -204,70 +322,31 @@ def _torch_side(config: ModelConfig, tokens: np.ndarray, kernel: str, *options: 
         with torch.autocast(device, torch.bfloat16, enabled=half):
             return model(batch, labels=batch, use_cache=False).loss
 
-    return torch_steps(model.parameters(), [loss], OPTIMIZER, fused="fused" in options)
+    return TorchSteps(model.parameters(), [loss], OPTIMIZER, fused="fused" in options)
 
 
-def _on_gpu() -> bool:
-    """Return whether jax runs on a GPU; checked in another process, as jax reserves its memory."""
-    program = "import jax; print(jax.default_backend())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    return done.stdout.split()[-1:] == ["gpu"]
-
-
-def _in_blocks(config: ModelConfig, names, blocks: int, *, profile: str | None, **options):
+def _in_blocks(work: dict, names, blocks: int, calls: int, profile: str | None):
     """Time each side in a process of its own, in turn; this process does not use the GPU."""
-    timings, about, profiled = {}, {}, None
+    timings: dict[str, Timing] = {}
+    parts: dict[str, Any] = {FORWARD: {}, GRADIENT: {}}
+    ours, memory = {}, {}
     for block in range(blocks):
         for name in names:
             timed.progress(f"block {block + 1} of {blocks}: {name}")
             traced = profile if name == OURS and block == blocks - 1 else None
-            result = measure_in_process(name, config, profile=traced, **options)
+            answer = measure_alone("bench_train", name, work, calls=calls, warmup=1, profile=traced)
+            memory[name] = {f"{k}_gb": value / 1e9 for k, value in answer["memory"].items()}
             if name == OURS:  # jax has no GPU in a peer's process
-                about, profiled = result["about"], result["profile"]
-                config = dataclasses.replace(config, compute_dtype=about["dtype"])
-            timing = Timing(**result["timing"])
-            timings.setdefault(name, dataclasses.replace(timing, seconds=[]))
-            timings[name].seconds.extend(timing.seconds)
-    return timings, about, profiled
-
-
-def measure_in_process(name: str, config: ModelConfig, **options) -> dict[str, Any]:
-    """Time `steps` steps of one side in a process of its own; returns what `_measure` does.
-
-    `options` are `steps`, `batch_size`, `loss_chunks` and `profile`. Raises InputError if the
-    process fails.
-    """
-    # The process has the GPU to itself, of which jax would reserve three quarters. A peer does not
-    # need jax there, which must not reserve any.
-    environment = {"JAX_PLATFORMS": "cpu"}
-    if name == OURS:
-        fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-        environment = {fraction: os.environ.get(fraction, "0.95")}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        request = json.dumps({"name": name, "config": config.to_json(), **options})
-        program = [sys.executable, "-m", __name__, request, str(answer)]
-        # Its output goes to stderr (2): standard output is for the tables.
-        done = subprocess.run(program, env={**os.environ, **environment}, stdout=2)
-        if done.returncode or not answer.exists():
-            raise InputError(
-                f"the process that measured {name} ended with {done.returncode}; its error is "
-                "above. If memory ran out, take a smaller batch_size"
-            )
-        return read_json(answer)
-
-
-def _measure(*, name: str, config: dict, steps: int, profile: str | None = None, **options) -> dict:
-    keep_freed_memory()
-    model_config, timing = make_config(config), Timing()
-    about = device_of(model_config) if name == OURS else {}
-    side = make_side(name, model_config, **options)
-    timing.call(side)
-    side()
-    timing.call(side, steps)
-    profiled = profile_steps(side, profile) if profile else None
-    return {"timing": dataclasses.asdict(timing), "about": about, "profile": profiled}
-
-
-if __name__ == "__main__":
-    write_json(Path(sys.argv[2]), _measure(**json.loads(sys.argv[1])))
+                ours = answer
+                execution = {**work["execution"], "compute_dtype": answer["about"]["dtype"]}
+                work = {**work, "execution": execution}
+            for part, given in answer["timings"].items():
+                timing, into = Timing(**given), timings if part == STEP else parts[part]
+                if part == STEP:
+                    timed.record_round("", block + 1, name, timing.seconds)
+                if name in into:
+                    into[name].seconds.extend(timing.seconds)
+                    into[name].joules.extend(timing.joules)
+                else:
+                    into[name] = timing
+    return timings, parts, {**ours, "memory": memory}

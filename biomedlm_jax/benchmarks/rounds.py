@@ -1,25 +1,35 @@
 """Time sides in alternating rounds, compute their ratios, and describe the machine."""
 
+import contextlib
+import contextvars
 import dataclasses
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.errors import InputError, one_line
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
 
 OURS = "biomedlm_jax"
+PEER_PACKAGES = ("torch", "transformers")
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
+
+
+_record: contextvars.ContextVar[Callable[..., None] | None] = contextvars.ContextVar(
+    "record of rounds", default=None
+)
 
 
 @dataclasses.dataclass
@@ -27,64 +37,145 @@ class Timing:
     """Times of one side's calls; the first call, which compiles, is kept apart."""
 
     first: Any = None  # its result
+    last: Any = None  # the result of the last call
     first_seconds: float = 0.0
     seconds: list[float] = dataclasses.field(default_factory=list)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)  # of all threads
+    joules: list[float] = dataclasses.field(default_factory=list)  # where they are counted
+    meter: Callable[[], float] | None = None
 
     def call(self, side: Callable[[], Any], times: int = 1) -> None:
         """Call a side and add its times; the first call's result and time are kept apart."""
         for _ in range(times):
+            energy = self.meter() if self.meter else 0.0
             start, start_cpu = time.perf_counter(), time.process_time()
-            result = side()
+            self.last = side()
             seconds = time.perf_counter() - start
             if not self.first_seconds:
-                self.first, self.first_seconds = result, seconds
-            else:
-                self.seconds.append(seconds)
-                self.cpu_seconds.append(time.process_time() - start_cpu)
+                self.first, self.first_seconds = self.last, seconds
+                continue
+            self.seconds.append(seconds)
+            self.cpu_seconds.append(time.process_time() - start_cpu)
+            if self.meter:
+                self.joules.append(self.meter() - energy)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the meter, as `Timing(**value)` takes it."""
+        return {name: value for name, value in vars(self).items() if name != "meter"}
+
+
+@contextlib.contextmanager
+def recorded(path: str | Path, **fields: Any) -> Iterator[None]:
+    """Append each round that ends in the block to a file, as a JSON line with `fields`."""
+
+    def write(**values: Any) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**fields, **values}) + "\n")
+
+    token = _record.set(write)
+    try:
+        yield
+    finally:
+        _record.reset(token)
+
+
+def record_round(case: str, number: int, side: str, seconds: Sequence[float]) -> None:
+    """Print the seconds of a side's round on standard error, and record them; round 0 compiles."""
+    where = f"{case}, round {number}" if case else f"round {number}"
+    progress(f"{where}, {side}: {sum(seconds):.2f} s")
+    if write := _record.get():
+        write(case=case, round=number, side=side, seconds=list(seconds))
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], Any]], *, rounds: int, calls: int = 1, warmup: int = 0
+    sides: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    calls: int = 1,
+    warmup: int = 0,
+    case: str = "",
+    failures: dict[str, str] | None = None,
+    meter: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Time the sides in turn, `rounds` times `calls` calls each, so that load affects all sides.
 
-    Before that each side is called once to compile and `warmup` times more. Raises InputError for
-    less than one round.
+    Before that each side is called once to compile and `warmup` times more. With `failures`, a peer
+    whose first call fails is left out, and its error is put there (torch.compile needs a compiler).
+    Raises InputError for less than one round.
     """
     if rounds < 1:
         raise InputError(f"got rounds={rounds}; expected at least 1")
-    timings = {name: Timing() for name in sides}
+    timings = {name: Timing(meter=meter) for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
-            timings[name].call(side, calls if number else 1)
-            last = timings[name].seconds[-calls:] or [timings[name].first_seconds]
-            progress(f"round {number} of {rounds}, {name}: {sum(last):.2f} s")
-            for _ in range(0 if number else warmup):
-                side()
+            if name not in timings:
+                continue
+            try:
+                timings[name].call(side, calls if number else 1)
+                last = timings[name].seconds[-calls:] or [timings[name].first_seconds]
+                record_round(case, number, name, last)
+                for _ in range(0 if number else warmup):
+                    side()
+            except Exception as error:
+                if number or failures is None or name.startswith(OURS):
+                    raise
+                failures[name] = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+                progress(f"{name} fails and is left out: {failures[name]}")
+                del timings[name]
     return timings
+
+
+def available_peers(peers: Iterable[str], notes: list[str], packages=PEER_PACKAGES) -> tuple:
+    """Return the peers, or none if their packages are not installed: then a note is added."""
+    peers = tuple(peers)
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if peers and missing:
+        notes.append(
+            f"{' and '.join(missing)} not installed, {OURS} is measured alone; fix: pip install "
+            "'biomedlm-jax[hf]'"
+        )
+        return ()
+    return peers
 
 
 def summarise_timings(
     timings: Mapping[str, Timing], unit: str, work: float, reference: str = OURS
 ) -> dict:
-    """Return each side's median and fastest seconds, `unit`s per second, and ratio.
+    """Return each side's median seconds with quartiles, `unit`s per second, and ratio.
 
     `work` is how many units a call does; `ratio` is the median over that of the side `reference`:
-    above 1, the reference is faster.
+    above 1, the reference is faster. `compile_seconds` are the first call's less a median one.
+    `joules` of a median call are there where energy is counted.
     """
     medians = {name: statistics.median(timing.seconds) for name, timing in timings.items()}
-    return {
-        name: {
+    table = {}
+    for name, timing in timings.items():
+        table[name] = {
             "median_seconds": medians[name],
+            "quartile_seconds": np.percentile(timing.seconds, [25, 75]).tolist(),
             "fastest_seconds": min(timing.seconds),
             "first_seconds": timing.first_seconds,
+            "compile_seconds": max(0.0, timing.first_seconds - medians[name]),
             f"{unit}_per_second": work / medians[name],
             "ratio": medians[name] / medians[reference],
             "seconds": timing.seconds,
         }
-        for name, timing in timings.items()
-    }
+        if timing.joules:
+            table[name]["joules"] = statistics.median(timing.joules)
+    return table
+
+
+def unequal(table: Mapping[str, Mapping], what: str, tolerance: float) -> list[str]:
+    """Return an error line for each side whose `difference` from the first is above `tolerance`."""
+    lines = []
+    for name, side in table.items():
+        difference = side["difference"]
+        if not difference <= tolerance:  # nor is NaN
+            lines.append(
+                f"{name}: {what} differ by {difference:.3g}, expected at most {tolerance:.3g}; "
+                "the sides do not compute the same, and their times do not compare"
+            )
+    return lines
 
 
 def benchmark_header(work: str, packages: Iterable[str], *, config=None, device: str = "") -> dict:
@@ -101,27 +192,48 @@ def benchmark_header(work: str, packages: Iterable[str], *, config=None, device:
     return {
         "work": work,
         "machine": ", ".join(part for part in parts if part),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: version for name in packages if (version := _version(name))},
     }
 
 
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print a benchmark's result: work, machine, versions, notes, and a line per side."""
+    """Print a benchmark's result: work, machine, versions, notes, errors, and its tables."""
+    for line in result.get("errors", ()):
+        print(f"error: {line}")
+    if "tables" not in result:
+        return
     print(result["work"])
     print(result["machine"], *(f"{n} {v}" for n, v in result["versions"].items()), sep=", ")
     for line in result.get("notes", ()):
         print(line)
-    for title, sides in result["tables"].items():
-        columns = [c for c in next(iter(sides.values())) if c != "seconds"]
+    for title, rows in result["tables"].items():
+        columns = table_columns(rows)
         print(f"\n{title:26}", *(f"{column.replace('_', ' '):>18}" for column in columns))
-        for name, side in sides.items():
-            print(f"{name:26}", *(f"{_text(side[column]):>18}" for column in columns))
+        for name, row in rows.items():
+            print(f"{name:26}", *(f"{cell_text(row.get(column)):>18}" for column in columns))
     print("\nratio: the median over that of the side of ratio 1; above 1, the latter is faster")
 
 
-def _text(value: float | None) -> str:
+def table_columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the columns of a table of a result, but not the seconds of each call."""
+    columns = dict.fromkeys(column for row in rows.values() for column in row)
+    return [column for column in columns if column != "seconds"]
+
+
+def cell_text(value: Any) -> str:
+    """Return a value of a table as text: four digits, a range for a pair, a dash for None."""
     if value is None:
         return "-"
+    if isinstance(value, list | tuple):
+        return " to ".join(map(cell_text, value))
+    if isinstance(value, str):
+        return value
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 

@@ -1,117 +1,187 @@
-"""Time this library against its peers in alternating rounds; print medians.
+"""Compare speeds with transformers and PyTorch in alternating rounds.
 
+    biomedlm bench all --quick --out=comparison
     biomedlm bench train --layers=6 --width=384 --heads=6 --length=256 --batch_size=8
-    biomedlm bench decode --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
+    biomedlm bench score --questions=100 --out=scoring
+    biomedlm bench score --model=RUN --path=medqa/dev.jsonl
+    biomedlm bench generate --layers=6 --width=384 --heads=6 --batch_sizes=1,8,16 --beams=5
+    biomedlm bench load
+    biomedlm bench convert
     biomedlm bench tokens --input=ARTICLES/ --tokenizer=TOKENIZER
-    biomedlm bench questions --model=RUN --path=medqa/dev.jsonl
     biomedlm bench packing --length=512 --batch_size=16
     biomedlm bench readers --path=pubmed25n0001.xml.gz
 
-`train` times a training step against transformers with torch's AdamW, on a GPU with new processes
-for each side; `decode` times generation against transformers' generate; `tokens` the building of
-token rows against the tokenizer alone; `questions` scoring against lm-evaluation-harness and
-fine-tuning against torch; `packing` instruction tuning in packed rows against one padded row for
-each conversation; `readers` the readers of NLM's XML against lxml's iterparse. The peers need the
-extras `hf` and `harness`, and accelerate.
+`train` times a training step against transformers with torch's AdamW, `score` the scoring of
+questions and `generate` decoding against transformers, `load` the time from a directory to the
+first logits, `convert` Hugging Face to a run and back. `all` does these five. All sides have equal
+weights, data, dtype and threads, and their losses, scores and texts are compared. With --out these
+write index.html, bench.md, bench.json, rounds.jsonl and plots. On a GPU, and to measure memory,
+each side has processes of its own.
+
+`score --path` scores MedQA against lm-evaluation-harness and fine-tunes against torch; `tokens`
+times the building of token rows against the tokenizer alone, `packing` instruction tuning in packed
+rows against one padded row for each conversation, `readers` the readers of NLM's XML against lxml's
+iterparse. The peers need the extra `hf`, with --path also `harness` and accelerate.
 """
 
+import functools
 import importlib
 import shlex
+from collections.abc import Callable
+from typing import Any
 
 from biomedlm_jax.commands.shared_flags import Flags
 from biomedlm_jax.errors import InputError
 
 FLAGS = Flags("json", "dtype")
 BY_POSITION = "what"
-KINDS = ["train", "decode", "tokens", "questions", "packing", "readers"]
+COMPARED = ("train", "score", "generate", "load", "convert")
+KINDS = [*COMPARED, "tokens", "packing", "readers", "all"]
 FLAGS.define("what", "train", "What to measure; may be the first argument.", choices=KINDS)
+FLAGS.define("out", None, "Directory for the page and the figures; needed by all.")
+FLAGS.define("overwrite", False, "Replace the page that --out has.")
+FLAGS.define("quick", False, "Small sizes: all of `all` in 4 minutes on 2 cores.")
 FLAGS.define("rounds", 5, "Alternating rounds.", least=1)
 for name, default, meaning in (
-    ("layers", 6, "train, decode, packing: layers of the model."),
-    ("width", 384, "train, decode, packing: width of the model."),
-    ("heads", 6, "train, decode, packing: attention heads."),
-    ("vocab_size", 28_896, "train, decode, packing: vocabulary size."),
-    ("length", 256, "train, packing: tokens of a row."),
+    ("layers", 6, "Layers of the model."),
+    ("width", 384, "Width of the model."),
+    ("heads", 6, "Attention heads."),
+    ("vocab_size", 28_896, "Vocabulary size."),
+    ("length", 256, "train, score, load, packing: tokens of a row."),
     ("batch_size", 8, "train: rows of a batch; packing: conversations."),
     ("loss_chunks", 1, "train: parts of a row whose logits are computed at once."),
     ("unroll", 1, "train: layers per iteration of the scan over layers."),
     ("blocks", None, "train: blocks with new processes; default 2 on a GPU, else none."),
-    ("steps", 4, "train, questions, packing: training steps of each side in a round."),
+    ("steps", 4, "train, score --path, packing: training steps of each side in a round."),
     ("workers", 2, "tokens: processes of the second build."),
-    ("beams", 5, "decode: beams of beam search at batch size 1; 1: no beam search."),
-    ("prompt", 32, "decode: tokens of a prompt."),
-    ("new_tokens", 128, "decode: tokens to generate."),
-    ("questions", 100, "questions: questions scored in a round."),
+    ("beams", 5, "generate: beams of beam search at batch size 1; 1: no beam search."),
+    ("prompt", 32, "generate: tokens of a prompt."),
+    ("new_tokens", 128, "generate: tokens to generate."),
+    ("questions", 100, "score: questions scored in a round."),
     ("examples", 5_000, "packing: conversations that are packed, to state how full the rows are."),
 ):
     FLAGS.define(name, default, meaning, kind=int, least=1)
-PEERS = ["torch sdpa", "torch sdpa fused"]
-FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'.")
+PEERS = ["torch eager fused", "torch sdpa fused", "torch sdpa fused compile"]
+FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]'; empty: none.")
 FLAGS.define("profile", None, "train: directory for a trace; the longest kernels are printed.")
-FLAGS.define_sizes("batch_sizes", (1, 8, 16), "decode: batch sizes of greedy decoding.")
-FLAGS.define("hf", ["hf sdpa"], "decode: peers, 'hf ATTENTION [static] [compile]'; empty: none.")
+FLAGS.define_sizes("batch_sizes", (1, 8, 16), "generate: batch sizes of greedy decoding.")
+meaning = "score, generate, load: peers, 'hf ATTENTION [static] [compile]'; empty: none."
+FLAGS.define("hf", ["hf eager", "hf sdpa"], meaning)
+meaning = "Add the parts of a step, the utilisation of FLOPs and the peak memory."
+FLAGS.define("details", True, meaning)
 FLAGS.define_text("tokens: ")
 FLAGS.define("beam_options", None, "tokens: flags of Apache Beam, for a build with it as well.")
-FLAGS.define("tokenizer", None, "tokens, questions: directory of the tokenizer.")
-FLAGS.define("model", None, "questions: run or Hugging Face directory; without it a random model.")
-FLAGS.define("path", None, "questions: file or directory of MedQA; readers: of XML.")
-FLAGS.define("parts", ["scoring", "tuning"], "questions: scoring, tuning, or both.")
-FLAGS.define_sizes("hf_batch_sizes", (8,), "questions: batch sizes of the harness's hf backend.")
+FLAGS.define("tokenizer", None, "tokens, score --path: directory of the tokenizer.")
+meaning = "score --path: run or Hugging Face directory; without it a random model."
+FLAGS.define("model", None, meaning)
+FLAGS.define("path", None, "score: file or directory of MedQA; readers: of XML.")
+FLAGS.define("parts", ["scoring", "tuning"], "score --path: scoring, tuning, or both.")
+meaning = "score --path: batch sizes of the harness's hf backend."
+FLAGS.define_sizes("hf_batch_sizes", (8,), meaning)
 
 # The flags of each benchmark, and the name of the argument where that is another.
 ARGUMENTS = {
-    "train": "peers batch_size loss_chunks rounds steps blocks profile",
-    "decode": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers",
+    "train": "peers batch_size loss_chunks rounds steps blocks profile details",
+    "score": "questions rounds hf:peers details",
+    "medqa": "path parts model tokenizer questions hf_batch_sizes rounds steps",
+    "generate": "batch_sizes beams prompt:prompt_length new_tokens rounds hf:peers details",
+    "load": "rounds hf:peers",
+    "convert": "rounds details",
     "tokens": "tokenizer text_field workers rounds",
     "packing": "examples batch_size length steps rounds",
     "readers": "path rounds",
-    "questions": "path parts model tokenizer questions hf_batch_sizes rounds steps",
 }
 CONFIG = ("layers", "width", "heads", "vocab_size", "dtype")
+LENGTH = (*CONFIG, "length")
 MORE = {
-    "train": (*CONFIG, "length", "unroll"),
-    "decode": CONFIG,
+    "train": (*LENGTH, "unroll"),
+    "score": LENGTH,
+    "generate": CONFIG,
+    "load": LENGTH,
+    "convert": LENGTH,
     "tokens": ("input", "beam_options"),
-    "questions": (),
-    "readers": (),
-    "packing": (*CONFIG, "length"),
+    "packing": LENGTH,
 }
-REQUIRED = {"tokens": ("input", "tokenizer"), "questions": ("path",), "readers": ("path",)}
+REQUIRED = {"tokens": ("input", "tokenizer"), "readers": ("path",), "all": ("out",)}
+# What --quick changes where a flag is not given.
+QUICK = {"layers": 4, "width": 256, "heads": 4, "vocab_size": 8_192, "length": 128, "rounds": 3}
+QUICK |= {"steps": 2, "questions": 12, "batch_sizes": (1, 8), "beams": 3, "new_tokens": 32}
 
 
 def run(options: Flags) -> None:
-    """Measure, print the tables, and write the figures to --json."""
+    """Measure, print the tables, and write the figures to --json and the page to --out."""
     what, required = options.what, REQUIRED.get(options.what, ())
     if not all(options[name].value for name in required):
         raise InputError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
-    pairs = [pair.partition(":") for pair in ARGUMENTS[what].split()]
-    used = {"what", "json", *MORE[what], *(name for name, _, _ in pairs)}
+    kind = "medqa" if what == "score" and options.path else what
+    kinds = COMPARED if kind == "all" else (kind,)
+    used = {"what", "json", *(("out", "overwrite", "quick") if what in (*COMPARED, "all") else ())}
+    for one in kinds:
+        used |= {*MORE.get(one, ()), *(name for name, _, _ in _pairs(one))}
+    used -= {"path"} if what == "all" else set()
+    if kind == "medqa":
+        used -= {"out", "overwrite", "quick"}
     if unused := [name for name in options if options[name].present and name not in used]:
         raise InputError(f"got --{unused[0]}, which bench {what} does not use; leave it out")
-    benchmark = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{what}")
-    arguments = {argument or name: options[name].value for name, _, argument in pairs}
-    if what in ("train", "decode", "packing"):
-        arguments["config"] = _config(options)
-    if what == "tokens":
-        arguments["paths"] = options.input_paths()
-        if options.beam_options is not None:
-            arguments["beam"] = shlex.split(options.beam_options)
 
     from biomedlm_jax.benchmarks.rounds import print_result
 
-    result = benchmark.measure(**arguments)
-    print_result(result)
-    options.write_json(result)
+    benchmarks = {one: functools.partial(_measure, one, options) for one in kinds}
+    if not options.out:
+        result = benchmarks[kind]()
+        print_result(result)
+        options.write_json(result)
+        return
+    from biomedlm_jax.benchmarks.bench_all import measure_all
+
+    report = measure_all(
+        benchmarks, options.out, command=command_line(options), overwrite=options.overwrite
+    )
+    for one, result in report["results"].items():
+        print(f"\n{one}")
+        print_result(result)
+    print(f"wrote {options.out}/index.html, bench.md and bench.json")
+    options.write_json(report)
 
 
-def _config(options: Flags):
+def command_line(options: Flags) -> str:
+    """Return the command with the flags that were given, as it can be typed again."""
+    given = [options[name] for name in options if options[name].present and name != "what"]
+    flags = [word for flag in given for word in flag.serialize().splitlines()]
+    return shlex.join(["biomedlm", "bench", options.what, *flags])
+
+
+def _pairs(kind: str) -> list[tuple[str, str, str]]:
+    return [pair.partition(":") for pair in ARGUMENTS[kind].split()]
+
+
+def _value(options: Flags, name: str) -> Any:
+    quick = options.quick and not options[name].present
+    return QUICK.get(name, options[name].value) if quick else options[name].value
+
+
+def _measure(kind: str, options: Flags) -> dict:
+    module = "score" if kind == "medqa" else kind
+    benchmark: Any = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{module}")
+    measure: Callable = benchmark.measure_medqa if kind == "medqa" else benchmark.measure
+    arguments = {argument or name: _value(options, name) for name, _, argument in _pairs(kind)}
+    if kind in MORE and kind != "tokens":
+        arguments["config"] = _config(kind, options)
+    if kind == "tokens":
+        arguments["paths"] = options.input_paths()
+        if options.beam_options is not None:
+            arguments["beam"] = shlex.split(options.beam_options)
+    return measure(**arguments)
+
+
+def _config(kind: str, options: Flags):
     from biomedlm_jax.benchmarks.rounds import NO_DROPOUT
     from biomedlm_jax.model.families import make_config
 
-    fields = options.pick("layers", "width", "heads", "vocab_size")
-    if options.what == "decode":
-        fields["context_length"] = options.prompt + options.new_tokens
+    fields = {name: _value(options, name) for name in ("layers", "width", "heads", "vocab_size")}
+    if kind == "generate":
+        fields["context_length"] = options.prompt + _value(options, "new_tokens")
     else:
-        fields |= {"context_length": options.length, "unroll": options.unroll}
+        fields |= {"context_length": _value(options, "length"), "unroll": options.unroll}
     fields |= {"model_type": "gpt2", "compute_dtype": options.dtype}
     return make_config({**fields, **NO_DROPOUT})

@@ -1,12 +1,12 @@
-"""The figures have their fields; their values depend on the machine."""
+"""All sides compute the same losses; the times depend on the machine."""
 
-import dataclasses
+import copy
 import os
 
 import pytest
 from processes import run_process
 
-from biomedlm_jax.benchmarks import bench_train
+from biomedlm_jax.benchmarks import bench_train, own_process
 from biomedlm_jax.benchmarks.rounds import Timing, print_result
 from biomedlm_jax.model.gpt2 import GPT2Config
 
@@ -19,33 +19,81 @@ def config() -> GPT2Config:
     return GPT2Config(layers=1, width=32, heads=2, vocab_size=128, context_length=16)
 
 
-def forked(command, *, env=None, **output):
-    """Run as subprocess.run does, but start sooner."""
-    return run_process(command[1:], env=env)
-
-
-def check(result: dict) -> None:
+def check(result: dict, *peers: str) -> None:
     sides = result["tables"]["train"]
-    assert list(sides) == ["biomedlm_jax", PEER]
-    ours, theirs = sides.values()
+    assert list(sides) == ["biomedlm_jax", *peers]
+    ours = sides["biomedlm_jax"]
     assert ours["ratio"] == 1
-    assert theirs["ratio"] == theirs["median_seconds"] / ours["median_seconds"]
     assert 4.5 < ours["first_loss"] < 5.2  # log(128) is 4.85
-    assert abs(theirs["first_loss"] - ours["first_loss"]) < 0.1
+    for side in sides.values():
+        assert side["ratio"] == side["median_seconds"] / ours["median_seconds"]
+        assert abs(side["first_loss"] - ours["first_loss"]) < 1e-5
+        assert abs(side["last_loss"] - ours["last_loss"]) < 1e-4
+        assert side["last_loss"] < side["first_loss"] - 0.01  # it learns
+    assert result["errors"] == []
     assert result["attention"] == "xla"
     assert "vocabulary 128, float32" in result["work"]
 
 
+def test_all_sides_learn_the_same_in_alternating_rounds(config, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
+    peers = ("torch eager", PEER)
+    result = bench_train.measure(
+        config, batch_size=8, rounds=2, steps=2, peers=peers, details=False
+    )
+    check(result, *peers)
+    assert result["blocks"] is None
+    assert list(result["tables"]) == ["train"]
+
+
+def test_the_peer_is_the_update_of_the_library():
+    """Two updates by hand in torch: clipping, AdamW and decay as the settings state them."""
+    torch = pytest.importorskip("torch")
+    settings = bench_train.OPTIMIZER
+    weight = torch.nn.Parameter(torch.tensor([3.0, -4.0], dtype=torch.float64))
+    steps = bench_train.TorchSteps([weight], [lambda: (weight**2).sum()], settings)
+    w, m, v = weight.detach().clone(), torch.zeros(2), torch.zeros(2)
+    for t in (1, 2):
+        assert steps() == [pytest.approx(float((w**2).sum()))]
+        g = 2 * w / (2 * w).norm()
+        m = settings.beta1 * m + (1 - settings.beta1) * g
+        v = settings.beta2 * v + (1 - settings.beta2) * g**2
+        update = (m / (1 - settings.beta1**t)) / ((v / (1 - settings.beta2**t)).sqrt() + 1e-8)
+        w = w * (1 - settings.weight_decay) - settings.learning_rate * update
+        assert torch.allclose(weight.detach(), w, rtol=1e-7)
+
+
+def test_a_side_with_other_losses_is_an_error(config, monkeypatch):
+    def make_side(name, **work):
+        return {"step": lambda: [5.0 if name == "biomedlm_jax" else 5.1]}
+
+    monkeypatch.setattr(bench_train, "make_side", make_side)
+    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
+    monkeypatch.setattr(bench_train.timed, "available_peers", lambda peers, notes: peers)
+    result = bench_train.measure(config, batch_size=8, rounds=1, peers=(PEER,), details=False)
+    (error,) = result["errors"]
+    assert error.startswith(f"{PEER}: losses differ by 0.02, expected at most 0.001")
+
+
 @pytest.mark.slow
-def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_train, "_on_gpu", lambda: False)
-    monkeypatch.setattr(bench_train, "measure_in_process", lambda *a, **k: pytest.fail("process"))
+def test_details_and_the_profile_of_a_cpu(config, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
+    monkeypatch.setattr(own_process.subprocess, "run", forked)
     folder = tmp_path / "trace"
     result = bench_train.measure(
         config, batch_size=8, rounds=1, steps=1, peers=(PEER,), profile=str(folder)
     )
-    check(result)
-    assert result["blocks"] is None
+    check(result, PEER)
+    parts = result["tables"]["parts of a step"]
+    for side in parts.values():
+        names = ("forward_seconds", "backward_seconds", "update_seconds")
+        assert sum(side[name] for name in names) == pytest.approx(side["step_seconds"])
+    memory = result["tables"]["peak memory"]
+    assert list(memory) == ["biomedlm_jax", PEER]
+    assert all(side["peak_gb"] >= side["after_imports_gb"] > 0.01 for side in memory.values())
     profile = result["profile"]
     assert profile["trace"].startswith(str(folder))
     assert profile["cudnn_attention"] is None  # only a GPU has it
@@ -60,13 +108,20 @@ def test_rounds_alternate_in_one_process_on_a_cpu(config, tmp_path, capsys, monk
     assert "alternating in blocks" not in out
 
 
+def forked(command, *, env=None, **output):
+    """Run as subprocess.run does, but start sooner."""
+    return run_process(command[1:], env=env)
+
+
 @pytest.mark.slow
 def test_each_side_is_measured_in_its_own_process(config, monkeypatch, capsys, tmp_path):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
     monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
-    monkeypatch.setattr(bench_train.subprocess, "run", forked)
+    monkeypatch.setattr(own_process.subprocess, "run", forked)
     options = {"rounds": 2, "steps": 1, "blocks": 1, "profile": str(tmp_path / "trace")}
     result = bench_train.measure(config, batch_size=2, peers=(PEER,), **options)
-    check(result)
+    check(result, PEER)
     assert result["profile"]["kernels"]
     print_result(result)
     assert "alternating in blocks: 1" in capsys.readouterr().out
@@ -75,17 +130,25 @@ def test_each_side_is_measured_in_its_own_process(config, monkeypatch, capsys, t
 def test_on_a_gpu_the_processes_of_the_sides_alternate(config, monkeypatch):
     started = []
 
-    def measure(name, config, *, steps, profile, batch_size, loss_chunks):
-        started.append((name, config.compute_dtype, steps, profile))
-        timing = Timing([float(len(started))], 1.0, [float(len(started))] * steps, [])
-        result = {"timing": dataclasses.asdict(timing), "about": {}, "profile": None}
+    def measure(module, name, work, *, calls=0, warmup=0, profile=None):
+        if module == "release":
+            return {}
+        started.append((name, work["execution"]["compute_dtype"], calls, profile))
+        seconds = [float(len(started))] * calls
+        timing = Timing([4.8], [4.7], 1.0, seconds, [], list(seconds)).to_json()
+        names = (bench_train.STEP, bench_train.FORWARD, bench_train.GRADIENT)
+        timings = {part: copy.deepcopy(timing) for part in names}
+        result = {"timings": timings, "about": {}, "profile": None}
+        result |= {"memory": {"peak": 2e9, "device_peak": 7e9}, "energy": "nvidia-smi"}
         if name == "biomedlm_jax":
             about = {"device_kind": "NVIDIA H200", "dtype": "bfloat16", "attention": "cudnn"}
             result["about"] = about
         return result
 
-    monkeypatch.setattr(bench_train, "_on_gpu", lambda: True)
-    monkeypatch.setattr(bench_train, "measure_in_process", measure)
+    monkeypatch.setattr(bench_train, "on_gpu", lambda: True)
+    monkeypatch.setattr(bench_train, "measure_alone", measure)
+    monkeypatch.setattr(bench_train.timed, "available_peers", lambda peers, notes: peers)
+    monkeypatch.setattr("biomedlm_jax.benchmarks.release.measure_alone", measure)
     options = {"batch_size": 2, "rounds": 3, "steps": 2, "peers": (PEER,), "profile": "trace"}
     result = bench_train.measure(config, **options)
     assert started == [
@@ -98,35 +161,14 @@ def test_on_a_gpu_the_processes_of_the_sides_alternate(config, monkeypatch):
     assert result["attention"] == "cudnn"
     assert result["machine"].endswith("NVIDIA H200")
     ours, theirs = result["tables"]["train"].values()
-    assert (ours["median_seconds"], ours["fastest_seconds"], ours["first_loss"]) == (2, 1, 1)
-    assert (theirs["median_seconds"], theirs["ratio"]) == (3, 1.5)
-    assert ours["mfu"] > 0
+    assert (ours["median_seconds"], ours["fastest_seconds"], ours["first_loss"]) == (2, 1, 4.8)
+    assert (theirs["median_seconds"], theirs["ratio"], theirs["joules"]) == (3, 1.5, 3)
+    assert result["tables"]["peak memory"][PEER] == {"peak_gb": 2.0, "device_peak_gb": 7.0}
+    shares = result["tables"]["utilisation of FLOPs"]["biomedlm_jax"]
+    assert 0 < shares["share_6N"] < shares["share_6N + 12LHKT"] < 1e-3
+    assert "energy: nvidia-smi" in result["notes"]
 
 
 def test_a_peer_that_is_not_known_is_refused(config):
     with pytest.raises(ValueError, match="got the peer 'foo'; expected 'torch ATTENTION"):
         bench_train.measure(config, batch_size=1, peers=("foo",))
-
-
-@pytest.mark.slow
-def test_a_side_that_fails_is_named(config, monkeypatch):
-    monkeypatch.setattr(bench_train.subprocess, "run", forked)
-    with pytest.raises(ValueError, match="that measured nobody ended with 1; its error is above"):
-        bench_train.measure_in_process("nobody", config, steps=1, batch_size=1, loss_chunks=1)
-
-
-def test_our_process_has_the_gpu_and_a_peer_has_it_without_jax(config, monkeypatch):
-    environments = []
-
-    def run(program, *, env, stdout):
-        names = ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-        environments.append(tuple(map(env.get, names)))
-        raise KeyboardInterrupt
-
-    for name in ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(bench_train.subprocess, "run", run)
-    for name in ("biomedlm_jax", PEER):
-        with pytest.raises(KeyboardInterrupt):
-            bench_train.measure_in_process(name, config, steps=1, batch_size=1, loss_chunks=1)
-    assert environments == [(None, "0.95"), ("cpu", None)]

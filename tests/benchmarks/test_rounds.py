@@ -1,13 +1,17 @@
 import importlib.metadata
+import json
 import re
 
 import pytest
 
 from biomedlm_jax.benchmarks.rounds import (
     alternate,
+    available_peers,
     benchmark_header,
     print_result,
+    recorded,
     summarise_timings,
+    unequal,
 )
 from biomedlm_jax.model.gpt2 import GPT2Config
 
@@ -44,6 +48,62 @@ def test_rounds_alternate_after_one_call_that_compiles(clock):
     assert table["a"]["ratio"] == 1.0
     assert table["b"]["ratio"] == 19 / 7.5
     assert table["b"]["fastest_seconds"] == 14.0
+    assert table["a"]["quartile_seconds"] == [5.75, 9.25]
+    assert table["b"]["compile_seconds"] == 0
+
+
+def test_rounds_are_recorded_as_they_end(tmp_path):
+    file = tmp_path / "rounds.jsonl"
+    with recorded(file, kind="train"):
+        alternate({"a": lambda: 0}, rounds=1, calls=2, case="batch 1")
+    alternate({"a": lambda: 0}, rounds=1)
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert (first["kind"], first["case"], first["round"], first["side"]) == (
+        *("train", "batch 1", 0, "a"),
+    )
+    assert (second["round"], len(second["seconds"])) == (1, 2)
+
+
+def test_a_peer_that_fails_at_first_is_left_out():
+    def fail():
+        raise RuntimeError("no compiler\nhere")
+
+    failures = {}
+    sides = {"biomedlm_jax": lambda: 0, "compiled": fail, "eager": lambda: 0}
+    timings = alternate(sides, rounds=1, failures=failures)
+    assert list(timings) == ["biomedlm_jax", "eager"]
+    assert failures == {"compiled": "RuntimeError: no compiler\\nhere"}
+    with pytest.raises(RuntimeError):
+        alternate({"biomedlm_jax": fail}, rounds=1, failures={})
+    with pytest.raises(RuntimeError):
+        alternate({"eager": fail}, rounds=1)
+
+
+def test_energy_is_counted_around_each_call(clock):
+    def side():
+        clock[0] += 2
+
+    timings = alternate({"a": side}, rounds=3, meter=lambda: 5 * clock[0])
+    assert timings["a"].joules == [10.0] * 3
+    assert summarise_timings(timings, "tokens", 1.0, "a")["a"]["joules"] == 10.0
+
+
+@pytest.mark.parametrize(("difference", "lines"), [(0.1, 0), (0.3, 1), (float("nan"), 1)])
+def test_a_side_that_computes_something_else_has_a_line(difference, lines):
+    table = {"ours": {"difference": 0.0}, "peer": {"difference": difference}}
+    assert len(unequal(table, "losses", 0.2)) == lines
+
+
+def test_without_its_packages_no_peer_is_measured():
+    notes = []
+    assert available_peers(["torch sdpa"], notes, ("json", "no_such_package")) == ()
+    assert notes == [
+        "no_such_package not installed, biomedlm_jax is measured alone; fix: pip install "
+        "'biomedlm-jax[hf]'"
+    ]
+    assert available_peers([], notes, ("no_such_package",)) == ()
+    assert available_peers(["torch sdpa"], notes, ("json",)) == ("torch sdpa",)
+    assert len(notes) == 1
 
 
 def test_no_round_is_refused():
@@ -53,7 +113,7 @@ def test_no_round_is_refused():
 
 def test_the_result_names_model_machine_and_versions(capsys):
     config = GPT2Config(vocab_size=99, context_length=8, layers=1, width=32, heads=2)
-    result = benchmark_header("length 8", ["jax"], config=config)
+    result = benchmark_header("length 8", ["jax", "no_such_package"], config=config)
     version = importlib.metadata.version("jax")
     assert re.fullmatch(r".+, \d+ cores, load \d+\.\d, cpu", result["machine"])
     assert result["versions"] == {"jax": version}

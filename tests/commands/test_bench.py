@@ -6,41 +6,72 @@ from types import SimpleNamespace
 import pytest
 
 from biomedlm_jax.benchmarks import (
-    bench_decode,
+    bench_convert,
+    bench_generate,
+    bench_load,
     bench_packing,
     bench_readers,
+    bench_score,
     bench_tokens,
     bench_train,
 )
 from biomedlm_jax.cli import main
-from biomedlm_jax.commands.bench import ARGUMENTS, KINDS
+from biomedlm_jax.commands.bench import ARGUMENTS, COMPARED
 
-SIDES = {"ours": {"median_seconds": 1.0, "ratio": 1.0, "seconds": [1.0]}}
-RESULT = {"work": "w", "machine": "m", "versions": {"jax": "1"}, "tables": {"t": SIDES}}
+SIDES = {
+    "biomedlm_jax": {
+        "median_seconds": 1.0,
+        "quartile_seconds": [1.0, 1.0],
+        "mb_per_second": 1.0,
+        "ratio": 1.0,
+        "seconds": [1.0],
+    }
+}
+RESULT = {
+    "work": "w",
+    "machine": "m",
+    "versions": {"jax": "1"},
+    "notes": [],
+    "tables": {"t": SIDES},
+}
+FUNCTIONS = {
+    "train": bench_train.measure,
+    "score": bench_score.measure,
+    "medqa": bench_score.measure_medqa,
+    "generate": bench_generate.measure,
+    "load": bench_load.measure,
+    "convert": bench_convert.measure,
+    "tokens": bench_tokens.measure,
+    "packing": bench_packing.measure,
+    "readers": bench_readers.measure,
+}
+OTHERS = {"tokens": {"paths"}, "readers": set(), "medqa": set()}
 
 
 @pytest.fixture
 def calls(monkeypatch) -> dict:
-    """What each benchmark was called with; `questions` is not imported: its peers are large."""
+    """What each benchmark was called with."""
     given = {}
-    modules = {"train": bench_train, "decode": bench_decode, "tokens": bench_tokens}
-    modules |= {"packing": bench_packing, "readers": bench_readers}
-    for what in KINDS:
+    for what, function in FUNCTIONS.items():
 
         def measure(what=what, **arguments):
             given[what] = arguments
             return RESULT
 
-        name = f"biomedlm_jax.benchmarks.bench_{what}"
-        if what in modules:
-            inspect.signature(modules[what].measure).bind(**dict.fromkeys(expected(what)))
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(measure=measure))
+        inspect.signature(function).bind(**dict.fromkeys(expected(what)))
+        name = function.__name__
+        module = f"biomedlm_jax.benchmarks.bench_{'score' if what == 'medqa' else what}"
+        fake = sys.modules[module]
+        if not isinstance(fake, SimpleNamespace):
+            fake = SimpleNamespace()
+            monkeypatch.setitem(sys.modules, module, fake)
+        setattr(fake, name, measure)
     return given
 
 
 def expected(what: str) -> set[str]:
     names = {pair.rpartition(":")[2] for pair in ARGUMENTS[what].split()}
-    return names | {{"tokens": "paths", "questions": "path", "readers": "path"}.get(what, "config")}
+    return names | OTHERS.get(what, {"config"})
 
 
 def test_train_is_the_default_and_the_figures_are_written(calls, tmp_path, capsys):
@@ -57,10 +88,10 @@ def test_train_is_the_default_and_the_figures_are_written(calls, tmp_path, capsy
 
 
 def test_the_kind_is_given_by_position(calls, tmp_path):
-    assert main(["bench", "decode", "--batch_sizes=1,4", "--prompt=3", "--new_tokens=5"]) == 0
-    assert set(calls["decode"]) == expected("decode")
-    assert calls["decode"]["batch_sizes"] == (1, 4)
-    assert calls["decode"]["config"].context_length == 8
+    assert main(["bench", "generate", "--batch_sizes=1,4", "--prompt=3", "--new_tokens=5"]) == 0
+    assert set(calls["generate"]) == expected("generate")
+    assert calls["generate"]["batch_sizes"] == (1, 4)
+    assert calls["generate"]["config"].context_length == 8
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for file in files:
         file.write_text("text")
@@ -70,8 +101,10 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
     beam = "--beam_options=--runner=DirectRunner --direct_num_workers=2"
     assert main(["bench", "tokens", f"--input={files[0]}", "--tokenizer=t", beam]) == 0
     assert calls["tokens"]["beam"] == ["--runner=DirectRunner", "--direct_num_workers=2"]
-    assert main(["bench", "questions", "--path=p", "--hf_batch_sizes=2"]) == 0
-    assert calls["questions"]["hf_batch_sizes"] == (2,)
+    assert main(["bench", "score", "--path=p", "--hf_batch_sizes=2"]) == 0
+    assert calls["medqa"]["hf_batch_sizes"] == (2,)
+    assert main(["bench", "score", "--questions=7", "--hf="]) == 0
+    assert (calls["score"]["questions"], calls["score"]["peers"]) == (7, [])
     assert main(["bench", "readers", "--path=p", "--rounds=2"]) == 0
     assert calls["readers"] == {"path": "p", "rounds": 2}
     assert main(["bench", "packing", "--length=64", "--batch_size=4"]) == 0
@@ -79,18 +112,41 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
     assert calls["packing"]["config"].context_length == calls["packing"]["length"] == 64
 
 
+def test_all_writes_the_page_of_five_benchmarks(calls, tmp_path, capsys):
+    out = tmp_path / "a page"
+    assert main(["bench", "all", "--quick", "--layers=3", "--hf=hf sdpa", f"--out={out}"]) == 0
+    assert set(calls) == set(COMPARED)
+    for what in COMPARED:
+        assert set(calls[what]) == expected(what)
+        assert (calls[what]["config"].layers, calls[what]["config"].width) == (3, 256)
+    assert calls["train"]["rounds"] == 3
+    assert calls["train"]["config"].context_length == 128
+    assert calls["generate"]["batch_sizes"] == (1, 8)
+    assert calls["load"]["peers"] == ["hf sdpa"]
+    report = json.loads((out / "bench.json").read_text())
+    command = f"biomedlm bench all --quick --layers=3 '--hf=hf sdpa' '--out={out}'"
+    assert sorted(report["command"].split()) == sorted(command.split())
+    assert (out / "index.html").exists()
+    assert "index.html, bench.md and bench.json" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["tokens"], "bench tokens needs --input and --tokenizer"),
-        (["questions"], "bench questions needs --path"),
+        (["all", "--quick"], "bench all needs --out"),
+        (["readers"], "bench readers needs --path"),
         (
-            ["decode", "--batch_sizes=1,two"],
+            ["generate", "--batch_sizes=1,two"],
             "got --batch_sizes=1,two; expected whole numbers above 0",
         ),
         (["train", "--rounds=0"], "--rounds=0"),
         (["tokens", "--input=a", "--tokenizer=t", "--beams=3"], "--beams, which bench tokens does"),
-        (["decode", "--length=9"], "got --length, which bench decode does not use; leave it out"),
+        (["generate", "--length=9"], "got --length, which bench generate does not use; leave it"),
+        (["all", "--path=p", "--out=o"], "got --path, which bench all does not use"),
+        (["score", "--path=p", "--out=o"], "got --out, which bench score does not use"),
+        (["score", "--tokenizer=t"], "got --tokenizer, which bench score does not use"),
+        (["packing", "--quick"], "got --quick, which bench packing does not use"),
     ],
 )
 def test_bad_flags(calls, flags, message, capsys):

@@ -1,14 +1,16 @@
-"""Benchmarks on questions: scoring against lm-evaluation-harness, fine-tuning against torch.
+"""Benchmark of question scoring against transformers, and on MedQA's questions against lm-eval.
 
-All sides score or are trained on the same questions with the same model and number of threads. The
-peer in fine-tuning is transformers' model with a linear head and torch's AdamW, on the rows of the
-original code: a row per option, padded to the longest of the batch.
+All sides score the same questions with the same weights and number of threads. Without a file, the
+questions are random tokens, and the peers are transformers' models with one padded row per option,
+in batches of similar lengths. With MedQA's file, the peers are lm-evaluation-harness and, in
+fine-tuning, transformers' model with a linear head and torch's AdamW, on the rows of the original
+code: a row per option, padded to the longest of the batch.
 """
 
 import functools
 import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +21,170 @@ from tokenizers import Tokenizer
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.benchmarks.bench_train import Steps, jax_steps, torch_steps
+from biomedlm_jax.benchmarks.bench_train import JaxSteps, TorchSteps
+from biomedlm_jax.benchmarks.energy import open_meter
+from biomedlm_jax.benchmarks.own_process import peak_memory
+from biomedlm_jax.benchmarks.peers import check_hf, load_hf
+from biomedlm_jax.benchmarks.release import execution_of, random_release
+from biomedlm_jax.benchmarks.rounds import OURS
 from biomedlm_jax.corpus.tokenizer import load_tokenizer
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.losses import Batch, question_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledQuestions
+from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.finetuned import KEEP_END, Head, with_head
 from biomedlm_jax.interop.huggingface import export_hf, load
+from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import make_config, make_model
 from biomedlm_jax.model.heads import CHOICE, Scorer
 from biomedlm_jax.model.language_model import LanguageModel
 from biomedlm_jax.model.vocabulary import grow_vocabulary
-from biomedlm_jax.qa.packing import LAST, Bucket, build_rows, one_prompt_per_option, size
+from biomedlm_jax.qa.packing import (
+    LAST,
+    Bucket,
+    Prompt,
+    build_rows,
+    one_prompt_per_option,
+    size,
+)
 from biomedlm_jax.qa.prompts import ADDED_TOKENS, choice_prompts
 from biomedlm_jax.qa.questions import Question
-from biomedlm_jax.qa.scoring import OPTION, score
+from biomedlm_jax.qa.scoring import OPTION, branch_log_probabilities, score
 from biomedlm_jax.qa.splits import read_questions
 from biomedlm_jax.qa.tasks import find_task
 from biomedlm_jax.training.config import OptimizerSettings
 
 SCORING, TUNING = PARTS = ("scoring", "tuning")
-PEERS = ("torch", "transformers", "lm_eval", "accelerate")
+PACKAGES = ("torch", "transformers", "lm_eval", "accelerate")  # of the peers on MedQA
+PEERS = ("hf eager", "hf sdpa")
+UNSHARED = f"{OURS}, one row per option"
 OPTIMIZER = OptimizerSettings(learning_rate=1e-5, warmup_steps=0)
 MODEL = {"model_type": "gpt2", "layers": 6, "width": 384, "heads": 6, "context_length": 1024}
+# Random questions: tokens of a question, of an option, and options.
+QUESTION, OPTIONS, CHOICES = (60, 240), (2, 12), 4
+HF_BATCH = 8  # rows of a batch of the peers, lm-evaluation-harness's in docs/benchmarks.md
+# Largest difference of the log-probabilities of an option, in nats.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0}
 
-Sides = dict[str, Steps]
+Sides = dict[str, Callable]
 
 
 def measure(
+    config: ModelConfig,
+    *,
+    questions: int = 100,
+    rounds: int = 5,
+    peers: Iterable[str] = PEERS,
+    details: bool = True,
+) -> dict[str, Any]:
+    """Time the scoring of random questions; return the figures.
+
+    A side computes the log-probability of each option of `questions` questions. `peers` name
+    transformers' variants: "hf ATTENTION [compile]". `difference` is the largest one between the
+    log-probabilities of a side and ours, in nats. `details` adds the peak memory.
+    """
+    keep_freed_memory()
+    notes: list[str] = []
+    for peer in peers:
+        check_hf(peer)
+    names = (OURS, UNSHARED, *timed.available_peers(peers, notes))
+    failures: dict[str, str] = {}
+    source, meter = open_meter()
+    with random_release(config) as release:
+        work = {"release": str(release), "execution": execution_of(config), "questions": questions}
+        sides = {name: make_side(name, **work)["score"] for name in names}
+        timings = timed.alternate(sides, rounds=rounds, failures=failures, meter=meter)
+        table = timed.summarise_timings(timings, "questions", questions)
+        for name, side in table.items():
+            difference = np.subtract(timings[name].first, timings[OURS].first)
+            side["difference"] = float(np.abs(difference).max())
+        tables = {SCORING: table}
+        if details:
+            tables["peak memory"], lines = peak_memory("bench_score", timings, work)
+            notes += lines
+    notes += [f"{name} is left out, as it fails here: {text}" for name, text in failures.items()]
+    notes.append(
+        f"{OURS} computes a question once for all its options, transformers once for each option, "
+        f"as lm-evaluation-harness does; the side '{UNSHARED}' shows the gain of that"
+    )
+    tokens = np.mean([size(prompt, LAST) for prompt in random_prompts(config, questions)])
+    work_text = f"{questions} questions of {CHOICES} options, {tokens:.0f} tokens each"
+    packages = ("jax", "flax", "torch", "transformers")
+    return {
+        **timed.benchmark_header(work_text, packages, config=config),
+        "notes": [f"energy: {source}", *notes],
+        "errors": timed.unequal(table, "log-probabilities", TOLERANCE[np.dtype(config.dtype).name]),
+        "tables": tables,
+    }
+
+
+def random_prompts(config: ModelConfig, count: int) -> list[Prompt]:
+    """Return questions of random tokens, each with options of different lengths."""
+    rng = np.random.default_rng(0)
+    longest = config.context_length - OPTIONS[1]
+    if longest < QUESTION[0]:
+        got = f"got a context length of {config.context_length}"
+        raise InputError(f"{got}; expected at least {QUESTION[0] + OPTIONS[1]}; fix: --length")
+
+    def ids(least: int, most: int) -> list[int]:
+        return rng.integers(0, config.vocab_size, rng.integers(least, most + 1)).tolist()
+
+    lengths = QUESTION[0], min(QUESTION[1], longest)
+    return [
+        Prompt(ids(*lengths), [ids(*OPTIONS) for _ in range(CHOICES)], number)
+        for number in range(count)
+    ]
+
+
+def make_side(
+    name: str, *, release: str, execution: Mapping[str, Any], questions: int
+) -> dict[str, Callable]:
+    """Return a call that returns the log-probabilities of all options, in order."""
+    config = model_config(release, **execution)
+    prompts = random_prompts(config, questions)
+    if not name.startswith(OURS):
+        peer = load_hf(name, release, dtype=np.dtype(config.dtype).name)
+        return {"score": functools.partial(_by_transformers, peer, prompts)}
+    model, _ = load(release, **execution)
+    packed = one_prompt_per_option(prompts) if name == UNSHARED else prompts
+
+    def by_packing() -> list[float]:
+        values = np.empty((questions, CHOICES))
+        for question, option, value, _ in branch_log_probabilities(model, packed):
+            values[question, option] = value
+        return values.ravel().tolist()
+
+    return {"score": by_packing}
+
+
+def _by_transformers(peer: Any, prompts: Sequence[Prompt]) -> list[float]:
+    """Score each option in a padded row of its own, longest rows first, as lm-eval's backend."""
+    import torch
+
+    rows = [
+        (prompt.prefix + branch, len(branch)) for prompt in prompts for branch in prompt.branches
+    ]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+    values = np.empty(len(rows))
+    for first in range(0, len(order), HF_BATCH):
+        chosen = order[first : first + HF_BATCH]
+        texts = [torch.tensor(rows[i][0]) for i in chosen]
+        lengths = torch.tensor([len(text) for text in texts])
+        ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        ids, mask = ids.to(peer.device), mask.to(peer.device)
+        with torch.no_grad():
+            logits = peer(ids, attention_mask=mask, use_cache=False).logits.float()
+        for row, i in enumerate(chosen):
+            text, branch = rows[i]
+            end = len(text)
+            targets = ids[row, end - branch : end]
+            logp = torch.log_softmax(logits[row, end - branch - 1 : end - 1], dim=-1)
+            values[i] = logp.gather(1, targets[:, None]).sum().item()
+    return values.tolist()
+
+
+def measure_medqa(
     path: str | Path,
     *,
     parts: Sequence[str] = PARTS,
@@ -66,10 +204,10 @@ def measure(
     largest one between the numbers of a side's first call and the first side's.
     """
     keep_freed_memory()  # it applies to the peers in this process, too
-    missing = [name for name in PEERS if importlib.util.find_spec(name) is None]
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"bench questions needs {', '.join(missing)}; fix: pip install "
+            f"bench score --path needs {', '.join(missing)}; fix: pip install "
             "'biomedlm-jax[hf,harness]' accelerate"
         )
     if unknown := set(parts) - set(PARTS):
@@ -88,7 +226,7 @@ def measure(
             tables[TUNING] = _compare(sides, rounds, steps * batch_size)
     work = f"context {ours.config.context_length}"
     return {
-        **timed.benchmark_header(work, ("jax", *PEERS[:3]), config=ours.config),
+        **timed.benchmark_header(work, ("jax", *PACKAGES[:3]), config=ours.config),
         "tables": tables,
     }
 
@@ -110,7 +248,7 @@ def _model(model, tokenizer) -> tuple[LanguageModel, Tokenizer]:
             raise InputError(f"{model} has no tokenizer; give --tokenizer")
         return loaded, tokens or own  # pyright: ignore[reportReturnType]
     if tokens is None:
-        raise InputError("bench questions needs --model, or --tokenizer for a random model")
+        raise InputError("bench score --path needs --model, or --tokenizer for a random model")
     config = make_config(MODEL, vocab_size=tokens.get_vocab_size(), **timed.NO_DROPOUT)
     return make_model(config, key=jax.random.key(0)), tokens
 
@@ -185,7 +323,7 @@ def tuning_sides(
     scorer = with_head(grow_vocabulary(model, added, key=key), head, key=key)
     shared = [data.batch(step) for step in range(steps)]
     rows = [one_row_per_option(*batch) for batch in zip(one_each, gold, strict=True)]
-    learn = functools.partial(jax_steps, meshes.one_device())
+    learn = functools.partial(JaxSteps, meshes.one_device())
     copy = functools.partial(jax.tree.map, jax.numpy.copy)  # a step reuses the model's buffers
     return {
         "shared prefix": learn(copy, question_loss, shared, OPTIMIZER, scorer),
@@ -205,7 +343,7 @@ def one_row_per_option(prompts, gold: Sequence[int]) -> Batch:
     return Batch(rows._replace(target_BxE=gold_BxE), weight_BxE)
 
 
-def _torch(scorer: Scorer, release: Path, one_each, gold: Sequence[Sequence[int]]) -> Steps:
+def _torch(scorer: Scorer, release: Path, one_each, gold: Sequence[Sequence[int]]) -> Callable:
     import torch
     from transformers import AutoModel
 
@@ -232,4 +370,4 @@ def _torch(scorer: Scorer, release: Path, one_each, gold: Sequence[Sequence[int]
 
     losses = [functools.partial(loss, *batch) for batch in zip(one_each, gold, strict=True)]
     parameters = [*trunk.parameters(), *head.parameters()]
-    return torch_steps(parameters, losses, OPTIMIZER, fused=True)
+    return TorchSteps(parameters, losses, OPTIMIZER, fused=True)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from biomedlm_jax.benchmarks import bench_questions
+from biomedlm_jax.benchmarks import bench_score
 from biomedlm_jax.benchmarks.rounds import print_result
 from biomedlm_jax.corpus.tokenizer import save_tokenizer, train_tokenizer
+from biomedlm_jax.model.gpt2 import GPT2Config
 
 WORDS = ["kinase", "receptor", "liver", "kidney", "trial", "dose"]
 
@@ -33,8 +34,8 @@ def directory(tmp_path_factory):
 def test_all_sides_score_and_learn_the_same(directory, capsys, monkeypatch):
     pytest.importorskip("lm_eval")
     small = {"layers": 1, "width": 32, "heads": 2, "context_length": 64}
-    monkeypatch.setattr(bench_questions, "MODEL", {"model_type": "gpt2", **small})
-    result = bench_questions.measure(
+    monkeypatch.setattr(bench_score, "MODEL", {"model_type": "gpt2", **small})
+    result = bench_score.measure_medqa(
         directory / "dev.jsonl",
         tokenizer=directory / "tokenizer",
         questions=2,
@@ -52,6 +53,37 @@ def test_all_sides_score_and_learn_the_same(directory, capsys, monkeypatch):
     assert "questions per second" in capsys.readouterr().out
 
 
+CONFIG = GPT2Config(layers=2, width=32, heads=2, vocab_size=96, context_length=96)
+
+
+def test_all_sides_score_random_questions_the_same():
+    """Ours beside transformers with eager attention and with SDPA."""
+    pytest.importorskip("torch")
+    result = bench_score.measure(CONFIG, questions=3, rounds=1, details=False)
+    table = result["tables"]["scoring"]
+    unshared = "biomedlm_jax, one row per option"
+    assert list(table) == ["biomedlm_jax", unshared, "hf eager", "hf sdpa"]
+    assert 0 < max(side["difference"] for side in table.values()) < 1e-3
+    assert result["errors"] == []
+
+
+def test_other_scores_are_an_error(monkeypatch):
+    def make_side(name, **work):
+        return {"score": lambda: [-1.0, -2.0 if name.startswith("biomedlm_jax") else -2.1]}
+
+    monkeypatch.setattr(bench_score, "make_side", make_side)
+    monkeypatch.setattr(bench_score.timed, "available_peers", lambda peers, notes: peers)
+    options = {"questions": 1, "rounds": 1, "peers": ("hf sdpa",), "details": False}
+    (error,) = bench_score.measure(CONFIG, **options)["errors"]
+    assert error.startswith("hf sdpa: log-probabilities differ by 0.1, expected at most 0.001")
+
+
+def test_a_context_that_holds_no_question_is_refused():
+    short = GPT2Config(layers=1, width=32, heads=2, vocab_size=96, context_length=64)
+    with pytest.raises(ValueError, match="expected at least 72; fix: --length"):
+        bench_score.measure(short, questions=1, peers=())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -61,4 +93,4 @@ def test_all_sides_score_and_learn_the_same(directory, capsys, monkeypatch):
 )
 def test_bad_arguments(directory, options, message):
     with pytest.raises(ValueError, match=message):
-        bench_questions.measure(directory / "dev.jsonl", **options)
+        bench_score.measure_medqa(directory / "dev.jsonl", **options)

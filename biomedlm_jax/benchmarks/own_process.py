@@ -1,0 +1,148 @@
+"""Measure one side of a benchmark in a process of its own: its time, memory and energy.
+
+A benchmark module has `make_side(name, **work)`, which returns the calls of that side by name; the
+process calls each of them. `work` holds JSON values, so that it can be passed to the process.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.benchmarks.energy import open_meter
+from biomedlm_jax.benchmarks.kernels import profile_steps
+from biomedlm_jax.benchmarks.rounds import OURS, Timing, progress
+from biomedlm_jax.errors import InputError
+from biomedlm_jax.files import read_json, write_json
+
+
+def on_gpu() -> bool:
+    """Return whether jax runs on a GPU; checked in another process, as jax reserves its memory."""
+    program = "import jax; print(jax.default_backend())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.stdout.split()[-1:] == ["gpu"]
+
+
+def measure_alone(
+    module: str,
+    name: str,
+    work: Mapping[str, Any],
+    *,
+    calls: int = 0,
+    warmup: int = 0,
+    profile: str | None = None,
+) -> dict[str, Any]:
+    """Time the calls of one side in a process of its own, once and `calls` times more.
+
+    `module` is the file in this folder with `make_side`. Returns `timings` (a Timing as a dict for
+    each call), `memory` in bytes (`after_imports`, `peak`, and on an accelerator `device_peak`),
+    `energy` (what was read), `about` and `profile`. Raises InputError if the process fails.
+    """
+    # The process has the GPU to itself, of which jax would reserve three quarters. A peer does not
+    # need jax there, which must not reserve any.
+    environment = {"JAX_PLATFORMS": "cpu"}
+    if name.startswith(OURS):
+        fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+        environment = {fraction: os.environ.get(fraction, "0.95")}
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        request = {"module": module, "name": name, "work": work, "calls": calls}
+        request |= {"warmup": warmup, "profile": profile}
+        program = [sys.executable, "-m", __name__, json.dumps(request), str(answer)]
+        # Its output goes to stderr (2): standard output is for the tables.
+        done = subprocess.run(program, env={**os.environ, **environment}, stdout=2)
+        if done.returncode or not answer.exists():
+            raise InputError(
+                f"the process that measured {name} ended with {done.returncode}; its error is "
+                "above. If memory ran out, take a smaller batch_size"
+            )
+        return read_json(answer)
+
+
+def peak_memory(
+    module: str, names, work: Mapping[str, Any], *, calls: int = 1
+) -> tuple[dict[str, dict], list[str]]:
+    """Return the table of peak memory, each side in a process of its own, and notes.
+
+    A side whose process fails is named in the notes.
+    """
+    table, notes = {}, ["peak memory: each side in a process of its own, imports included"]
+    for name in names:
+        progress(f"memory of {name}")
+        try:
+            memory = measure_alone(module, name, work, calls=calls)["memory"]
+        except InputError as error:
+            notes.append(f"memory of {name} is not measured: {error}")
+            continue
+        table[name] = {f"{key}_gb": value / 1e9 for key, value in memory.items()}
+    return table, notes
+
+
+def host_memory() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    with contextlib.suppress(OSError):
+        # A process inherits ru_maxrss from the one that started it; VmHWM starts anew.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_memory(name: str) -> dict[str, int]:
+    """Return the peak memory of an accelerator, or nothing on a CPU."""
+    if name.startswith(OURS):
+        import jax
+
+        peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+        return {"device_peak": sum(peaks)} if all(peaks) else {}
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    return {"device_peak": torch.cuda.max_memory_allocated()}
+
+
+def _measure(*, module: str, name: str, work: dict, calls: int, warmup: int, profile) -> dict:
+    if name.startswith(OURS):
+        keep_freed_memory()  # as its commands do
+        import jax
+
+        gpu = jax.default_backend() == "gpu"
+    else:
+        import torch
+        import transformers  # noqa: F401
+
+        gpu = torch.cuda.is_available()
+    benchmark: Any = importlib.import_module(f"{__package__}.{module}")
+    memory = {"after_imports": host_memory()}
+    energy, meter = open_meter(gpu=gpu)
+    sides = benchmark.make_side(name, **work)
+    timings = {}
+    for part, side in sides.items():
+        timings[part] = timing = Timing(meter=meter)
+        timing.call(side)
+        for _ in range(warmup):
+            side()
+        timing.call(side, calls)
+    memory |= {"peak": host_memory(), **_device_memory(name)}
+    traced = profile_steps(next(iter(sides.values())), profile) if profile else None
+    about = benchmark.about(**work) if name == OURS and hasattr(benchmark, "about") else {}
+    return {
+        "timings": {part: timing.to_json() for part, timing in timings.items()},
+        "memory": memory,
+        "energy": energy,
+        "about": about,
+        "profile": traced,
+    }
+
+
+if __name__ == "__main__":
+    write_json(Path(sys.argv[2]), _measure(**json.loads(sys.argv[1])))

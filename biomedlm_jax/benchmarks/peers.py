@@ -1,0 +1,38 @@
+"""Transformers' models as peers: "hf ATTENTION [static] [compile]"."""
+
+from typing import Any
+
+from biomedlm_jax.benchmarks.rounds import torch_device
+from biomedlm_jax.errors import InputError
+
+OPTIONS = {"static", "compile"}
+
+
+def check_hf(name: str) -> list[str]:
+    """Return the words of a peer's name after hf; InputError for a name of another form."""
+    words = name.split()
+    if words[:1] != ["hf"] or len(words) < 2 or set(words[2:]) - OPTIONS:
+        raise InputError(
+            f"got the peer {name!r}; expected 'hf ATTENTION [static] [compile]', where ATTENTION "
+            "is transformers' attn_implementation, such as sdpa or eager"
+        )
+    return words[1:]
+
+
+def load_hf(name: str, path: str, *, dtype: str) -> Any:
+    """Return transformers' model of a Hugging Face directory, for inference, on torch's device.
+
+    With `compile` in the name, torch.compile compiles it at its first calls.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kernel, *options = check_hf(name)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation=kernel, dtype=getattr(torch, dtype)
+    )
+    model = model.to(torch_device()).eval()
+    if "compile" in options:
+        mode = "reduce-overhead" if torch.cuda.is_available() else "default"
+        model.forward = torch.compile(model.forward, mode=mode, fullgraph=True)
+    return model

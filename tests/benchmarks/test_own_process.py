@@ -1,0 +1,64 @@
+"""Sides in processes of their own: what they return, and how their failures are named."""
+
+import os
+
+import numpy as np
+import pytest
+from processes import run_process
+
+from biomedlm_jax.benchmarks import own_process
+from biomedlm_jax.benchmarks.own_process import host_memory, measure_alone, peak_memory
+
+NAMES = ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Run as subprocess.run does, but start sooner."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
+
+    def run(command, *, env=None, **output):
+        return run_process(command[1:], env=env)
+
+    monkeypatch.setattr(own_process.subprocess, "run", run)
+
+
+@pytest.mark.slow
+def test_a_side_that_fails_is_named(forked):
+    with pytest.raises(ValueError, match="that measured nobody ended with 1; its error is above"):
+        measure_alone("bench_train", "nobody", {})
+
+
+def test_our_process_has_the_gpu_and_a_peer_has_it_without_jax(monkeypatch):
+    environments = []
+
+    def run(program, *, env, stdout):
+        environments.append(tuple(map(env.get, NAMES)))
+        raise KeyboardInterrupt
+
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(own_process.subprocess, "run", run)
+    for name in ("biomedlm_jax", "torch sdpa"):
+        with pytest.raises(KeyboardInterrupt):
+            measure_alone("bench_train", name, {})
+    assert environments == [(None, "0.95"), ("cpu", None)]
+
+
+def test_the_peak_is_that_of_the_process():
+    before = host_memory()
+    size = 200_000_000
+    assert np.ones(size + before, np.uint8).sum() > 0
+    assert host_memory() >= size + before
+
+
+def test_a_side_without_an_answer_is_left_out_of_the_table(monkeypatch):
+    def alone(module, name, work, *, calls):
+        if name == "fails":
+            raise own_process.InputError("it ended with 9")
+        return {"memory": {"after_imports": 2e9, "peak": 3e9}}
+
+    monkeypatch.setattr(own_process, "measure_alone", alone)
+    table, notes = peak_memory("bench_train", ["works", "fails"], {})
+    assert table == {"works": {"after_imports_gb": 2.0, "peak_gb": 3.0}}
+    assert notes[1] == "memory of fails is not measured: it ended with 9"
