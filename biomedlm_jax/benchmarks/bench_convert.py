@@ -19,6 +19,7 @@ from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.benchmarks.energy import open_meter
 from biomedlm_jax.benchmarks.own_process import peak_memory
+from biomedlm_jax.benchmarks.peers import read_hf
 from biomedlm_jax.benchmarks.release import random_release, weight_bytes
 from biomedlm_jax.benchmarks.rounds import OURS
 from biomedlm_jax.interop.huggingface import export_directory, import_hf
@@ -75,19 +76,17 @@ def make_side(name: str, *, release: str, folder: str) -> dict[str, Callable]:
 def _ours(release: Path, folder: Path) -> int:
     run, back = folder / "run", folder / "back"
     _remove(run, back)
-    import_hf(release, run, notify=timed.progress)
-    export_directory(run, back, notify=timed.progress)
+    import_hf(release, run, notify=lambda line: None)
+    export_directory(run, back, notify=lambda line: None)
     return changed_tensors(release, back)
 
 
 def _theirs(release: Path, folder: Path) -> int:
     import torch
-    from transformers import AutoModelForCausalLM
 
     back = folder / "back_transformers"
     _remove(back)
-    model: Any = AutoModelForCausalLM.from_pretrained(release, dtype=torch.float32)
-    model.save_pretrained(back)
+    read_hf(release, dtype=torch.float32).save_pretrained(back)
     return changed_tensors(release, back)
 
 

@@ -21,6 +21,7 @@ from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.benchmarks.energy import open_meter
 from biomedlm_jax.benchmarks.kernels import profile_lines, profile_steps
 from biomedlm_jax.benchmarks.own_process import measure_alone, on_gpu, peak_memory
+from biomedlm_jax.benchmarks.peers import read_hf
 from biomedlm_jax.benchmarks.release import execution_of, random_release
 from biomedlm_jax.benchmarks.rounds import OURS, Timing
 from biomedlm_jax.benchmarks.utilisation import utilisation
@@ -308,12 +309,9 @@ class TorchSteps:
 
 def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options: str):
     import torch
-    from transformers import AutoModelForCausalLM
 
     device, half = timed.torch_device(), config.dtype == jax.numpy.bfloat16
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        release, attn_implementation=kernel, dtype=torch.float32
-    )
+    model = read_hf(release, attn_implementation=kernel, dtype=torch.float32)
     model = model.to(device).train()
     model = torch.compile(model) if "compile" in options else model
     batch = torch.from_numpy(tokens).long().to(device)

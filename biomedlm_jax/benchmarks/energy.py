@@ -26,7 +26,7 @@ def open_meter(*, gpu: bool = False, folder: Path = POWERCAP) -> tuple[str, Call
         return (NVIDIA_NAME, _sample_gpus(program)) if program else ("no nvidia-smi", None)
     packages = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
     if not packages:
-        return f"no RAPL counters in {folder}", None
+        return "no RAPL counters of a CPU package", None
     try:
         counters = [_Counter(zone) for zone in packages]
     except OSError as error:

@@ -1,5 +1,6 @@
 """Transformers' models as peers: "hf ATTENTION [static] [compile]"."""
 
+from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.benchmarks.rounds import torch_device
@@ -19,18 +20,24 @@ def check_hf(name: str) -> list[str]:
     return words[1:]
 
 
+def read_hf(path: str | Path, **options: Any) -> Any:
+    """Return transformers' causal language model of a directory, read without a progress bar."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(path, **options)
+
+
 def load_hf(name: str, path: str, *, dtype: str) -> Any:
     """Return transformers' model of a Hugging Face directory, for inference, on torch's device.
 
     With `compile` in the name, torch.compile compiles it at its first calls.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     kernel, *options = check_hf(name)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path, attn_implementation=kernel, dtype=getattr(torch, dtype)
-    )
+    model = read_hf(path, attn_implementation=kernel, dtype=getattr(torch, dtype))
     model = model.to(torch_device()).eval()
     if "compile" in options:
         mode = "reduce-overhead" if torch.cuda.is_available() else "default"

@@ -35,6 +35,7 @@ def check(result: dict, *peers: str) -> None:
     assert "vocabulary 128, float32" in result["work"]
 
 
+@pytest.mark.slow
 def test_all_sides_learn_the_same_in_alternating_rounds(config, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr(bench_train, "on_gpu", lambda: False)

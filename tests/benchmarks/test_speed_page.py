@@ -3,7 +3,7 @@ import copy
 import pytest
 from lxml import html
 
-from biomedlm_jax.benchmarks.speed_page import write_page
+from biomedlm_jax.benchmarks import speed_page
 
 CALLS = {"quartile_seconds": [0.9, 1.2], "fastest_seconds": 0.8, "first_seconds": 3.0}
 CALLS |= {"compile_seconds": 2.0, "seconds": [1.0, 1.1]}
@@ -44,9 +44,11 @@ REPORT = {
 
 
 @pytest.fixture
-def page(tmp_path):
-    def write(report):
-        write_page(report, tmp_path)
+def page(tmp_path, monkeypatch):
+    def write(report, *, plots=False):
+        if not plots:  # they take most of the time
+            monkeypatch.setattr(speed_page, "plots", lambda results: ())
+        speed_page.write_page(report, tmp_path)
         return html.fromstring((tmp_path / "index.html").read_text())
 
     return write
@@ -57,7 +59,7 @@ def rows(table) -> list[list[str]]:
 
 
 def test_the_page_has_every_figure(page, tmp_path):
-    root = page(REPORT)
+    root = page(REPORT, plots=True)
     facts = dict(zip(root.xpath("//dt/text()"), root.xpath("//dd/text()"), strict=True))
     assert facts["machine"] == "AMD, 2 cores, cpu"
     assert facts["load average before and after"] == "0.5 and -"

@@ -57,6 +57,7 @@ def test_a_prompt_streams_and_the_notice_can_be_silenced(world, release, capsys)
     assert capsys.readouterr() == (expected + "\n", "")
 
 
+@pytest.mark.slow
 def test_beams_show_their_scores_and_stats_their_speed(world, release, capsys):
     expected = generate(*world, [TEXTS[0]], max_new_tokens=8, beams=3, samples=2)
     flags = (f"--prompt={TEXTS[0]}", "--max_new_tokens=8", "--beams=3", "--samples=2", "--stats")

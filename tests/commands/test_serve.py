@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from cases import mostly_slow
 from processes import Process
 
 from biomedlm_jax.cli import main
@@ -63,7 +64,7 @@ def test_addresses(release, capsys, monkeypatch):
     assert "no chat template 'missing'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
 def test_a_signal_ends_it_with_its_code(release, number, tmp_path):
     """Also in the middle of a stream."""
     process = Process(["-m", "biomedlm_jax.cli", "serve", f"--model={release}", "--port=0"])

@@ -102,6 +102,7 @@ def test_factors_of_a_run_in_peft_and_back(base, added, tmp_path):
     np.testing.assert_allclose(logits_here(again), here, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_factors_of_a_pre_training_run(bases, tmp_path):
     """Its checkpoints have the factors beside the merged model; the newest is taken."""
     base, run = bases("llama"), tmp_path / "run"

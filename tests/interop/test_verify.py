@@ -564,7 +564,7 @@ def exports(tmp_path_factory):
     return pairs
 
 
-@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("name", mostly_slow(SWITCHES, ["qwen3"]))
 def test_every_kind_of_rows_and_every_layer_is_compared(name, exports):
     (release, run), window = exports[name], SWITCHES[name].sliding_window
     report = verify_hf(release, run=run, **FEW)
@@ -605,6 +605,7 @@ def test_the_command_prints_and_writes_every_layer(exports, tmp_path, command):
     assert len(json.loads(figures.read_text())["eager"]["layers"]) == 4
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_layer_of_what_differs(exports, tmp_path, command):
     release, run = exports["qwen3"]
     changed, figures = shutil.copytree(release, tmp_path / "changed"), tmp_path / "figures.json"

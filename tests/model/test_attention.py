@@ -88,8 +88,16 @@ def test_the_choice_is_logged_once(caplog):
     assert [r.message for r in caplog.records] == ["attention: xla on cpu"]
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["causal", "segments"])
-@pytest.mark.parametrize("sizes", [None, (2, 2, 2)], ids=["one device", "eight devices"])
+@pytest.mark.parametrize(
+    ("sizes", "packed"),
+    [
+        (None, False),
+        ((2, 2, 2), True),
+        pytest.param(None, True, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), False, marks=pytest.mark.slow),
+    ],
+    ids=["one device, causal", "eight, segments", "one device, segments", "eight, causal"],
+)
 def test_splash_computes_what_xla_does_with_gradients(sizes, packed):
     # The kernel itself, interpreted: the same code as on a TPU, without its speed.
     batch = 4 if sizes else 1

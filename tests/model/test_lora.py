@@ -66,6 +66,7 @@ def kernel(gpt, name):
     return np.asarray(at.kernel[...])
 
 
+@pytest.mark.slow
 def test_the_first_step_starts_from_the_model_as_it_is(gpt):
     fresh = adapter(gpt, trained=False)
     np.testing.assert_array_equal(hidden(fresh.view(gpt).trunk), hidden(gpt))

@@ -137,6 +137,7 @@ def test_repeats_with_votes_and_extraction_are_those_of_the_hf_backend(
     assert len({row["resps"][0][0] for row in rows}) > 2
 
 
+@pytest.mark.slow
 def test_pass_at_k_is_that_of_the_hf_backend(exported, one_by_one, tasks, tmp_path):
     run = {"confirm_run_unsafe_code": True}
     arguments = exported, one_by_one, tasks, ["coded_alike"], tmp_path / "out"

@@ -212,6 +212,7 @@ def test_the_paired_test_of_groups_beside_scipy(seed):
     assert statistics.paired_test(gain_N, group_N) == pytest.approx(expected.pvalue)
 
 
+@pytest.mark.slow
 def test_the_paired_test_of_groups_rejects_equal_models_as_often_as_it_claims():
     rng, clustered, single = np.random.default_rng(2), [], []
     for _ in range(400):  # of 24 groups each is answered better by one of two equal models
@@ -292,6 +293,7 @@ def test_bad_lists():
         statistics.columns([one, {**item("b", 0, 0), "group": "g"}])
 
 
+@pytest.mark.slow
 def test_the_interval_over_seeds_covers_the_mean_of_all_seeds(monkeypatch):
     """Each seed has a shift of its own; intervals of one seed's questions miss the mean."""
     monkeypatch.setattr(statistics, "RESAMPLES", 1_000)  # enough for coverage over 200 trials

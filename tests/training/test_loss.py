@@ -98,6 +98,7 @@ def test_far_logits_do_not_overflow_or_vanish():
     np.testing.assert_allclose(far, 2 * np.log(3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_come_close(model, tokens):
     half = make_gpt2(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
     (_, a), (_, b) = (jit_grad(lambda m: next_token_loss(m, tokens))(m) for m in (half, model))

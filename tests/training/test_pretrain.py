@@ -116,6 +116,7 @@ def test_rows_of_another_tokenizer_do_not_touch_the_run(config, finished, tmp_pa
     assert (run / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_bits_per_byte_are_of_the_rows_that_were_evaluated(config, tokenizer, tmp_path):
     config.training.evaluate_batches = 1
     metrics = pretrain(config, tmp_path / "run")
