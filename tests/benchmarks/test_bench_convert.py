@@ -11,6 +11,7 @@ from biomedlm_jax.model.gpt2 import GPT2Config
 CONFIG = GPT2Config(layers=1, width=16, heads=2, vocab_size=32, context_length=8)
 
 
+@pytest.mark.slow
 def test_both_sides_return_every_bit():
     pytest.importorskip("torch")
     result = bench_convert.measure(CONFIG, rounds=1, details=False)

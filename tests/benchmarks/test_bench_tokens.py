@@ -15,6 +15,7 @@ def test_a_side_has_a_process_of_its_own():
     assert run_alone(os.getpid) not in (os.getpid(), run_alone(os.getpid))
 
 
+@pytest.mark.slow
 def test_every_side_is_measured(tmp_path, capsys, monkeypatch):
     # A process takes most of a second to start.
     monkeypatch.setattr(bench_tokens, "run_alone", lambda function, *given: function(*given))

@@ -183,6 +183,7 @@ def test_low_rank_factors_learn_and_leave_the_rest(world, lora_run, trained):
     assert names == {"lora", "rows", "score"}
 
 
+@pytest.mark.slow
 def test_the_best_by_dev_accuracy_is_kept(world, question_config, tmp_path, trained, monkeypatch):
     config = question_config(checkpoint__every=3)
     config.training.epochs = 4
@@ -207,6 +208,7 @@ def test_the_best_by_dev_accuracy_is_kept(world, question_config, tmp_path, trai
     assert (np.asarray(kernel) != kernels[12]).any()
 
 
+@pytest.mark.slow
 def test_staged_training_continues_with_the_head(world, question_config, question_run, tmp_path):
     before, tokenizer, _ = load_finetuned(question_run[0])
     config = question_config(training__epochs=1, optimizer__learning_rate=1e-6)

@@ -133,6 +133,7 @@ def test_the_trained_parameters_and_what_was_left_out_are_printed(
     assert all_of_them == few + merged
 
 
+@pytest.mark.slow
 def test_the_dev_loss_of_an_epoch_is_computed_once(world, text_config, tmp_path, monkeypatch):
     original, passes = text_recipe.StepData, []
 

@@ -97,6 +97,7 @@ def test_transformers_reads_the_tokenizer_and_generates(release, tokenizer):
     assert generated.shape[1] <= len(tokenizer.encode("neuro").ids) + 3
 
 
+@pytest.mark.slow
 def test_run_and_folded_export_agree(model, tokenizer, release, tmp_path):
     run = import_hf(release, tmp_path / "run", notify=lambda line: None)
     export_hf(model, tokenizer, tmp_path / "folded", fold_attention_scale=True)
@@ -459,6 +460,7 @@ def started(release, tokenizer):
     return release
 
 
+@pytest.mark.slow
 def test_begin_end_and_padding_are_three_things(started, tmp_path):
     from biomedlm_jax.generation.surprisal import score_text
 

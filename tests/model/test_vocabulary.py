@@ -55,6 +55,7 @@ def test_rows_are_initialised_as_a_fresh_models_and_follow_the_key(model, make_g
     assert (np.asarray(one.wte[300:303]) != np.asarray(other.wte[300:303])).any()
 
 
+@pytest.mark.slow
 def test_rows_at_the_mean_have_the_mean_and_the_scaled_covariance_of_the_others(model):
     size, untied = (
         {"vocab_size": 300, "layers": 1, "width": 16, "heads": 4},

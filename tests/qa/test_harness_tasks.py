@@ -266,6 +266,7 @@ def test_the_command_writes_results_and_samples(exported, tasks, tmp_path, capsy
 SAMPLED = ["--harness_tasks=own_questions", "--harness_directory={tasks}"]
 
 
+@pytest.mark.slow
 def test_shots_and_chosen_questions(exported, tasks, tmp_path):
     messages: list[str] = []
     run = {"task_directory": tasks, "notify": messages.append}

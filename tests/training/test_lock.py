@@ -146,6 +146,7 @@ def test_of_two_that_found_the_same_stale_lock_one_gets_it(tmp_path, ended_proce
         assert content(run)["key"] == mine
 
 
+@pytest.mark.slow
 def test_a_beat_that_is_being_written_does_not_bring_a_lock_back(tmp_path, monkeypatch):
     def write_slowly(*arguments, original=lock.write_text):
         time.sleep(0.3)
