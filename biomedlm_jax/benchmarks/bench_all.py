@@ -3,13 +3,14 @@
 import datetime
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from biomedlm_jax.benchmarks.rounds import progress, recorded
-from biomedlm_jax.benchmarks.speed_page import busy_line, write_page
-from biomedlm_jax.errors import InputError
+from biomedlm_jax.benchmarks.rounds import cores, progress, recorded
+from biomedlm_jax.benchmarks.speed_page import IMAGES, busy_line, write_page
+from biomedlm_jax.errors import InputError, one_line
 from biomedlm_jax.files import read_json, write_json
 from biomedlm_jax.outputs import check_output
 
@@ -27,21 +28,21 @@ def measure_all(
     """Run the benchmarks in turn; write figures and page into the directory `out`; return them.
 
     `benchmarks` maps a name of `speed_page.KINDS` to a call that returns its figures, `command` is
-    shown on the page. bench.json is
-    written after each, rounds.jsonl after each round. Ctrl-C keeps both and writes the page of what
-    has ended. A benchmark that raises InputError has an error line instead of figures.
+    shown on the page. bench.json is written after each, rounds.jsonl after each round. Ctrl-C keeps
+    both and writes the page of what has ended. A benchmark that fails has an error line instead of
+    figures.
     """
     out = Path(out)
     check_output(out, replaceable=is_comparison, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    for file in (*out.glob("*.png"), *(out / name for name in PAGE)):
-        file.unlink(missing_ok=True)
+    for name in (*PAGE, *IMAGES):
+        (out / name).unlink(missing_ok=True)
     start = time.monotonic()
     report: dict[str, Any] = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
         "complete": False,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "load_before": load(),
         "results": {},
     }
@@ -59,6 +60,11 @@ def measure_all(
                     result = measure()
             except InputError as error:
                 result = {"errors": [str(error)]}
+            except (
+                Exception
+            ) as error:  # of a peer or of its compiler; the others are still measured
+                traceback.print_exc()
+                result = {"errors": [f"{type(error).__name__}: {one_line(str(error))[:200]}"]}
             report["results"][kind] = {**result, "load_before": before, "load_after": load()}
             save()
         report["complete"] = True

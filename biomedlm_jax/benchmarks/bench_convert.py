@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from safetensors import safe_open
 
@@ -37,7 +38,7 @@ def measure(config: ModelConfig, *, rounds: int = 5, details: bool = True) -> di
     keep_freed_memory()
     notes: list[str] = []
     names = (OURS, *timed.available_peers((PEER,), notes))
-    source, meter = open_meter()
+    source, meter = open_meter(gpu=jax.default_backend() == "gpu")
     with random_release(config) as release, tempfile.TemporaryDirectory() as folder:
         work = {"release": str(release), "folder": folder}
         sides = {name: make_side(name, **work)["round trip"] for name in names}
@@ -45,7 +46,7 @@ def measure(config: ModelConfig, *, rounds: int = 5, details: bool = True) -> di
         megabytes = weight_bytes(release) / 1e6
         table = timed.summarise_timings(timings, "mb", megabytes)
         for name, side in table.items():
-            side["changed_tensors"] = timings[name].last
+            side["changed_tensors"] = changed_tensors(release, Path(timings[name].last))
         tables = {"Hugging Face, run and back": table}
         if details:
             tables["peak memory"], lines = peak_memory("bench_convert", names, work)
@@ -68,26 +69,26 @@ def measure(config: ModelConfig, *, rounds: int = 5, details: bool = True) -> di
 
 
 def make_side(name: str, *, release: str, folder: str) -> dict[str, Callable]:
-    """Return a call that converts there and back and returns how many tensors have changed."""
+    """Return a call that converts there and back and returns the directory that it wrote."""
     call = _ours if name == OURS else _theirs
     return {"round trip": functools.partial(call, Path(release), Path(folder))}
 
 
-def _ours(release: Path, folder: Path) -> int:
+def _ours(release: Path, folder: Path) -> str:
     run, back = folder / "run", folder / "back"
     _remove(run, back)
     import_hf(release, run, notify=lambda line: None)
     export_directory(run, back, notify=lambda line: None)
-    return changed_tensors(release, back)
+    return str(back)
 
 
-def _theirs(release: Path, folder: Path) -> int:
+def _theirs(release: Path, folder: Path) -> str:
     import torch
 
     back = folder / "back_transformers"
     _remove(back)
     read_hf(release, dtype=torch.float32).save_pretrained(back)
-    return changed_tensors(release, back)
+    return str(back)
 
 
 def _remove(*paths: Path) -> None:

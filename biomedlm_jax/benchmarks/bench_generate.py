@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from biomedlm_jax.allocator import keep_freed_memory
@@ -54,7 +55,7 @@ def measure(
     if beams > 1:
         cases[f"{beams} beams, batch 1"] = (1, beams)
     tables, errors = {}, []
-    source, meter = open_meter()
+    source, meter = open_meter(gpu=jax.default_backend() == "gpu")
     with random_release(config) as release:
         work = {"release": str(release), "execution": execution_of(config), "cases": cases}
         work |= {"prompt_length": prompt_length, "new_tokens": new_tokens}

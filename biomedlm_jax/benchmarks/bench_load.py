@@ -115,6 +115,7 @@ def _ours(release: str, execution: Mapping[str, Any], tokens: np.ndarray) -> dic
 def _theirs(name: str, release: str, dtype: str, tokens: np.ndarray) -> dict:
     import torch
 
+    torch.zeros(1, device=timed.torch_device())  # ours has started the device, too
     start = time.perf_counter()
     model = load_hf(name, release, dtype=dtype)
     seconds = time.perf_counter() - start

@@ -89,7 +89,7 @@ def measure(
         check_hf(peer)
     names = (OURS, UNSHARED, *timed.available_peers(peers, notes))
     failures: dict[str, str] = {}
-    source, meter = open_meter()
+    source, meter = open_meter(gpu=jax.default_backend() == "gpu")
     with random_release(config) as release:
         work = {"release": str(release), "execution": execution_of(config), "questions": questions}
         sides = {name: make_side(name, **work)["score"] for name in names}

@@ -97,7 +97,8 @@ def measure(
                 profiled = profile_steps(parts.pop("profiled"), profile)
             energy = energy[0]
         else:
-            timings, parts, answer = _in_blocks(work, names, blocks, rounds * steps, profile)
+            calls = rounds * steps
+            timings, parts, answer = _in_blocks(work, names, blocks, calls, profile, failures)
             device, profiled, energy = answer["about"], answer["profile"], answer["energy"]
             memory = answer["memory"]
         parts.pop("profiled", None)
@@ -117,7 +118,7 @@ def measure(
         share, line = utilisation(config, table, device["device_kind"], device["dtype"])
         tables["utilisation of FLOPs"] = share
         tables["peak memory"] = memory
-        notes.append(line)
+        notes += [line, "the forward pass of torch stores what its backward pass needs, ours not"]
     notes = [f"attention of {OURS}: {device['attention']}", f"energy: {energy}", *notes]
     if blocks:
         notes.append(f"each side in processes of its own, alternating in blocks: {blocks}")
@@ -185,7 +186,7 @@ def about(*, release: str, execution: Mapping[str, Any], **work: Any) -> dict[st
     return {
         "device_kind": jax.devices()[0].device_kind,
         "dtype": np.dtype(config.dtype).name,
-        "attention": attention.training_kernel(config, meshes.make_mesh()),
+        "attention": attention.training_kernel(config, meshes.one_device()),
     }
 
 
@@ -203,7 +204,7 @@ def make_side(
     shape = batch_size, length
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, shape).astype(np.int32)
     if name == OURS:
-        mesh = meshes.make_mesh()
+        mesh = meshes.one_device()  # as many as torch has
         model, _ = load(release, mesh=mesh, **execution)
         loss_fn = functools.partial(next_token_loss, chunks=loss_chunks)
         copy = functools.partial(jax.tree.map, jax.numpy.copy)  # a step reuses the model's buffers
@@ -323,16 +324,28 @@ def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options
     return TorchSteps(model.parameters(), [loss], OPTIMIZER, fused="fused" in options)
 
 
-def _in_blocks(work: dict, names, blocks: int, calls: int, profile: str | None):
-    """Time each side in a process of its own, in turn; this process does not use the GPU."""
+def _in_blocks(work: dict, names, blocks: int, calls: int, profile: str | None, failures: dict):
+    """Time each side in a process of its own, in turn; this process does not use the GPU.
+
+    A peer whose first process fails is left out, and its error is put into `failures`.
+    """
     timings: dict[str, Timing] = {}
     parts: dict[str, Any] = {FORWARD: {}, GRADIENT: {}}
     ours, memory = {}, {}
     for block in range(blocks):
         for name in names:
+            if name in failures:
+                continue
             timed.progress(f"block {block + 1} of {blocks}: {name}")
             traced = profile if name == OURS and block == blocks - 1 else None
-            answer = measure_alone("bench_train", name, work, calls=calls, warmup=1, profile=traced)
+            options: dict[str, Any] = {"calls": calls, "warmup": 1, "profile": traced}
+            try:
+                answer = measure_alone("bench_train", name, work, **options)
+            except InputError as error:
+                if name == OURS or name in timings:
+                    raise
+                failures[name] = str(error)
+                continue
             memory[name] = {f"{k}_gb": value / 1e9 for k, value in answer["memory"].items()}
             if name == OURS:  # jax has no GPU in a peer's process
                 ours = answer

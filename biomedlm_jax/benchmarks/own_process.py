@@ -5,6 +5,7 @@ process calls each of them. `work` holds JSON values, so that it can be passed t
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -19,11 +20,12 @@ from typing import Any
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks.energy import open_meter
 from biomedlm_jax.benchmarks.kernels import profile_steps
-from biomedlm_jax.benchmarks.rounds import OURS, Timing, progress
+from biomedlm_jax.benchmarks.rounds import DEVICE, OURS, Timing, progress
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import read_json, write_json
 
 
+@functools.cache
 def on_gpu() -> bool:
     """Return whether jax runs on a GPU; checked in another process, as jax reserves its memory."""
     program = "import jax; print(jax.default_backend())"
@@ -48,7 +50,7 @@ def measure_alone(
     """
     # The process has the GPU to itself, of which jax would reserve three quarters. A peer does not
     # need jax there, which must not reserve any.
-    environment = {"JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_PLATFORMS": "cpu", DEVICE: "gpu" if on_gpu() else "cpu"}
     if name.startswith(OURS):
         fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
         environment = {fraction: os.environ.get(fraction, "0.95")}
@@ -117,10 +119,12 @@ def _measure(*, module: str, name: str, work: dict, calls: int, warmup: int, pro
 
         gpu = jax.default_backend() == "gpu"
     else:
-        import torch
-        import transformers  # noqa: F401
+        gpu = False
+        with contextlib.suppress(ImportError):  # a process that writes weights needs neither
+            import torch
+            import transformers  # noqa: F401
 
-        gpu = torch.cuda.is_available()
+            gpu = torch.cuda.is_available()
     benchmark: Any = importlib.import_module(f"{__package__}.{module}")
     memory = {"after_imports": host_memory()}
     energy, meter = open_meter(gpu=gpu)

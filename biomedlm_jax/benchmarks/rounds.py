@@ -23,6 +23,7 @@ from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
 
 OURS = "biomedlm_jax"
+DEVICE = "BIOMEDLM_BENCH_DEVICE"  # of the sides in processes of their own: cpu or gpu
 PEER_PACKAGES = ("torch", "transformers")
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
 
@@ -188,7 +189,7 @@ def benchmark_header(work: str, packages: Iterable[str], *, config=None, device:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     model = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    parts = (model or platform.machine(), f"{os.cpu_count()} cores", load, device)
+    parts = (model or platform.machine(), f"{cores()} cores", load, device)
     return {
         "work": work,
         "machine": ", ".join(part for part in parts if part),
@@ -242,9 +243,24 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def torch_device() -> str:
-    """Return the device of the PyTorch sides; on a CPU, set torch to all cores, as XLA uses."""
+    """Return the device of the PyTorch sides, that of jax; on a CPU, set torch to all cores.
+
+    Raises InputError if jax runs on a GPU and this torch has none.
+    """
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(cores())
+    device = os.environ.get(DEVICE) or jax.default_backend()  # a peer's process hides jax's GPU
+    if device != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("jax runs on a GPU and this torch has none; fix: install torch for CUDA")
+    torch.set_float32_matmul_precision("high")  # TF32, as jax multiplies float32 on a GPU
+    return "cuda"

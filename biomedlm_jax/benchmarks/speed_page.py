@@ -22,6 +22,7 @@ KINDS = {
 LEFT_OUT = ("fastest_seconds", "first_seconds", "seconds", "step_seconds")
 UNITS = {"_seconds": ", s", "_gb": ", GB", "_per_second": "/s"}
 RATIO = f"time / {OURS}'s"
+IMAGES = ("speed.png", "step.png", "utilisation.png", "memory.png")
 
 
 def write_page(report: Mapping[str, Any], out: Path) -> None:
@@ -78,7 +79,7 @@ def speed_tables(results: Mapping[str, Mapping]) -> dict[str, Mapping[str, Mappi
 
 def _cases(result: Mapping[str, Any]) -> dict[str, Mapping]:
     tables = result.get("tables", {})
-    return {case: rows for case, rows in tables.items() if "ratio" in next(iter(rows.values()))}
+    return {case: rows for case, rows in tables.items() if "ratio" in next(iter(rows.values()), ())}
 
 
 def plots(results: Mapping[str, Mapping]) -> Iterator[tuple[str, Figure]]:
@@ -103,7 +104,7 @@ def plots(results: Mapping[str, Mapping]) -> Iterator[tuple[str, Figure]]:
 
 def train_has_peak(result: Mapping[str, Any]) -> bool:
     """Return whether the chip's peak is known, so that a share of it is the MFU."""
-    return not any(note.startswith("no peak known") for note in result["notes"])
+    return not any(note.startswith("no peak known") for note in result.get("notes", ()))
 
 
 def sections(report: Mapping[str, Any], images: Mapping[str, Figure]) -> list[Section]:
@@ -152,7 +153,7 @@ def _summary(cases: Mapping[str, Mapping[str, Mapping]]) -> Table:
         column = next(name for name in ours[1] if name.endswith("_per_second"))
         peers = [(name, side) for name, side in others if not name.startswith(OURS)]
         name, best = min(peers, key=lambda peer: peer[1]["ratio"], default=("none", None))
-        unit = column.removesuffix("_per_second")
+        unit = column.removesuffix("_per_second").replace("mb", "MB")
         ratio = f"{best['ratio']:.2f}" if best else None
         rows.append([case, unit, ours[1][column], name, best and best[column], ratio])
     columns = ("case", "unit", f"{OURS}, per s", "fastest peer", "its speed, per s", RATIO)
@@ -164,6 +165,8 @@ def _section(kind: str, result: Mapping[str, Any], images: Mapping[str, Figure])
     parts += [f"error: {line}" for line in result.get("errors", ())]
     share = "MFU" if kind != "train" or train_has_peak(result) else "share"
     for title, rows in result.get("tables", {}).items():
+        if not rows:
+            continue
         parts.append(_table(title, rows, share))
         name = {"parts of a step": "step.png", "utilisation of FLOPs": "utilisation.png"}.get(title)
         if name in images:
@@ -187,7 +190,7 @@ def _heading(column: str, share: str) -> str:
         if column.endswith(ending):
             column = column.removesuffix(ending) + unit
             break
-    return column.replace("_", " ").replace("quartile,", "quartiles,")
+    return column.replace("_", " ").replace("quartile,", "quartiles,").replace("mb/s", "MB/s")
 
 
 def _cell(value: Any, column: str) -> Any:

@@ -1,6 +1,5 @@
 """Model FLOPs utilisation in the conventions of the literature, of a known or a measured peak."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from biomedlm_jax.benchmarks.rounds import torch_device
+from biomedlm_jax.benchmarks.rounds import cores, torch_device
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.model.families import abstract_model
 from biomedlm_jax.model.language_model import parameter_count
@@ -79,4 +78,4 @@ def measured_peak(dtype: str, *, size: int = 2048, calls: int = 5) -> tuple[floa
             times.append(time.perf_counter() - start)
         fastest[name] = 2 * size**3 / min(times)
     best = max(fastest, key=lambda name: fastest[name])
-    return fastest[best], f"{best}, {os.cpu_count()} cores"
+    return fastest[best], f"{best}, {cores()} cores"

@@ -15,8 +15,8 @@
 questions and `generate` decoding against transformers, `load` the time from a directory to the
 first logits, `convert` Hugging Face to a run and back. `all` does these five. All sides have equal
 weights, data, dtype and threads, and their losses, scores and texts are compared. With --out these
-write index.html, bench.md, bench.json, rounds.jsonl and plots. On a GPU, and to measure memory,
-each side has processes of its own.
+write index.html, bench.md, bench.json, rounds.jsonl and plots. To measure memory, and for
+train on a GPU, each side has processes of its own. An error or unequal results end with code 2.
 
 `score --path` scores MedQA against lm-evaluation-harness and fine-tunes against torch; `tokens`
 times the building of token rows against the tokenizer alone, `packing` instruction tuning in packed
@@ -26,6 +26,7 @@ iterparse. The peers need the extra `hf`, with --path also `harness` and acceler
 
 import functools
 import importlib
+import os
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -115,15 +116,14 @@ def run(options: Flags) -> None:
         raise InputError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
     kind = "medqa" if what == "score" and options.path else what
     kinds = COMPARED if kind == "all" else (kind,)
-    used = {"what", "json", *(("out", "overwrite", "quick") if what in (*COMPARED, "all") else ())}
+    used = {"what", "json", *(("out", "overwrite", "quick") if kind in (*COMPARED, "all") else ())}
     for one in kinds:
         used |= {*MORE.get(one, ()), *(name for name, _, _ in _pairs(one))}
-    used -= {"path"} if what == "all" else set()
-    if kind == "medqa":
-        used -= {"out", "overwrite", "quick"}
     if unused := [name for name in options if options[name].present and name not in used]:
         raise InputError(f"got --{unused[0]}, which bench {what} does not use; leave it out")
 
+    # jax reserves most of a GPU at its start, and torch's models are beside it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from biomedlm_jax.benchmarks.rounds import print_result
 
     benchmarks = {one: functools.partial(_measure, one, options) for one in kinds}
@@ -131,6 +131,7 @@ def run(options: Flags) -> None:
         result = benchmarks[kind]()
         print_result(result)
         options.write_json(result)
+        _raise_errors({kind: result})
         return
     from biomedlm_jax.benchmarks.bench_all import measure_all
 
@@ -142,6 +143,15 @@ def run(options: Flags) -> None:
         print_result(result)
     print(f"wrote {options.out}/index.html, bench.md and bench.json")
     options.write_json(report)
+    _raise_errors(report["results"])
+
+
+def _raise_errors(results: dict) -> None:
+    """Raise InputError if a benchmark failed, or if its sides do not compute the same."""
+    errors = [f"{kind}: {line}" for kind, one in results.items() for line in one.get("errors", ())]
+    if errors:
+        more = f"; {len(errors) - 1} more above" if errors[1:] else ""
+        raise InputError(f"{errors[0]}{more}")
 
 
 def command_line(options: Flags) -> str:
@@ -175,6 +185,7 @@ def _measure(kind: str, options: Flags) -> dict:
 
 
 def _config(kind: str, options: Flags):
+    from biomedlm_jax.benchmarks.own_process import on_gpu
     from biomedlm_jax.benchmarks.rounds import NO_DROPOUT
     from biomedlm_jax.model.families import make_config
 
@@ -183,5 +194,7 @@ def _config(kind: str, options: Flags):
         fields["context_length"] = options.prompt + _value(options, "new_tokens")
     else:
         fields |= {"context_length": _value(options, "length"), "unroll": options.unroll}
-    fields |= {"model_type": "gpt2", "compute_dtype": options.dtype}
+    # Decided here: a peer's process does not see jax's GPU.
+    half = options.dtype == "auto" and kind in COMPARED and on_gpu()
+    fields |= {"model_type": "gpt2", "compute_dtype": "bfloat16" if half else options.dtype}
     return make_config({**fields, **NO_DROPOUT})

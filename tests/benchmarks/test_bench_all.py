@@ -46,6 +46,21 @@ def test_all_files_are_written_and_a_failure_is_a_line(tmp_path):
         assert "biomedlm bench all" in text
 
 
+def test_a_crash_of_one_leaves_the_others(tmp_path, capsys):
+    def crash():
+        raise RuntimeError("the peer has no kernel")
+
+    report = measure_all({"train": crash, "convert": measure}, tmp_path / "out")
+    assert report["results"]["train"] == {
+        "errors": ["RuntimeError: the peer has no kernel"],
+        **{key: report["results"]["train"][key] for key in ("load_before", "load_after")},
+    }
+    assert "tables" in report["results"]["convert"]
+    assert "Traceback" in capsys.readouterr().err
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "error: Training step: RuntimeError: the peer has no kernel" in page
+
+
 def test_ctrl_c_keeps_what_has_ended(tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt) as error:

@@ -8,7 +8,7 @@ from processes import run_process
 from biomedlm_jax.benchmarks import own_process
 from biomedlm_jax.benchmarks.own_process import measure_alone, peak_memory
 
-NAMES = ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+NAMES = ("JAX_PLATFORMS", "XLA_PYTHON_CLIENT_MEM_FRACTION", "BIOMEDLM_BENCH_DEVICE")
 
 
 @pytest.fixture
@@ -38,10 +38,11 @@ def test_our_process_has_the_gpu_and_a_peer_has_it_without_jax(monkeypatch):
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(own_process.subprocess, "run", run)
+    monkeypatch.setattr(own_process, "on_gpu", lambda: True)
     for name in ("biomedlm_jax", "torch sdpa"):
         with pytest.raises(KeyboardInterrupt):
             measure_alone("bench_train", name, {})
-    assert environments == [(None, "0.95"), ("cpu", None)]
+    assert environments == [(None, "0.95", None), ("cpu", None, "gpu")]
 
 
 PEAK = """

@@ -14,6 +14,7 @@ from biomedlm_jax.benchmarks import (
     bench_score,
     bench_tokens,
     bench_train,
+    own_process,
 )
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.bench import ARGUMENTS, COMPARED
@@ -52,6 +53,7 @@ OTHERS = {"tokens": {"paths"}, "readers": set(), "medqa": set()}
 def calls(monkeypatch) -> dict:
     """What each benchmark was called with."""
     given = {}
+    monkeypatch.setattr(own_process, "on_gpu", lambda: False)
     for what, function in FUNCTIONS.items():
 
         def measure(what=what, **arguments):
@@ -153,3 +155,13 @@ def test_bad_flags(calls, flags, message, capsys):
     assert main(["bench", *flags]) == 2
     assert message in capsys.readouterr().err
     assert calls == {}
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_sides_that_differ_end_with_an_error(calls, tmp_path, capsys, monkeypatch, out):
+    monkeypatch.setitem(RESULT, "errors", ["peer: losses differ by 0.2", "other"])
+    where = [f"--out={tmp_path}/out"] if out else []
+    assert main(["bench", "train", *where]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "biomedlm bench: error: train: peer: losses differ by 0.2; 1 more above"
+    assert (tmp_path / "out" / "index.html").exists() == out
