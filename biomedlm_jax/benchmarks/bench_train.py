@@ -80,7 +80,11 @@ def measure(
     notes: list[str] = []
     peers = timed.available_peers(peers, notes)
     names, failures = (OURS, *peers), {}
-    work = {"length": config.context_length, "batch_size": batch_size, "loss_chunks": loss_chunks}
+    work: dict[str, Any] = {
+        "length": config.context_length,
+        "batch_size": batch_size,
+        "loss_chunks": loss_chunks,
+    }
     gpu = on_gpu()
     blocks = BLOCKS_ON_GPU if blocks is None and gpu else blocks
     if blocks is None:
@@ -312,7 +316,7 @@ def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options
     import torch
 
     device, half = timed.torch_device(), config.dtype == jax.numpy.bfloat16
-    model = read_hf(release, attn_implementation=kernel, dtype=torch.float32)
+    model: Any = read_hf(release, attn_implementation=kernel, dtype=torch.float32)
     model = model.to(device).train()
     model = torch.compile(model) if "compile" in options else model
     batch = torch.from_numpy(tokens).long().to(device)
@@ -321,7 +325,8 @@ def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options
         with torch.autocast(device, torch.bfloat16, enabled=half):
             return model(batch, labels=batch, use_cache=False).loss
 
-    return TorchSteps(model.parameters(), [loss], OPTIMIZER, fused="fused" in options)
+    parameters = model.parameters()  # pyright: ignore[reportFunctionMemberAccess]
+    return TorchSteps(parameters, [loss], OPTIMIZER, fused="fused" in options)
 
 
 def _in_blocks(work: dict, names, blocks: int, calls: int, profile: str | None, failures: dict):

@@ -105,7 +105,7 @@ def _device_memory(name: str) -> dict[str, int]:
         import jax
 
         peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
-        return {"device_peak": sum(peaks)} if all(peaks) else {}
+        return {"device_peak": sum(filter(None, peaks))} if all(peaks) else {}
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {}

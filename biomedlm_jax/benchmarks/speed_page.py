@@ -169,7 +169,7 @@ def _section(kind: str, result: Mapping[str, Any], images: Mapping[str, Figure])
             continue
         parts.append(_table(title, rows, share))
         name = {"parts of a step": "step.png", "utilisation of FLOPs": "utilisation.png"}.get(title)
-        if name in images:
+        if name is not None and name in images:
             parts.append(images[name])
     notes = [f"load average before and after: {_loads(result)}"]
     parts.append(Listing("Notes", "\n".join([*notes, *result.get("notes", ())])))

@@ -75,12 +75,13 @@ def utilisation_plot(rows: Mapping[str, Mapping[str, float]], peak: str) -> byte
 def _stacked(rows: Mapping[str, Mapping], columns, labels, unit: str) -> bytes:
     figure = Figure(figsize=(WIDTH, len(rows) * ROW + 1.2), layout="constrained")
     ax = figure.subplots()
-    left = [0.0] * len(rows)
+    left, bars = [0.0] * len(rows), None
     colours = (LIGHT, COLOURS[0]) if len(columns) == 2 else COLOURS
     for column, label, colour in zip(columns, labels, colours, strict=False):
         values = [max(0.0, row[column]) for row in rows.values()]
         bars = ax.barh(range(len(rows)), values, left=left, color=colour, height=0.7, label=label)
         left = [a + b for a, b in zip(left, values, strict=True)]
+    assert bars is not None
     ax.bar_label(bars, labels=[f"{value:.3g}" for value in left], fontsize=9, padding=4)
     _label(ax, list(rows))
     ax.margins(x=0.1)
