@@ -72,7 +72,8 @@ def measure_all(
         save()
         write_page(report, out)
         done = ", ".join(report["results"]) or "no benchmark"
-        progress(f"interrupted after {done}: {out / FIGURES}, the page and {out / ROUNDS} are kept")
+        kept = ", ".join(name for name in PAGE if (out / name).exists())
+        progress(f"interrupted after {done}; {out} keeps {kept}; --overwrite starts anew")
         interrupt.saved = True  # type: ignore[attr-defined]  # it was printed
         raise
     save()

@@ -46,6 +46,7 @@ def measure(config: ModelConfig, *, rounds: int = 5, details: bool = True) -> di
         megabytes = weight_bytes(release) / 1e6
         table = timed.summarise_timings(timings, "mb", megabytes)
         for name, side in table.items():
+            del side["compile_seconds"]  # nothing is compiled
             side["changed_tensors"] = changed_tensors(release, Path(timings[name].last))
         tables = {"Hugging Face, run and back": table}
         if details:

@@ -14,7 +14,7 @@ import numpy as np
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.benchmarks.bench_train import JaxSteps
+from biomedlm_jax.benchmarks.training_steps import JaxSteps
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.finetuning.losses import Batch, target_loss
 from biomedlm_jax.finetuning.shuffling import ShuffledTexts

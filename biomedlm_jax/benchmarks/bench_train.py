@@ -8,12 +8,11 @@ timed and ends; then the next side.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.allocator import keep_freed_memory
@@ -21,9 +20,10 @@ from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.benchmarks.energy import open_meter
 from biomedlm_jax.benchmarks.kernels import profile_lines, profile_steps
 from biomedlm_jax.benchmarks.own_process import measure_alone, on_gpu, peak_memory
-from biomedlm_jax.benchmarks.peers import read_hf
+from biomedlm_jax.benchmarks.peers import check_torch, read_hf
 from biomedlm_jax.benchmarks.release import execution_of, random_release
 from biomedlm_jax.benchmarks.rounds import OURS, Timing
+from biomedlm_jax.benchmarks.training_steps import JaxSteps, TorchSteps
 from biomedlm_jax.benchmarks.utilisation import utilisation
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import model_config
@@ -32,8 +32,6 @@ from biomedlm_jax.model import attention
 from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.training.config import OptimizerSettings
 from biomedlm_jax.training.loss import next_token_loss
-from biomedlm_jax.training.optimizer import make_optimizer
-from biomedlm_jax.training.state import TrainState, init_state, jit_step, train_step
 
 BLOCKS_ON_GPU = 2
 # A constant rate from the first step on: a warmup would start at 0, and nothing would be compared.
@@ -76,7 +74,7 @@ def measure(
     """
     config = dataclasses.replace(config, **timed.NO_DROPOUT)  # whose samples differ on the sides
     for peer in peers:
-        check_peer(peer)
+        check_torch(peer)
     notes: list[str] = []
     peers = timed.available_peers(peers, notes)
     names, failures = (OURS, *peers), {}
@@ -174,16 +172,6 @@ def split_step(table: Mapping[str, Mapping], parts: Mapping[str, Mapping[str, Ti
     return split
 
 
-def check_peer(name: str) -> None:
-    """Raise InputError unless `name` is the name of a peer."""
-    words = name.split()
-    if words[:1] != ["torch"] or len(words) < 2 or set(words[2:]) - {"fused", "compile"}:
-        raise InputError(
-            f"got the peer {name!r}; expected 'torch ATTENTION [fused] [compile]', where "
-            "ATTENTION is transformers' attn_implementation, such as sdpa or eager"
-        )
-
-
 def about(*, release: str, execution: Mapping[str, Any], **work: Any) -> dict[str, str]:
     """Return the device, dtype and attention kernel of this library in this process."""
     config = model_config(release, **execution)
@@ -214,102 +202,9 @@ def make_side(
         copy = functools.partial(jax.tree.map, jax.numpy.copy)  # a step reuses the model's buffers
         side: Any = JaxSteps(mesh, copy, loss_fn, [tokens], OPTIMIZER, model)
     else:
-        check_peer(name)
+        check_torch(name)
         side = _torch_side(release, config, tokens, *name.split()[1:])
     return {STEP: side, FORWARD: side.forward, GRADIENT: side.gradient}
-
-
-class JaxSteps:
-    """A call updates the model `make(*base)` once with each batch, and returns the losses."""
-
-    def __init__(
-        self, mesh: Mesh, make: Callable, loss_fn: Callable, batches, settings, *base: Any
-    ):
-        tx, _ = make_optimizer(settings, steps=1_000_000)
-        layout = meshes.sharding(mesh, "batch", None)
-
-        def start(*base) -> TrainState:
-            return init_state(make(*base), tx)
-
-        self.mesh, self.batches = mesh, batches
-        self.place = functools.partial(jax.tree.map, lambda array: meshes.place(array, layout))
-        with jax.set_mesh(mesh):
-            abstract = meshes.abstract_sharded(start, mesh, *base)
-            shardings = jax.tree.map(lambda x: x.sharding, abstract)
-            self.state = jax.jit(start, out_shardings=shardings)(*base)
-            self.update = jit_step(train_step, abstract=abstract, tx=tx, seed=0, loss_fn=loss_fn)
-        self._loss = jax.jit(loss_fn)
-        self._gradient = jax.jit(jax.value_and_grad(loss_fn))
-
-    def __call__(self) -> list[float]:
-        """Update once with each batch; return the losses."""
-        losses = []
-        with jax.set_mesh(self.mesh):
-            for batch in self.batches:
-                self.state, metrics = self.update(self.state, self.place(batch))
-                losses.append(metrics["loss"])
-        return [float(loss) for loss in losses]
-
-    def forward(self) -> list[float]:
-        """Return the losses of the batches, without gradients."""
-        return [float(loss) for loss in self._compute(self._loss)]
-
-    def gradient(self) -> list[float]:
-        """Compute the gradients of each batch; return the losses."""
-        return [float(loss) for loss, _ in self._compute(self._gradient)]
-
-    def _compute(self, function: Callable) -> list:
-        with jax.set_mesh(self.mesh):
-            return [
-                jax.block_until_ready(function(self.state.model, self.place(batch)))
-                for batch in self.batches
-            ]
-
-
-class TorchSteps:
-    """A call updates `parameters` once with each function of `losses`, and returns the losses."""
-
-    def __init__(self, parameters, losses: Sequence[Callable], settings, *, fused: bool = False):
-        import torch
-
-        self.parameters, rate = list(parameters), settings.learning_rate
-        betas, decay = (settings.beta1, settings.beta2), settings.weight_decay / rate
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=rate, betas=betas, weight_decay=decay, fused=fused
-        )
-        clip = torch.nn.utils.clip_grad_norm_
-        self.clip = functools.partial(clip, self.parameters, settings.clip_norm)
-        self.losses = losses
-
-    def __call__(self) -> list[float]:
-        """Update once with each loss; return them."""
-        return [self._step(loss_fn) for loss_fn in self.losses]
-
-    def _step(self, loss_fn: Callable) -> float:
-        loss = loss_fn()
-        loss.backward()
-        self.clip()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.item()
-
-    def forward(self) -> list[float]:
-        """Return the losses; what the backward pass needs is stored, too."""
-        return [loss_fn().item() for loss_fn in self.losses]
-
-    def gradient(self) -> list[float]:
-        """Compute the gradients of each loss; return the losses."""
-        return [self._gradient(loss_fn) for loss_fn in self.losses]
-
-    def _gradient(self, loss_fn: Callable) -> float:
-        loss = loss_fn()
-        loss.backward()
-        if self.parameters[0].is_cuda:
-            import torch
-
-            torch.cuda.synchronize()
-        self.optimizer.zero_grad()
-        return loss.item()
 
 
 def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options: str):
@@ -325,7 +220,7 @@ def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options
         with torch.autocast(device, torch.bfloat16, enabled=half):
             return model(batch, labels=batch, use_cache=False).loss
 
-    parameters = model.parameters()  # pyright: ignore[reportFunctionMemberAccess]
+    parameters = list(model.parameters())  # pyright: ignore[reportFunctionMemberAccess]
     return TorchSteps(parameters, [loss], OPTIMIZER, fused="fused" in options)
 
 

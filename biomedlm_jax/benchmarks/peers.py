@@ -1,4 +1,4 @@
-"""Transformers' models as peers: "hf ATTENTION [static] [compile]"."""
+"""Transformers' models as peers: "hf ATTENTION ...", and "torch ATTENTION ..." in training."""
 
 from pathlib import Path
 from typing import Any
@@ -43,3 +43,13 @@ def load_hf(name: str, path: str, *, dtype: str) -> Any:
         mode = "reduce-overhead" if torch.cuda.is_available() else "default"
         model.forward = torch.compile(model.forward, mode=mode, fullgraph=True)
     return model
+
+
+def check_torch(name: str) -> None:
+    """Raise InputError unless `name` is that of a training peer."""
+    words = name.split()
+    if words[:1] != ["torch"] or len(words) < 2 or set(words[2:]) - {"fused", "compile"}:
+        raise InputError(
+            f"got the peer {name!r}; expected 'torch ATTENTION [fused] [compile]', where "
+            "ATTENTION is transformers' attn_implementation, such as sdpa or eager"
+        )

@@ -18,6 +18,13 @@ KINDS = {
     "load": "Loading",
     "convert": "Conversion",
 }
+COMPARED = {
+    "train": "losses",
+    "score": "log-probabilities",
+    "generate": "tokens",
+    "load": "logits",
+    "convert": "tensors",
+}
 # Columns that bench.json has and the page leaves out.
 LEFT_OUT = ("fastest_seconds", "first_seconds", "seconds", "step_seconds")
 UNITS = {"_seconds": ", s", "_gb": ", GB", "_per_second": "/s"}
@@ -124,7 +131,8 @@ def sections(report: Mapping[str, Any], images: Mapping[str, Figure]) -> list[Se
     if line := busy_line(report):
         summary.append(line)
     if not errors and any(not name.startswith(OURS) for side in cases.values() for name in side):
-        summary.append("Losses, scores, texts, logits and tensors of all sides agree.")
+        compared = ", ".join(COMPARED[kind] for kind in results)
+        summary.append(f"All sides agree in what was compared: {compared}.")
     if cases:
         summary.append(_summary(cases))
     summary += [images[name] for name in ("speed.png", "memory.png") if name in images]

@@ -28,7 +28,6 @@ import functools
 import importlib
 import os
 import shlex
-from collections.abc import Callable
 from typing import Any
 
 from biomedlm_jax.commands.shared_flags import Flags
@@ -124,8 +123,12 @@ def run(options: Flags) -> None:
 
     # jax reserves most of a GPU at its start, and torch's models are beside it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from biomedlm_jax.benchmarks.peers import check_hf, check_torch
     from biomedlm_jax.benchmarks.rounds import print_result
 
+    for flag, check in (("peers", check_torch), ("hf", check_hf)):  # before one is measured
+        for peer in (options[flag].value or ()) if flag in used else ():
+            check(peer)
     benchmarks = {one: functools.partial(_measure, one, options) for one in kinds}
     if not options.out:
         result = benchmarks[kind]()
@@ -171,9 +174,7 @@ def _value(options: Flags, name: str) -> Any:
 
 
 def _measure(kind: str, options: Flags) -> dict:
-    module = "score" if kind == "medqa" else kind
-    benchmark: Any = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{module}")
-    measure: Callable = benchmark.measure_medqa if kind == "medqa" else benchmark.measure
+    benchmark: Any = importlib.import_module(f"biomedlm_jax.benchmarks.bench_{kind}")
     arguments = {argument or name: _value(options, name) for name, _, argument in _pairs(kind)}
     if kind in MORE and kind != "tokens":
         arguments["config"] = _config(kind, options)
@@ -181,7 +182,7 @@ def _measure(kind: str, options: Flags) -> dict:
         arguments["paths"] = options.input_paths()
         if options.beam_options is not None:
             arguments["beam"] = shlex.split(options.beam_options)
-    return measure(**arguments)
+    return benchmark.measure(**arguments)
 
 
 def _config(kind: str, options: Flags):

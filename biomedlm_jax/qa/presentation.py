@@ -206,7 +206,9 @@ def conclusions(summary: Mapping) -> list[str]:
     if score["low"] == score["high"]:
         lines.append("The bootstrap has no uncertainty where all or no answers are right.")
     elif score["low"] <= summary["chance"] <= score["high"]:
-        lines.append("The interval includes chance: the accuracy does not differ from guessing.")
+        lines.append(
+            "The interval includes chance: the accuracy is not shown to differ from guessing."
+        )
     elif score["low"] <= summary["majority_class"]:
         lines.append("The accuracy is not reliably above always giving the most common class.")
     if summary["published_percent"]:

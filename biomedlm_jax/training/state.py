@@ -188,10 +188,9 @@ def compiler_options(device, *, training: bool = False) -> dict[str, str]:
     For `training`, those of `chips.TRAINING_OPTIONS` too. One that it refuses on an empty program
     is left out with a warning.
     """
-    known_chip, wanted = chip(device.device_kind), {}
-    for table in (COMPILER_OPTIONS, TRAINING_OPTIONS if training else {}):
-        wanted |= table.get(known_chip.name, {}) if known_chip else {}
-    known = {}
+    known_chip, known = chip(device.device_kind), {}
+    name = known_chip.name if known_chip else ""
+    wanted = COMPILER_OPTIONS.get(name, {}) | (TRAINING_OPTIONS.get(name, {}) if training else {})
     alone = make_mesh(data=1, fsdp=1, tensor=1, devices=[device])
     one = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding(alone))
     for name, value in wanted.items():

@@ -70,7 +70,11 @@ def test_ctrl_c_keeps_what_has_ended(tmp_path, capsys):
     assert not stored["complete"]
     assert list(stored["results"]) == ["convert"]
     assert rounds[-1]["kind"] == "load"
-    assert "interrupted after convert: " in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"interrupted after convert; {out} keeps index.html, bench.md, bench.json, rounds.jsonl; "
+        "--overwrite starts anew"
+    )
     assert "interrupted; the finished parts follow" in (out / "index.html").read_text()
 
 

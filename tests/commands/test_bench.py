@@ -9,6 +9,7 @@ from biomedlm_jax.benchmarks import (
     bench_convert,
     bench_generate,
     bench_load,
+    bench_medqa,
     bench_packing,
     bench_readers,
     bench_score,
@@ -38,7 +39,7 @@ RESULT = {
 FUNCTIONS = {
     "train": bench_train.measure,
     "score": bench_score.measure,
-    "medqa": bench_score.measure_medqa,
+    "medqa": bench_medqa.measure,
     "generate": bench_generate.measure,
     "load": bench_load.measure,
     "convert": bench_convert.measure,
@@ -61,13 +62,8 @@ def calls(monkeypatch) -> dict:
             return RESULT
 
         inspect.signature(function).bind(**dict.fromkeys(expected(what)))
-        name = function.__name__
-        module = f"biomedlm_jax.benchmarks.bench_{'score' if what == 'medqa' else what}"
-        fake = sys.modules[module]
-        if not isinstance(fake, SimpleNamespace):
-            fake = SimpleNamespace()
-            monkeypatch.setitem(sys.modules, module, fake)
-        setattr(fake, name, measure)
+        module = f"biomedlm_jax.benchmarks.bench_{what}"
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(measure=measure))
     return given
 
 
@@ -148,6 +144,7 @@ def test_all_writes_the_page_of_five_benchmarks(calls, tmp_path, capsys):
         (["all", "--path=p", "--out=o"], "got --path, which bench all does not use"),
         (["score", "--path=p", "--out=o"], "got --out, which bench score does not use"),
         (["score", "--tokenizer=t"], "got --tokenizer, which bench score does not use"),
+        (["all", "--out=o", "--peers=", "--hf=foo"], "got the peer 'foo'; expected 'hf ATTENTION"),
         (["packing", "--quick"], "got --quick, which bench packing does not use"),
     ],
 )

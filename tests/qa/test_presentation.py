@@ -61,7 +61,7 @@ def test_groups_are_counted_and_resampled(questions):
 
 def test_markdown_names_what_the_intervals_do_not_show(questions):
     guesses = summarise(questions(share=1 / 3, seed=1), name="medqa")
-    assert "does not differ from guessing" in markdown(guesses)
+    assert "is not shown to differ from guessing" in markdown(guesses)
     perfect = summarise(questions(5, share=1), name="medqa")
     assert "has no uncertainty where all" in markdown(perfect)
     # Of classes 0, 1 and 2 the last is relabelled 0: two thirds are right, as always giving 0 is.
