@@ -146,6 +146,7 @@ def test_shared_rows_have_the_gradients_of_one_row_per_option():
     assert_same_gradients(shared[1], alone[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "parts"),
     [pytest.param("classification", 8, 2, marks=pytest.mark.slow), ("choice", 32, 8)],

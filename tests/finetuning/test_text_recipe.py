@@ -75,6 +75,7 @@ def lora_run(world, text_config, lora, tmp_path_factory):
     return run, finetune(text_config(**lora, training__epochs=3), world / "base", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["short_text_run", pytest.param("lora_run", marks=pytest.mark.slow)]
 )

@@ -46,7 +46,7 @@ def test_a_call_flattens_arrays_and_no_modules(pairs):
     [
         pytest.param("scaled", {"data": 8}, marks=pytest.mark.slow),
         pytest.param("scaled", {"fsdp": 8}, marks=pytest.mark.slow),
-        ("scaled", {"tensor": 4, "data": 2}),
+        pytest.param("scaled", {"tensor": 4, "data": 2}, marks=pytest.mark.slow),
         pytest.param("scaled", {"fsdp": 2, "tensor": 2}, marks=pytest.mark.slow),
         ("window", {"data": 2, "fsdp": 2, "tensor": 2}),
     ],

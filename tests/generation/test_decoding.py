@@ -59,6 +59,7 @@ def test_padding_never_counts_as_text(pairs, prompts_of, options):
     assert ours == [peer.generate([prompt], **options)[0][0] for prompt in prompts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("scaled", marks=pytest.mark.slow), "window"])
 def test_an_answer_does_not_depend_on_its_batch(pairs, prompts_of, name):
     _, decoder, _ = pairs[name]

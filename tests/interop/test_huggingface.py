@@ -593,6 +593,7 @@ def test_unknown_and_old_types(llama_source, tmp_path, edit_config):
         quietly(path, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", mostly_slow(tiny.TYPES, ["llama"]), indirect=True)
 def test_classifiers_of_the_second_family_score_alike(source, make_finetuned, tmp_path):
     """transformers reads the last token that is not padding, on either side."""

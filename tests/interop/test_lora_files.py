@@ -76,6 +76,7 @@ def make_run(path, base, *, added: int = 0, recipe: str = "text"):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_factors_of_a_run_in_peft_and_back(base, added, tmp_path):
     run = make_run(tmp_path / "run", base, added=added)

@@ -26,6 +26,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 transformers = pytest.importorskip("transformers", reason=REASON)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("layers", "heads", "width", "mlp_width"),
@@ -191,6 +192,7 @@ def test_scores_of_a_head_are_those_of_transformers(
         verify_hf(path, run=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_transformers_classifies_a_padded_batch_alike(make_finetuned, tmp_path):
     model, tokenizer, head = make_finetuned("classification")
     path = export_hf(model, tokenizer, tmp_path / "out", head=head)

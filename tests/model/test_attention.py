@@ -206,11 +206,11 @@ def test_a_window_counts_positions_of_the_own_branch(branched):
 @pytest.mark.parametrize(
     ("groups", "window", "packed"),
     [
-        (2, None, False),
+        pytest.param(2, None, False, marks=pytest.mark.slow),
         pytest.param(1, 40, False, marks=pytest.mark.slow),
         pytest.param(2, 130, False, marks=pytest.mark.slow),
         (2, 256, True),
-        (1, 40, True),
+        pytest.param(1, 40, True, marks=pytest.mark.slow),
     ],
 )
 def test_splash_has_grouped_heads_and_a_window_with_gradients(groups, window, packed):

@@ -186,6 +186,7 @@ def test_kernels_and_tables_are_matrices():
             assert (leaf.shape, leaf.sharding) == (narrow[name].shape, narrow[name].sharding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mostly_slow(["gpt2", "llama"], ["llama"]))
 def test_a_frozen_bfloat16_model_is_computed_as_its_float32_values(gpt, family):
     model = gpt

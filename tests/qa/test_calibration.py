@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import mostly_slow
 from scipy.special import log_softmax, softmax
 
 from biomedlm_jax.qa import calibration
@@ -29,7 +30,7 @@ def sampled(n, temperature):
     ]
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+@pytest.mark.parametrize("temperature", mostly_slow([0.5, 1.0, 2.5], [2.5]))
 def test_the_temperature_is_that_of_the_truth(temperature):
     items = sampled(4000, temperature)
     rows = [np.array(item["probabilities"]) for item in items]

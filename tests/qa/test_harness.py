@@ -166,11 +166,13 @@ def test_a_text_ends_before_its_first_stop_sequence(ours):
     "settings",
     [
         {"num_beams": 4, "length_penalty": -0.5, "early_stopping": True},
-        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
-        {"min_new_tokens": 6, "until": ["e"]},
+        pytest.param(
+            {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param({"min_new_tokens": 6, "until": ["e"]}, marks=pytest.mark.slow),
         {"bad_words_ids": [[102], [7, 8], [297]]},
         {"until": ["r", "pirin"]},
-        {"until": ["<|endoftext|>", "asp"]},
+        pytest.param({"until": ["<|endoftext|>", "asp"]}, marks=pytest.mark.slow),
         pytest.param({"num_beams": 3, "min_length": 20}, marks=pytest.mark.slow),
         pytest.param({"eos_token_id": [102, 297]}, marks=pytest.mark.slow),
         pytest.param(

@@ -59,6 +59,7 @@ def test_a_task_has_the_answers_of_the_hf_backend_request_by_request(
 KINDS = ("choice", "likelihood", "rolling", "generated")
 
 
+@pytest.mark.slow
 def test_three_tasks_of_each_request_type_are_those_of_the_hf_backend(
     exported, one_by_one, tasks, tmp_path, assert_equal_answers
 ):

@@ -53,7 +53,7 @@ def tokens():
 @pytest.mark.parametrize(
     ("weights", "chunks"),
     [
-        (None, 1),
+        pytest.param(None, 1, marks=pytest.mark.slow),
         ([1.0, 0.0, 1.0, 0.5], 2),
         pytest.param(None, 2, marks=pytest.mark.slow),
         pytest.param(None, 16, marks=pytest.mark.slow),
