@@ -12,7 +12,7 @@ import functools
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,7 +269,7 @@ class _Object(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _storage_errors(path: BucketPath, *, writing: bool = False) -> Iterator[None]:
+def _storage_errors(path: BucketPath, *, writing: bool = False) -> Generator[None]:
     """Raise every error of the storage as an OSError that names the path."""
     try:
         yield

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ def _numbers(coordinator: str, process_id: int, process_count: int) -> dict:
 
 
 @contextlib.contextmanager
-def fail_together(*, silence_timeout: int = 60) -> Iterator[None]:
+def fail_together(*, silence_timeout: int = 60) -> Generator[None]:
     """End every process of the run with one exit code as soon as one of them fails.
 
     The process whose body raises ends with 2 for bad input (an InputError) and 1 for anything else;

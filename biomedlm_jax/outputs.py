@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def remove_tree(path: Path) -> None:
 @contextlib.contextmanager
 def local_copy(
     path: str | Path, wanted: Callable[[str], bool] = lambda name: True
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Yield `path`, or a temporary copy of a bucket's, for libraries that read local files only.
 
     `wanted` chooses the files to copy by their names in the directory.
@@ -48,7 +48,7 @@ def local_copy(
 
 
 @contextlib.contextmanager
-def written_locally(path: Path) -> Iterator[Path]:
+def written_locally(path: Path) -> Generator[Path]:
     """Yield `path`, or a temporary directory that is copied to a bucket's after the block."""
     if not is_bucket(path):
         yield path
@@ -90,7 +90,7 @@ def check_output(path: str | Path, *, replaceable: Callable[[Path], bool], overw
 @contextlib.contextmanager
 def atomic_directory(
     path: str | Path, *, replaceable: Callable[[Path], bool], overwrite: bool
-) -> Iterator[Path]:
+) -> Generator[Path]:
     """Yield a new, empty directory that replaces `path` when the block succeeds.
 
     After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. A symbolic link
@@ -138,7 +138,7 @@ def atomic_directory(
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, overwrite: bool) -> Generator[Path]:
     """Yield a new path beside the file `path`; what the block writes there replaces it at the end.
 
     After an error in the block, Ctrl-C or SIGTERM, `path` is as it was before. What killed
@@ -170,7 +170,7 @@ def check_file(path: str | Path, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _scratch_directory(path: Path) -> Iterator[None]:
+def _scratch_directory(path: Path) -> Generator[None]:
     """Make a directory, and remove it after the block; its lock marks it as in use."""
     path.mkdir()
     lock = _lock(path)
@@ -183,7 +183,7 @@ def _scratch_directory(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
+def _exit_on_sigterm() -> Generator[None]:
     """Let SIGTERM raise SystemExit(143) in the block, unless the program handles it otherwise."""
     default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not default or threading.current_thread() is not threading.main_thread():

@@ -11,7 +11,7 @@ import io
 import lzma
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -122,7 +122,7 @@ def reading() -> tuple[Path | None, int]:
 
 
 @contextlib.contextmanager
-def _named_errors(where: Callable[[], str]) -> Iterator[None]:
+def _named_errors(where: Callable[[], str]) -> Generator[None]:
     """Raise the errors of decompressors as BrokenStreamError at the place `where()`."""
     try:
         yield

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -462,7 +462,7 @@ class Soak:
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, megabytes: int) -> Iterator[str]:
+def small_disk(path: Path, megabytes: int) -> Generator[str]:
     """Mount a small file system on `path` for the block; yield why not, or an empty text."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]

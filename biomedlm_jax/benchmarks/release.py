@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ APART = "export on the CPU"
 
 
 @contextlib.contextmanager
-def random_release(config: ModelConfig, *, apart: bool = False) -> Iterator[Path]:
+def random_release(config: ModelConfig, *, apart: bool = False) -> Generator[Path]:
     """Yield a temporary Hugging Face directory with random weights.
 
     With `apart` another process makes it, on the CPU: this one leaves the GPU to the sides.

@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Timing:
 
 
 @contextlib.contextmanager
-def recorded(path: str | Path, **fields: Any) -> Iterator[None]:
+def recorded(path: str | Path, **fields: Any) -> Generator[None]:
     """Append each round that ends in the block to a file, as a JSON line with `fields`."""
 
     def write(**values: Any) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shlex
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ class Flags(flags.FlagValues):
         return given
 
     @contextlib.contextmanager
-    def multiprocess_run(self) -> Iterator[None]:
+    def multiprocess_run(self) -> Generator[None]:
         """Connect the processes of `define_processes`; if one fails in the block, all end."""
         from biomedlm_jax import distributed
         from biomedlm_jax.agreement import check_agreement, versions

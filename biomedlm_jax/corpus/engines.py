@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def open_engine(workers: int, folder: Path, beam: Sequence[str] | None = None) -> Iterator[Map]:
+def open_engine(workers: int, folder: Path, beam: Sequence[str] | None = None) -> Generator[Map]:
     """Yield a `Map` over so many processes, or one over the runner that flags of Beam choose.
 
     Args:
@@ -144,7 +144,7 @@ def _pipeline_failure(error: Exception) -> OSError:
 
 
 @contextlib.contextmanager
-def _fails_with_its_workers() -> Iterator[None]:
+def _fails_with_its_workers() -> Generator[None]:
     """Let a pipeline of DirectRunner fail in the block if one of its processes is killed.
 
     Beam would wait for it for ever: as if it had reported an error, what it owes is answered here.

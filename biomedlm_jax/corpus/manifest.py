@@ -8,7 +8,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -136,7 +136,7 @@ def check_ends(directory: Path, facts: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def naming(file: Path) -> Iterator[None]:
+def naming(file: Path) -> Generator[None]:
     """Let an OSError of the block have the file's name: that of a read or a timeout has none."""
     try:
         yield

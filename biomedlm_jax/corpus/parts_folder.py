@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def parts_folder(out: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked_parts_folder(out: str | Path, what: str) -> Iterator[Path]:
+def locked_parts_folder(out: str | Path, what: str) -> Generator[Path]:
     """Make `parts_folder(out)`, lock it while the block runs, and remove it when that succeeds.
 
     After an error its finished parts stay, and a note of the exception names the folder.
@@ -56,7 +56,7 @@ def locked_parts_folder(out: str | Path, what: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str) -> Generator[None]:
     """Make a directory, and lock it while the block runs.
 
     Raises InputError, which names `what` is built, if another process has the lock.

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,7 +38,7 @@ class Map(Protocol):
 
 
 @contextlib.contextmanager
-def worker_processes(workers: int) -> Iterator[Map]:
+def worker_processes(workers: int) -> Generator[Map]:
     """Yield a `Map` over so many processes; 1 is the calling process.
 
     It raises what the function raises. When the block ends, by an error or not, all processes end,

@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from rich import progress
 from rich.console import Console
@@ -13,7 +13,7 @@ SECONDS = 5.0
 
 
 @contextlib.contextmanager
-def progress_line() -> Iterator[Callable[[str], None]]:
+def progress_line() -> Generator[Callable[[str], None]]:
     """Yield a function that prints a line to standard error; on a terminal it replaces the last."""
     console = Console(stderr=True)
     with console.status("starting") as status:
@@ -42,7 +42,7 @@ class Remaining:
 
 
 @contextlib.contextmanager
-def report_regularly(report: Callable[[], None]) -> Iterator[None]:
+def report_regularly(report: Callable[[], None]) -> Generator[None]:
     """Call `report` in a thread every `SECONDS` while the block runs."""
     stop = threading.Event()
 

@@ -12,7 +12,7 @@ import gc
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -354,7 +354,7 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def _uncollected() -> Generator[None]:
     """Pause the garbage collector, which visits all objects often while many merges are made."""
     enabled = gc.isenabled()
     gc.disable()

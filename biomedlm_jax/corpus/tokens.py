@@ -22,7 +22,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -216,7 +216,7 @@ def _new_rows(
     validation_fraction: float,
     *,
     overwrite: bool,
-) -> Iterator["_Build"]:
+) -> Generator["_Build"]:
     """Yield a build in a directory that replaces `out` when the block succeeds."""
     with (
         naming(_local(out)),  # a full disk

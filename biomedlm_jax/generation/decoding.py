@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +215,7 @@ def check_logits(state: Prefilled, numbers: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
-def on_mesh(model: Decoder | LanguageModel) -> Iterator[Mesh | None]:
+def on_mesh(model: Decoder | LanguageModel) -> Generator[Mesh | None]:
     """Make the model's mesh the current one; yield it, or None for one device."""
     mesh = mesh_of(model)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):

@@ -7,7 +7,7 @@ A fine-tuned directory is a run directory whose config.json has `facts`, how it 
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _directory_of_first(path: str | Path, **options: Any) -> Iterator[Path]:
+def _directory_of_first(path: str | Path, **options: Any) -> Generator[Path]:
     """Yield the `atomic_directory` of the first process in every process."""
     with contextlib.ExitStack() as stack:
         directory = atomic_directory(path, **options)

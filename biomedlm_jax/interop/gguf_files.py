@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,7 +123,7 @@ def _with_all_ends(source: str | Path, config: ModelConfig) -> ModelConfig:
 @contextlib.contextmanager
 def _tensors(
     source: str | Path, config: ModelConfig, step: int | None
-) -> Iterator[Callable[[str], np.ndarray]]:
+) -> Generator[Callable[[str], np.ndarray]]:
     """Yield a function from a Hugging Face name to a tensor with the attention scale folded in."""
     abstract = finetuned.abstract_on(config, None, None)
     fold = family(config.model_type).fold_attention_scale(config)[1]

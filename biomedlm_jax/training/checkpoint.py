@@ -12,7 +12,7 @@ restored is compared with it.
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class Checkpointer:
             self._orbax.close()
 
     @contextlib.contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self) -> Generator[None]:
         try:
             yield
         except Exception as error:  # TensorStore and Orbax raise many kinds for a full disk
@@ -209,7 +209,7 @@ def saved_shapes(item: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Generator[None]:
     """Raise what Orbax and TensorStore raise for a bucket that fails as OSError."""
     try:
         yield

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 PARTS: tuple[str, ...] = ("start", "step", "data", "save", "evaluate")
@@ -23,7 +23,7 @@ class Stopwatch:
         self._last = now
 
     @contextlib.contextmanager
-    def count(self, part: str, before: str = "step") -> Iterator[None]:
+    def count(self, part: str, before: str = "step") -> Generator[None]:
         """Count the time until the block as `before`, and the block as `part`."""
         self.lap(before)
         try:

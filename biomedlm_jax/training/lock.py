@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class LockError(OSError):
 
 
 @contextlib.contextmanager
-def lock_run(workdir: Path) -> Iterator[None]:
+def lock_run(workdir: Path) -> Generator[None]:
     """Hold the lock of a run directory, which process 0 makes if it is absent, in the block.
 
     Raises LockError if a living writer holds it, and InputError, in every process, if one of them

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class Recorder:
             self._progress.start()
 
     @contextlib.contextmanager
-    def _survive(self, what: str) -> Iterator[None]:
+    def _survive(self, what: str) -> Generator[None]:
         """Print the first error of writing `what`, and continue."""
         try:
             yield

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def stop_signals(recorder: Any) -> Iterator[StopSignals]:
+def stop_signals(recorder: Any) -> Generator[StopSignals]:
     """Yield the signals of the block; after it they do what they did before."""
     signals, before = StopSignals(recorder), {}
     with contextlib.suppress(ValueError):  # not in the main thread, where no signal arrives
@@ -64,7 +64,7 @@ def stop_signals(recorder: Any) -> Iterator[StopSignals]:
 
 
 @contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
+def interrupted_by_signals() -> Generator[None]:
     """Raise Interrupted in the block for a signal that would end the process at once."""
 
     def interrupt(number: int, frame: Any) -> None:

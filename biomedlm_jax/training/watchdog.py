@@ -3,7 +3,7 @@
 import contextlib
 import faulthandler
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 
@@ -30,7 +30,7 @@ class Watchdog:
 
 
 @contextlib.contextmanager
-def watch(minutes: float) -> Iterator[Watchdog]:
+def watch(minutes: float) -> Generator[Watchdog]:
     """Yield a Watchdog that has begun, and stop it after the block."""
     watchdog = Watchdog(60 * minutes)
     watchdog.reset()
