@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     0 finished, 1 a full disk or another failure, 2 bad input, 130 Ctrl-C: `errors`.
     """
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {' '.join(str(message).split())}\n"  # ty: ignore[invalid-assignment]
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -125,7 +125,7 @@ def _run(argv: list[str]) -> int:
 
 def flags_help(values) -> str:
     """Return a paragraph for each flag of a command: its meaning, choices and default."""
-    layout = {"initial_indent": "  ", "subsequent_indent": "      ", "break_long_words": False}
+    wrapper = textwrap.TextWrapper(100, "  ", "      ", break_long_words=False)
     lines = []
     for name in values:
         flag = values[name]
@@ -134,7 +134,7 @@ def flags_help(values) -> str:
         spelled = f"--[no]{name}" if flag.boolean else f"--{name}"
         default = "" if flag.default in (None, [], "") else f" (default: {flag.default_as_str})"
         text = f"{spelled}: {' '.join(flag.help.split())}{default}"
-        lines += textwrap.wrap(text, 100, **layout)
+        lines += wrapper.wrap(text)
     return "\n".join(lines)
 
 

@@ -52,7 +52,7 @@ def render_page(title: str, sections: Sequence[Section], *, facts: Mapping[str, 
     NUL and half of a surrogate pair, which HTML does not have, are shown as escape sequences.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.globals["kind"] = lambda part: type(part).__name__
+    environment.globals["kind"] = lambda part: type(part).__name__  # ty: ignore[invalid-assignment]
     environment.filters["shown"] = _shown
     environment.tests["numeric"] = _is_numeric
     text = resources.files("biomedlm_jax").joinpath("html_page.html").read_text(encoding="utf-8")

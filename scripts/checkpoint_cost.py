@@ -66,7 +66,7 @@ def main() -> None:
 
     for number in range(options.rounds + 1):
         for side, write in (("hashes", write_sums), ("none", lambda directory: None)):
-            checkpoint.write_sums = write
+            checkpoint.write_sums = write  # ty: ignore[invalid-assignment]
             run = options.out / f"{side}{number}"
             checkpointer = checkpoint.Checkpointer(run, keep=1)
 

@@ -108,8 +108,9 @@ def main() -> int:
     keep_freed_memory()
     model, tokenizer = load(flags.model)
     assert tokenizer is not None
-    settings = {"directory": flags.model, "max_new_tokens": flags.max_tokens, "temperature": 0.0}
-    expected = generate(model, tokenizer, prompts, batch_size=1, **settings)
+    settings: dict[str, Any] = {"max_new_tokens": flags.max_tokens, "temperature": 0.0}
+    settings |= {"directory": flags.model, "batch_size": 1}
+    expected = generate(model, tokenizer, prompts, **settings)
     different = sum(got != {text} for got, text in zip(texts, expected, strict=True))
     figures: dict[str, Any] = {"different_texts": different, "texts": len(prompts)}
     for streams, values in speeds.items():

@@ -100,7 +100,8 @@ def run_command(arguments: Sequence[str], log: Path, xla: str, pause: float) -> 
         time.sleep(pause)
         return following(self)
 
-    pretrain.next_token_loss, Batches.__next__ = poisoned, late
+    pretrain.next_token_loss = poisoned  # ty: ignore[invalid-assignment]
+    Batches.__next__ = late
     sys.exit(main(list(arguments)))
 
 
@@ -452,6 +453,7 @@ class Soak:
 
     def table(self) -> list[str]:
         """Return the table of faults."""
+        rows: list[tuple[str, ...]]
         rows = [("fault", "injected", "recovered", "steps repeated", "bytes lost")]
         counts = [dataclasses.astuple(count) for count in self.counts.values()]
         rows += [(kind, *map(str, row)) for kind, row in zip(self.counts, counts, strict=True)]

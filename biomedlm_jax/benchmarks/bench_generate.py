@@ -57,8 +57,8 @@ def measure(
     tables, errors = {}, []
     source, meter = open_meter(gpu=jax.default_backend() == "gpu")
     with random_release(config) as release:
-        work = {"release": str(release), "execution": execution_of(config), "cases": cases}
-        work |= {"prompt_length": prompt_length, "new_tokens": new_tokens}
+        work: dict[str, Any] = {"release": str(release), "execution": execution_of(config)}
+        work |= {"cases": cases, "prompt_length": prompt_length, "new_tokens": new_tokens}
         sides = {name: make_side(name, **work) for name in names}
         dtype = np.dtype(config.dtype).name
         for case, (size, _) in cases.items():
@@ -119,7 +119,7 @@ def make_side(
 
 def _ours(decoder, new_tokens: int):
     def decode(prompts: list[list[int]], beams: int) -> list[list[int]]:
-        options = {"max_new_tokens": new_tokens, "strategy": Strategy()}
+        options: dict[str, Any] = {"max_new_tokens": new_tokens, "strategy": Strategy()}
         if beams == 1:
             result = decoding.decode(decoder, prompts, **options)
         else:
@@ -132,7 +132,7 @@ def _ours(decoder, new_tokens: int):
 def _theirs(peer: Any, new_tokens: int, *options: str):
     import torch
 
-    more = {"cache_implementation": "static"} if "static" in options else {}
+    more: dict[str, Any] = {"cache_implementation": "static"} if "static" in options else {}
     more |= {"eos_token_id": None, "pad_token_id": 0, "max_new_tokens": new_tokens}
 
     def decode(prompts: list[list[int]], beams: int) -> list[list[int]]:

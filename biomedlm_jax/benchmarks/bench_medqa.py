@@ -106,9 +106,10 @@ def _model(model, tokenizer) -> tuple[LanguageModel, Tokenizer]:
     tokens = load_tokenizer(tokenizer) if tokenizer else None
     if model:
         loaded, own = load(model, **timed.NO_DROPOUT)  # so that all sides compute the same
-        if tokens is None and own is None:
+        tokens = tokens or own
+        if tokens is None:
             raise InputError(f"{model} has no tokenizer; give --tokenizer")
-        return loaded, tokens or own  # pyright: ignore[reportReturnType]
+        return loaded, tokens
     if tokens is None:
         raise InputError("bench score --path needs --model, or --tokenizer for a random model")
     config = make_config(MODEL, vocab_size=tokens.get_vocab_size(), **timed.NO_DROPOUT)

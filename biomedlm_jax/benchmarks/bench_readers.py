@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
+from lxml import etree  # ty: ignore[missing-module-member]
 
 from biomedlm_jax.benchmarks import rounds as timed
 from biomedlm_jax.corpus import jats, medline

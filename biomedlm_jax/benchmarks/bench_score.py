@@ -57,7 +57,8 @@ def measure(
     failures: dict[str, str] = {}
     source, meter = open_meter(gpu=jax.default_backend() == "gpu")
     with random_release(config) as release:
-        work = {"release": str(release), "execution": execution_of(config), "questions": questions}
+        work: dict[str, Any] = {"release": str(release), "execution": execution_of(config)}
+        work["questions"] = questions
         sides = {name: make_side(name, **work)["score"] for name in names}
         timings = timed.alternate(sides, rounds=rounds, failures=failures, meter=meter)
         table = timed.summarise_timings(timings, "questions", questions)

@@ -106,8 +106,9 @@ def time_build(
     loaded, reader = load_tokenizer(tokenizer), DocumentReader(text_field=text_field)
     with tempfile.TemporaryDirectory() as directory:
         start, start_cpu = time.perf_counter(), time.process_time()
-        options = {"reader": reader, "length": length, "workers": workers, "beam": beam}
-        build_tokens_from_files(paths, loaded, Path(directory, "tokens"), **options)
+        options: dict[str, Any] = {"length": length, "workers": workers, "beam": beam}
+        out = Path(directory, "tokens")
+        build_tokens_from_files(paths, loaded, out, reader=reader, **options)
         return time.perf_counter() - start, time.process_time() - start_cpu
 
 

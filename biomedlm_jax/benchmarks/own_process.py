@@ -56,7 +56,7 @@ def measure_alone(
         environment = {fraction: os.environ.get(fraction, "0.95")}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        request = {"module": module, "name": name, "work": work, "calls": calls}
+        request: dict[str, Any] = {"module": module, "name": name, "work": work, "calls": calls}
         request |= {"warmup": warmup, "profile": profile}
         program = [sys.executable, "-m", __name__, json.dumps(request), str(answer)]
         # Its output goes to stderr (2): standard output is for the tables.

@@ -25,6 +25,7 @@ from biomedlm_jax.model.language_model import parameter_count
 OURS = "biomedlm_jax"
 DEVICE = "BIOMEDLM_BENCH_DEVICE"  # of the sides in processes of their own: cpu or gpu
 PEER_PACKAGES = ("torch", "transformers")
+NO_DROPOUT: dict[str, Any]
 NO_DROPOUT = dict.fromkeys(("embedding_dropout", "attention_dropout", "residual_dropout"), 0.0)
 
 

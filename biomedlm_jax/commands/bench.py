@@ -104,8 +104,9 @@ MORE = {
 }
 REQUIRED = {"tokens": ("input", "tokenizer"), "readers": ("path",), "all": ("out",)}
 # What --quick changes where a flag is not given.
-QUICK = {"layers": 4, "width": 256, "heads": 4, "vocab_size": 8_192, "length": 128, "rounds": 3}
-QUICK |= {"steps": 2, "questions": 12, "batch_sizes": (1, 8), "beams": 3, "new_tokens": 32}
+QUICK: dict[str, Any] = {"layers": 4, "width": 256, "heads": 4, "vocab_size": 8_192, "length": 128}
+QUICK |= {"rounds": 3, "steps": 2, "questions": 12, "batch_sizes": (1, 8)}
+QUICK |= {"beams": 3, "new_tokens": 32}
 
 
 def run(options: Flags) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shlex
 import typing
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from ml_collections import config_flags
 from biomedlm_jax.corpus import documents, input_files
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.files import write_json
+from biomedlm_jax.settings import Settings
 
 MODEL = "Run directory or Hugging Face directory of the model."
 ENGINES = ("processes", "beam")
+KINDS: dict[type, Callable]
 KINDS = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
 
 
@@ -229,7 +231,7 @@ class Flags(flags.FlagValues):
         )
         self.define("replay", None, meaning)
 
-    def define_settings(self, cls: type, *, exclude: tuple[str, ...] = ()) -> None:
+    def define_settings(self, cls: type[Settings], *, exclude: tuple[str, ...] = ()) -> None:
         """Add one flag, None by default, for each field of a Settings class, with its help."""
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
@@ -243,7 +245,7 @@ class Flags(flags.FlagValues):
             choices = [str(choice).lower() for choice in field.metadata["choices"] or ()]
             self.define(field.name, None, meaning, kind=kind, choices=choices, repeated=repeated)
 
-    def given_settings(self, cls: type) -> dict[str, Any]:
+    def given_settings(self, cls: type[Settings]) -> dict[str, Any]:
         """Return the values of `define_settings`'s flags that were given."""
         given = {}
         for field in dataclasses.fields(cls):

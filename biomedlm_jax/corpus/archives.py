@@ -41,7 +41,7 @@ def read_members(
             header = source.take(_BLOCK)
             try:
                 member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-            except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            except tarfile.EOFHeaderError:  # ty: ignore[missing-attribute]
                 source.drain()
                 return
             except tarfile.HeaderError as error:

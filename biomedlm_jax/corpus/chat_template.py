@@ -242,6 +242,8 @@ class _Marks:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
+    globals: dict[str, Any]
+
     def __init__(self, **options: Any):
         self.marks = _Marks()
         super().__init__(**options)
@@ -296,7 +298,7 @@ def _check_attribute(name: Any) -> None:
 
 
 def _to_json(value: Any, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    options = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    options: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from lxml import etree  # pyright: ignore[reportAttributeAccessIssue]
+from lxml import etree  # ty: ignore[missing-module-member]
 
 from biomedlm_jax.corpus.articles import Rejection
 from biomedlm_jax.corpus.xml_text import Element

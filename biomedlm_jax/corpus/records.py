@@ -132,7 +132,7 @@ def _array_items(
 
     expected = "["  # then "item", "," and so on, to "end"
     while True:
-        position = _SPACE.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]
+        position = _SPACE.match(text, position).end()  # ty: ignore[missing-union-attribute]
         if position == len(text):
             if fill():
                 continue

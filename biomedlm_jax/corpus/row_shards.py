@@ -55,7 +55,7 @@ def make_row_shard(
     """
 
     def write(new: Path) -> dict[str, int]:
-        from array_record.python.array_record_module import ArrayRecordWriter
+        from array_record.python.array_record_module import ArrayRecordWriter  # ty: ignore[import-not-found]
 
         (head, tail), rows, size = _record_frame(length, dtype), 0, 0
         try:

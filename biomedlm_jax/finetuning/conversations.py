@@ -130,7 +130,7 @@ def check_message(one: Any, what: str) -> tuple[dict[str, str], bool]:
 
 
 def _alpaca(fields: Mapping[str, Any], _: Fields) -> Parsed:
-    texts = {"instruction": "", "input": "", "system": "", "output": None}
+    texts: dict[str, Any] = {"instruction": "", "input": "", "system": "", "output": None}
     texts |= {name: fields[name] for name in texts if fields.get(name) is not None}
     if bad := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise InputError(_expected(bad[0], fields))

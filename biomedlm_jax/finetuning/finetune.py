@@ -22,7 +22,7 @@ from biomedlm_jax.finetuning.text_recipe import finetune_text
 from biomedlm_jax.qa.statistics import mean_and_deviation
 from biomedlm_jax.settings import read_settings
 
-RECIPES = {
+RECIPES: dict[str, tuple[Any, Any]] = {
     "questions": (QuestionSettings, finetune_questions),
     "text": (TextSettings, finetune_text),
     "chat": (ChatSettings, finetune_text),

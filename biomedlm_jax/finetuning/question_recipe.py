@@ -96,7 +96,7 @@ def finetune_questions(
         return with_head(trunk, head, key=score_key)
 
     def evaluate(finetuned: Scorer, step: int, check_stop: Callable) -> dict[str, float]:
-        given = {"mode": CLASSIFIER, "check_stop": check_stop, **rows}
+        given: dict[str, Any] = {"mode": CLASSIFIER, "check_stop": check_stop, **rows}
         items = score(finetuned, start.tokenizer, dev, task, **given)
         right = [item["prediction"] == item["gold"] for item in items[CLASSIFIER]]
         accuracy = 100 * float(np.mean(right))

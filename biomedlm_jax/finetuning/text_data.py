@@ -101,7 +101,7 @@ def read_sources(data: ConversationSettings, left_out: Counter[str]) -> Conversa
         again = next(path for path in resolved if resolved.count(path) > 1)
         raise InputError(f"got {again} twice in data.train and data.dev; fix: set data.weights")
     fields = Fields(data.source_field, data.target_field, data.group_field)
-    shared = {"fields": fields, "on_error": data.on_error, "left_out": left_out}
+    shared: dict[str, Any] = {"fields": fields, "on_error": data.on_error, "left_out": left_out}
     formats = data.format * len(data.train) if len(data.format) == 1 else data.format
     train = [read_conversations(p, f, **shared) for p, f in zip(data.train, formats, strict=False)]
     if data.dev:

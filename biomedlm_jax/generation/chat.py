@@ -35,8 +35,8 @@ def stop_token(template: ChatTemplate, tokenizer: Tokenizer, ends: Sequence[int]
         ids.pop()
     added = tokenizer.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
-    special |= {*map(tokenizer.token_to_id, special_tokens(tokenizer).values())} - {None}
-    if ids and ids[-1] in {*special, *ends}:
+    named = map(tokenizer.token_to_id, special_tokens(tokenizer).values())
+    if ids and ids[-1] in {*special, *named, *ends}:
         return ids[-1]
     last = repr(tokenizer.id_to_token(ids[-1])) if ids else "no token"
     got = f"the chat template of {template.where} ends an answer with {last}"
@@ -132,7 +132,7 @@ def read_chats(path: str | Path) -> list[tuple[list[dict[str, str]], dict[str, A
     """
     chats = []
     for where, record in read_jsonl(path):
-        messages = record.get("messages")
+        messages: Any = record.get("messages")
         if messages is None and "instruction" in record:
             messages = _of_instruction(record, where)
         check_messages(messages, where)

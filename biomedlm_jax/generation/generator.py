@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -93,7 +94,7 @@ class Generator:
         """
         if options.max_length and len({*map(len, prompts)}) > 1:  # each length has its own limit
             named = zip(prompts, range(len(prompts)) if numbers is None else numbers, strict=True)
-            alone = {"watch": watch, "stops_span": stops_span}
+            alone: dict[str, Any] = {"watch": watch, "stops_span": stops_span}
             return [self.answers([p], options, numbers=[n], **alone)[0] for p, n in named]
         strategy = options.strategy(self.config, self.tokenizer)
 
@@ -103,7 +104,7 @@ class Generator:
             return [False] * len(rows)
 
         new = options.max_length - len(prompts[0]) if options.max_length else options.max_new_tokens
-        common = {"max_new_tokens": new, "strategy": strategy}
+        common: dict[str, Any] = {"max_new_tokens": new, "strategy": strategy}
         common |= {"numbers": numbers, "stops": self.stops(options.stop), "stops_span": stops_span}
         if options.beams > 1:
             decoded = beam.search(self.decoder, prompts, beams=options.part(Beams), **common)
@@ -236,7 +237,7 @@ def answer_batches(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        named = {"numbers": [numbers[i] for i in batch], "stops_span": stops_span}
+        named: dict[str, Any] = {"numbers": [numbers[i] for i in batch], "stops_span": stops_span}
         answers = generator.answers([prompts[i] for i in batch], options, **named)
         yield from zip(batch, answers, strict=True)
 

@@ -61,7 +61,8 @@ FASTER = r"compile_config|disable_compile|cache_config|max_cache_len|prefill_chu
 )
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # only with a temperature above 0
 COMPARING = ("length_penalty", "early_stopping")  # only with several beams
-SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}  # of transformers, with do_sample
+# Of transformers, with do_sample.
+SAMPLING_DEFAULTS: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
 NO_END = (-1,)  # as `ends`: only max_new_tokens and stop strings end an answer
 
 

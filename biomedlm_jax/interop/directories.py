@@ -336,7 +336,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
         name = f"the tokenizer has {tokenizer.id_to_token(begin)} as id {begin}"
         got = f"{name}, and the model's bos_token_id is {config.bos_token_id}"
         warnings.warn(f"{got}: import it to have the tokenizer's", RuntimeWarning, stacklevel=2)
-    if end in (None, *config.end_ids):
+    if end is None or end in config.end_ids:
         return
     name = tokenizer.id_to_token(end)
     got = f"the tokenizer has {name} as id {end}, and the model's eos_token_id is"

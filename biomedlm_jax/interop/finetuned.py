@@ -75,8 +75,9 @@ class Head(Settings):
         try:
             check_names(value, [field.name for field in dataclasses.fields(cls)], where="head")
             listed = {k: tuple(v) for k, v in value.items() if isinstance(v, list)}
-            renamed = {"row_format": KEEP_END} if value["row_format"] == FORMER_NAME else {}
-            return cls(**{**value, **listed, **renamed})
+            fields: dict[str, Any] = {**value, **listed}
+            fields |= {"row_format": KEEP_END} if value["row_format"] == FORMER_NAME else {}
+            return cls(**fields)
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
 

@@ -70,7 +70,7 @@ def gguf_vocabulary(tokenizer: Tokenizer, config: ModelConfig, *, where: str) ->
             got = f"that splits words by {words!r}" if words else "of bytes"
             got += ", and takes whole words without merges" if ignores else ""
             _refuse(where, got, "the words of GPT-2, Llama 3 or Qwen2")
-        fields = {"model": BYTES, "pre": pre}
+        fields: dict[str, Any] = {"model": BYTES, "pre": pre}
         fields["merges"] = [f"{left} {right}" for left, right in merges]
         if state["normalizer"] is not None:
             lines.append("llama.cpp does not normalise texts to NFC, as this tokenizer does")

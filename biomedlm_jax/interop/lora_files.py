@@ -301,7 +301,7 @@ def import_adapter(
     kept = {generation.name: read_json(generation)} if generation.is_file() else {}
     merged = weights.read_model(finetuned.abstract_on(grown, None, None), changes.applied(read))
     notify(f"merged {len(changes.factors)} LoRA updates of the PEFT adapter {source} into {base}")
-    options = {"replaceable": is_run, "overwrite": overwrite, "files": kept}
+    options: dict[str, Any] = {"replaceable": is_run, "overwrite": overwrite, "files": kept}
     return finetuned.save_finetuned(path, merged, tokenizer, facts={"source": facts}, **options)
 
 

@@ -152,7 +152,7 @@ def verify_hf(
     attention = str(getattr(theirs, "_attn_implementation", "unknown"))
     difference = _difference(rows, here, default)
     report["default"] = {"attention": attention, **difference, "ignores": []}
-    if not report["default"]["max"] <= tolerance:  # nan is no agreement
+    if not difference["max"] <= tolerance:  # nan is no agreement
         if foldable:
             without = {name: folded[name] for name in foldable}
             other, _ = _of_transformers(path, rows, attn_implementation="eager", **without)

@@ -243,8 +243,7 @@ def _splash(
     kernel = _splash_kernel(H // meshes.axis_shards(mesh, "heads"), L, window, interpret)
     if not mesh.empty and mesh.size > 1:
         # XLA cannot partition a kernel: each device runs it on its own rows and heads.
-        specs = {"in_specs": tuple(in_specs), "out_specs": heads}
-        kernel = jax.shard_map(kernel, **specs, check_vma=False)
+        kernel = jax.shard_map(kernel, in_specs=tuple(in_specs), out_specs=heads, check_vma=False)
     return kernel(*arrays)
 
 

@@ -49,10 +49,9 @@ class LlamaConfig(ModelConfig):
     layers: int = setting(32, least=1, most=10_000)
     width: int = setting(4_096, least=1)
     heads: int = setting(32, least=1)
-    # None: as many as heads, and width / heads. Four settings are properties of other configs,
-    # which a type checker does not allow.
-    key_value_heads: int = setting(None, least=1)  # pyright: ignore[reportIncompatibleMethodOverride]
-    head_dim: int = setting(None, least=2)  # pyright: ignore[reportIncompatibleMethodOverride]
+    # None: as many as heads, and width / heads.
+    key_value_heads: int = setting(None, least=1)
+    head_dim: int = setting(None, least=2)
     rms_norm_epsilon: float = setting(1e-5, above=0)
     rope_theta: float = setting(10_000.0, above=0)
     rope_type: str = setting("default", choices=ROPE_TYPES)
@@ -61,13 +60,11 @@ class LlamaConfig(ModelConfig):
     rope_low_freq_factor: float | None = setting(None, above=0)
     rope_high_freq_factor: float | None = setting(None, above=0)
     rope_original_context_length: int | None = setting(None, least=1)
-    tie_word_embeddings: bool = setting(False)  # pyright: ignore[reportIncompatibleMethodOverride]
+    tie_word_embeddings: bool = setting(False)
     attention_bias: bool = setting(False)
     mlp_bias: bool = setting(False)
     # None: all earlier tokens; transformers' Llama has no window
-    sliding_window: int | None = setting(  # pyright: ignore[reportIncompatibleMethodOverride]
-        None, choices=(None,)
-    )
+    sliding_window: int | None = setting(None, choices=(None,))
 
     def __post_init__(self):
         derived = {
@@ -485,6 +482,7 @@ TENSORS = {
 
 def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
     """Return a model type; `settings` are those in which it differs from the others."""
+    settings.setdefault("repeated", ("rope_theta", "rope_scaling", "rope_parameters"))
     more = settings.pop("fields", {})
     read_window, write_window = settings.pop("window", (lambda _: {}, lambda _: {}))
     absent = {"rms_norm_epsilon": 1e-6, **settings.pop("absent", {})}
@@ -525,7 +523,7 @@ def _family(config: type[LlamaConfig], name: str, **settings: Any) -> Family:
         tied={"lm_head.weight": "embed_tokens.weight"},
         buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq",
         other_heads=r"(v_head|qa_outputs)\..+",
-        **{"repeated": ("rope_theta", "rope_scaling", "rope_parameters"), **settings},
+        **settings,
     )
 
 

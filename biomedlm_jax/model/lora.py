@@ -106,7 +106,9 @@ class Adapter(nnx.Module):
         trunk = map_parameters(put, trunk)
         if lora is not None:
             trunk.lora = nnx.data(lora)
-        return trunk if self.kind is None else HEADS[self.kind](trunk, self.score)
+        if self.kind is None or self.score is None:
+            return trunk
+        return HEADS[self.kind](trunk, self.score)
 
 
 def matrices_in(abstract: Any, dtype: str) -> Any:

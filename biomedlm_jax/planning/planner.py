@@ -206,14 +206,15 @@ def _compile_row(
         traced, options, state_bytes = trace_step(settings, model_config, mesh, made.step)
         row = Row(dict(mesh.shape), change, state_bytes)
         progress(f"compiling {row.name} for {made.topology}")
-        figures, text, message, room = None, "", "", made.chip and made.chip.device_memory
+        figures, text, message = None, "", ""
+        room = made.chip.device_memory if made.chip else math.inf
         try:
             figures, text = compile_figures(traced, devices=mesh.size, options=options)
         except jax.errors.JaxRuntimeError as error:
             message = str(error)
             if "RESOURCE_EXHAUSTED" not in message:
                 raise
-        if figures and room and figures.memory["total"] > room:
+        if figures and figures.memory["total"] > room:
             message = f"needs {figures.memory['total'] / GIB:.2f} of {room / GIB:.2f} GiB"
         if message:
             problem = out_of_memory_message(message, state_bytes, traced.jaxpr, mesh, model_config)

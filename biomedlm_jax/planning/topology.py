@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -49,8 +50,8 @@ def topology_devices(name: str) -> list:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # libtpu locks the chips for one process, but compiling uses none.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
-    options = {"chips_per_host_bounds": HOST_BOUNDS[shape]} if shape in HOST_BOUNDS else {}
-    options |= {"chip_config_name": "megacore"} if generation == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    options |= {"chips_per_host_bounds": HOST_BOUNDS[shape]} if shape in HOST_BOUNDS else {}
     options |= {"num_slices": int(number)} if number else {}
     one = f"{generation}:{shape}"
     try:

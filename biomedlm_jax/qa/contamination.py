@@ -145,7 +145,7 @@ def contamination(
         options = {"workers": workers, "progress": progress, "reader": reader}
         matches = search_documents(indexes, owners, groups, paths, folder, **options)
         shutil.rmtree(folder)
-        rows = [{"id": question.id, "units": {}} for _, question in questions]
+        rows: list[dict[str, Any]] = [{"id": question.id, "units": {}} for _, question in questions]
         for index in indexes:
             _count(rows, texts, index, matches.units[index.unit], rule)
         summaries, start = [], 0

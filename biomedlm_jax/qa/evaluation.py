@@ -94,7 +94,7 @@ def evaluate(
     chosen = find_task(task, format=format)
     split = split or default_split(chosen, path)
     name, skipped = f"{chosen.name}, {split}", Skipped()
-    read = {"fold": fold, "on_error": on_error, "skipped": skipped}
+    read: dict[str, Any] = {"fold": fold, "on_error": on_error, "skipped": skipped}
     read |= {"label_base": label_base, "twins": twins}
     questions = read_questions(chosen, path, split=split, **read)
     labelled = questions[0].label is not None  # the reader refuses a mixture
@@ -146,7 +146,7 @@ def evaluate(
     orderings, shuffled = random_orders(questions, orders), {}
     for directory, head in zip(models, heads, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
-        rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
+        rows: Any = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
         options |= rows
         described.append(identity.describe(directory, model, tokenizer, **rows))
         refuse_equal([one["weights"] for one in described], models)

@@ -125,6 +125,7 @@ def note_shared_questions(
     path = Path(path or task.path or "")
     if split == "train" or not path.is_dir():
         return
+    read["on_error"] = "skip"
     for other in task.splits:
         if other in (split, "test"):
             continue
@@ -136,8 +137,7 @@ def note_shared_questions(
         slow = threading.Timer(SLOW_SECONDS, progress, [line])
         slow.start()
         try:
-            where = None if task.path else path
-            others = read_questions(task, where, split=other, **{**read, "on_error": "skip"})
+            others = read_questions(task, None if task.path else path, split=other, **read)
         except (ValueError, OSError) as error:
             remark = f"{other} file that cannot be read, so that shared questions are unknown"
             skipped.note(f"{remark}: {error}", [files[0].name])

@@ -18,8 +18,8 @@ LEVEL = 0.95
 BINS = 10
 CELLS = 2**20  # counts sampled at a time: 8 MiB
 FIELDS = ("id", "gold", "prediction", "scores", "probabilities", "options", "truncated")
-KINDS = {"id": (str,), "options": (list, tuple), "content": (str, NoneType)}
-KINDS |= {"group": (str, int, NoneType), "truncated": (bool, np.bool_)}
+KINDS: dict[str, tuple[type, ...]] = {"id": (str,), "options": (list, tuple)}
+KINDS |= {"content": (str, NoneType), "group": (str, int, NoneType), "truncated": (bool, np.bool_)}
 
 Item = Mapping[str, Any]
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -140,7 +140,7 @@ def worst_answers(items: Sequence[Item]) -> list[dict]:
     `confidence` is the probability of the answer, or how far its score is above the gold option's
     where scores are no probabilities.
     """
-    wrong = []
+    wrong: list[dict[str, Any]] = []
     for item in items:
         answer, gold, stated = item["prediction"], item["gold"], item["probabilities"]
         if answer != gold:

@@ -142,7 +142,7 @@ def versus(
     name, skipped, skipped_dev = f"{chosen_task.name}, {split}", Skipped(), Skipped()
     read: dict[str, Any] = {"fold": fold, "on_error": on_error}
     read |= {"label_base": label_base, "twins": twins}
-    where = {"split": split, "skipped": skipped, **read}
+    where: dict[str, Any] = {"split": split, "skipped": skipped, **read}
     questions = read_questions(chosen_task, path, labelled=True, **where)
     writes = jax.process_index() == 0
     progress = progress if writes else lambda line: None
@@ -281,7 +281,7 @@ def _answer(
     Raises InputError, before it is scored, if its weights have the hash `unlike`.
     """
     model, tokenizer = load_model(path, head, **load)
-    rows = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
+    rows: Any = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
     described = identity.describe(path, model, tokenizer, **rows)
     if described["weights"] == unlike:
         got = f"the base {path} has the same weights as the model"

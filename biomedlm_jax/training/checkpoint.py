@@ -61,7 +61,7 @@ class _HashingHandler(ocp.CompositeCheckpointHandler):
     """The handler of a checkpoint's items, which adds SHA256SUMS before the step is committed."""
 
     def __init__(self, **options: Any):
-        trees = {item: _tree_handler() for item in (MODEL, TRAINED, OPTIMIZER)}
+        trees: dict[str, Any] = {item: _tree_handler() for item in (MODEL, TRAINED, OPTIMIZER)}
         super().__init__(**trees, data=ocp.JsonCheckpointHandler(), **options)
 
     def finalize(self, directory: epath.Path) -> None:

@@ -73,8 +73,9 @@ class _Lock:
         self.path, self._key = path, secrets.token_hex(8)
         self._held, self._ended = False, threading.Event()
         self._heartbeat = 0
-        self._facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
-        self._facts |= {"pid_started": _start_of(os.getpid()), "machine": _machine()}
+        self._facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._facts |= {"started": time.time(), "pid_started": _start_of(os.getpid())}
+        self._facts["machine"] = _machine()
         self._thread = threading.Thread(target=self._keep, name="lock of the run", daemon=True)
 
     def acquire(self) -> str:

@@ -195,7 +195,8 @@ class Loop:
     def _save(self) -> None:
         if self._saved == self.step:
             return
-        position = {"data": self._recipe.data.position(), "losses": {**self._losses}}
+        data, losses = self._recipe.data.position(), {**self._losses}
+        position: dict[str, Any] = {"data": data, "losses": losses}
         position |= {"spikes": self._spikes.losses(), "skips": self._skips.counts()}
         merged = without_factors(self.model) if self._merges else None
         self._recorder.flush()  # a resume does not repeat the lines before a checkpoint

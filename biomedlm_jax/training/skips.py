@@ -51,7 +51,8 @@ class SkippedUpdates:
         what = f"loss {figures['loss']:.6g} and gradient norm {figures['grad_norm']:.6g}"
         reason = f"above the limit of {limit:.6g}" if finite else "not finite"
         # JSON has no NaN.
-        facts = {"reason": reason, **{name: str(value) for name, value in figures.items()}}
+        facts: dict[str, Any] = {"reason": reason}
+        facts |= {name: str(value) for name, value in figures.items()}
         file = self._workdir / FOLDER / f"{step}.json"
         if not applied:
             self.count, self._in_a_row = self.count + 1, self._in_a_row + 1
