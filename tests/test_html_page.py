@@ -43,7 +43,7 @@ def test_nothing_is_loaded_from_elsewhere():
 
 def test_a_part_without_what_it_needs_is_an_error():
     with pytest.raises(UndefinedError):
-        render_page("T", [{"title": "no parts"}], facts={})  # pyright: ignore[reportArgumentType]
+        render_page("T", [{"title": "no parts"}], facts={})  # ty: ignore[invalid-argument-type]
 
 
 def test_what_html_does_not_have_is_shown_as_escape_sequences():

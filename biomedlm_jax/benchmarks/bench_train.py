@@ -220,7 +220,7 @@ def _torch_side(release: str, config: ModelConfig, tokens, kernel: str, *options
         with torch.autocast(device, torch.bfloat16, enabled=half):
             return model(batch, labels=batch, use_cache=False).loss
 
-    parameters = list(model.parameters())  # pyright: ignore[reportFunctionMemberAccess]
+    parameters = list(model.parameters())
     return TorchSteps(parameters, [loss], OPTIMIZER, fused="fused" in options)
 
 

@@ -33,7 +33,7 @@ GPT2 = "GPT2Tokenizer"
 LLAMA, QWEN2 = "LlamaTokenizer", "Qwen2Tokenizer"  # SentencePiece's BPE; byte-level with NFC
 # Classes of which transformers takes vocabulary and merges only, and their own special tokens.
 DEFAULT = "<|endoftext|>"
-REBUILT: dict[str, dict[str, Any]] = {
+REBUILT: dict[str, dict[str, str]] = {
     GPT2: dict.fromkeys(("unk_token", "bos_token", "eos_token"), DEFAULT),
     LLAMA: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     QWEN2: dict.fromkeys(("unk_token", "eos_token", "pad_token"), DEFAULT),

@@ -17,7 +17,7 @@ def soak(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])  # one device
     monkeypatch.syspath_prepend(SCRIPTS)  # its processes import it by this name
     sys.modules.pop("soak", None)
-    import soak  # pyright: ignore[reportMissingImports]
+    import soak  # ty: ignore[import-not-found]
 
     return soak
 
