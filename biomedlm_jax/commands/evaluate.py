@@ -44,7 +44,9 @@ EVERY = (
     "of several settings on the same questions looks better than it is on new ones."
 )
 FLAGS.define("all_settings", False, EVERY)
-DATE = "With --versus: what a chat template prints as today, YYYY-MM-DD; default: today."
+CHAT = "Put prompts into the chat template of the model's directory (--versus tries both)."
+FLAGS.define("chat_template", False, CHAT)
+DATE = "What a chat template prints as today, YYYY-MM-DD; default: today."
 FLAGS.define("date", "", DATE)
 DEV = "This model's report on dev, to fit a temperature and a threshold to abstain."
 FLAGS.define("calibrate", None, DEV)
@@ -67,8 +69,8 @@ QUESTIONS = ("path", "format", "split", "mode", "shots", "fold", "on_error", "ba
 UNSAFE = "confirm_run_unsafe_code"
 FLAGS.define(UNSAFE, False, "Run the code that the model writes for harness tasks of programs.")
 QUESTIONS += ("calibrate", "risk", "orders", "exclude", "label_base", "twins", "versus", "json")
-WITH_VERSUS = ("dev_path", "all_settings", "date")
-WITHOUT_VERSUS = ("baseline", "calibrate", "risk", "orders", "exclude")
+WITH_VERSUS = ("dev_path", "all_settings")
+WITHOUT_VERSUS = ("baseline", "calibrate", "risk", "orders", "exclude", "chat_template")
 HARNESS = ("harness_directory", "num_fewshot", "samples", UNSAFE)
 FLAGS.add("mesh", "dtype", "processes")
 
@@ -84,6 +86,9 @@ def run(options: Flags) -> None:
     if given := [name for name in others if options[name].present]:
         how = "with --versus, where it" if options.versus else "without --versus, where it"
         raise InputError(f"got --{given[0]} {how} has no effect; leave it out")
+    if options["date"].present and not (options.versus or options.chat_template):
+        got = "got --date without --chat_template or --versus, where it has no effect"
+        raise InputError(f"{got}; leave it out")
     if options.versus and len(options.model) > 1:
         got = f"got {len(options.model)} --model with --versus"
         raise InputError(f"{got}; expected one model to compare with its base")
@@ -95,11 +100,11 @@ def run(options: Flags) -> None:
     from biomedlm_jax.qa.versus_table import versus_markdown
 
     with options.multiprocess_run():
-        common = {**options.pick("batch_tokens", "overwrite"), **options.loading()}
+        common = {**options.pick("batch_tokens", "overwrite", "date"), **options.loading()}
         if options.harness_tasks:
             from biomedlm_jax.qa.harness_tasks import evaluate_tasks
 
-            tasks = options.pick("num_fewshot", "limit", "samples", UNSAFE)
+            tasks = options.pick("num_fewshot", "limit", "samples", UNSAFE, "chat_template")
             tasks |= {"tasks": options.harness_tasks, "task_directory": options.harness_directory}
             evaluate_tasks(options.model, options.out, **tasks, **common)
             text = ""

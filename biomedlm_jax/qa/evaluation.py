@@ -1,5 +1,6 @@
 """evaluate(): answer a task's questions with a model and write the report."""
 
+import datetime
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from biomedlm_jax.qa.models import (
     check_seeds,
     choose_modes,
     load_model,
+    read_chat_prompt,
     refuse_equal,
 )
 from biomedlm_jax.qa.orders import bias_of_seeds, random_orders, reorder_options
@@ -54,6 +56,8 @@ def evaluate(
     risk: float | None = None,
     orders: int = 1,
     exclude: str | Path | None = None,
+    chat_template: bool = False,
+    date: str = "",
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -82,6 +86,9 @@ def evaluate(
         position bias of letters or heads, over the answers of all models.
       exclude: list of questions of this split, written by `contamination`: the report has a second
         score, without them.
+      chat_template: put each prompt into the chat template of the model's directory, as a user's
+        turn; shots are part of it.
+      date: YYYY-MM-DD, what that template prints as today; "": the day of the call.
       baseline: another model's report on the same questions: a directory or items.jsonl.
 
     Raises InputError for bad input: before a model is loaded,
@@ -114,6 +121,14 @@ def evaluate(
     complete = complete and (not chosen.options or counts == {chosen.options})
     heads = [check_model(model, mesh) for model in models]
     modes = choose_modes(mode, models, heads, chosen)
+    today = date or datetime.date.today().isoformat()
+    if chat_template and any(heads):
+        got = f"got chat_template with {models[0]}, whose fine-tuned head reads no chat"
+        raise InputError(f"{got}; fix: leave it out")
+    chats = [read_chat_prompt(one, date=today) if chat_template else None for one in models]
+    if chat_template and not all(chats):
+        got = f"{models[chats.index(None)]} has no chat template"
+        raise InputError(f"{got}; fix: leave out --chat_template, or add chat_template.jinja to it")
     check_seeds(models)
     if (shots and LETTER not in modes) or shots < 0:
         raise InputError(f"got shots={shots}; only letter prompts have shots, at least 0 of them")
@@ -128,7 +143,9 @@ def evaluate(
     if risk is not None and not calibrate:
         got = f"got risk={risk} without calibrate, the report on dev that it is chosen on"
         raise InputError(f"{got}; fix: add --calibrate=REPORT, or leave out --risk")
-    on_dev = _dev_reports(calibrate, ways, models, questions, labelled) if calibrate else {}
+    on_dev = {}
+    if calibrate:
+        on_dev = _dev_reports(calibrate, ways, models, questions, labelled, chat_template)
     share = calibration.RISK if risk is None else risk
     chosen_on_dev = {w: calibration.calibrate(d, risk=share) for w, (d, _) in on_dev.items()}
     writes = jax.process_index() == 0
@@ -144,17 +161,21 @@ def evaluate(
     options: dict[str, Any] = {"shots": examples, "batch_tokens": batch_tokens}
     described, uses = [], []
     orderings, shuffled = random_orders(questions, orders), {}
-    for directory, head in zip(models, heads, strict=True):
+    for directory, head, chat in zip(models, heads, chats, strict=True):
         model, tokenizer = load_model(directory, head, mesh, **execution)
         rows: Any = {"row_format": head.row_format, "max_length": head.max_length} if head else {}
         options |= rows
         described.append(identity.describe(directory, model, tokenizer, **rows))
+        described[-1] |= {"chat_template": chat_template, "chat_date": chat.date if chat else None}
         refuse_equal([one["weights"] for one in described], models)
         for _, digest in on_dev.values():
             if digest != described[-1]["weights"]:
                 got = f"{calibrate} is of the weights {digest[:12]}, not {directory}'s"
                 raise InputError(f"{got}; fix: evaluate this model on dev first")
         start = [described[-1]["weights"], described[-1]["dtype"], repr(model.config)]
+        if chat:
+            options["wrap"] = chat.wrap
+            start += [chat.template, str(chat.date)]
         journal = Journal(partial, start=start, notify=progress)
         if directory == models[0]:
             noted = prompts.spells_special(tokenizer, questions)
@@ -189,7 +210,8 @@ def evaluate(
         summary = summarise(
             *seeds,
             name=name,
-            what=f"{models[0]}, {way}" + (f", {shots} shots" if shots and way == LETTER else ""),
+            what=f"{models[0]}, {way}{', chat template' if chat_template else ''}"
+            + (f", {shots} shots" if shots and way == LETTER else ""),
             official=chosen.sizes.get(split),
             published=chosen.published if complete and split == chosen.published_split else {},
             published_split=chosen.published_split,
@@ -234,6 +256,7 @@ def _dev_reports(
     models: Sequence[str | Path],
     questions: Sequence[Question],
     labelled: bool,
+    chat_template: bool,
 ) -> dict[str, tuple[list[dict], str]]:
     """Return the items on dev and the hash of their weights, by way with probabilities."""
     if len(models) > 1 or not labelled:
@@ -251,5 +274,8 @@ def _dev_reports(
             got = f"{len(both)} questions of {path} are among those to score, as {both[0]!r}"
             raise InputError(f"{got}; fix: calibrate on another split")
         described = of_report.get("models") or [{}]
+        if bool(described[0].get("chat_template")) != chat_template:
+            got = f"{path} was made {'without' if chat_template else 'with'} a chat template"
+            raise InputError(f"{got}; fix: evaluate dev as this split")
         reports[way] = items, str(described[0].get("weights"))
     return reports

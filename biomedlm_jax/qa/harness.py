@@ -7,6 +7,7 @@ command line is called through this module:
 """
 
 import dataclasses
+import datetime
 import functools
 import json
 import sys
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 
 import biomedlm_jax
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.corpus import chat_template as templates
 from biomedlm_jax.corpus.tokenizer import prefix_token_id, special_id, tokenizer_hash
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation.generator import Generator, answer_batches
@@ -55,9 +57,10 @@ NEW_TOKENS = 256  # where a task has no limit, as in the `hf` backend
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 ROWS = 8  # prompts that are continued together
 MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+MARK = "\ue000"  # a private character: where the answer that is to be continued ends
 # What `lm_eval --model_args` may set; lm-eval adds the last three.
 ARGUMENTS = (
-    "path", "dtype", "data", "fsdp", "tensor", "seed", "batch_tokens",
+    "path", "dtype", "data", "fsdp", "tensor", "seed", "date", "batch_tokens",
     "batch_size", "max_batch_size", "device",
 )  # fmt: skip
 # Names of generation_kwargs: the options by transformers' names, less those that a task sets here.
@@ -76,7 +79,7 @@ class Harness(TemplateLM):
     `batch_tokens` bound a batch that is scored, `batch_size` prompts are continued together; no
     answer depends on them. `seed` and a request's place decide its samples. `generation_config`
     are the entries of the model's generation_config.json, which a task's generation_kwargs
-    override.
+    override. `date`, YYYY-MM-DD, is what a chat template prints as today ("": the day it is).
     """
 
     def __init__(
@@ -87,12 +90,16 @@ class Harness(TemplateLM):
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int = ROWS,
         seed: int = 0,
+        date: str = "",
         generation_config: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self._model, self._tokens, self._batch_tokens = model, tokenizer, batch_tokens
         self._batch_size, self._seed = batch_size, seed
         self._generation_config = dict(generation_config or {})
+        self._today = date or datetime.date.today().isoformat()
+        templates.fixed_date(self._today, name="date")
+        self._template: templates.ChatTemplate | None = None
 
     @classmethod
     def create_from_arg_string(cls, arg_string, additional_config=None) -> "Harness":
@@ -126,7 +133,8 @@ class Harness(TemplateLM):
         rows = str(given.get("batch_size", 1)).split(":")[0]
         numbers = {name: int(given[name]) for name in ("batch_tokens", "seed") if name in given}
         numbers["batch_size"] = ROWS if rows in ("1", "auto") else int(rows)
-        return cls(model, tokenizer, generation_config=read_generation_config(path), **numbers)
+        config, date = read_generation_config(path), str(given.get("date", ""))
+        return cls(model, tokenizer, generation_config=config, date=date, **numbers)
 
     def get_model_info(self) -> dict[str, Any]:
         """Return what the results are of; lm-eval adds it to their `config`."""
@@ -136,6 +144,7 @@ class Harness(TemplateLM):
             "model_sha": weights_hash(self._model),
             "tokenizer_sha": tokenizer_hash(self._tokens),
             "max_length": self.max_length,
+            "chat_date": self._today,
             "biomedlm_jax": biomedlm_jax.__version__,
             **run_environment(),
         }
@@ -253,10 +262,52 @@ class Harness(TemplateLM):
             raise InputError(f"{where} {request.args[1]}: {error}") from None
         return options, stops, self.max_length - new_tokens
 
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval's cache of requests tells tokenizers apart by."""
+        return tokenizer_hash(self._tokens)
+
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Raise InputError: lm-eval calls it for --apply_chat_template."""
-        got = f"got apply_chat_template={chat_template}"
-        raise InputError(f"{got}; prompts have no chat template here: leave it out")
+        """Return a chat template as text, and use it from now on; "" for False.
+
+        True is the tokenizer's own; else the name of one of its others or of the package's, or a
+        .jinja file. Raises InputError if there is none.
+        """
+        if not chat_template:
+            return ""
+        name, clock = chat_template, templates.fixed_date(self._today)
+        name = name if isinstance(name, str) else ""
+        self._template = templates.chat_template(self._tokens, name, today=clock)
+        return self._template.text
+
+    def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+        """Return a conversation as one text, as the `hf` backend does.
+
+        Without `add_generation_prompt` the text ends with the last message, to be continued. System
+        messages are left out if the template refuses them.
+        """
+        try:
+            return self._in_chat(chat_history, add_generation_prompt)
+        except InputError:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise
+            return self._in_chat(rest, add_generation_prompt)
+
+    def _in_chat(self, messages: Sequence[Mapping[str, Any]], begins: bool) -> str:
+        if self._template is None:
+            self.chat_template(True)
+        template = self._template
+        assert template is not None
+        if begins:
+            return template.render(messages)
+        *earlier, last = messages
+        marked = {**last, "content": f"{last['content']}{MARK} "}
+        text, mark, rest = template.render([*earlier, marked], False).rpartition(MARK)
+        if not mark:
+            got = f"the chat template of {template.where} leaves out the {last['role']}'s last text"
+            raise InputError(f"{got}; leave out the task's gen_prefix, or the template")
+        return text if rest.startswith(" ") else text.rstrip()
 
     @functools.cached_property
     def _generator(self) -> Generator:

@@ -37,6 +37,8 @@ def evaluate_tasks(
     limit: float | None = None,
     samples: Mapping[str, Sequence[int]] | str | Path | None = None,
     confirm_run_unsafe_code: bool = False,
+    chat_template: bool = False,
+    date: str = "",
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -53,6 +55,8 @@ def evaluate_tasks(
       limit: questions of each task, or below 1 a fraction of them.
       samples: the numbers of each task's questions; or JSON, or a JSON file, of them.
       confirm_run_unsafe_code: run the code that a task of programs lets the model write.
+      chat_template: put prompts into the tokenizer's chat template, shots as turns of their own.
+      date: YYYY-MM-DD, what that template prints as today; "": the day of the call.
       notify: gets the harness's tables.
       execution: fields of the model's config.
 
@@ -76,7 +80,7 @@ def evaluate_tasks(
         check_output(out, **output)
     options = {"num_fewshot": num_fewshot, "task_manager": manager, "torch_random_seed": None}
     options["confirm_run_unsafe_code"] = confirm_run_unsafe_code
-    options["limit"] = check_limit(limit)
+    options["limit"], options["apply_chat_template"] = check_limit(limit), chat_template
     try:
         options["samples"] = _check_samples(samples, manager, tasks)
         model, tokenizer = load(models[0], mesh=mesh, **execution)
@@ -85,7 +89,12 @@ def evaluate_tasks(
         # lm-eval forks to bootstrap an interval, which may deadlock the threads of JAX.
         os.environ.setdefault("DISABLE_MULTIPROC", "1")
         config = read_generation_config(models[0])
-        harness = Harness(model, tokenizer, batch_tokens=batch_tokens, generation_config=config)
+        given: dict[str, Any] = {
+            "batch_tokens": batch_tokens,
+            "generation_config": config,
+            "date": date,
+        }
+        harness = Harness(model, tokenizer, **given)
         tracker = EvaluationTracker()
         options |= {"model_args": {"path": str(models[0])}, "evaluation_tracker": tracker}
         results = run(harness, tasks=list(tasks), **options)

@@ -301,6 +301,39 @@ def test_a_tokenizer_that_adds_a_begin_of_text_scores_as_the_hf_backend(
     assert ours.generate_until(sent) == theirs.generate_until(sent)
 
 
+SHOWING = (  # no system turn; a text is shown without the spaces around it
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('no system') }}{% endif %}<{{ message['role'] }}>"
+    "{{ message['content'] | trim }}{% if not loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def test_a_chat_is_rendered_as_by_the_hf_backend(exported, tmp_path, hf_backend):
+    path = shutil.copytree(exported, tmp_path / "model")
+    with pytest.raises(ValueError, match="no chat template"):
+        Harness(*load(path)).chat_template(True)
+    chats = [[{"role": "user", "content": " Which dose?\n"}]]
+    chats += [[{"role": "system", "content": "Be brief."}, *chats[0]]]
+    for text in (SHOWING, SHOWING.replace(" | trim", "")):
+        (path / "chat_template.jinja").write_text(text)
+        ours, theirs = Harness(*load(path)), hf_backend(path)
+        assert ours.chat_template(True) == theirs.chat_template(True) == text
+        for chat in chats:
+            assert ours.apply_chat_template(chat) == theirs.apply_chat_template(chat)
+            begun = [*chat, {"role": "assistant", "content": "The dose is "}]
+            pair = [one.apply_chat_template(begun, False) for one in (ours, theirs)]
+            assert pair[0] == pair[1]
+            assert pair[0].rstrip().endswith("<assistant>The dose is")
+    (path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ValueError, match="leaves out the assistant's last text"):
+        Harness(*load(path)).apply_chat_template(begun, False)
+    (path / "chat_template.jinja").write_text("{{ strftime_now('%d %b') }}" + SHOWING)
+    dated = Harness.create_from_arg_string(f"path={path},date=2026-02-03")
+    assert dated.apply_chat_template(chats[0]).startswith("03 Feb<|endoftext|><user>")
+    assert dated.get_model_info()["chat_date"] == "2026-02-03"
+
+
 def test_a_seed_decides_the_samples(model, tokenizer):
     settings = {"temperature": 2.0, "max_gen_toks": 6}
     sent = requests("generate_until", [("the dose", settings)] * 3)
@@ -352,8 +385,10 @@ def test_the_command_line_of_lm_eval_runs_it(exported, tasks, tmp_path):
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith(
-        "error: got apply_chat_template=True; prompts"
+        "error: the tokenizer has no chat template; fix: set template to one of alpaca"
     )
+    done = run_process([*command, "--limit", "3", "--apply_chat_template", "zephyr"])
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_context_is_one_prefix_until_its_branches_fill_a_row():

@@ -20,8 +20,9 @@ from biomedlm_jax.model.heads import CHOICE
 from biomedlm_jax.model.vocabulary import grow_vocabulary
 from biomedlm_jax.qa import states
 from biomedlm_jax.qa import versus as module
+from biomedlm_jax.qa.evaluation import evaluate
 from biomedlm_jax.qa.prompts import ADDED_TOKENS
-from biomedlm_jax.qa.report import FILES, is_report, read_items
+from biomedlm_jax.qa.report import FILES, is_report, read_items, read_provenance
 from biomedlm_jax.qa.scoring import WAYS
 from biomedlm_jax.qa.versus import Setting, choose_setting, list_settings, versus
 
@@ -228,6 +229,28 @@ def test_all_figures_are_those_of_transformers(compared, references):
     assert versus["p_value"] == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
     assert versus["test"] == "McNemar's exact test"
     assert versus["difference"]["value"] == pytest.approx(gain.mean())
+
+
+def test_evaluate_in_the_chat_template_has_its_figures(root, compared, child, base, folder):
+    one, given = compared[0]["models"]["model"], {"notify": silent, "progress": silent}
+    given |= {"task": f"jsonl:{folder}", "split": "test", "chat_template": True}
+    summaries = evaluate(child, root / "in_chat", **given)
+    known = {**one["not_chosen"], one["setting"]: one["accuracy"]}
+    assert len(summaries) == len(ONES)
+    for way, summary in zip(ONES, summaries, strict=True):
+        assert summary["accuracy"]["value"] == known[f"{way}, chat template"]["value"]
+        assert summary["what"] == f"{child}, {way}, chat template"
+        (described,) = read_provenance(root / "in_chat", way=way)["models"]
+        assert (described["chat_template"], described["chat_date"]) == (True, None)
+    with pytest.raises(InputError, match=r"base has no chat template; fix: leave out"):
+        evaluate(base, root / "refused", **given)
+    dev = root / "dev_in_chat"
+    evaluate(child, dev, **{**given, "split": "dev", "mode": "letter"})
+    plain = {**given, "calibrate": dev, "mode": "letter", "chat_template": False}
+    with pytest.raises(InputError, match=r"dev_in_chat was made with a chat template; fix"):
+        evaluate(child, root / "refused", **plain)
+    (summary,) = evaluate(child, root / "calibrated", **{**plain, "chat_template": True})
+    assert summary["calibrated"]
 
 
 @pytest.mark.slow
