@@ -79,7 +79,9 @@ def versus_page(result: Mapping) -> str:
     """Return the page of a model and its base, as report.json has them."""
     models, on, split = result["models"], result["chosen_on"], scored_split(result)
     parts: list[Any] = [_table(accuracy_cells(result))]
-    parts += [_page_of(role, f"Report of the {role}: {one['path']}") for role, one in models.items()]
+    parts += [
+        _page_of(role, f"Report of the {role}: {one['path']}") for role, one in models.items()
+    ]
     sections = [Section("Result", [*parts, *versus_conclusions(result)])]
     if parts := _different(result["disagreements"]):
         sections += [Section("Questions with different answers", parts)]
@@ -145,9 +147,9 @@ def _different(disagreements: Mapping[str, Mapping]) -> list[str | Listing]:
         parts.append(f"{title}: {counted(of_kind['n'], 'question')}{more}.")
         for one in of_kind["listed"]:
             marks = {role: one[role] for role in ("gold", "model", "base")}
-            answers = (f"{role} {_brief(str(one['options'][n]))}" for role, n in marks.items())
-            asked = f" {_brief(one['question'])}" if one.get("question") else ""
-            line = f"{_name(one)}:{asked} [{'; '.join(answers)}]"
+            answers = (f"{role}: {_brief(str(one['options'][n]))}" for role, n in marks.items())
+            text = f" {_brief(one['question'])}" if one.get("question") else ""
+            line = f"{_name(one)}:{text} [{'; '.join(answers)}]"
             parts.append(Listing(line, _question(one, marks)))
     return parts if any(one["n"] for one in disagreements.values()) else []
 

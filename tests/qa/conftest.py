@@ -200,8 +200,8 @@ def compared(path, setting, dev):
 
 def different():
     """Two questions of one kind, of 30, and none of the others."""
-    asked = {"question": "Which <drug>?", "context": "", "subject": "", "options": ["a & b", "c"]}
-    listed = [{"id": id, **asked, "gold": 1, "model": 1, "base": 0} for id in ("q1", "q2")]
+    texts = {"question": "Which <drug>?", "context": "", "subject": "", "options": ["a & b", "c"]}
+    listed = [{"id": id, **texts, "gold": 1, "model": 1, "base": 0} for id in ("q1", "q2")]
     none = {"n": 0, "listed": []}
     return {"only_model": {"n": 30, "listed": listed}, "only_base": none, "both_wrong": none}
 

@@ -140,7 +140,7 @@ def test_questions_with_different_answers_are_listed(comparison):
         "Only the base is right: 0 questions.",
         "Both are wrong, with different answers: 0 questions.",
     ]
-    line = "q1: Which <drug>? [gold c; model c; base a & b]"
+    line = "q1: Which <drug>? [gold: c; model: c; base: a & b]"
     assert section.findtext("details/summary") == line
     assert section.findtext("details/pre").splitlines() == [
         "Which <drug>?",
