@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 # A number with its unit or interval: -1,234.5, 1e-05, 50.0 % [40.0, 60.0], 0.9 to 1.2, p < 0.1.
 _NUMBER = r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?( %)?"
-_NUMERIC = re.compile(rf"(p [<=] )?{_NUMBER}( \[{_NUMBER}, {_NUMBER}\])?( to {_NUMBER})?")
+_NUMERIC = re.compile(rf"nan|-?inf|(p [<=] )?{_NUMBER}( \[{_NUMBER}, {_NUMBER}\])?( to {_NUMBER})?")
 _BLANK = ("", "-")
 _PHONE, _PADDING = 44, 3  # characters of a line on a phone, and around a cell
 _STACKED = 200  # cells of the longest table that is stacked there

@@ -99,7 +99,7 @@ def fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     of = f" of {facts['steps']:,}" if facts["steps"] else ""
     last, figures, lock = facts["last"], facts["last_evaluation"], facts["lock"]
     rows = [("directory", facts["run"]), ("recipe", str(facts["recipe"]))]
-    rows.append(("step", f"{last['step']:,}{of}" if last else f"none is recorded{of}"))
+    rows.append(("step", f"{last['step']:,}{of}" if last else f"none{of} is recorded"))
     rows += [("loss", f"{float(last['loss']):.4g}")] if last else []
     if figures:
         values = (f"{k} {v:.4g}" for k, v in figures.items() if k != "step")
