@@ -81,7 +81,7 @@ def _rows_of(run: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
-def describe(facts: dict[str, Any]) -> list[str]:
+def describe(facts: Mapping[str, Any]) -> list[str]:
     """Return the lines that a person reads."""
     lines = [f"{name}: {value}" for name, value in (*fact_rows(facts), *health_rows(facts))]
     for event in facts["starts"]:
@@ -94,7 +94,7 @@ def describe(facts: dict[str, Any]) -> list[str]:
     return lines + ([goodput_line(facts)] if facts["goodput"]["goodput"] is not None else [])
 
 
-def fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the names and values of the facts that are one line each, as terminal and page do."""
     of = f" of {facts['steps']:,}" if facts["steps"] else ""
     last, figures, lock = facts["last"], facts["last_evaluation"], facts["lock"]
@@ -124,7 +124,7 @@ def fact_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def health_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def health_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the parts of a verified run, with what is damaged; [] if it was not verified."""
     return [(k, v.removeprefix(f"{k}: ")) for k, v in facts.get("health", {}).items()]
 
@@ -139,7 +139,7 @@ def changed_settings(event: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items())
 
 
-def goodput_line(facts: dict[str, Any]) -> str:
+def goodput_line(facts: Mapping[str, Any]) -> str:
     """Return the line about a run's time; its goodput is not None."""
     use = facts["goodput"]
     parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
