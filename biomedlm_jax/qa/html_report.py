@@ -83,8 +83,6 @@ def versus_page(result: Mapping) -> str:
         _page_of(role, f"Report of the {role}: {one['path']}") for role, one in models.items()
     ]
     sections = [Section("Result", [*parts, *versus_conclusions(result)])]
-    if parts := _different(result["disagreements"]):
-        sections += [Section("Questions with different answers", parts)]
     if on:
         cells = settings_cells(models, "dev", chosen=True)
         heading = f"All settings on {on['split']}"
@@ -92,6 +90,8 @@ def versus_page(result: Mapping) -> str:
     if any(one["not_chosen"] for one in models.values()):
         parts = [NOT_CHOSEN.format(split), _table(settings_cells(models, "not_chosen"))]
         sections += [Section(f"The other settings on {split}", parts)]
+    if parts := _different(result["disagreements"]):
+        sections += [Section("Questions with different answers", parts)]
     if rows := account_rows({"truncated_ids": [], "indistinct_ids": [], **result}):
         sections += [Section("Left out or noted", [Table(["reason", "questions"], rows)])]
     sections += [Section("What this is of", [Table(["name", "value"], versus_sources(result))])]
