@@ -289,6 +289,19 @@ def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path):
         assert f'id="biomedlm_jax.{module}.{name}"' in reference
 
 
+def test_a_page_has_one_name_in_the_menu_and_on_top():
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    names = {page: name for name, page in re.findall(r"- (.+): (\S+\.md)$", menu, re.MULTILINE)}
+    files = {page: ROOT / "docs" / page for page in names if page != "index.md"}
+    headings = {
+        page: file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for page, file in files.items()
+        if file.exists()  # others are written with the site
+    }
+    assert len(headings) > 20
+    assert headings == {page: names[page] for page in headings}
+
+
 def commands(page: Path) -> list[list[str]]:
     """Return the words of each `biomedlm` or scripts/ call in code blocks and inline code."""
     text, _, _ = page.read_text(encoding="utf-8").partition("\n## Appendix")  # earlier versions

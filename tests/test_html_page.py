@@ -4,7 +4,7 @@ import pytest
 from jinja2 import UndefinedError
 from lxml import html
 
-from biomedlm_jax.html_page import Figure, Listing, Section, Table, render_page
+from biomedlm_jax.html_page import Figure, Link, Listing, Section, Table, render_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ROWS = [["BioMedLM", 57.3, 1_234_567, None], ["<b>other</b>", "50.3 [48, 52]", 2, True]]
@@ -28,10 +28,46 @@ def test_all_parts_are_there_and_text_is_escaped():
         ["<b>other</b>", "50.3 [48, 52]", "2", "yes"],
     ]
     right = [e.get("class") == "number" for e in page.xpath("//section[1]//tbody/tr[1]/td")]
-    assert right == [False, True, True, True]
+    assert right == [False, True, True, False]
     assert page.find(".//img").get("src") == "data:image/png;base64,iVBORw0KGgo="
     assert page.find(".//img").get("alt") == 'a "figure"'
     assert page.findtext(".//pre") == "a\n  <i>b</i>"
+
+
+@pytest.mark.parametrize(
+    ("cells", "numeric"),
+    [
+        (["1,234.5", "-", "", "+5.0 [-5.0, +15.0]", "1e-05", "33.3 % [16.7, 50.0]"], True),
+        (["0.9 to 1.2", 3, None, "nan", "-inf", "p < 0.001", "-12 %", 1e-9], True),
+        (["33.3 % [16.7, 50.0]", "33.3 % [16.7, 50.0], chosen"], False),
+        (["2: x1, x2"], False),
+        (["2026-11-28T22:35:19+00:00"], False),
+        (["5e0fcba37e8b"], False),
+        (["12 cores"], False),
+        (["-", None], False),
+    ],
+)
+def test_a_column_of_numbers_alone_is_aligned_right(cells, numeric):
+    assert Table(["name", "x"], [["a", cell] for cell in cells]).numeric == [False, numeric]
+
+
+def test_a_wide_table_is_stacked_on_a_phone_with_the_names_of_its_columns():
+    wide = Table(["", "setting", "accuracy"], [["base", "option per token", "33.3 % [16.7, 50.0]"]])
+    narrow, long = Table("abc", [[1, 2, 3]]), Table(wide.columns, [*wide.rows] * 67)
+    pairs = Table(["name", "value"], [["hash", 64 * "5"]])
+    assert [one.kind for one in (wide, narrow, long, pairs)] == ["stacked", "", "", "pairs"]
+    page = html.fromstring(render_page("T", [Section("S", [wide])], facts={}))
+    cells = page.xpath("//table[@class='stacked']//td")
+    assert [e.get("data-name") for e in cells] == ["", "setting", "accuracy"]
+
+
+def test_links_are_quoted_and_may_be_cells_facts_and_paragraphs():
+    link = Link("a <b>", 'x"y/report.html')
+    page = html.fromstring(
+        render_page("T", [Section("S", [link, Table("ab", [[1, link]])])], facts={"own": link})
+    )
+    links = [(e.getparent().tag, e.text, e.get("href")) for e in page.iterfind(".//a")]
+    assert links == [(tag, link.text, link.url) for tag in ("dd", "p", "td")]
 
 
 def test_nothing_is_loaded_from_elsewhere():

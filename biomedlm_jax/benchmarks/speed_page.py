@@ -8,7 +8,7 @@ from biomedlm_jax.benchmarks import speed_plots
 from biomedlm_jax.benchmarks.published import PLANNED, PLANNED_WORK, PUBLISHED
 from biomedlm_jax.benchmarks.rounds import OURS, cell_text, table_columns
 from biomedlm_jax.files import write_text
-from biomedlm_jax.html_page import Figure, Listing, Section, Table, render_page
+from biomedlm_jax.html_page import Figure, Link, Listing, Section, Table, render_page
 
 TITLE = f"{OURS} beside transformers and PyTorch"
 KINDS = {
@@ -235,6 +235,8 @@ def markdown(
                 lines.append(part)
             elif isinstance(part, Figure):
                 lines.append(f"![{part.caption}]({files[part.png]})")
+            elif isinstance(part, Link):
+                lines.append(f"[{part.text}]({part.url})")
             elif isinstance(part, Listing):
                 lines += [f"{part.summary}:", "", "```", part.text, "```"]
             else:

@@ -102,7 +102,7 @@ MORE = {
     "tokens": ("input", "beam_options"),
     "packing": LENGTH,
 }
-REQUIRED = {"tokens": ("input", "tokenizer"), "readers": ("path",), "all": ("out",)}
+REQUIRED = {"tokens": "input=FILES tokenizer=DIR", "readers": "path=FILE", "all": "out=DIR"}
 # What --quick changes where a flag is not given.
 QUICK: dict[str, Any] = {"layers": 4, "width": 256, "heads": 4, "vocab_size": 8_192, "length": 128}
 QUICK |= {"rounds": 3, "steps": 2, "questions": 12, "batch_sizes": (1, 8)}
@@ -111,9 +111,9 @@ QUICK |= {"beams": 3, "new_tokens": 32}
 
 def run(options: Flags) -> None:
     """Measure, print the tables, and write the figures to --json and the page to --out."""
-    what, required = options.what, REQUIRED.get(options.what, ())
-    if not all(options[name].value for name in required):
-        raise InputError(f"bench {what} needs {' and '.join('--' + name for name in required)}")
+    what, required = options.what, REQUIRED.get(options.what, "").split()
+    if not all(options[flag.partition("=")[0]].value for flag in required):
+        raise InputError(f"bench {what} needs {' and '.join('--' + flag for flag in required)}")
     kind = "medqa" if what == "score" and options.path else what
     kinds = COMPARED if kind == "all" else (kind,)
     used = {"what", "json", *(("out", "overwrite", "quick") if kind in (*COMPARED, "all") else ())}

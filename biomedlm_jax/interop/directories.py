@@ -335,11 +335,14 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     if source and of_type.ids_of_tokenizer and begin not in (None, config.bos_token_id):
         name = f"the tokenizer has {tokenizer.id_to_token(begin)} as id {begin}"
         got = f"{name}, and the model's bos_token_id is {config.bos_token_id}"
-        warnings.warn(f"{got}: import it to have the tokenizer's", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{got}: import it to have the tokenizer's", RuntimeWarning, stacklevel=1)
     if end is None or end in config.end_ids:
         return
     name = tokenizer.id_to_token(end)
     got = f"the tokenizer has {name} as id {end}, and the model's eos_token_id is"
     if source is None:
         raise InputError(f"{got} {config.eos_token_id}; {fix}")
-    warnings.warn(f"{got} {config.eos_token_id}: answers end at that", RuntimeWarning, stacklevel=2)
+    ids = " or ".join(map(str, config.end_ids))
+    stop = f"answers end at id {ids}, not at {name}" if ids else "no id ends an answer"
+    # Of this line, not of the caller's: a command checks twice, and Python prints a line's once.
+    warnings.warn(f"{got} {config.eos_token_id}: {stop}", RuntimeWarning, stacklevel=1)

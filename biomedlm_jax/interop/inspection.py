@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,50 +81,73 @@ def _rows_of(run: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
-def describe(facts: dict[str, Any]) -> list[str]:
+def describe(facts: Mapping[str, Any]) -> list[str]:
     """Return the lines that a person reads."""
-    of = f" of {facts['steps']:,}" if facts["steps"] else ""
-    last, figures = facts["last"], facts["last_evaluation"]
-    lines = [f"{facts['run']}: recipe {facts['recipe']}"]
-    if last:
-        lines.append(f"step {last['step']:,}{of}: loss {float(last['loss']):.4g}")
-    else:
-        lines.append(f"no step is recorded{of}")
-    if figures:
-        values = (f"{k} {v:.4g}" for k, v in figures.items() if k != "step")
-        lines.append(f"evaluation after step {figures['step']:,}: {', '.join(values)}")
-    if position := facts.get("position"):
-        lines.append(
-            f"saved at step {position['step']:,}: {position['tokens']:,} tokens, "
-            f"{position['rows']:,} rows"
-            + (f", {position['passes']:.2f} passes over the data" if "passes" in position else "")
-        )
-        lines += map(describe_source, position.get("sources", ()))
-    states = (f"{step} ({state})" for step, state in facts["checkpoints"].items())
-    lines.append(f"checkpoints: {', '.join(states) or 'none'}")
-    lines += [f"set aside: checkpoints/{name}" for name in facts["set_aside"]]
-    lines += list(facts.get("health", {}).values())
-    if lock := facts["lock"]:
-        lines.append(f"locked by process {lock.get('pid')} on {lock.get('host')}{lock['state']}")
+    lines = [f"{name}: {value}" for name, value in (*fact_rows(facts), *health_rows(facts))]
     for event in facts["starts"]:
-        began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
-        changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items()]
         nouns = (("process", "processes"), ("device", "devices"))
         where = ", ".join(counted(event[plural], noun, plural) for noun, plural in nouns)
-        lines.append(
-            f"start {began} UTC after step {event['step']:,}, {where}"
-            + (f"; changed: {', '.join(changed)}" if changed else "")
-        )
+        line = f"start {start_time(event)} UTC after step {event['step']:,}, {where}"
+        changed = changed_settings(event)
+        lines.append(line + (f"; changed: {changed}" if changed else ""))
     lines += [f"{e['event']} at step {e['step']:,}: {e.get('reason')}" for e in facts["skipped"]]
+    return lines + ([goodput_line(facts)] if facts["goodput"]["goodput"] is not None else [])
+
+
+def fact_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names and values of the facts that are one line each, as terminal and page do."""
+    of = f" of {facts['steps']:,}" if facts["steps"] else ""
+    last, figures, lock = facts["last"], facts["last_evaluation"], facts["lock"]
+    rows = [("directory", facts["run"]), ("recipe", str(facts["recipe"]))]
+    rows.append(("step", f"{last['step']:,}{of}" if last else f"none{of} is recorded"))
+    rows += [("loss", f"{float(last['loss']):.4g}")] if last else []
+    if figures:
+        values = (f"{k} {v:.4g}" for k, v in figures.items() if k != "step")
+        rows.append((f"evaluation after step {figures['step']:,}", ", ".join(values)))
+    if position := facts.get("position"):
+        value = f"{position['tokens']:,} tokens, {position['rows']:,} rows"
+        if "passes" in position:
+            value += f", {position['passes']:.2f} passes over the data"
+        rows.append((f"saved at step {position['step']:,}", value))
+        for source in position.get("sources", ()):
+            name, line = source["name"], describe_source(source)
+            rows.append((f"source {name}", line.removeprefix(f"{name}: ")))
+    states = (f"{step} ({state})" for step, state in facts["checkpoints"].items())
+    rows.append(("checkpoints", ", ".join(states) or "none"))
+    aside = ", ".join(f"checkpoints/{name}" for name in facts["set_aside"])
+    rows += [("set aside", aside)] if aside else []
+    writer = f"process {lock.get('pid')} on {lock.get('host')}{lock['state']}" if lock else "none"
+    rows.append(("locked by", writer))
+    versions = [event["versions"] for event in facts["starts"] if event.get("versions")]
+    if versions:
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions[-1].items())))
+    return rows
+
+
+def health_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the parts of a verified run, with what is damaged; [] if it was not verified."""
+    return [(k, v.removeprefix(f"{k}: ")) for k, v in facts.get("health", {}).items()]
+
+
+def start_time(event: Mapping[str, Any]) -> str:
+    """Return the date and time (UTC) of an event."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
+
+
+def changed_settings(event: Mapping[str, Any]) -> str:
+    """Return the settings that a start changed, before and after; "" if it changed none."""
+    return ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items())
+
+
+def goodput_line(facts: Mapping[str, Any]) -> str:
+    """Return the line about a run's time; its goodput is not None."""
     use = facts["goodput"]
-    if use["goodput"] is not None:
-        parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
-        lines.append(
-            f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in "
-            f"{counted(use['starts'], 'start')} ({', '.join(parts)}); "
-            f"{counted(use['steps_repeated'], 'step was repeated', 'steps were repeated')}"
-        )
-    return lines
+    parts = (f"{part} {use['seconds'][part]:,.0f} s" for part in PARTS)
+    return (
+        f"goodput {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s in "
+        f"{counted(use['starts'], 'start')} ({', '.join(parts)}); "
+        f"{counted(use['steps_repeated'], 'step was repeated', 'steps were repeated')}"
+    )
 
 
 def draw(run: str | Path) -> Path:

@@ -2,14 +2,19 @@
 
 import io
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.buckets import as_path
-from biomedlm_jax.errors import counted
 from biomedlm_jax.html_page import Figure, Section, Table, render_page
+from biomedlm_jax.interop.inspection import (
+    changed_settings,
+    fact_rows,
+    goodput_line,
+    health_rows,
+    start_time,
+)
 from biomedlm_jax.training.goodput import PARTS
 from biomedlm_jax.training.metrics import read_events, read_metrics
 
@@ -60,46 +65,21 @@ def run_page(run: str | Path, facts: Mapping[str, Any]) -> str:
     if use["goodput"] is not None:
         seconds = {part: use["seconds"][part] for part in PARTS}
         rows = [[k, v, f"{100 * v / use['wall_seconds']:.1f} %"] for k, v in seconds.items()]
-        repeated = counted(use["steps_repeated"], "step was repeated", "steps were repeated")
-        line = f"Goodput is {use['goodput']:.1%} of {use['wall_seconds']:,.0f} s of wall time in "
-        line += f"{counted(use['starts'], 'start')}; {repeated}."
         table = Table(["part", "seconds", "of the wall time"], rows)
-        sections += [Section("Goodput", [line, table])]
-    if facts["checkpoints"] or facts["set_aside"]:
-        rows = [[int(step), state] for step, state in facts["checkpoints"].items()]
-        rows += [[name, "set aside"] for name in facts["set_aside"]]
-        sections += [Section("Checkpoints", [_table(["step", "state"], rows)])]
-    return render_page(f"Run {directory.name}", sections, facts=_facts(facts, events))
-
-
-def _facts(facts: Mapping[str, Any], events: Sequence[Mapping]) -> dict[str, Any]:
-    last = facts["last"]
-    of = f" of {facts['steps']:,}" if facts["steps"] else ""
-    shown = {"directory": facts["run"], "recipe": facts["recipe"]}
-    if last:
-        shown |= {"step": f"{last['step']:,}{of}", "loss": _number(last["loss"])}
-    if position := facts.get("position"):
-        shown |= {"tokens at the last checkpoint": position["tokens"]}
-    versions = [event["versions"] for event in events if event.get("versions")]
-    if versions:
-        shown |= {"versions": ", ".join(f"{k} {v}" for k, v in versions[-1].items())}
-    return shown
-
-
-def _number(value: Any) -> Any:
-    """Return a figure that JSON had as text ("nan") as text, others as they are."""
-    try:
-        return float(value) if math.isfinite(float(value)) else str(value)
-    except (TypeError, ValueError):
-        return str(value)
+        sections += [Section("Goodput", [goodput_line(facts), table])]
+    if rows := health_rows(facts):
+        sections += [
+            Section("Files, compared with their hashes", [_table(["part", "state"], rows)])
+        ]
+    return render_page(f"Run {directory.name}", sections, facts=dict(fact_rows(facts)))
 
 
 def _start(event: Mapping[str, Any]) -> list[Any]:
-    began = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(event["time"]))
-    changed = "; ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in event.get("changed", {}).items())
     step = event.get("step", 0)
     repeated = max(0, event.get("reached", step) - step)
-    return [began, step, repeated, event.get("processes"), event.get("devices"), changed or None]
+    changed = changed_settings(event) or None
+    where = event.get("processes"), event.get("devices")
+    return [start_time(event), step, repeated, *where, changed]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

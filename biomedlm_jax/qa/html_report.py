@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
-from biomedlm_jax.html_page import Figure, Listing, Section, Table, render_page
+from biomedlm_jax.errors import counted
+from biomedlm_jax.html_page import Figure, Link, Listing, Section, Table, render_page
+from biomedlm_jax.qa.disagreements import KINDS
 from biomedlm_jax.qa.presentation import (
     account_rows,
     conclusions,
     flat,
     interval_text,
+    p_text,
+    points_text,
     result_rows,
     table_cells,
 )
@@ -21,6 +26,7 @@ from biomedlm_jax.qa.versus_table import (
     versus_sources,
 )
 
+PAGE = "report.html"
 DIAGRAM = "Reliability: the accuracy of answers by their probability, and the questions of each bin"
 
 
@@ -62,10 +68,9 @@ def report_page(summary: Mapping, png: bytes | None) -> str:
 def overview_page(summaries: Mapping[str, Mapping]) -> str:
     """Return the page that lists the summaries, by folder, of one evaluation."""
     head, *rows = table_cells([*summaries.values()])
-    rows = [[*row, folder] for row, folder in zip(rows, summaries, strict=True)]
+    rows = [[*row, _page_of(name, name)] for row, name in zip(rows, summaries, strict=True)]
     one = next(iter(summaries.values()))
-    parts = [Table([*head, "folder"], rows), *conclusions(one)[:1]]
-    parts += ["Each folder has a report.html."]
+    parts = [Table([*head, "report"], rows), *conclusions(one)[:1]]
     facts = _origin(one["provenance"])
     return render_page(one["task"], [Section("Ways of scoring", parts)], facts=facts)
 
@@ -73,9 +78,11 @@ def overview_page(summaries: Mapping[str, Mapping]) -> str:
 def versus_page(result: Mapping) -> str:
     """Return the page of a model and its base, as report.json has them."""
     models, on, split = result["models"], result["chosen_on"], scored_split(result)
-    parts = [_table(accuracy_cells(result)), *versus_conclusions(result)]
-    parts += ["The folders base and model have the report.html of each."]
-    sections = [Section("Result", parts)]
+    parts: list[Any] = [_table(accuracy_cells(result))]
+    parts += [
+        _page_of(role, f"Report of the {role}: {one['path']}") for role, one in models.items()
+    ]
+    sections = [Section("Result", [*parts, *versus_conclusions(result)])]
     if on:
         cells = settings_cells(models, "dev", chosen=True)
         heading = f"All settings on {on['split']}"
@@ -83,12 +90,22 @@ def versus_page(result: Mapping) -> str:
     if any(one["not_chosen"] for one in models.values()):
         parts = [NOT_CHOSEN.format(split), _table(settings_cells(models, "not_chosen"))]
         sections += [Section(f"The other settings on {split}", parts)]
+    if parts := _different(result["disagreements"]):
+        sections += [Section("Questions with different answers", parts)]
     if rows := account_rows({"truncated_ids": [], "indistinct_ids": [], **result}):
         sections += [Section("Left out or noted", [Table(["reason", "questions"], rows)])]
     sections += [Section("What this is of", [Table(["name", "value"], versus_sources(result))])]
     title = f"{result['task']}: a model against its base"
-    facts = {"questions": result["n"], **_origin(result["provenance"])}
+    versus = result["versus"]
+    difference = f"{points_text(versus['difference'])}, {p_text(versus['p_value'])}"
+    facts = {"model minus base, in points": difference}
+    facts |= {f"accuracy of the {role}": interval_text(models[role]["accuracy"]) for role in models}
+    facts |= {"questions": result["n"], **_origin(result["provenance"])}
     return render_page(title, sections, facts=facts)
+
+
+def _page_of(folder: str, text: str) -> Link:
+    return Link(text, f"{quote(folder)}/{PAGE}")
 
 
 def _table(cells: Sequence[Sequence[str]], caption: str = "") -> Table:
@@ -111,20 +128,45 @@ def _worst(answers: Sequence[Mapping]) -> list[str | Listing]:
     for one in answers:
         options = [*map(str, one["options"])]
         given, gold = options[one["prediction"]], options[one["gold"]]
-        lines = [text for text in (one.get("context"), one.get("question")) if text]
-        lines += [""] if lines else []
-        for number, option in enumerate(options):
-            marks = ["answer"] * (number == one["prediction"]) + ["gold"] * (number == one["gold"])
-            shown = f"score {one['scores'][number]:.4g}"
-            shown += f", probability {one['probabilities'][number]:.3f}" if stated else ""
-            mark = f" <- {', '.join(marks)}" if marks else ""
-            lines += [f"{chr(65 + number)}. {option} ({shown}){mark}"]
-        subject = f", {one['subject']}" if one.get("subject") else ""
-        line = (
-            f"[{one['confidence']:.3f}] {one['id']}{subject}: {_brief(given)}, not {_brief(gold)}"
-        )
-        parts.append(Listing(line, "\n".join(lines)))
+        chances = [f", probability {x:.3f}" for x in one["probabilities"] or ()]
+        pairs = zip(one["scores"], chances or [""] * len(options), strict=True)
+        figures = [f" (score {score:.4g}{chance})" for score, chance in pairs]
+        text = _question(one, {"answer": one["prediction"], "gold": one["gold"]}, figures)
+        line = f"[{one['confidence']:.3f}] {_name(one)}: {_brief(given)}, not {_brief(gold)}"
+        parts.append(Listing(line, text))
     return parts
+
+
+def _different(disagreements: Mapping[str, Mapping]) -> list[str | Listing]:
+    """Return a paragraph for each kind of disagreement, and a listing for each listed question."""
+    parts: list[str | Listing] = []
+    for kind, title in KINDS.items():
+        of_kind = disagreements[kind]
+        more = f", the first {len(of_kind['listed'])} of them listed"
+        more = more if len(of_kind["listed"]) < of_kind["n"] else ""
+        parts.append(f"{title}: {counted(of_kind['n'], 'question')}{more}.")
+        for one in of_kind["listed"]:
+            marks = {role: one[role] for role in ("gold", "model", "base")}
+            answers = (f"{role}: {_brief(str(one['options'][n]))}" for role, n in marks.items())
+            text = f" {_brief(one['question'])}" if one.get("question") else ""
+            line = f"{_name(one)}:{text} [{'; '.join(answers)}]"
+            parts.append(Listing(line, _question(one, marks)))
+    return parts if any(one["n"] for one in disagreements.values()) else []
+
+
+def _question(one: Mapping, marks: Mapping[str, int], figures: Sequence[str] = ()) -> str:
+    """Return the lines of a question: its texts, and its options with figures and marks."""
+    lines = [text for text in (one.get("context"), one.get("question")) if text]
+    lines += [""] if lines else []
+    for number, option in enumerate(one["options"]):
+        of_option = [mark for mark, place in marks.items() if place == number]
+        mark = f" <- {', '.join(of_option)}" if of_option else ""
+        lines += [f"{chr(65 + number)}. {option}{figures[number] if figures else ''}{mark}"]
+    return "\n".join(lines)
+
+
+def _name(one: Mapping) -> str:
+    return f"{one['id']}, {one['subject']}" if one.get("subject") else one["id"]
 
 
 def _brief(text: str) -> str:

@@ -8,12 +8,12 @@ from biomedlm_jax.files import read_json, read_jsonl, write_json, write_jsonl, w
 from biomedlm_jax.integrity import SUMS
 from biomedlm_jax.outputs import atomic_directory
 from biomedlm_jax.qa import statistics
-from biomedlm_jax.qa.html_report import overview_page, report_page, versus_page
+from biomedlm_jax.qa.html_report import PAGE, overview_page, report_page, versus_page
 from biomedlm_jax.qa.presentation import JSON, markdown, plot
 from biomedlm_jax.qa.statistics import Item
 from biomedlm_jax.settings import check_object
 
-ITEMS, MARKDOWN, PLOT, PAGE = "items.jsonl", "report.md", "reliability.png", "report.html"
+ITEMS, MARKDOWN, PLOT = "items.jsonl", "report.md", "reliability.png"
 FILES = (ITEMS, JSON, MARKDOWN, PLOT, PAGE)
 SEED_ITEMS = "items-{}.jsonl"  # of the second seed and later ones
 

@@ -21,6 +21,7 @@ from biomedlm_jax.interop.directories import training_record
 from biomedlm_jax.interop.finetuned import Head
 from biomedlm_jax.outputs import check_output
 from biomedlm_jax.qa import identity, prompts, report, statistics
+from biomedlm_jax.qa.disagreements import disagreements
 from biomedlm_jax.qa.formats import CLASSIFICATION
 from biomedlm_jax.qa.journal import Journal, print_progress
 from biomedlm_jax.qa.models import (
@@ -230,7 +231,7 @@ def versus(
         reports[role] = summary, items
         uses = identity.used_in_training(*place, dev_split, dev_whole) if dev_whole else []
         models[role] = {**_figures(of, summary), "trained_on_dev": "train" in uses}
-    of_model = reports[MODEL][0]
+    of_model, answered = reports[MODEL][0], (reports[role][1] for role in (MODEL, BASE))
     result = {
         "task": name,
         **{key: of_model[key] for key in ("n", "groups", "chance", "skipped", "bootstrap")},
@@ -238,6 +239,7 @@ def versus(
         "not_chosen_because": why,
         "models": models,
         "versus": of_model["baseline"],
+        "disagreements": disagreements(*answered, questions),
         "base_in_record": _base_in_record(model, answers[BASE].described["weights"]),
         "provenance": provenance,
     }

@@ -131,9 +131,9 @@ def test_all_writes_the_page_of_five_benchmarks(calls, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["tokens"], "bench tokens needs --input and --tokenizer"),
-        (["all", "--quick"], "bench all needs --out"),
-        (["readers"], "bench readers needs --path"),
+        (["tokens"], "bench tokens needs --input=FILES and --tokenizer=DIR"),
+        (["all", "--quick"], "bench all needs --out=DIR"),
+        (["readers"], "bench readers needs --path=FILE"),
         (
             ["generate", "--batch_sizes=1,two"],
             "got --batch_sizes=1,two; expected whole numbers above 0",

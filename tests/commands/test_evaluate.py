@@ -51,7 +51,7 @@ def test_it_prints_the_table_and_where_the_report_is(tmp_path, model, questions,
     again = "used: 4 of the content of an earlier one"
     assert lines[0] == f"{name}: 5 questions; skipped: nothing; {again}"
     assert lines[-1] == f"wrote {out}"
-    assert "<td>option_per_token</td>" in (out / "report.html").read_text()
+    assert '<a href="option_per_token/report.html">' in (out / "report.html").read_text()
     page = (out / "letter" / "report.html").read_text()
     assert "Which?" in page  # the question of a wrong answer
     assert "data:image/png;base64," in page

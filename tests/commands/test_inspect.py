@@ -17,9 +17,12 @@ def run(tmp_path):
 def test_a_run(run, capsys):
     assert main(["inspect", str(run)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{run}: recipe text",
-        "step 3 of 9: loss 2",
+        f"directory: {run}",
+        "recipe: text",
+        "step: 3 of 9",
+        "loss: 2",
         "checkpoints: none",
+        "locked by: none",
     ]
     assert not (run / "loss.png").exists()
 

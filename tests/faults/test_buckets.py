@@ -190,7 +190,7 @@ def test_verify_and_inspect_read_a_run_of_a_bucket(remote, storage, capsys):
     assert cli.main(["verify", f"{storage}/tokens"]) == 0
     assert cli.main(["inspect", remote]) == 0
     lines = capsys.readouterr().out
-    assert "step 12 of 12: loss" in lines
+    assert "step: 12 of 12\nloss: " in lines
     assert "set aside: checkpoints/6.unfinished" in lines
 
 

@@ -511,7 +511,14 @@ def test_ids_of_the_tokenizer_win_over_the_config(llama_source, tmp_path, edit_c
     edit_config(path, eos_token_id=400)
     flags = ("import-hf", f"--source={path}", f"--out={run}", "--overwrite")
     assert command(*flags, "--eos_token_id=5").code == 0
-    with pytest.warns(RuntimeWarning, match="answers end at that"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        export_directory(run, out, overwrite=True, notify=lines.append)
+    text = (
+        "the tokenizer has </s> as id 2, and the model's eos_token_id is 5: answers end at id 5, "
+    )
+    assert [str(one.message) for one in caught] == [f"{text}not at </s>"]
+    with pytest.warns(RuntimeWarning, match="answers end at id 5"):
         assert load(run)[0].config.eos_token_id == 5
     assert command(*flags).code == 0  # an id out of range, too
     assert load(run)[0].config.eos_token_id == 2

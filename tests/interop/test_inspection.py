@@ -72,14 +72,15 @@ def test_the_lines(run):
     write_json(run / "lock.json", {"pid": 7, "host": "node3"})
     lines = describe(inspect_run(run, verify=True))
     expected = [
-        f"{run}: recipe pretrain",
-        "step 8 of 20: loss 1.25",
+        f"directory: {run}",
+        "recipe: pretrain",
+        "step: 8 of 20",
+        "loss: 1.25",
         "evaluation after step 8: train_loss 1.9, validation_loss 1.5",
         "saved at step 8: 1,024 tokens, 32 rows, 2.00 passes over the data",
         "checkpoints: 4 (finished), 8 (finished), 12 (never finished)",
-        "set aside: checkpoints/2.unfinished",
-        "set aside: checkpoints/6.damaged",
-        "locked by process 7 on node3",
+        "set aside: checkpoints/2.unfinished, checkpoints/6.damaged",
+        "locked by: process 7 on node3",
         "start 1970-01-01 00:00:00 UTC after step 0, 1 process, 8 devices",
         "start 1970-01-01 00:01:40 UTC after step 8, 2 processes, 16 devices; changed: "
         "mesh.data: 1 -> 2, data.path: None -> 'elsewhere'",
@@ -109,8 +110,8 @@ def test_the_sources_of_a_mixture_have_passes_of_their_own(run):
     lines = describe(inspect_run(run))
     first = lines.index("saved at step 8: 1,024 tokens, 32 rows")
     assert lines[first + 1 : first + 3] == [
-        "domain: 75 % of the rows, 24 rows, 1.50 passes over 16 rows (512 tokens)",
-        "general: 25 % of the rows, 8 rows, 2.00 passes over 4 rows (128 tokens)",
+        "source domain: 75 % of the rows, 24 rows, 1.50 passes over 16 rows (512 tokens)",
+        "source general: 25 % of the rows, 8 rows, 2.00 passes over 4 rows (128 tokens)",
     ]
     (run / "sources.json").unlink()
     with pytest.raises(InputError, match=r"sources.json of a run on a mixture is missing"):
@@ -132,9 +133,11 @@ def test_a_run_that_has_just_begun(tmp_path):
     facts = inspect_run(run, verify=True)
     assert (facts["last_step"], facts["checkpoints"], facts["starts"]) == (None, {}, [])
     assert describe(facts) == [
-        f"{run}: recipe text",
-        "no step is recorded",
+        f"directory: {run}",
+        "recipe: text",
+        "step: none is recorded",
         "checkpoints: none",
+        "locked by: none",
         "record: whole",
     ]
 
@@ -157,7 +160,7 @@ def test_files_that_a_crash_cut_off(run, cut):
 def test_a_loss_that_is_not_finite(run):
     write_lines(run / "metrics.jsonl", [{"step": 4, "loss": float("nan")}])
     facts = inspect_run(run)
-    assert "step 4 of 20: loss nan" in describe(facts)
+    assert "loss: nan" in describe(facts)
     write_json(run.parent / "facts.json", facts)  # JSON has no NaN
 
 

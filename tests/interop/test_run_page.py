@@ -7,7 +7,7 @@ import pytest
 from lxml import html
 
 from biomedlm_jax.files import write_json
-from biomedlm_jax.interop.inspection import inspect_run
+from biomedlm_jax.interop.inspection import describe, inspect_run
 from biomedlm_jax.interop.run_page import _marks, _points, run_page
 
 NAN = float("nan")
@@ -56,7 +56,26 @@ def test_a_run_with_all_that_can_happen(tmp_path):
     assert "restarts (grey, dashed): 1, skipped updates (red): 1, spikes" in caption
     facts = dict(zip(page.xpath("//dt/text()"), page.xpath("//dd/text()"), strict=True))
     assert (facts["step"], facts["versions"]) == ("12 of 20", "jax 0.10")
+    assert (facts["checkpoints"], facts["locked by"]) == ("none", "none")
     assert not page.xpath("//x | //script")
+
+
+def test_page_and_terminal_name_the_same_facts(tmp_path):
+    run = make_run(tmp_path / "run", [{"step": 4, "loss": NAN}], EVENTS)
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    write_json(run / "lock.json", {"pid": 7, "host": "node<3>"})
+    facts = inspect_run(run, verify=True)
+    page = html.fromstring(run_page(run, facts))
+    shown = [*zip(page.xpath("//dt/text()"), page.xpath("//dd/text()"), strict=True)]
+    shown += rows(page, "Files, compared with their hashes")
+    lines = describe(facts)
+    assert lines[: len(shown)] == [f"{name}: {value}" for name, value in shown]
+    assert ("locked by", "process 7 on node<3>") in shown
+    assert ("checkpoints", "4 (never finished)") in shown
+    assert all(
+        line.startswith(("start ", "skip ", "spike ", "goodput ")) for line in lines[len(shown) :]
+    )
+    assert lines[-1] == page.xpath("//section[h2='Goodput']/p/text()")[0]
 
 
 def test_what_is_marked_is_where_it_happened():

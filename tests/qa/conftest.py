@@ -198,6 +198,14 @@ def compared(path, setting, dev):
     }
 
 
+def different():
+    """Two questions of one kind, of 30, and none of the others."""
+    texts = {"question": "Which <drug>?", "context": "", "subject": "", "options": ["a & b", "c"]}
+    listed = [{"id": id, **texts, "gold": 1, "model": 1, "base": 0} for id in ("q1", "q2")]
+    none = {"n": 0, "listed": []}
+    return {"only_model": {"n": 30, "listed": listed}, "only_base": none, "both_wrong": none}
+
+
 @pytest.fixture
 def comparison():
     """What `versus` returns of a model and its base."""
@@ -217,6 +225,7 @@ def comparison():
         "not_chosen_because": "",
         "models": {"base": base, "model": model},
         "versus": {**versus, "test": "McNemar's exact test"},
+        "disagreements": different(),
         "base_in_record": None,
         "skipped": {"left_out": {"no answer": ["x1"]}},
         "provenance": {

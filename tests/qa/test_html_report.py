@@ -112,7 +112,8 @@ def test_the_overview_names_the_folder_of_each_way(questions):
     page = html.fromstring(overview_page(through_json(summaries)))
     rows = tables(page, "Ways")
     assert [row[0] for row in rows] == ["what", "m, letter", "m, option per token"]
-    assert rows[2][-1] == "option_per_token"
+    links = [(e.text, e.get("href")) for e in page.iterfind(".//td/a")]
+    assert links[1] == ("option_per_token", "option_per_token/report.html")
 
 
 def test_a_model_and_its_base(comparison):
@@ -122,3 +123,30 @@ def test_a_model_and_its_base(comparison):
     assert rows[3][3] == "+5.0 [-5.0, +15.0], p < 0.001"
     assert ["option", "30.0 % [20.0, 40.0]", "60.0 % [50.0, 70.0], chosen"] in tables(page, "All")
     assert "**" not in page.text_content()
+    # The result comes first, and both reports are one click away.
+    assert page.findtext(".//dd") == "+5.0 [-5.0, +15.0], p < 0.001"
+    links = {e.get("href"): e.text for e in page.iterfind(".//section//p/a")}
+    assert links == {
+        "base/report.html": "Report of the base: b|ase",
+        "model/report.html": "Report of the model: child",
+    }
+
+
+def test_questions_with_different_answers_are_listed(comparison):
+    page = html.fromstring(versus_page(through_json(comparison)))
+    (section,) = page.xpath("//section[h2='Questions with different answers']")
+    assert [one.text for one in section.iterfind("p")] == [
+        "Only the model is right: 30 questions, the first 2 of them listed.",
+        "Only the base is right: 0 questions.",
+        "Both are wrong, with different answers: 0 questions.",
+    ]
+    line = "q1: Which <drug>? [gold: c; model: c; base: a & b]"
+    assert section.findtext("details/summary") == line
+    assert section.findtext("details/pre").splitlines() == [
+        "Which <drug>?",
+        "",
+        "A. a & b <- base",
+        "B. c <- gold, model",
+    ]
+    comparison["disagreements"]["only_model"] = {"n": 0, "listed": []}
+    assert "different answers" not in versus_page(through_json(comparison))

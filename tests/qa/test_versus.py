@@ -292,6 +292,9 @@ def test_the_report_has_both_models_and_says_what_was_chosen(compared, child, ba
         "SHA256SUMS",
     }
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(result))
+    wins, losses = (result["disagreements"][f"only_{role}"]["n"] for role in ("model", "base"))
+    assert (wins, losses) == (result["versus"]["only_first"], result["versus"]["only_second"])
+    assert wins > 0
     for role, path in (("base", base), ("model", child)):
         one = json.loads((out / role / "report.json").read_text())
         assert one["provenance"]["way"] == result["models"][role]["setting"]
