@@ -39,7 +39,7 @@ def local_copy(
     if not isinstance(source, BucketPath):
         yield source
         return
-    with _exit_on_sigterm(), tempfile.TemporaryDirectory() as folder:
+    with exit_on_sigterm(), tempfile.TemporaryDirectory() as folder:
         source.download(Path(folder), wanted)
         try:
             yield Path(folder)
@@ -106,7 +106,7 @@ def atomic_directory(
         check_output(path, replaceable=replaceable, overwrite=overwrite)
         target = as_path(path)
         made = target.with_name(f".{target.name}.{secrets.token_hex(8)}.new")
-        with _exit_on_sigterm():
+        with exit_on_sigterm():
             try:
                 yield made
                 write_sums(made)
@@ -122,7 +122,7 @@ def atomic_directory(
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f".{path.name}.{os.getpid()}.{state}") for state in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
-    with _exit_on_sigterm(), _scratch_directory(new):
+    with exit_on_sigterm(), _scratch_directory(new):
         yield new
         write_sums(new)
         check_output(path, replaceable=replaceable, overwrite=overwrite)
@@ -152,7 +152,7 @@ def atomic_file(path: str | Path, *, overwrite: bool) -> Generator[Path]:
         if process.isdecimal() and left.is_file() and not process_is_alive(int(process)):
             left.unlink(missing_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with _exit_on_sigterm():
+    with exit_on_sigterm():
         try:
             yield new
             check_file(path, overwrite=overwrite)
@@ -183,7 +183,7 @@ def _scratch_directory(path: Path) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Generator[None]:
+def exit_on_sigterm() -> Generator[None]:
     """Let SIGTERM raise SystemExit(143) in the block, unless the program handles it otherwise."""
     default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not default or threading.current_thread() is not threading.main_thread():

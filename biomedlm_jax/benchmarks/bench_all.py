@@ -28,9 +28,9 @@ def measure_all(
     """Run the benchmarks in turn; write figures and page into the directory `out`; return them.
 
     `benchmarks` maps a name of `speed_page.KINDS` to a call that returns its figures, `command` is
-    shown on the page. bench.json is written after each, rounds.jsonl after each round. Ctrl-C keeps
-    both and writes the page of what has ended. A benchmark that fails has an error line instead of
-    figures.
+    shown on the page. bench.json is written after each, rounds.jsonl after each round. Ctrl-C and
+    SIGTERM keep both and write the page of what has ended. A benchmark that fails has an error line
+    instead of figures.
     """
     out = Path(out)
     check_output(out, replaceable=is_comparison, overwrite=overwrite)
@@ -68,7 +68,7 @@ def measure_all(
             report["results"][kind] = {**result, "load_before": before, "load_after": load()}
             save()
         report["complete"] = True
-    except KeyboardInterrupt as interrupt:
+    except (KeyboardInterrupt, SystemExit) as interrupt:  # Ctrl-C, SIGTERM
         save()
         write_page(report, out)
         done = ", ".join(report["results"]) or "no benchmark"

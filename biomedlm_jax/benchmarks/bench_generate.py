@@ -7,16 +7,15 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.benchmarks.energy import open_meter
-from biomedlm_jax.benchmarks.own_process import peak_memory
 from biomedlm_jax.benchmarks.peers import check_hf, load_hf
 from biomedlm_jax.benchmarks.release import execution_of, random_release
 from biomedlm_jax.benchmarks.rounds import OURS
+from biomedlm_jax.benchmarks.sides import Measured, for_device, measure_sides
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.generation import beam, decoding
 from biomedlm_jax.generation.decoder import make_decoder
 from biomedlm_jax.generation.sampling import Strategy
@@ -36,13 +35,15 @@ def measure(
     new_tokens: int = 128,
     rounds: int = 3,
     peers: Iterable[str] = PEERS,
+    blocks: int | None = None,
     details: bool = True,
 ) -> dict[str, Any]:
     """Time whole calls, prefill included, in alternating rounds; return the figures.
 
     `peers` name transformers' variants: "hf ATTENTION [static] [compile]" (the latter two are a
     static cache and torch.compile). Greedy for every batch size, and beam search at batch 1 if
-    `beams` is above 1. `equal_rows` is the fraction of rows with the same tokens as ours: in
+    `beams` is above 1. `blocks` is as in `sides.measure_sides`, with new processes for each case;
+    None are some on a GPU. `equal_rows` is the fraction of rows with the same tokens as ours: in
     float32 the result has an error if it is below 1, in bfloat16 near ties differ. `details` adds
     the peak memory, of the largest batch.
     """
@@ -50,44 +51,56 @@ def measure(
     notes: list[str] = []
     for peer in peers:
         check_hf(peer)
-    names, failures = (OURS, *timed.available_peers(peers, notes)), {}
+    names = (OURS, *timed.available_peers(peers, notes))
     cases = {f"greedy, batch {size}": (size, 1) for size in batch_sizes}
     if beams > 1:
         cases[f"{beams} beams, batch 1"] = (1, beams)
-    tables, errors = {}, []
-    source, meter = open_meter(gpu=jax.default_backend() == "gpu")
-    with random_release(config) as release:
+    if not cases:
+        raise InputError(f"got no batch size and beams={beams}; expected a batch size, or 2 beams")
+    largest = max(cases, key=lambda case: cases[case][0]) if details else None
+    config, blocks = for_device(config, blocks)
+    tables, errors, memory, measured = {}, [], {}, Measured({})
+    with random_release(config, apart=blocks is not None) as release:
         work: dict[str, Any] = {"release": str(release), "execution": execution_of(config)}
-        work |= {"cases": cases, "prompt_length": prompt_length, "new_tokens": new_tokens}
-        sides = {name: make_side(name, **work) for name in names}
-        dtype = np.dtype(config.dtype).name
-        for case, (size, _) in cases.items():
-            calls = {name: side[case] for name, side in sides.items() if name not in failures}
-            timings = timed.alternate(
-                calls, rounds=rounds, case=case, failures=failures, meter=meter
-            )
-            tables[case] = timed.summarise_timings(timings, "tokens", size * new_tokens)
-            for name, side in tables[case].items():
-                rows = zip(timings[name].first, timings[OURS].first, strict=True)
-                side["milliseconds_per_step"] = 1e3 * side["median_seconds"] / new_tokens
-                side["equal_rows"] = float(np.mean([a == b for a, b in rows]))
-                if side["equal_rows"] < 1 and dtype == "float32":
-                    differ = f"{1 - side['equal_rows']:.0%} of the rows have other tokens than ours"
-                    errors.append(f"{case}, {name}: {differ}")
-        if details:
-            largest = max(cases, key=lambda case: cases[case][0])
-            used = [name for name in names if name not in failures]
-            one = {**work, "cases": {largest: cases[largest]}}
-            tables["peak memory"], lines = peak_memory("bench_generate", used, one)
-            notes += [*lines, f"peak memory of {largest}"]
-    notes += [f"{name} is left out, as it fails here: {text}" for name, text in failures.items()]
+        work |= {"prompt_length": prompt_length, "new_tokens": new_tokens}
+        for some in [cases] if blocks is None else [{case: cases[case]} for case in cases]:
+            options: dict[str, Any] = {"rounds": rounds, "blocks": blocks}
+            options["memory_of"] = largest if largest in some else None
+            given = {**work, "cases": some}
+            measured = measure_sides("bench_generate", names, given, list(some), **options)
+            names = [name for name in names if name not in measured.failures]
+            memory |= measured.memory
+            notes += [line for line in measured.notes if line not in notes]
+            for case, timings in measured.timings.items():
+                tokens = cases[case][0] * new_tokens
+                tables[case] = timed.summarise_timings(timings, "tokens", tokens)
+                errors += _compare(case, tables[case], timings, new_tokens, config)
+    if memory:
+        tables["peak memory"] = memory
+        notes.append(f"peak memory of {largest}")
     size = f"prompt {prompt_length}, {new_tokens} new tokens"
+    packages = ("jax", "flax", "torch", "transformers")
     return {
-        **timed.benchmark_header(size, ("jax", "flax", "torch", "transformers"), config=config),
-        "notes": [f"energy: {source}", *notes],
+        **timed.benchmark_header(size, packages, config=config, about=measured.about),
+        "notes": [f"energy: {measured.energy}", *notes],
         "errors": errors,
         "tables": tables,
     }
+
+
+def _compare(
+    case: str, table: dict, timings: Mapping, new_tokens: int, config: ModelConfig
+) -> list:
+    """Set the time of a step and the share of rows equal to ours; return an error for each side."""
+    errors = []
+    for name, side in table.items():
+        rows = zip(timings[name].first, timings[OURS].first, strict=True)
+        side["milliseconds_per_step"] = 1e3 * side["median_seconds"] / new_tokens
+        side["equal_rows"] = float(np.mean([a == b for a, b in rows]))
+        if side["equal_rows"] < 1 and np.dtype(config.dtype).name == "float32":
+            differ = f"{1 - side['equal_rows']:.0%} of the rows have other tokens than ours"
+            errors.append(f"{case}, {name}: {differ}")
+    return errors
 
 
 def make_side(

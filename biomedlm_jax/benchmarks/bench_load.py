@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.benchmarks.own_process import measure_alone, on_gpu
-from biomedlm_jax.benchmarks.peers import check_hf, load_hf
+from biomedlm_jax.benchmarks.own_process import in_gb, measure_alone, on_gpu
+from biomedlm_jax.benchmarks.peers import UNCACHED, check_hf, load_hf
 from biomedlm_jax.benchmarks.release import execution_of, random_release, weight_bytes
 from biomedlm_jax.benchmarks.rounds import OURS, Timing
+from biomedlm_jax.benchmarks.sides import for_device
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
@@ -45,13 +46,13 @@ def measure(
     """
     notes: list[str] = []
     for peer in peers:
-        check_hf(peer)
+        check_hf(peer, UNCACHED)
     peers = timed.available_peers(peers, notes)
     timings = {name: Timing() for name in (OURS, *peers)}
     memory: dict[str, dict] = {}
     parts: dict[str, list] = {name: [] for name in timings}
-    apart = on_gpu()
-    with random_release(config, apart=apart) as release:
+    config, about = for_device(config, None)[0], {}
+    with random_release(config, apart=on_gpu()) as release:
         work = {"release": str(release), "execution": execution_of(config), "length": length}
         weights = weight_bytes(release) / 1e6
         for number in range(1, rounds + 1):
@@ -68,22 +69,20 @@ def measure(
                 timing.first = given["first"]["logits"]
                 timing.seconds.append(given["first_seconds"])
                 parts[name].append(given["first"]["load_seconds"])
-                memory[name] = {f"{k}_gb": value / 1e9 for k, value in answer["memory"].items()}
+                memory[name], about = in_gb(answer["memory"]), about or answer["about"]
                 timed.record_round("", number, name, timing.seconds[-1:])
     table = timed.summarise_timings(timings, "mb", weights)
     for name, side in table.items():
         del side["first_seconds"], side["compile_seconds"]
         side["load_seconds"] = statistics.median(parts[name])
         side["logits_seconds"] = side["median_seconds"] - side["load_seconds"]
-        difference = np.subtract(timings[name].first, timings[OURS].first)
-        side["difference"] = float(np.abs(difference).max())
+    timed.compare_first(table, timings)
     dtype = np.dtype(config.dtype).name
     notes.append("each measurement in a process of its own; imports are not counted")
     size = f"{weights:,.0f} MB of weights, one row of {length} tokens"
-    device = "GPU" if apart else ""
     packages = ("jax", "flax", "torch", "transformers")
     return {
-        **timed.benchmark_header(size, packages, config=config, device=device),
+        **timed.benchmark_header(size, packages, config=config, about=about),
         "notes": notes,
         "errors": timed.unequal(table, "logits", TOLERANCE[dtype]),
         "tables": {"to the first logits": table, "peak memory": memory},

@@ -1,6 +1,7 @@
 """Benchmark of MedQA's questions: scoring against lm-evaluation-harness, tuning against torch.
 
-All sides have the same questions, weights and number of threads. In fine-tuning the peer is
+All sides have the same questions, weights and number of threads, and run on the CPU in one process,
+in float32. In fine-tuning the peer is
 transformers' model with a linear head and torch's AdamW, on the rows of the original code: a row
 per option, padded to the longest of the batch.
 """
@@ -41,6 +42,8 @@ from biomedlm_jax.training.config import OptimizerSettings
 SCORING, TUNING = PARTS = ("scoring", "tuning")
 PACKAGES = ("torch", "transformers", "lm_eval", "accelerate")  # of the peers
 OPTIMIZER = OptimizerSettings(learning_rate=1e-5, warmup_steps=0)
+# Largest difference of the log-probabilities of an option, and of losses, in nats.
+TOLERANCE = 1e-3
 MODEL = {"model_type": "gpt2", "layers": 6, "width": 384, "heads": 6, "context_length": 1024}
 
 Sides = dict[str, Callable]
@@ -63,32 +66,49 @@ def measure(
 
     Without a `model`, a random one of 6 layers and width 384 with the vocabulary of `tokenizer` is
     used. A round scores the first `questions` and trains on `steps` batches. `difference` is the
-    largest one between the numbers of a side's first call and the first side's.
+    largest one between the numbers of a side's first call and the first side's: the result has an
+    error if it is above `TOLERANCE`. Raises InputError if jax runs on another device than the CPU.
     """
     keep_freed_memory()  # it applies to the peers in this process, too
+    if jax.default_backend() != "cpu":
+        raise InputError(
+            f"bench score --path runs on the CPU only, got jax on {jax.default_backend()}; fix: "
+            "JAX_PLATFORMS=cpu"
+        )
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"bench score --path needs {', '.join(missing)}; fix: pip install "
             "'biomedlm-jax[hf,harness]' accelerate"
         )
-    if unknown := set(parts) - set(PARTS):
+    unknown = set(parts) - set(PARTS)
+    if unknown or not parts:
         raise InputError(f"got the parts {sorted(unknown)}; expected some of {', '.join(PARTS)}")
     examples = read_questions(find_task("medqa"), path, split="dev")
+    if TUNING in parts and steps * batch_size > len(examples):
+        got = f"got steps={steps} with {batch_size} questions each, and {len(examples)} questions"
+        raise InputError(f"{got}; expected at most one step for each {batch_size}")
     ours, tokens = _model(model, tokenizer)
-    tables = {}
+    tables, errors = {}, []
     with tempfile.TemporaryDirectory() as folder:
         release = export_hf(ours, tokens, Path(folder, "model"))
         if SCORING in parts:
             scored = examples[:questions]
             sides = scoring_sides(ours, tokens, release, scored, hf_batch_sizes)
             tables[SCORING] = _compare(sides, rounds, len(scored))
+            errors += timed.unequal(tables[SCORING], "log-probabilities", TOLERANCE)
         if TUNING in parts:
             sides = tuning_sides(ours, tokens, release, examples, steps, batch_size, max_length)
             tables[TUNING] = _compare(sides, rounds, steps * batch_size)
+            errors += timed.unequal(tables[TUNING], "losses", TOLERANCE)
     work = f"context {ours.config.context_length}"
     return {
         **timed.benchmark_header(work, ("jax", *PACKAGES[:3]), config=ours.config),
+        "notes": [
+            "all sides run on the CPU only",
+            f"scores and losses of all sides are compared: at most {TOLERANCE:g} nats apart",
+        ],
+        "errors": errors,
         "tables": tables,
     }
 
@@ -96,16 +116,15 @@ def measure(
 def _compare(sides: Sides, rounds: int, questions: int) -> dict[str, dict]:
     timings, ours = timed.alternate(sides, rounds=rounds), next(iter(sides))
     table = timed.summarise_timings(timings, "questions", questions, ours)
-    for name, side in table.items():
-        numbers = np.subtract(timings[name].first, timings[ours].first)
-        side["difference"] = float(np.abs(numbers).max())
+    timed.compare_first(table, timings)
     return table
 
 
 def _model(model, tokenizer) -> tuple[LanguageModel, Tokenizer]:
     tokens = load_tokenizer(tokenizer) if tokenizer else None
     if model:
-        loaded, own = load(model, **timed.NO_DROPOUT)  # so that all sides compute the same
+        same: dict[str, Any] = {"compute_dtype": "float32", **timed.NO_DROPOUT}
+        loaded, own = load(model, **same)  # so that all sides compute the same
         tokens = tokens or own
         if tokens is None:
             raise InputError(f"{model} has no tokenizer; give --tokenizer")

@@ -65,9 +65,7 @@ def measure(
     }
     timings = timed.alternate(sides, rounds=rounds)
     table = timed.summarise_timings(timings, "examples", steps * batch_size, PACKED)
-    for name, side in table.items():
-        numbers = np.subtract(timings[name].first, timings[PACKED].first)
-        side["difference"] = float(np.abs(numbers).max())
+    timed.compare_first(table, timings)
     work = f"length {length}, {batch_size} conversations in a batch"
     tokens = np.mean([size(prompt, TOKENS) for prompt in prompts])
     note = f"{examples:,} conversations of {tokens:.0f} tokens each pack to {full:.1%} full rows"

@@ -9,16 +9,14 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from biomedlm_jax.allocator import keep_freed_memory
 from biomedlm_jax.benchmarks import rounds as timed
-from biomedlm_jax.benchmarks.energy import open_meter
-from biomedlm_jax.benchmarks.own_process import peak_memory
-from biomedlm_jax.benchmarks.peers import check_hf, load_hf
+from biomedlm_jax.benchmarks.peers import UNCACHED, check_hf, load_hf
 from biomedlm_jax.benchmarks.release import execution_of, random_release
 from biomedlm_jax.benchmarks.rounds import OURS
+from biomedlm_jax.benchmarks.sides import for_device, measure_sides
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.interop.directories import model_config
 from biomedlm_jax.interop.huggingface import load
@@ -26,6 +24,7 @@ from biomedlm_jax.model.config import ModelConfig
 from biomedlm_jax.qa.packing import LAST, Prompt, one_prompt_per_option, size
 from biomedlm_jax.qa.scoring import branch_log_probabilities
 
+SCORE = "score"
 PEERS = ("hf eager", "hf sdpa")
 UNSHARED = f"{OURS}, one row per option"
 # Random questions: tokens of a question, of an option, and options.
@@ -41,35 +40,34 @@ def measure(
     questions: int = 100,
     rounds: int = 5,
     peers: Iterable[str] = PEERS,
+    blocks: int | None = None,
     details: bool = True,
 ) -> dict[str, Any]:
     """Time the scoring of random questions; return the figures.
 
     A side computes the log-probability of each option of `questions` questions. `peers` name
-    transformers' variants: "hf ATTENTION [compile]". `difference` is the largest one between the
-    log-probabilities of a side and ours, in nats. `details` adds the peak memory.
+    transformers' variants: "hf ATTENTION [compile]". `blocks` is as in `sides.measure_sides`; None
+    are some on a GPU. `difference` is the largest one between the log-probabilities of a side and
+    ours, in nats. `details` adds the peak memory.
     """
     keep_freed_memory()
     notes: list[str] = []
     for peer in peers:
-        check_hf(peer)
+        check_hf(peer, UNCACHED)
     names = (OURS, UNSHARED, *timed.available_peers(peers, notes))
-    failures: dict[str, str] = {}
-    source, meter = open_meter(gpu=jax.default_backend() == "gpu")
-    with random_release(config) as release:
+    config, blocks = for_device(config, blocks)
+    random_prompts(config, 1)  # raises before one side starts
+    with random_release(config, apart=blocks is not None) as release:
         work: dict[str, Any] = {"release": str(release), "execution": execution_of(config)}
         work["questions"] = questions
-        sides = {name: make_side(name, **work)["score"] for name in names}
-        timings = timed.alternate(sides, rounds=rounds, failures=failures, meter=meter)
-        table = timed.summarise_timings(timings, "questions", questions)
-        for name, side in table.items():
-            difference = np.subtract(timings[name].first, timings[OURS].first)
-            side["difference"] = float(np.abs(difference).max())
-        tables = {"scoring": table}
-        if details:
-            tables["peak memory"], lines = peak_memory("bench_score", timings, work)
-            notes += lines
-    notes += [f"{name} is left out, as it fails here: {text}" for name, text in failures.items()]
+        options: dict[str, Any] = {"rounds": rounds, "blocks": blocks}
+        options["memory_of"] = SCORE if details else None
+        measured = measure_sides("bench_score", names, work, [SCORE], **options)
+    timings = measured.timings[SCORE]
+    table = timed.summarise_timings(timings, "questions", questions)
+    timed.compare_first(table, timings)
+    tables = {"scoring": table, "peak memory": measured.memory}
+    notes += measured.notes
     notes.append(
         f"{OURS} computes a question once for all its options, transformers once for each option, "
         f"as lm-evaluation-harness does; the side '{UNSHARED}' shows the gain of that"
@@ -78,10 +76,10 @@ def measure(
     work_text = f"{questions} questions of {CHOICES} options, {tokens:.0f} tokens each"
     packages = ("jax", "flax", "torch", "transformers")
     return {
-        **timed.benchmark_header(work_text, packages, config=config),
-        "notes": [f"energy: {source}", *notes],
+        **timed.benchmark_header(work_text, packages, config=config, about=measured.about),
+        "notes": [f"energy: {measured.energy}", *notes],
         "errors": timed.unequal(table, "log-probabilities", TOLERANCE[np.dtype(config.dtype).name]),
-        "tables": tables,
+        "tables": {title: rows for title, rows in tables.items() if rows},
     }
 
 
@@ -111,7 +109,7 @@ def make_side(
     prompts = random_prompts(config, questions)
     if not name.startswith(OURS):
         peer = load_hf(name, release, dtype=np.dtype(config.dtype).name)
-        return {"score": functools.partial(_by_transformers, peer, prompts)}
+        return {SCORE: functools.partial(_by_transformers, peer, prompts)}
     model, _ = load(release, **execution)
     packed = one_prompt_per_option(prompts) if name == UNSHARED else prompts
 
@@ -121,7 +119,7 @@ def make_side(
             values[question, option] = value
         return values.ravel().tolist()
 
-    return {"score": by_packing}
+    return {SCORE: by_packing}
 
 
 def _by_transformers(peer: Any, prompts: Sequence[Prompt]) -> list[float]:

@@ -13,16 +13,17 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.allocator import keep_freed_memory
+from biomedlm_jax.benchmarks.caches import no_jax_cache, torch_caches
 from biomedlm_jax.benchmarks.energy import open_meter
 from biomedlm_jax.benchmarks.kernels import profile_steps
 from biomedlm_jax.benchmarks.rounds import DEVICE, OURS, Timing, progress
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.files import read_json, write_json
+from biomedlm_jax.files import write_text
 
 
 @functools.cache
@@ -38,15 +39,18 @@ def measure_alone(
     name: str,
     work: Mapping[str, Any],
     *,
+    parts: Sequence[str] | None = None,
     calls: int = 0,
     warmup: int = 0,
     profile: str | None = None,
 ) -> dict[str, Any]:
     """Time the calls of one side in a process of its own, once and `calls` times more.
 
-    `module` is the file in this folder with `make_side`. Returns `timings` (a Timing as a dict for
-    each call), `memory` in bytes (`after_imports`, `peak`, and on an accelerator `device_peak`),
-    `energy` (what was read), `about` and `profile`. Raises InputError if the process fails.
+    `module` is the file in this folder with `make_side`, `parts` are those of its calls that are
+    timed, all by default. Returns `timings` (a Timing as a dict for each call), `memory` in bytes
+    after the first part (`after_imports`, `peak`, and on an accelerator `device_peak`), `energy`
+    (what was read), `about` (of `describe`) and `profile`. The process compiles anew what it needs.
+    Raises InputError if it fails.
     """
     # The process has the GPU to itself, of which jax would reserve three quarters. A peer does not
     # need jax there, which must not reserve any.
@@ -54,10 +58,11 @@ def measure_alone(
     if name.startswith(OURS):
         fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
         environment = {fraction: os.environ.get(fraction, "0.95")}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         answer = Path(folder) / "answer.json"
-        request: dict[str, Any] = {"module": module, "name": name, "work": work, "calls": calls}
-        request |= {"warmup": warmup, "profile": profile}
+        request: dict[str, Any] = {"module": module, "name": name, "work": work, "parts": parts}
+        request |= {"calls": calls, "warmup": warmup, "profile": profile}
+        environment |= torch_caches(folder)
         program = [sys.executable, "-m", __name__, json.dumps(request), str(answer)]
         # Its output goes to stderr (2): standard output is for the tables.
         done = subprocess.run(program, env={**os.environ, **environment}, stdout=2)
@@ -66,13 +71,13 @@ def measure_alone(
                 f"the process that measured {name} ended with {done.returncode}; its error is "
                 "above. If memory ran out, take a smaller batch_size"
             )
-        return read_json(answer)
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def peak_memory(
-    module: str, names, work: Mapping[str, Any], *, calls: int = 1
+    module: str, names, work: Mapping[str, Any], part: str
 ) -> tuple[dict[str, dict], list[str]]:
-    """Return the table of peak memory, each side in a process of its own, and notes.
+    """Return the table of peak memory in two calls of a part, each side in a process, and notes.
 
     A side whose process fails is named in the notes.
     """
@@ -80,12 +85,25 @@ def peak_memory(
     for name in names:
         progress(f"memory of {name}")
         try:
-            memory = measure_alone(module, name, work, calls=calls)["memory"]
+            memory = measure_alone(module, name, work, parts=[part], calls=1)["memory"]
         except InputError as error:
             notes.append(f"memory of {name} is not measured: {error}")
             continue
-        table[name] = {f"{key}_gb": value / 1e9 for key, value in memory.items()}
+        table[name] = in_gb(memory)
     return table, notes
+
+
+def in_gb(memory: Mapping[str, int]) -> dict[str, float]:
+    """Return the row of a table for the memory that a process has measured."""
+    return {f"{key}_gb": value / 1e9 for key, value in memory.items()}
+
+
+def describe(benchmark: Any, work: Mapping[str, Any]) -> dict[str, str]:
+    """Return jax's device, and what the module's `about` returns, if it has one."""
+    import jax
+
+    more = benchmark.about(**work) if hasattr(benchmark, "about") else {}
+    return {"device_kind": jax.devices()[0].device_kind, **more}
 
 
 def host_memory() -> int:
@@ -112,7 +130,9 @@ def _device_memory(name: str) -> dict[str, int]:
     return {"device_peak": torch.cuda.max_memory_allocated()}
 
 
-def _measure(*, module: str, name: str, work: dict, calls: int, warmup: int, profile) -> dict:
+def _measure(
+    *, module: str, name: str, work: dict, parts, calls: int, warmup: int, profile
+) -> dict[str, Any]:
     if name.startswith(OURS):
         keep_freed_memory()  # as its commands do
         import jax
@@ -129,16 +149,17 @@ def _measure(*, module: str, name: str, work: dict, calls: int, warmup: int, pro
     memory = {"after_imports": host_memory()}
     energy, meter = open_meter(gpu=gpu)
     sides = benchmark.make_side(name, **work)
-    timings = {}
-    for part, side in sides.items():
+    timings: dict[str, Timing] = {}
+    for part in parts or sides:
         timings[part] = timing = Timing(meter=meter)
-        timing.call(side)
+        timing.call(sides[part])
         for _ in range(warmup):
-            side()
-        timing.call(side, calls)
-    memory |= {"peak": host_memory(), **_device_memory(name)}
-    traced = profile_steps(next(iter(sides.values())), profile) if profile else None
-    about = benchmark.about(**work) if name == OURS and hasattr(benchmark, "about") else {}
+            sides[part]()
+        timing.call(sides[part], calls)
+        if len(timings) == 1:
+            memory |= {"peak": host_memory(), **_device_memory(name)}
+    traced = profile_steps(sides[next(iter(timings))], profile) if profile else None
+    about = describe(benchmark, work) if name == OURS else {}
     return {
         "timings": {part: timing.to_json() for part, timing in timings.items()},
         "memory": memory,
@@ -149,4 +170,6 @@ def _measure(*, module: str, name: str, work: dict, calls: int, warmup: int, pro
 
 
 if __name__ == "__main__":
-    write_json(Path(sys.argv[2]), _measure(**json.loads(sys.argv[1])))
+    with no_jax_cache():
+        measured = _measure(**json.loads(sys.argv[1]))
+    write_text(sys.argv[2], json.dumps(measured))  # NaN included, which differs from all others

@@ -1,21 +1,25 @@
 """Transformers' models as peers: "hf ATTENTION ...", and "torch ATTENTION ..." in training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from biomedlm_jax.benchmarks.rounds import torch_device
 from biomedlm_jax.errors import InputError
 
-OPTIONS = {"static", "compile"}
+OPTIONS = ("static", "compile")
+UNCACHED = ("compile",)  # where no side has a cache of keys and values
 
 
-def check_hf(name: str) -> list[str]:
+def check_hf(name: str, options: Sequence[str] = OPTIONS) -> list[str]:
     """Return the words of a peer's name after hf; InputError for a name of another form."""
     words = name.split()
-    if words[:1] != ["hf"] or len(words) < 2 or set(words[2:]) - OPTIONS:
+    if words[:1] != ["hf"] or len(words) < 2 or set(words[2:]) - {*options}:
+        form = " ".join(["hf ATTENTION", *(f"[{option}]" for option in options)])
+        only = "; only generate has a cache that can be static" if "static" in words else ""
         raise InputError(
-            f"got the peer {name!r}; expected 'hf ATTENTION [static] [compile]', where ATTENTION "
-            "is transformers' attn_implementation, such as sdpa or eager"
+            f"got the peer {name!r}; expected '{form}', where ATTENTION is transformers' "
+            f"attn_implementation, such as sdpa or eager{only}"
         )
     return words[1:]
 

@@ -61,6 +61,12 @@ class Timing:
             if self.meter:
                 self.joules.append(self.meter() - energy)
 
+    def add(self, later: "Timing") -> None:
+        """Add the times of the same side in another process; its last result is the last one."""
+        self.last = later.last
+        for name in ("seconds", "cpu_seconds", "joules"):
+            getattr(self, name).extend(getattr(later, name))
+
     def to_json(self) -> dict[str, Any]:
         """Return all but the meter, as `Timing(**value)` takes it."""
         return {name: value for name, value in vars(self).items() if name != "meter"}
@@ -180,12 +186,31 @@ def unequal(table: Mapping[str, Mapping], what: str, tolerance: float) -> list[s
     return lines
 
 
-def benchmark_header(work: str, packages: Iterable[str], *, config=None, device: str = "") -> dict:
-    """Return the work, the machine with its load average of one minute, and package versions."""
+def compare_first(table: Mapping[str, dict], timings: Mapping[str, Timing]) -> None:
+    """Set `difference`: the largest one between the numbers of a side's first call and the first's.
+
+    Raises InputError if a side returned another number of them.
+    """
+    reference, *_ = timings.values()
+    for name, side in table.items():
+        if len(timings[name].first) != len(reference.first):
+            got = f"got {len(timings[name].first)} numbers of {name}"
+            raise InputError(f"{got}; expected {len(reference.first)}, as of the first side")
+        side["difference"] = float(np.abs(np.subtract(timings[name].first, reference.first)).max())
+
+
+def benchmark_header(
+    work: str, packages: Iterable[str], *, config=None, about: Mapping[str, str] | None = None
+) -> dict:
+    """Return the work, the machine with its load average of one minute, and package versions.
+
+    `about` has the device of another process, so that this one need not start it.
+    """
+    device = ""
     if config is not None:
         count = parameter_count(abstract_model(config))
         shape = f"{config.layers} layers, width {config.width}, vocabulary {config.vocab_size:,}"
-        device = device or jax.devices()[0].device_kind
+        device = about["device_kind"] if about else jax.devices()[0].device_kind
         work = f"{count:,} parameters: {shape}, {np.dtype(config.dtype).name}, {work}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     model = next((line.partition(": ")[2] for line in lines if "model name" in line), "")
