@@ -70,8 +70,8 @@ FLAGS.define("peers", PEERS, "train: peers, 'torch ATTENTION [fused] [compile]';
 FLAGS.define("profile", None, "train: directory for a trace; the longest kernels are printed.")
 FLAGS.define_sizes("batch_sizes", (1, 8, 16), "generate: batch sizes of greedy decoding.")
 meaning = (
-    "score, generate, load: peers, 'hf ATTENTION [compile]'; empty: none. generate, also with `all`: "
-    "'hf ATTENTION static [compile]' has a static cache."
+    "score, generate, load: peers, 'hf ATTENTION [compile]'; empty: none. generate and all: "
+    "'hf ATTENTION [static] [compile]'; static is a static cache, in generate only."
 )
 FLAGS.define("hf", ["hf eager", "hf sdpa"], meaning)
 meaning = "All but load: add the peak memory; train: parts of a step and utilisation, too."

@@ -7,7 +7,7 @@ CONFIG = GPT2Config(layers=1, width=16, heads=2, vocab_size=32, context_length=8
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here(monkeypatch, on_cpu):
     """Measure in this process instead of others."""
     order = []
 
@@ -16,10 +16,10 @@ def here(monkeypatch):
         first = bench_load.make_side(name, **work)["first logits"]()
         timing = {"first": first, "first_seconds": first["load_seconds"] + 1.0}
         memory = {"after_imports": 1e9, "peak": 2e9}
-        return {"timings": {"first logits": timing}, "memory": memory}
+        about = {"device_kind": "cpu"}
+        return {"timings": {"first logits": timing}, "memory": memory, "about": about}
 
     monkeypatch.setattr(bench_load, "measure_alone", alone)
-    monkeypatch.setattr(bench_load, "on_gpu", lambda: False)
     return order
 
 

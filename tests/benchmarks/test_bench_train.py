@@ -8,6 +8,7 @@ from processes import run_process
 
 from biomedlm_jax.benchmarks import bench_train, own_process
 from biomedlm_jax.benchmarks.rounds import Timing, print_result
+from biomedlm_jax.errors import InputError
 from biomedlm_jax.model.gpt2 import GPT2Config
 
 PEER = "torch sdpa fused"
@@ -39,7 +40,7 @@ def check(result: dict, *peers: str) -> None:
 @pytest.mark.slow
 def test_all_sides_learn_the_same_in_alternating_rounds(config, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
+    monkeypatch.setattr(own_process, "on_gpu", lambda: False)
     peers = ("torch eager", PEER)
     result = bench_train.measure(
         config, batch_size=8, rounds=2, steps=2, peers=peers, details=False
@@ -54,7 +55,7 @@ def test_a_side_with_other_losses_is_an_error(config, monkeypatch):
         return {"step": lambda: [5.0 if name == "biomedlm_jax" else 5.1]}
 
     monkeypatch.setattr(bench_train, "make_side", make_side)
-    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
+    monkeypatch.setattr(own_process, "on_gpu", lambda: False)
     monkeypatch.setattr(bench_train.timed, "available_peers", lambda peers, notes: peers)
     result = bench_train.measure(config, batch_size=8, rounds=1, peers=(PEER,), details=False)
     (error,) = result["errors"]
@@ -69,7 +70,6 @@ def forked(monkeypatch):
     def run(command, *, env=None, **output):
         return run_process(command[1:], env=env)
 
-    monkeypatch.setattr(bench_train, "on_gpu", lambda: False)
     monkeypatch.setattr(own_process, "on_gpu", lambda: False)
     monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
     monkeypatch.setattr(own_process.subprocess, "run", run)
@@ -100,7 +100,7 @@ def test_details_and_the_profile_of_a_cpu(config, forked, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "attention of biomedlm_jax: xla" in out
     assert names[0] in out
-    assert "alternating in blocks" not in out
+    assert "alternating blocks" not in out
 
 
 @pytest.mark.slow
@@ -110,18 +110,18 @@ def test_each_side_is_measured_in_its_own_process(config, forked, capsys, tmp_pa
     check(result, PEER)
     assert result["profile"]["kernels"]
     print_result(result)
-    assert "alternating in blocks: 1" in capsys.readouterr().out
+    assert "in alternating blocks: 1" in capsys.readouterr().out
 
 
 def test_on_a_gpu_the_processes_of_the_sides_alternate(config, monkeypatch):
     started, broken = [], []
 
-    def measure(module, name, work, *, calls=0, warmup=0, profile=None):
+    def measure(module, name, work, *, parts=None, calls=0, warmup=0, profile=None):
         if module == "release":
             return {}
         if name == BROKEN:
             broken.append(name)
-            raise bench_train.InputError("it ended with 1")
+            raise InputError("it ended with 1")
         started.append((name, work["execution"]["compute_dtype"], calls, profile))
         seconds = [float(len(started))] * calls
         timing = Timing([4.8], [4.7], 1.0, seconds, [], list(seconds)).to_json()
@@ -134,15 +134,15 @@ def test_on_a_gpu_the_processes_of_the_sides_alternate(config, monkeypatch):
             result["about"] = about
         return result
 
-    monkeypatch.setattr(bench_train, "on_gpu", lambda: True)
-    monkeypatch.setattr(bench_train, "measure_alone", measure)
+    monkeypatch.setattr(own_process, "on_gpu", lambda: True)
+    monkeypatch.setattr(own_process, "measure_alone", measure)
     monkeypatch.setattr(bench_train.timed, "available_peers", lambda peers, notes: peers)
     monkeypatch.setattr("biomedlm_jax.benchmarks.release.measure_alone", measure)
     options = {"batch_size": 2, "rounds": 3, "steps": 2, "profile": "trace"}
     result = bench_train.measure(config, peers=(BROKEN, PEER), **options)
     assert started == [
-        ("biomedlm_jax", "auto", 6, None),
-        (PEER, "bfloat16", 6, None),  # as ours was: jax has no GPU in its process
+        ("biomedlm_jax", "bfloat16", 6, None),
+        (PEER, "bfloat16", 6, None),
         ("biomedlm_jax", "bfloat16", 6, "trace"),
         (PEER, "bfloat16", 6, None),
     ]

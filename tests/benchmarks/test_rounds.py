@@ -5,9 +5,11 @@ import re
 import pytest
 
 from biomedlm_jax.benchmarks.rounds import (
+    Timing,
     alternate,
     available_peers,
     benchmark_header,
+    compare_first,
     print_result,
     recorded,
     summarise_timings,
@@ -94,6 +96,15 @@ def test_a_side_that_computes_something_else_has_a_line(difference, lines):
     assert len(unequal(table, "losses", 0.2)) == lines
 
 
+def test_the_numbers_of_first_calls_are_compared():
+    timings = {"ours": Timing([1.0, 2.0]), "peer": Timing([1.5, 1.75])}
+    table = {"ours": {}, "peer": {}}
+    compare_first(table, timings)
+    assert [side["difference"] for side in table.values()] == [0, 0.5]
+    with pytest.raises(ValueError, match="got 1 numbers of peer; expected 2"):
+        compare_first(table, {**timings, "peer": Timing([1.0])})
+
+
 def test_without_its_packages_no_peer_is_measured():
     notes = []
     assert available_peers(["torch sdpa"], notes, ("json", "no_such_package")) == ()
@@ -114,6 +125,9 @@ def test_no_round_is_refused():
 def test_the_result_names_model_machine_and_versions(capsys):
     config = GPT2Config(vocab_size=99, context_length=8, layers=1, width=32, heads=2)
     result = benchmark_header("length 8", ["jax", "no_such_package"], config=config)
+    assert benchmark_header("", [], config=config, about={"device_kind": "H200"})[
+        "machine"
+    ].endswith("H200")
     version = importlib.metadata.version("jax")
     assert re.fullmatch(r".+, \d+ cores, load \d+\.\d, cpu", result["machine"])
     assert result["versions"] == {"jax": version}

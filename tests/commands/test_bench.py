@@ -1,6 +1,11 @@
 import inspect
 import json
+import os
+import signal
 import sys
+import tempfile
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +20,6 @@ from biomedlm_jax.benchmarks import (
     bench_score,
     bench_tokens,
     bench_train,
-    own_process,
 )
 from biomedlm_jax.cli import main
 from biomedlm_jax.commands.bench import ARGUMENTS, COMPARED
@@ -54,7 +58,6 @@ OTHERS = {"tokens": {"paths"}, "readers": set(), "medqa": set()}
 def calls(monkeypatch) -> dict:
     """What each benchmark was called with."""
     given = {}
-    monkeypatch.setattr(own_process, "on_gpu", lambda: False)
     for what, function in FUNCTIONS.items():
 
         def measure(what=what, **arguments):
@@ -112,7 +115,9 @@ def test_the_kind_is_given_by_position(calls, tmp_path):
 
 def test_all_writes_the_page_of_five_benchmarks(calls, tmp_path, capsys):
     out = tmp_path / "a page"
-    assert main(["bench", "all", "--quick", "--layers=3", "--hf=hf sdpa", f"--out={out}"]) == 0
+    assert (
+        main(["bench", "all", "--quick", "--layers=3", "--hf=hf sdpa static", f"--out={out}"]) == 0
+    )
     assert set(calls) == set(COMPARED)
     for what in COMPARED:
         assert set(calls[what]) == expected(what)
@@ -120,9 +125,10 @@ def test_all_writes_the_page_of_five_benchmarks(calls, tmp_path, capsys):
     assert calls["train"]["rounds"] == 3
     assert calls["train"]["config"].context_length == 128
     assert calls["generate"]["batch_sizes"] == (1, 8)
-    assert calls["load"]["peers"] == ["hf sdpa"]
+    assert calls["load"]["peers"] == calls["score"]["peers"] == ["hf sdpa"]
+    assert calls["generate"]["peers"] == ["hf sdpa static"]
     report = json.loads((out / "bench.json").read_text())
-    command = f"biomedlm bench all --quick --layers=3 '--hf=hf sdpa' '--out={out}'"
+    command = f"biomedlm bench all --quick --layers=3 '--hf=hf sdpa static' '--out={out}'"
     assert sorted(report["command"].split()) == sorted(command.split())
     assert (out / "index.html").exists()
     assert "index.html, bench.md and bench.json" in capsys.readouterr().out
@@ -142,7 +148,15 @@ def test_all_writes_the_page_of_five_benchmarks(calls, tmp_path, capsys):
         (["tokens", "--input=a", "--tokenizer=t", "--beams=3"], "--beams, which bench tokens does"),
         (["generate", "--length=9"], "got --length, which bench generate does not use; leave it"),
         (["all", "--path=p", "--out=o"], "got --path, which bench all does not use"),
-        (["score", "--path=p", "--out=o"], "got --out, which bench score does not use"),
+        (["score", "--path=p", "--out=o"], "got --out, which bench score --path"),
+        (["score", "--path=p", "--parts=tuning", "--questions=3"], "got --questions, which bench"),
+        (["score", "--path=p", "--parts=tuning", "--hf_batch_sizes=3"], "--parts=tuning does not"),
+        (["score", "--path=p", "--parts=scoring", "--steps=3"], "got --steps, which bench score"),
+        (["train", "--overwrite"], "got --overwrite without --out, where it has no effect"),
+        (["score", "--hf=hf sdpa static"], "expected 'hf ATTENTION [compile]', where ATTENTION"),
+        (["load", "--hf=hf sdpa static"], "only generate has a cache that can be static"),
+        (["load", "--blocks=2"], "got --blocks, which bench load does not use"),
+        (["convert", "--dtype=bfloat16"], "got --dtype, which bench convert does not use"),
         (["score", "--tokenizer=t"], "got --tokenizer, which bench score does not use"),
         (["all", "--out=o", "--peers=", "--hf=foo"], "got the peer 'foo'; expected 'hf ATTENTION"),
         (["packing", "--quick"], "got --quick, which bench packing does not use"),
@@ -161,4 +175,27 @@ def test_sides_that_differ_end_with_an_error(calls, tmp_path, capsys, monkeypatc
     assert main(["bench", "train", *where]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "biomedlm bench: error: train: peer: losses differ by 0.2; 1 more above"
+    assert (tmp_path / "out" / "index.html").exists() == out
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_sigterm_leaves_no_weights(calls, tmp_path, monkeypatch, out):
+    """As Ctrl-C does: the temporary directory of a benchmark is removed."""
+    folders = []
+
+    def measure(**arguments):
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            folders.append(Path(folder))
+            (folders[0] / "model.safetensors").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(9)
+
+    module = SimpleNamespace(measure=measure)
+    monkeypatch.setitem(sys.modules, "biomedlm_jax.benchmarks.bench_train", module)
+    where = [f"--out={tmp_path}/out"] if out else []
+    with pytest.raises(SystemExit) as error:
+        main(["bench", "train", *where])
+    assert error.value.code == 143
+    assert folders
+    assert not folders[0].exists()
     assert (tmp_path / "out" / "index.html").exists() == out
