@@ -1,6 +1,8 @@
 """A random model as a Hugging Face directory, from which all sides read equal weights."""
 
+import atexit
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -20,16 +22,22 @@ APART = "export on the CPU"
 def random_release(config: ModelConfig, *, apart: bool = False) -> Generator[Path]:
     """Yield a temporary Hugging Face directory with random weights.
 
-    With `apart` another process makes it, on the CPU: this one leaves the GPU to the sides.
+    With `apart` another process makes it, on the CPU: this one leaves the GPU to the sides. It is
+    removed after the block with all that is beside it; after Ctrl-C or SIGTERM once more at the end
+    of this process, as threads that save a checkpoint still write.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder, "model")
         work = {"config": config.to_json(), "path": str(path)}
         if apart:
             measure_alone("release", APART, work)
         else:
             make_side(APART, **work)["export"]()
-        yield path
+        try:
+            yield path
+        except BaseException:
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            raise
 
 
 def execution_of(config: ModelConfig) -> dict[str, Any]:

@@ -86,12 +86,13 @@ def test_the_peak_is_read_after_the_first_part(monkeypatch):
         return {part: lambda part=part: order.append(part) for part in ("a", "b", "c")}
 
     monkeypatch.setattr(bench_train, "make_side", make_side)
+    monkeypatch.setattr(bench_train, "about", dict)
     monkeypatch.setattr(own_process, "host_memory", lambda: len(order))
-    request = {"module": "bench_train", "name": "torch sdpa", "work": {}}
+    request = {"module": "bench_train", "name": "biomedlm_jax", "work": {}}
     request |= {"calls": 2, "warmup": 1, "profile": None}
     answer = own_process._measure(**request, parts=["b", "a"])
     assert order == ["b"] * 4 + ["a"] * 4  # and no call of c
     assert answer["memory"] == {"after_imports": 0, "peak": 4}
     assert list(answer["timings"]) == ["b", "a"]
     assert len(answer["timings"]["a"]["seconds"]) == 2
-    assert answer["about"] == {}
+    assert answer["about"] == {"device_kind": "cpu"}

@@ -1,5 +1,8 @@
+import atexit
+
 import jax
 import numpy as np
+import pytest
 
 from biomedlm_jax.benchmarks import release
 from biomedlm_jax.interop.huggingface import load
@@ -19,6 +22,20 @@ def test_the_directory_has_the_weights_of_one_seed_and_is_removed():
     assert model.config == CONFIG
     expected = make_model(CONFIG, key=jax.random.key(0))
     assert all(map(np.array_equal, jax.tree.leaves(model), jax.tree.leaves(expected)))
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_what_threads_write_after_an_interrupt_is_removed_at_the_end(monkeypatch, interrupt):
+    at_end = []
+    monkeypatch.setattr(atexit, "register", lambda *call, **options: at_end.append((call, options)))
+    with pytest.raises(interrupt), release.random_release(CONFIG) as path:
+        raise interrupt
+    assert not path.parent.exists()
+    late = path.parent / "checkpoint" / "step"
+    late.mkdir(parents=True)  # as a thread of the checkpoint does
+    (((remove, *arguments), options),) = at_end
+    remove(*arguments, **options)
+    assert not path.parent.exists()
 
 
 def test_apart_another_process_writes_it(monkeypatch):
