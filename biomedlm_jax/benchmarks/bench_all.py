@@ -74,7 +74,7 @@ def measure_all(
         done = ", ".join(report["results"]) or "no benchmark"
         kept = ", ".join(name for name in PAGE if (out / name).exists())
         progress(f"interrupted after {done}; {out} keeps {kept}; --overwrite starts anew")
-        interrupt.saved = True  # ty: ignore[missing-attribute]  # it was printed
+        interrupt.saved = True  # ty: ignore[invalid-assignment]  # it was printed
         raise
     save()
     write_page(report, out)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 @contextlib.contextmanager
-def cold_caches() -> Iterator[None]:
+def cold_caches() -> Generator[None]:
     """Let jax and torch.compile use no cache on disk of before the block, and leave none behind.
 
     jax's persistent cache is off in the block; torch's has an empty directory that is removed.
@@ -38,7 +38,7 @@ def torch_caches(folder: str | Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def no_jax_cache() -> Iterator[None]:
+def no_jax_cache() -> Generator[None]:
     """Let jax compile in the block what its persistent cache has."""
     config: Any = jax.config
     enabled = config.jax_enable_compilation_cache

@@ -30,7 +30,7 @@ import functools
 import importlib
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from biomedlm_jax.commands.shared_flags import Flags
@@ -158,7 +158,7 @@ def run(options: Flags) -> None:
     _raise_errors(results)
 
 
-def _run_all(benchmarks: dict[str, Callable], options: Flags) -> dict[str, dict]:
+def _run_all(benchmarks: Mapping[str, Callable], options: Flags) -> dict[str, dict]:
     """Measure, print the tables and write the files; return the results."""
     from biomedlm_jax.benchmarks.rounds import print_result
 
