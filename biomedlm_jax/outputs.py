@@ -18,6 +18,9 @@ from biomedlm_jax.buckets import BucketPath, as_path, is_bucket
 from biomedlm_jax.errors import InputError
 from biomedlm_jax.integrity import SUMS, has_sums, write_sums
 
+# What raises these exceptions.
+SIGNALS = {SystemExit: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+
 
 def remove_tree(path: Path) -> None:
     """Delete a directory with all that is in it; what cannot be deleted stays."""
@@ -190,9 +193,21 @@ def exit_on_sigterm() -> Generator[None]:
         yield
         return
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    report = sys.unraisablehook
+
+    def resend(ignored) -> None:
+        """Send the signal again if Python ignored it, as in jax's callback of the collector."""
+        number = SIGNALS.get(ignored.exc_type)
+        if number is None:
+            report(ignored)
+        else:
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = resend
     try:
         yield
     finally:
+        sys.unraisablehook = report
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -1,15 +1,23 @@
 """outputs.py: a directory appears whole, and no failure loses the old one."""
 
+import gc
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from processes import run_process
 
 from biomedlm_jax.errors import InputError
-from biomedlm_jax.outputs import atomic_directory, atomic_file, check_output, recover_directory
+from biomedlm_jax.outputs import (
+    atomic_directory,
+    atomic_file,
+    check_output,
+    exit_on_sigterm,
+    recover_directory,
+)
 
 
 def names(directory: Path) -> list[str]:
@@ -192,3 +200,26 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
     write_file(link, b"four", overwrite=True)
     assert link.is_symlink()
     assert path.read_bytes() == b"four"
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_in_a_callback_of_the_collector_is_not_lost(number, error):
+    signals = [number]
+
+    def callback(*_):
+        if signals:
+            signal.raise_signal(signals.pop())  # Python ignores what a callback raises
+
+    def work():
+        gc.collect()
+        assert not signals
+        time.sleep(9)
+
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(error), exit_on_sigterm():
+            work()
+    finally:
+        gc.callbacks.remove(callback)
