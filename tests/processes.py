@@ -18,7 +18,7 @@ from pathlib import Path
 
 SLOW = (
     "jax flax.nnx optax orbax.checkpoint grain transformers tokenizers matplotlib.pyplot "
-    "tensorboardX rouge_score.rouge_scorer ipykernel.kernelapp lm_eval.evaluator biomedlm_jax.cli"
+    "tensorboardX rouge_score.rouge_scorer biomedlm_jax.cli"
 )
 PROGRAM = """
 import atexit, gc, os, runpy, sys

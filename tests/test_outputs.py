@@ -217,9 +217,12 @@ def test_a_signal_in_a_callback_of_the_collector_is_not_lost(number, error):
         assert not signals
         time.sleep(9)
 
+    # A shell that starts a command with & lets it ignore SIGINT, which Python inherits.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.callbacks.append(callback)
     try:
         with pytest.raises(error), exit_on_sigterm():
             work()
     finally:
         gc.callbacks.remove(callback)
+        signal.signal(signal.SIGINT, before)

@@ -346,8 +346,14 @@ PRETRAIN = """
             "{shard} is not the file that was built with the manif",
             marks=pytest.mark.slow,
         ),
-        ("train", lambda shard: shard.unlink(), 2, "{shard} is missing; copy it again, or build"),
-        ("train", None, 1, "Input/output error: {shard}"),
+        pytest.param(
+            "train",
+            lambda shard: shard.unlink(),
+            2,
+            "{shard} is missing; copy it again, or build",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("train", None, 1, "Input/output error: {shard}", marks=pytest.mark.slow),
     ],
 )
 def test_pretraining_ends_with_one_line_and_a_code(

@@ -278,7 +278,11 @@ def test_a_prompt_follows_what_the_tokenizer_puts_before_it_as_in_transformers(w
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
-@pytest.mark.parametrize("entries", [{}, {"num_beams": 3, "length_penalty": 2.0}], ids=str)
+@pytest.mark.parametrize(
+    "entries",
+    [{}, pytest.param({"num_beams": 3, "length_penalty": 2.0}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_max_length_counts_without_max_new_tokens_as_in_transformers(
     model, tokenizer, tmp_path, file, entries
 ):

@@ -259,7 +259,7 @@ def test_bad_input_is_one_line_and_code_2(command, release, tmp_path, rewrite):
     assert not run.exists()
 
 
-@pytest.fixture(params=["choice", "classification"])
+@pytest.fixture(params=mostly_slow(["choice", "classification"], ["choice"]))
 def finetuned_run(request, make_finetuned, tmp_path):
     """A run of finetune, as far as export needs it, and its model with the Head."""
     model, tokenizer, head = make_finetuned(request.param)
@@ -533,7 +533,9 @@ def test_a_list_of_ends_with_that_of_the_tokenizer_stays(llama_source, tmp_path,
     assert not [line for line in lines if "eos_token_id" in line]
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])  # a head of its own, and a tied one
+@pytest.mark.parametrize(
+    "model_type", mostly_slow(["llama", "qwen2"], ["qwen2"])
+)  # a head of its own, and a tied one
 def test_a_tokenizer_larger_than_the_embedding(model_type, tmp_path, edit_config, command):
     tokenizers = pytest.importorskip("tokenizers")
     source, run, out = (tmp_path / name for name in ("source", "run", "out"))

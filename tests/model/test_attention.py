@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import mostly_slow
 
 from biomedlm_jax import mesh as meshes
 from biomedlm_jax.model import attention
@@ -153,7 +154,7 @@ def looked_at(query, key, value, sees):
     return result
 
 
-@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("groups", mostly_slow([4, 2, 1], [2]))
 def test_a_window_is_of_so_many_positions_the_own_included(groups):
     query = heads(0, count=4, length=12, dim=8)
     key, value = (heads(n, count=groups, length=12, dim=8) for n in (1, 2))
@@ -166,7 +167,7 @@ def test_a_window_is_of_so_many_positions_the_own_included(groups):
         np.testing.assert_allclose(last, expected[:, :, -3:], atol=1e-5)
 
 
-@pytest.mark.parametrize("branched", [False, True])
+@pytest.mark.parametrize("branched", mostly_slow([False, True], [True]))
 def test_a_window_counts_positions_of_the_own_branch(branched):
     # A prefix of 4, branches of 3, 2 and 3 that continue it; another text of 3, with a branch; and
     # padding. The second row has other lengths.

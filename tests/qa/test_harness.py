@@ -52,7 +52,10 @@ def test_texts_of_all_lengths_have_the_same_log_probabilities(
     np.testing.assert_allclose(one[0][0], got[3][0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("config", "window"), [(LlamaConfig, None), (MistralConfig, 9)])
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [pytest.param(LlamaConfig, None, marks=pytest.mark.slow), (MistralConfig, 9)],
+)
 def test_rotary_models_have_the_answers_of_the_hf_backend(
     config, window, tokenizer, tmp_path, text, hf_backend, assert_equal_answers
 ):
@@ -195,7 +198,7 @@ def test_generation_settings_have_the_texts_of_the_hf_backend(ours, one_by_one, 
     [
         {"num_beams": 3, "length_penalty": 2.0},
         pytest.param({"max_new_tokens": 3}, marks=pytest.mark.slow),
-        {"do_sample": True, "temperature": 0.5, "top_p": 0.9},
+        pytest.param({"do_sample": True, "temperature": 0.5, "top_p": 0.9}, marks=pytest.mark.slow),
         pytest.param({"repetition_penalty": 5.0, "max_length": 9}, marks=pytest.mark.slow),
         pytest.param({"eos_token_id": "\x0c"}, marks=pytest.mark.slow),
     ],
