@@ -9,6 +9,7 @@ compiled code starts a process with its own XLA_FLAGS, others with those of FAST
 
 import contextlib
 import gc
+import importlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -33,6 +34,17 @@ for name, value in (
     ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
 ):
     os.environ.setdefault(name, value)
+
+# In a fresh environment imports are compiled to bytecode first, which takes longer than the rest of
+# the collection. Two test processes begin at different packages: each finds the other's compiled.
+FIRST = {
+    "gw0": "torch torch.export transformers peft",
+    "gw1": "scipy.stats scipy.optimize pandas chardet matplotlib.pyplot sklearn hypothesis openai "
+    "tensorflow_datasets google.protobuf grpc nltk orbax.checkpoint flax.nnx grain datasets",
+}
+for name in FIRST.get(os.environ.get("PYTEST_XDIST_WORKER", ""), "").split():
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -37,6 +37,7 @@ with distributed.fail_together(silence_timeout=30):  # all arrive before one end
 """
 
 
+@pytest.mark.slow
 def test_two_processes():
     with socket.socket() as free:
         free.bind(("localhost", 0))

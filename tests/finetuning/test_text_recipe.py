@@ -265,6 +265,7 @@ def chat_run(world, chat_config, chat_changes, tmp_path_factory):
     return run, finetune(chat_config(**chat_changes), world / "chat", run)
 
 
+@pytest.mark.slow
 def test_a_chat_is_learned_and_transformers_has_the_same_conversation(chat_run, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -66,6 +66,7 @@ def test_shards_hold_the_same(model, tokenizer, release, tmp_path, assert_same):
     assert_same(model, load(tmp_path / "sharded")[0])
 
 
+@pytest.mark.slow
 def test_load_onto_a_mesh(release, model, tmp_path, assert_same):
     mesh = meshes.make_mesh(data=2, fsdp=2, tensor=2)
     run = import_hf(release, tmp_path / "run", notify=lambda line: None)

@@ -568,6 +568,7 @@ def exports(tmp_path_factory):
     return pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mostly_slow(SWITCHES, ["qwen3"]))
 def test_every_kind_of_rows_and_every_layer_is_compared(name, exports):
     (release, run), window = exports[name], SWITCHES[name].sliding_window

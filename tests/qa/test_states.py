@@ -98,6 +98,7 @@ def test_last_states_do_not_depend_on_company_or_sharing(model):
         np.testing.assert_allclose(state, apart[key], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

@@ -145,6 +145,7 @@ def leaves(run: Path) -> list[np.ndarray]:
     return jax.tree.leaves(jax.tree.map(np.asarray, load(run)[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("run", marks=pytest.mark.slow), "hugging_face"])
 def test_the_first_step_from_weights_is_one_made_by_hand(continued, finished, tmp_path, kind):
     source, run = finished, tmp_path / "run"
