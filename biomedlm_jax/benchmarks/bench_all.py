@@ -60,9 +60,8 @@ def measure_all(
                     result = measure()
             except InputError as error:
                 result = {"errors": [str(error)]}
-            except (
-                Exception
-            ) as error:  # of a peer or of its compiler; the others are still measured
+            except Exception as error:
+                # Of a peer or of its compiler; the others are still measured.
                 traceback.print_exc()
                 result = {"errors": [f"{type(error).__name__}: {one_line(str(error))[:200]}"]}
             report["results"][kind] = {**result, "load_before": before, "load_after": load()}

@@ -56,32 +56,33 @@ doc_to_text: ""
 doc_to_target: "{text}"
 metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
 """
-GENERATED = """
+WITH_SHOTS = """
 task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}, train: {file}}}}}
 test_split: test
 fewshot_split: train
+"""
+ONE_SHOT = WITH_SHOTS + "fewshot_config: {{sampler: first_n}}\nnum_fewshot: 1\n"
+GENERATED = (
+    WITH_SHOTS
+    + """
 output_type: generate_until
 doc_to_text: "{text}"
 doc_to_target: "{{{{options[0]}}}}"
 generation_kwargs: {settings}
 metric_list: [{{metric: exact_match}}]
 """
+)
 TEXTS = ["{{question}}", "Q: {{question}} A:", "{{options[0]}}, {{question}} of"]
 SETTINGS = [
     {"until": ["\n"], "max_gen_toks": 8},
     {"until": ["a", "in"], "max_gen_toks": 12, "do_sample": False, "temperature": 0.7},
     {"until": ["<|endoftext|>"], "max_gen_toks": 8, "repetition_penalty": 1.2},
 ]
-COT = """
-task: reasoned
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}, train: {file}}}}}
-test_split: test
-fewshot_split: train
-fewshot_config: {{sampler: first_n}}
-num_fewshot: 1
+COT = (
+    ONE_SHOT
+    + """
 repeats: 4
 output_type: generate_until
 doc_to_text: "{{{{options[0]}}}} is"
@@ -99,6 +100,23 @@ filter_list:
       - {{function: take_first}}
 metric_list: [{{metric: exact_match}}]
 """
+)
+# Tasks for a chat template: a system message and a shot; the second has the start of the answer.
+CHATS = {
+    "chosen": """
+output_type: multiple_choice
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: label
+""",
+    "begun": """
+output_type: generate_until
+gen_prefix: So
+doc_to_target: "{{{{options[0]}}}}"
+generation_kwargs: {{until: ['.'], max_gen_toks: 6}}
+metric_list: [{{metric: exact_match}}]
+""",
+}
+CHAT_PROMPT = 'description: "the dose"\ndoc_to_text: "{{{{options[0]}}}}"\n'
 CODED = """
 task: coded
 dataset_path: json
@@ -363,12 +381,15 @@ def tasks(tmp_path_factory):
             name = f"{kind}_{number}"
             (folder / f"{name}.yaml").write_text(template.format(name=name, **named))
     (folder / "passing.py").write_text(PASSING)
+    for name, more in CHATS.items():
+        whole = (ONE_SHOT + CHAT_PROMPT + more).format(name=name, file=file)
+        (folder / f"{name}.yaml").write_text(whole)
     for name, template in (("reasoned", COT), ("coded", CODED)):
-        whole = template.format(file=file)
+        whole = template.format(name=name, file=file)
         (folder / f"{name}.yaml").write_text(whole)
         alike = whole.replace("top_k: 40", "top_k: 1").replace(name, f"{name}_alike")
         (folder / f"{name}_alike.yaml").write_text(alike)
-    once = COT.replace("reasoned", "reasoned_once").format(file=file)
+    once = COT.format(name="reasoned_once", file=file)
     once = once.replace("repeats: 4", "repeats: 1")
     once = once.replace("do_sample: true, temperature: 1.5, top_k: 40", "do_sample: false")
     (folder / "reasoned_once.yaml").write_text(once)

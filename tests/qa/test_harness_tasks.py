@@ -61,23 +61,6 @@ CHAT = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
     "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-CHAT_TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {file}, train: {file}}}}}
-test_split: test
-fewshot_split: train
-fewshot_config: {{sampler: first_n}}
-num_fewshot: 1
-description: "the dose"
-doc_to_text: "{{{{options[0]}}}}"
-doc_to_target: "{{{{options[0]}}}}"
-"""
-CHAT_KINDS = {
-    "chosen": "output_type: multiple_choice\ndoc_to_choice: '{{options}}'\ndoc_to_target: label",
-    "begun": "output_type: generate_until\ngen_prefix: So\n"
-    "generation_kwargs: {until: ['.'], max_gen_toks: 6}\nmetric_list: [{metric: exact_match}]",
-}
 
 
 def test_tasks_in_a_chat_template_are_those_of_the_hf_backend(
@@ -86,23 +69,18 @@ def test_tasks_in_a_chat_template_are_those_of_the_hf_backend(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    path, folder = shutil.copytree(exported, tmp_path / "model"), tmp_path / "tasks"
+    path = shutil.copytree(exported, tmp_path / "model")
     (path / "chat_template.jinja").write_text(CHAT)
-    folder.mkdir()
-    for name, more in CHAT_KINDS.items():
-        text = CHAT_TASK.format(name=name, file=tasks / "questions.jsonl")
-        kept = [line for line in text.splitlines() if line.split(":")[0] not in more]
-        (folder / f"{name}.yaml").write_text("\n".join([*kept, more]))
-    named = {"tasks": [*CHAT_KINDS], "limit": 5}
+    named = {"tasks": ["chosen", "begun"], "limit": 5}
     got = evaluate_tasks(
-        [path], tmp_path / "out", task_directory=folder, chat_template=True, **named
+        [path], tmp_path / "out", task_directory=tasks, chat_template=True, **named
     )
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     run: Any = simple_evaluate
     expected = run(hf_backend(path), task_manager=manager, apply_chat_template=True, **named)
     (written,) = tmp_path.rglob("results_*.json")
     assert json.loads(written.read_text())["chat_template"] == CHAT
-    for name in CHAT_KINDS:
+    for name in named["tasks"]:
         for ours, other in zip(*(r["samples"][name] for r in (got, expected)), strict=True):
             assert ours["arguments"] == other["arguments"]
             context = ours["arguments"][0][0]
